@@ -1,0 +1,3 @@
+from raymu.cli import main
+
+main()

@@ -1,0 +1,444 @@
+"""The command line: `raymu ...`, and what the scripts in `sweeps/` call."""
+
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from raymu.errors import InputError
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS, Scenario
+from raymu.scenario import get as get_scenario
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    from raymu.method import Method, Range
+    from raymu.sweep import Sweep
+
+DEFAULT_SCENARIO = "digits"
+DEFAULT_STORAGE = Path("raymu-results")
+
+console = Console(stderr=False)
+
+app = typer.Typer(
+    help="Tune machine-unlearning methods fairly. Start with: raymu sweep salun",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+StorageArgument = Annotated[Path, typer.Argument(help="A sweep's directory, or one above it.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to unlearn; see: raymu scenarios")]
+ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
+DataFlag = Annotated[Path | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to.")]
+CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial.")]
+
+
+# Entry points
+
+
+def main() -> None:
+    """`raymu`."""
+    _run(app)
+
+
+def sweep_main(sweep: "Sweep") -> None:
+    """What a script in `sweeps/` ends with: read the flags, run the sweep, print the comparison.
+
+    Flags that are given win over what the script says.
+    """
+    _run(_sweep_app(sweep))
+
+
+def _run(program: typer.Typer) -> None:
+    """Turn the errors that a user can mend into one line and exit code 2, Ctrl-C into 130."""
+    try:
+        program()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# raymu sweep METHOD
+
+
+class _Methods(typer.core.TyperGroup):
+    """One command a method, made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from raymu import method
+
+        return method.names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from raymu import method
+        from raymu.sweep import Sweep
+
+        sweep = Sweep(method.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
+        return typer.main.get_command(_sweep_app(sweep))
+
+
+app.add_typer(typer.Typer(cls=_Methods, no_args_is_help=True), name="sweep", help="Tune a method with Ray Tune.")
+
+
+def _sweep_app(sweep: "Sweep") -> typer.Typer:
+    """A program with one command, whose defaults are what `sweep` says."""
+    summary = (sweep.method.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+    program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    program.command(help=f"Tune {sweep.method.name()}. {' '.join(summary.split())}")(_sweep_command(sweep))
+    return program
+
+
+def _sweep_command(default: "Sweep") -> Callable[..., None]:
+    from raymu.sweep import Resources, Sweep
+
+    budget, resources = default.protocol, Resources()
+
+    def command(
+        scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = default.scenario.name,
+        forget: ForgetFlag = None,
+        data_dir: DataFlag = None,
+        trials: Annotated[int, typer.Option(help="How many settings to try.")] = budget.trials,
+        ranges: Annotated[
+            list[str] | None,
+            typer.Option("--range", metavar="NAME=LOW:HIGH", help="Search another range. May be repeated."),
+        ] = None,
+        seed: Annotated[
+            int, typer.Option(help="Draws the suggestions and everything random in a trial.")
+        ] = budget.seed,
+        objective: Annotated[
+            str, typer.Option(help="What is maximised on validation: hmean, weighted or oracle_gap.")
+        ] = budget.objective,
+        scheduler: Annotated[
+            str, typer.Option(help="asha stops hopeless trials early; none runs all in full.")
+        ] = budget.scheduler,
+        storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = DEFAULT_STORAGE,
+        name: Annotated[
+            str | None, typer.Option(help="Name of this sweep: its directory in the storage.  [default: the method]")
+        ] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
+        address: Annotated[
+            str | None,
+            typer.Option(help="Ray cluster to join.  [default: this machine's, or a new local one]"),
+        ] = resources.address,
+        cpus_per_trial: CpusFlag = resources.cpus_per_trial,
+        gpus_per_trial: Annotated[
+            float | None, typer.Option(help="GPUs of a trial, e.g. 0.25.  [default: 1 where there are any]")
+        ] = resources.gpus_per_trial,
+        concurrent: Annotated[
+            int | None, typer.Option(help="Trials at once, at most.  [default: as many as fit]")
+        ] = resources.concurrent,
+    ) -> None:
+        chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
+        protocol = Protocol(trials, seed, objective, scheduler)  # type: ignore[arg-type]
+        sweep = Sweep(
+            method=default.method,
+            scenario=_with_forget(chosen, forget),
+            protocol=protocol,
+            space={**default.space, **_parse_ranges(default.method, ranges or [])},
+        )
+        _sweep_and_show(
+            sweep,
+            _local(storage) / (name or sweep.method.name()),
+            Resources(address, cpus_per_trial, gpus_per_trial, concurrent),
+            data_dir=data_dir,
+            resume=resume,
+        )
+
+    return command
+
+
+def _sweep_and_show(sweep: "Sweep", directory: Path, resources: Any, *, data_dir: Path | None, resume: bool) -> None:
+    from raymu import references
+    from raymu.results import select, tables
+    from raymu.sweep import run_sweep
+
+    forgotten = ", ".join(map(str, sweep.scenario.forget))
+    console.print(
+        f"tuning {sweep.method.name()} on {sweep.scenario.name}, forgetting class {forgotten}:"
+        f" {sweep.protocol.trials} trials, {sweep.protocol.scheduler}, into {directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    rows = run_sweep(sweep, directory, resources, console, data_dir=data_dir, resume=resume)
+    if len(rows) < sweep.protocol.trials:
+        typer.echo(
+            f"interrupted after {len(rows)} of {sweep.protocol.trials} trials; the same command with --resume"
+            " continues",
+            err=True,
+        )
+        sys.exit(130)
+    models: dict[str, Any] = {
+        which: references.metrics(references.directory(sweep.scenario) / which) for which in references.REFERENCES
+    }
+    for row in models.values():
+        row.update(_gaps(row, models["retrained"]))
+    models["published"] = select.published(rows)
+    console.print()
+    try:
+        tuned = models["tuned"] = select.best(rows)
+    except InputError as error:
+        console.print(tables.comparison(models, sweep.protocol.objective))
+        raise InputError(f"{error}; see: raymu results {directory}") from error
+    console.print(tables.comparison(models, sweep.protocol.objective))
+    console.print()
+    statuses = [row["status"] for row in rows]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
+    for line in (
+        f"tuned setting: {tables.setting(tuned['config'])} ({tuned['trial_id']}, {sweep.protocol.objective}"
+        f" {tuned['score']:.3f} on validation)",
+        f"trials: {counts}",
+        f"results: {directory}",
+        f"references: {references.directory(sweep.scenario)}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _gaps(row: dict[str, Any], retrained: dict[str, Any]) -> dict[str, float]:
+    from raymu.evaluation import gaps
+
+    return gaps(row, retrained)
+
+
+def _with_forget(scenario: Scenario, forget: str | None) -> Scenario:
+    if forget is None:
+        return scenario
+    try:
+        classes = tuple(int(part) for part in forget.split(","))
+    except ValueError as error:
+        raise InputError(f"--forget takes class numbers such as 3 or 0,1,2, not {forget!r}") from error
+    return dataclasses.replace(scenario, forget=classes)
+
+
+def _parse_ranges(method: "type[Method]", texts: list[str]) -> "dict[str, Range]":
+    from raymu.method import Range
+    from raymu.scenario import unknown
+
+    ranges = {}
+    for text in texts:
+        name, _, ends = text.partition("=")
+        if name not in method.ranges():
+            raise InputError(unknown(f"hyperparameter of {method.name()}", name, list(method.ranges())))
+        try:
+            low, high = (float(end) for end in ends.split(":"))
+        except ValueError as error:
+            raise InputError(f"--range takes NAME=LOW:HIGH such as lr=1e-4:1e-2, not {text!r}") from error
+        ranges[name] = Range(low, high, method.ranges()[name].scale)
+    return ranges
+
+
+def _local(storage: Path) -> Path:
+    if "://" in str(storage) or ":/" in str(storage):
+        raise InputError(f"storage {storage}: only directories are supported, not URLs")
+    return storage.expanduser()
+
+
+# raymu run
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(help="See: raymu methods")],
+    out: Annotated[Path, typer.Option(help="Directory for row.json and model.safetensors.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A row, as `raymu best --yaml` prints it.  [default: the published setting]"),
+    ] = None,
+    scenario: ScenarioFlag = None,
+    forget: ForgetFlag = None,
+    seed: Annotated[int | None, typer.Option(help="Draws everything random.  [default: the row's, or 0]")] = None,
+    data_dir: DataFlag = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads.  [default: the row's, or 1]")] = None,
+) -> None:
+    """Unlearn once, without Ray, and keep the model."""
+    from raymu import cache, data, references
+    from raymu.method import get as get_method
+    from raymu.results import tables
+    from raymu.trial import run_trial
+
+    given = _read_row(config)
+    chosen = get_method(method)
+    if given.get("method", method) != method:
+        raise InputError(f"{config} is a setting of {given['method']}, not of {method}")
+    task = get_scenario(scenario or given.get("scenario", DEFAULT_SCENARIO))
+    task = _with_forget(task, forget or (",".join(map(str, given["forget"])) if "forget" in given else None))
+    instance = chosen.from_config(given.get("config", chosen.published_config(task)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from error
+    data.prepare(task, data_dir)
+    missing = references.missing(task)
+    with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
+        row, model = run_trial(
+            task,
+            instance,
+            seed=given.get("seed", 0) if seed is None else seed,
+            objective=given.get("objective", "hmean"),
+            threads=cpus_per_trial or given.get("threads", 1),
+        )
+    cache.save_json(out / "row.json", row)
+    if row["status"] == "error":
+        typer.echo(row["traceback"], err=True)
+        sys.exit(1)
+    if model is not None:
+        cache.save_tensors(out / "model.safetensors", model.state_dict())
+    console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)
+    if row["status"] == "completed":
+        console.print(tables.comparison({method: row}, row["objective"]))
+    console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
+
+
+def _read_row(path: Path | None) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; empty for None."""
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise InputError(f"{path} needs a `config` with hyperparameters, as `raymu best --yaml` prints it")
+    return content
+
+
+# What there is
+
+
+@app.command()
+def methods(as_json: JsonFlag = False) -> None:
+    """List the unlearning methods, their hyperparameters, published values and ranges."""
+    from raymu import method
+
+    described = []
+    for name in method.names():
+        cls = method.get(name)
+        fields = dataclasses.fields(cls)
+        described.append(
+            {
+                "name": name,
+                "paper": cls.paper,
+                "hyperparameters": {
+                    field.name: {
+                        "default": field.default,
+                        **dataclasses.asdict(field.metadata["range"]),
+                        "doc": field.metadata["doc"],
+                    }
+                    for field in fields
+                },
+                "published": {scenario: dict(values) for scenario, values in cls.published.items()},
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("method", "hyperparameter", "default", "range", "meaning"):
+        table.add_column(heading)
+    for name in method.names():
+        cls = method.get(name)
+        for index, field in enumerate(dataclasses.fields(cls)):
+            search, doc = field.metadata["range"], field.metadata["doc"]
+            table.add_row(name if index == 0 else "", field.name, f"{field.default:g}", str(search), doc)
+        table.add_row("", f"[dim]{cls.paper}[/dim]")
+    console.print(table, highlight=False)
+
+
+@app.command()
+def scenarios(as_json: JsonFlag = False) -> None:
+    """List the scenarios: what has to be forgotten."""
+    if as_json:
+        typer.echo(json.dumps([{**s.as_dict(), "hash": s.hash} for s in SCENARIOS.values()], indent=2))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("scenario", "dataset", "architecture", "forget", "training"):
+        table.add_column(heading)
+    for task in SCENARIOS.values():
+        recipe = task.recipe
+        training = f"{recipe.epochs} epochs, lr {recipe.lr:g}, batch {recipe.batch_size}"
+        forgotten = ",".join(map(str, task.forget))
+        table.add_row(task.name, task.dataset, task.architecture, f"class {forgotten}", training)
+    console.print(table, highlight=False)
+
+
+# Results
+
+
+@app.command()
+def results(
+    storage: StorageArgument = DEFAULT_STORAGE,
+    as_json: JsonFlag = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Print every trial's row."""
+    from raymu.results import store, tables
+
+    rows = store.read_all(storage)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif as_csv:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        writer = csv.DictWriter(sys.stdout, columns)
+        writer.writeheader()
+        for row in rows:
+            nested = {key: json.dumps(value) for key, value in row.items() if isinstance(value, (dict, list))}
+            writer.writerow(row | nested)
+    else:
+        console.print(tables.trials(rows), highlight=False)
+
+
+@app.command()
+def best(
+    storage: StorageArgument = DEFAULT_STORAGE,
+    method: Annotated[str | None, typer.Option(help="Only among the trials of this method.")] = None,
+    as_json: JsonFlag = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML, as `raymu run --config` reads it.")] = False,
+) -> None:
+    """Print the setting that is best on validation."""
+    from raymu.results import select, store, tables
+    from raymu.scenario import unknown
+
+    rows = store.read_all(storage)
+    if method is not None:
+        known = sorted({row["method"] for row in rows})
+        if method not in known:
+            raise InputError(unknown("method in this storage", method, known))
+        rows = [row for row in rows if row["method"] == method]
+    row = select.best(rows)
+    if as_json:
+        typer.echo(json.dumps(row, indent=2))
+    elif as_yaml:
+        typer.echo(yaml.safe_dump(row, sort_keys=False), nl=False)
+    else:
+        console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
+        console.print(f"{row['objective']} on validation: {row['score']:.3f}", highlight=False)
+        console.print(tables.comparison({row["trial_id"]: row}, row["objective"]))
+
+
+@app.command()
+def doctor(
+    storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = DEFAULT_STORAGE,
+) -> None:
+    """Say what works on this machine, and what is missing."""
+    from raymu.doctor import examine
+
+    marks = {"ok": "[green]ok[/green]", "optional": "[yellow]optional[/yellow]", "missing": "[red]missing[/red]"}
+    states = []
+    for finding in examine(storage):
+        states.append(finding.state)
+        console.print(f"{marks[finding.state]:24} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+    if "missing" in states:
+        sys.exit(1)

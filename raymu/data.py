@@ -1,0 +1,163 @@
+"""Datasets as memory-mapped arrays, and the train / validation / test split of a scenario.
+
+A dataset is converted once to `.npy` files in the cache; every process then maps the same pages, so that no trial
+copies or unpickles images.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymu import cache
+from raymu.errors import InputError
+from raymu.scenario import Scenario
+
+Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
+
+
+class Dataset(NamedTuple):
+    """A source of images.
+
+    `read(directory)` returns uint8 images (N, C, H, W) and int64 labels (N,) as `train_images`, `train_labels` and,
+    where the dataset brings its own test set, `test_images`, `test_labels`. It raises InputError where it can't.
+    """
+
+    num_classes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    read: Callable[[Path], Arrays]
+
+
+def _read_digits(directory: Path) -> Arrays:
+    """scikit-learn's digits, 8x8 with 17 grey levels, enlarged bilinearly to 16x16; `directory` is not used."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) * (255 / 16)
+    images = torch.nn.functional.interpolate(images, size=16, mode="bilinear").round()
+    return {"train_images": images.to(torch.uint8).numpy(), "train_labels": labels.astype(np.int64)}
+
+
+def _read_cifar10(directory: Path) -> Arrays:
+    """CIFAR-10 through torchvision, which compares every file with its published checksum before it opens it."""
+    from torchvision.datasets import CIFAR10
+
+    arrays: Arrays = {}
+    for part, train in (("train", True), ("test", False)):
+        try:
+            source = CIFAR10(directory, train=train, download=True)
+        except Exception as error:  # torchvision raises URLError, RuntimeError, OSError, ... as the network fails
+            raise InputError(
+                f"CIFAR-10 is not in {directory} and could not be downloaded ({error}). Put {CIFAR10.filename} from"
+                f" {CIFAR10.url}, or the folder {CIFAR10.base_folder} unpacked from it, into a directory and name it"
+                " with --data-dir."
+            ) from error
+        arrays[f"{part}_images"] = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
+        arrays[f"{part}_labels"] = np.asarray(source.targets, dtype=np.int64)
+    return arrays
+
+
+DATASETS = {
+    "digits": Dataset(10, 1, (0.305,), (0.339,), _read_digits),
+    "cifar10": Dataset(10, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _read_cifar10),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split: `images` (uint8, N x C x H x W) and `labels` (int64, N) of the whole array,
+    `index` (int64) of the rows that belong to the split, and `forget` (bool, one an index) of the forget set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    forget: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A scenario's three splits and how to turn pixels into model input.
+
+    `mean` and `std` have shape (C, 1, 1), in units of pixel / 255.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to float32 with about zero mean and unit variance."""
+        return (images.float() / 255 - self.mean) / self.std
+
+
+def prepare(scenario: Scenario, directory: Path | None = None) -> Path:
+    """Convert the scenario's dataset into the cache unless it is there; return the directory of its arrays.
+
+    Args:
+        directory: where the original files are or shall be downloaded to.
+
+    Raises:
+        InputError: the files are missing and cannot be fetched.
+    """
+
+    def build(entry: Path) -> None:
+        for name, array in DATASETS[scenario.dataset].read(directory or cache.root() / "downloads").items():
+            np.save(entry / f"{name}.npy", array, allow_pickle=False)
+
+    return cache.once(cache.root() / "datasets" / scenario.dataset, build)
+
+
+def load(scenario: Scenario, device: torch.device) -> Data:
+    """The scenario's data: on the CPU as shared memory maps, otherwise copied to the device once.
+
+    The split is stratified by class and drawn from the scenario's seed alone.
+    """
+    from sklearn.model_selection import train_test_split
+
+    arrays = {
+        path.stem: torch.from_numpy(np.load(path, mmap_mode="c")).to(device)  # "c": torch wants a writable view
+        for path in prepare(scenario).glob("*.npy")
+    }
+    labels = arrays["train_labels"].cpu().numpy()
+
+    def hold_out(index: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        rest, held_out = train_test_split(index, test_size=count, stratify=labels[index], random_state=scenario.seed)
+        return np.sort(rest), np.sort(held_out)
+
+    train = np.arange(len(labels))
+    num_val, num_test = (round(len(labels) * share) for share in (scenario.val_share, scenario.test_share))
+
+    def split(part: str, index: NDArray[np.int64]) -> Split:
+        part_labels, rows = arrays[f"{part}_labels"], torch.from_numpy(index).to(device)
+        forget = torch.isin(part_labels[rows], torch.tensor(scenario.forget, device=device))
+        return Split(arrays[f"{part}_images"], part_labels, rows, forget)
+
+    if num_test:
+        train, test_index = hold_out(train, num_test)
+        test = split("train", test_index)
+    else:
+        test = split("test", np.arange(len(arrays["test_labels"])))
+    train, val_index = hold_out(train, num_val)
+    dataset = DATASETS[scenario.dataset]
+    return Data(
+        train=split("train", train),
+        val=split("train", val_index),
+        test=test,
+        num_classes=dataset.num_classes,
+        mean=torch.tensor(dataset.mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(dataset.std, device=device).view(-1, 1, 1),
+    )

@@ -1,0 +1,90 @@
+"""What works on this machine, and what is missing."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from raymu import cache
+
+PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "safetensors")
+OPTIONAL_PACKAGES = {"deepspeed": "for models that do not fit one GPU: pip install 'raymu[deepspeed]'"}
+LOW_DISK = 5 * 2**30  # bytes
+LOW_SHARED_MEMORY = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    state: Literal["ok", "missing", "optional"]
+    what: str
+    detail: str
+
+
+def examine(storage: Path) -> Iterator[Finding]:
+    """Look at Python packages, processors, Ray, and the disk; "missing" is what a sweep cannot do without."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    yield Finding("ok", "Python", python)
+    for package in PACKAGES:
+        version = _version(package)
+        yield Finding("ok" if version else "missing", package, version or "not installed")
+    for package, purpose in OPTIONAL_PACKAGES.items():
+        version = _version(package)
+        yield Finding("ok" if version else "optional", package, version or f"not installed; {purpose}")
+    yield Finding("ok", "CPU cores", str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()))
+    yield _gpus()
+    yield _ray()
+    yield from _disk(storage)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("optional", "GPU", "none that torch can use; trials run on the CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("ok", "GPU", ", ".join(names))
+
+
+def _ray() -> Finding:
+    """Ray works where a task comes back."""
+    import ray
+
+    from raymu.sweep import connect
+
+    try:
+        joined = connect(None) == "joined"
+        try:
+            ray.get(ray.remote(num_cpus=1)(os.getpid).remote(), timeout=60)
+            cluster = ray.cluster_resources()
+        finally:
+            ray.shutdown()
+    except Exception as error:  # whatever stops Ray from starting is what the user wants to read
+        return Finding("missing", "Ray", f"does not start: {error}")
+    kind = "joins a running cluster" if joined else "starts a local cluster"
+    return Finding("ok", "Ray", f"{kind}: {cluster.get('CPU', 0):g} CPUs, {cluster.get('GPU', 0):g} GPUs")
+
+
+def _disk(storage: Path) -> Iterator[Finding]:
+    for what, path in (("cache", cache.base()), ("storage", storage.absolute())):
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        writable = os.access(existing, os.W_OK)
+        detail = f"{path}: {free / 2**30:.0f} GiB free" + ("" if writable else ", not writable")
+        yield Finding("ok" if writable and free >= LOW_DISK else "missing", what, detail)
+    if Path("/dev/shm").exists():
+        free = shutil.disk_usage("/dev/shm").free
+        state: Literal["ok", "missing"] = "ok" if free >= LOW_SHARED_MEMORY else "missing"
+        yield Finding(state, "shared memory", f"/dev/shm: {free / 2**30:.1f} GiB free")

@@ -1,0 +1,9 @@
+"""The two things that can go wrong in a way raymu knows how to handle."""
+
+
+class InputError(ValueError):
+    """What the user asked for cannot work; raised before any compute is spent (exit code 2)."""
+
+
+class Diverged(ArithmeticError):
+    """A trial's loss or features are no longer finite: a result (score 0), not a failure."""

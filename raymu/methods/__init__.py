@@ -1,0 +1,1 @@
+"""One file a method. A new file is found by its name; there is nothing to register."""

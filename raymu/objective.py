@@ -1,0 +1,28 @@
+"""Objectives: pure functions, row -> score in [0, 1], higher is better.
+
+Each takes the split whose metrics it reads. A search uses "val"; "test" is for reports only.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def hmean(row: Row, split: str = "val") -> float:
+    """Harmonic mean of retain accuracy and 1 - probe-forget accuracy: 0 where either fails, no reference needed."""
+    keep, forget = row[f"{split}_retain_acc"], 1 - row[f"{split}_probe_forget_acc"]
+    return 2 * keep * forget / (keep + forget) if keep + forget > 0 else 0.0
+
+
+def weighted(row: Row, split: str = "val") -> float:
+    """Mean of retain accuracy and 1 - probe-forget accuracy."""
+    return float(row[f"{split}_retain_acc"] + 1 - row[f"{split}_probe_forget_acc"]) / 2
+
+
+def oracle_gap(row: Row, split: str = "val") -> float:
+    """1 - mean absolute gap to the retrained model, in retain and probe-forget accuracy."""
+    return 1 - float(abs(row[f"{split}_retain_acc_gap"]) + abs(row[f"{split}_probe_forget_acc_gap"])) / 2
+
+
+OBJECTIVES: dict[str, Callable[..., float]] = {"hmean": hmean, "weighted": weighted, "oracle_gap": oracle_gap}

@@ -1,0 +1,61 @@
+"""Tables for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from raymu.objective import OBJECTIVES
+
+Row = Mapping[str, Any]
+
+COLUMNS = {
+    "retain": "retain_acc",
+    "forget": "forget_acc",
+    "probe-forget": "probe_forget_acc",
+    "NCC-forget": "ncc_forget_acc",
+}
+
+
+def comparison(models: Mapping[str, Row | None], objective: str) -> Table:
+    """Models (by name) side by side on test; None stands for a model that is not there."""
+    table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("model")
+    for heading in (*COLUMNS, objective):
+        table.add_column(heading, justify="right")
+    for name, row in models.items():
+        if row is None:
+            table.add_row(name, *["-"] * (len(COLUMNS) + 1))
+            continue
+        score = OBJECTIVES[objective](row, "test")
+        table.add_row(name, *(percent(row[f"test_{metric}"]) for metric in COLUMNS.values()), f"{score:.3f}")
+    return table
+
+
+def trials(rows: Sequence[Row]) -> Table:
+    """One line a trial, best score first: the score on validation, accuracies on test."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("trial")
+    table.add_column("status")
+    for heading in ("score", *COLUMNS):
+        table.add_column(heading.replace("-", "-\n"), justify="right")
+    table.add_column("setting", min_width=12)
+    for row in sorted(rows, key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True):
+        table.add_row(
+            row["trial_id"],
+            row["status"],
+            "-" if row["score"] is None else f"{row['score']:.3f}",
+            *(percent(row[f"test_{metric}"]) for metric in COLUMNS.values()),
+            setting(row["config"]),
+        )
+    return table
+
+
+def setting(config: Mapping[str, float]) -> str:
+    """'lr=0.0123 epochs=3'."""
+    return " ".join(f"{name}={value:.3g}" for name, value in config.items())
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with one digit, '-' where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"

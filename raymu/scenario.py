@@ -1,0 +1,112 @@
+"""What has to be forgotten: a dataset, a model, how it is trained, and the classes to forget."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from raymu.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the original and the retrained model are trained: SGD, Nesterov momentum 0.9, weight decay 5e-4,
+    5 epochs of warm-up, then cosine to 1e-5 (Gao et al., AISTATS 2026, appendix).
+
+    Attributes:
+        lr: peak learning rate.
+        epochs: at most so many passes over the training set.
+        batch_size: images per step, for unlearning as well.
+        patience: stop after so many epochs without a better validation accuracy, and keep the best weights;
+            None trains all epochs and keeps the last.
+        augment: random crops (4 pixels of padding) and horizontal flips, for unlearning as well.
+    """
+
+    lr: float
+    epochs: int
+    batch_size: int = 128
+    patience: int | None = None
+    augment: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A frozen unlearning task. Its `hash` names everything that is cached for it.
+
+    Attributes:
+        name: what `--scenario` takes.
+        dataset: a key of `raymu.data.DATASETS`.
+        architecture: a timm model name.
+        cifar_stem: replace a ResNet's 7x7 stride-2 stem and its max-pooling by one 3x3 stride-1 convolution.
+        recipe: how the references are trained.
+        forget: the classes to forget.
+        val_share: share of the training images held out for validation.
+        test_share: share held out for test; 0 where the dataset brings a test set of its own.
+        seed: draws the split, the initial weights and the order of training images of the references.
+    """
+
+    name: str
+    dataset: str
+    architecture: str
+    recipe: Recipe
+    forget: tuple[int, ...]
+    cifar_stem: bool = False
+    val_share: float = 0.1
+    test_share: float = 0.0
+    seed: int = 0
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over every field."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields in JSON's types."""
+        return {**dataclasses.asdict(self), "forget": list(self.forget)}
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        # scikit-learn's 1,797 handwritten digits. Evaluation sets are large, since only one image in ten is of the
+        # forget class.
+        Scenario(
+            name="digits",
+            dataset="digits",
+            architecture="test_resnet",
+            recipe=Recipe(lr=0.05, epochs=12, batch_size=64),
+            forget=(8,),
+            val_share=0.3,
+            test_share=0.3,
+        ),
+        # The paper's first setting (Gao et al., Table 1).
+        Scenario(
+            name="cifar10-resnet18",
+            dataset="cifar10",
+            architecture="resnet18",
+            cifar_stem=True,
+            recipe=Recipe(lr=1e-2, epochs=300, patience=50, augment=True),
+            forget=(0,),
+        ),
+    )
+}
+
+
+def get(name: str) -> Scenario:
+    """The scenario of that name.
+
+    Raises:
+        InputError: there is none; the message names the nearest.
+    """
+    if name not in SCENARIOS:
+        raise InputError(unknown("scenario", name, list(SCENARIOS)))
+    return SCENARIOS[name]
+
+
+def unknown(kind: str, name: str, known: list[str]) -> str:
+    """'unknown method 'salum'; did you mean 'salun'? Known: ...'."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"

@@ -1,0 +1,361 @@
+"""A sweep: scenario x method x protocol, searched by Ray Tune. The only file that imports ray."""
+
+import dataclasses
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would write every row a second time
+os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from rich.console import Console
+
+import raymu
+from raymu import cache, data, references
+from raymu.errors import InputError
+from raymu.method import Method, Range
+from raymu.progress import SweepProgress
+from raymu.protocol import GRACE_EPOCHS, REDUCTION_FACTOR, Protocol
+from raymu.results import store
+from raymu.scenario import Scenario, unknown
+from raymu.trial import Row, blank_row, run_trial
+
+WORKER_RETRIES = 2  # of a trial whose process dies
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched.
+
+    Attributes:
+        method: a class of `raymu/methods/`, or one's own.
+        scenario: what has to be forgotten.
+        protocol: the budget.
+        space: ranges that replace those of the method, by hyperparameter.
+
+    Raises:
+        InputError: a forget class that the data does not have, or a hyperparameter that the method does not have.
+    """
+
+    method: type[Method]
+    scenario: Scenario
+    protocol: Protocol = field(default_factory=Protocol)
+    space: Mapping[str, Range] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        classes = range(data.DATASETS[self.scenario.dataset].num_classes)
+        for forgotten in self.scenario.forget:
+            if forgotten not in classes:
+                raise InputError(
+                    f"forget class {forgotten} is outside the data: {self.scenario.dataset} has 0..{classes[-1]}"
+                )
+        if not 0 < len(set(self.scenario.forget)) < len(classes):
+            raise InputError("the forget set needs at least one class, and has to leave at least one")
+        for name in self.space:
+            if name not in self.method.ranges():
+                known = list(self.method.ranges())
+                raise InputError(unknown(f"hyperparameter of {self.method.name()}", name, known))
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The search space."""
+        return {**self.method.ranges(), **self.space}
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """Trial 0."""
+        return self.method.published_config(self.scenario)
+
+    def identity(self) -> dict[str, Any]:
+        """What has to agree for two runs to be the same sweep, in JSON's types."""
+        return {
+            "raymu": raymu.__version__,
+            "method": self.method.name(),
+            "scenario": self.scenario.as_dict(),
+            "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
+            "protocol": dataclasses.asdict(self.protocol),
+        }
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where a sweep runs and what each trial gets.
+
+    Attributes:
+        address: of a Ray cluster to join; None joins the one of this machine (`ray start`, `RAY_ADDRESS`) or, where
+            there is none, starts a local one that ends with the sweep.
+        cpus_per_trial: CPU cores, and threads of torch.
+        gpus_per_trial: GPUs, in fractions if need be; None means 1 where the cluster has any.
+        concurrent: at most so many trials at once; None means as many as fit.
+    """
+
+    address: str | None = None
+    cpus_per_trial: int = 1
+    gpus_per_trial: float | None = None
+    concurrent: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_trial < 1:
+            raise InputError(f"cpus per trial has to be at least 1, not {self.cpus_per_trial}")
+        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
+            raise InputError(f"gpus per trial has to be at least 0, not {self.gpus_per_trial}")
+        if self.concurrent is not None and self.concurrent < 1:
+            raise InputError(f"concurrent has to be at least 1, not {self.concurrent}")
+
+
+def run_sweep(
+    sweep: Sweep,
+    directory: Path,
+    resources: Resources,
+    console: Console,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+) -> list[Row]:
+    """Run a sweep, or what is missing of it, and return all its rows. They are fewer than the protocol's trials where
+    the sweep was interrupted.
+
+    Args:
+        directory: the sweep's own; holds its rows.
+        data_dir: where the dataset's original files are.
+        resume: whether an unfinished sweep in `directory` is continued.
+
+    Raises:
+        InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
+            cannot be reached and resources that the cluster does not have.
+    """
+    with store.Store(directory, sweep.identity(), resume=resume) as rows:
+        if len(store.read(directory)) < sweep.protocol.trials:
+            data.prepare(sweep.scenario, data_dir)
+            connection = connect(resources.address)
+            try:
+                slots = _fit_to_cluster(resources)
+                _train_references(sweep.scenario, slots, console)
+                _search(sweep, rows, slots, console)
+            finally:
+                if connection != "kept":
+                    ray.shutdown()
+    return store.read(directory)
+
+
+def connect(address: str | None) -> Literal["kept", "joined", "started"]:
+    """Keep the connection that this process has to Ray, join a cluster, or start a local one.
+
+    Token authentication is Ray's default and stays on. A local Ray has no dashboard.
+
+    Raises:
+        InputError: there is no cluster at `address`.
+    """
+    if ray.is_initialized():
+        return "kept"
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        ray.init(address=address or "auto", **quiet)
+        return "joined"
+    except (ConnectionError, ValueError) as error:
+        if address is not None:
+            raise InputError(f"no Ray cluster at {address}: {error}") from error
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return "started"
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What a trial gets, and how many run at once."""
+
+    cpus: int
+    gpus: float
+    count: int
+
+
+def _fit_to_cluster(resources: Resources) -> _Slots:
+    """Fill in what the resources leave open."""
+    available: dict[str, float] = ray.cluster_resources()
+    gpus = resources.gpus_per_trial
+    if gpus is None:
+        gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
+    slots = int(available.get("CPU", 0) // resources.cpus_per_trial)
+    if gpus:
+        slots = min(slots, int(available.get("GPU", 0) // gpus))
+    if slots < 1:
+        raise InputError(
+            f"a trial needs {resources.cpus_per_trial} CPUs and {gpus:g} GPUs; the Ray cluster has"
+            f" {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
+        )
+    return _Slots(resources.cpus_per_trial, gpus, min(slots, resources.concurrent or slots))
+
+
+def _train_references(scenario: Scenario, slots: _Slots, console: Console) -> None:
+    """Train what is missing, side by side."""
+    missing = references.missing(scenario)
+    if not missing:
+        return
+    started = time.monotonic()
+    with console.status(f"training the references: {', '.join(missing)}"):
+        train = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_train_reference)
+        location = str(cache.base())
+        ray.get([train.remote(scenario, which, slots.cpus, location) for which in missing])
+    console.print(f"trained the references: {', '.join(missing)} ({time.monotonic() - started:.0f} s)")
+
+
+def _train_reference(scenario: Scenario, which: references.Which, threads: int, cache_base: str) -> None:
+    os.environ["RAYMU_CACHE"] = cache_base
+    references.train(scenario, which, threads)
+
+
+def _search(sweep: Sweep, rows: store.Store, slots: _Slots, console: Console) -> None:
+    """Run the trials that are missing."""
+    protocol, done = sweep.protocol, store.read(rows.directory)
+    trainable = tune.with_parameters(_trial, sweep=sweep, threads=slots.cpus, cache_base=str(cache.base()))
+    # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
+    scratch = tempfile.mkdtemp(prefix="raymu-tune-")
+    try:
+        with SweepProgress(console, protocol.trials, len(done)) as progress:
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": slots.cpus, "gpu": slots.gpus}),
+                tune_config=tune.TuneConfig(
+                    num_samples=protocol.trials - len(done),
+                    max_concurrent_trials=slots.count,
+                    search_alg=_searcher(sweep, done),
+                    scheduler=_scheduler(sweep, done),
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch,
+                    name=sweep.method.name(),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+                    callbacks=[_Recorder(sweep, rows, len(done), slots.cpus, progress)],
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) -> None:
+    """What an actor of Tune does, trial after trial; data and references stay in its process."""
+    os.environ["RAYMU_CACHE"] = cache_base
+    protocol, method = sweep.protocol, sweep.method.from_config(config)
+    is_published = config == sweep.published
+
+    def report(row: Row) -> None:
+        result = {"epoch": row["epochs"], "score": row["score"] or 0.0, "row": row}
+        if row["curve"] and not is_published:
+            result["rung_score"] = row["score"]
+        tune.report(result)
+
+    row, _ = run_trial(
+        sweep.scenario,
+        method,
+        seed=protocol.seed,
+        objective=protocol.objective,
+        threads=threads,
+        # The published setting runs in full, or there would be nothing to compare the tuned one with.
+        rungs=[] if is_published else protocol.rungs(method.epochs),
+        report=report,
+    )
+    report(row)
+
+
+def _searcher(sweep: Sweep, done: list[Row]) -> OptunaSearch:
+    """TPE that knows the trials which are done."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    has_published = any(row["source"] == "published" for row in done)
+    searcher = OptunaSearch(
+        space={name: _domain(search) for name, search in sweep.ranges.items()},
+        metric="score",
+        mode="max",
+        # A resumed search must not draw again what it drew before.
+        seed=sweep.protocol.seed + len(done),
+        points_to_evaluate=[] if has_published else [sweep.published],
+    )
+    for row in done:
+        if row["score"] is not None and all(row["config"][name] in sweep.ranges[name] for name in sweep.ranges):
+            searcher.add_evaluated_point(row["config"], row["score"])
+    return searcher
+
+
+def _domain(search: Range) -> Any:
+    if search.scale == "int":
+        return tune.randint(int(search.low), int(search.high) + 1)
+    return (tune.loguniform if search.scale == "log" else tune.uniform)(search.low, search.high)
+
+
+def _scheduler(sweep: Sweep, done: list[Row]) -> TrialScheduler:
+    """ASHA that knows how the trials which are done compared, or none."""
+    if sweep.protocol.scheduler == "none":
+        return FIFOScheduler()
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric="rung_score",
+        mode="max",
+        max_t=max(int(sweep.ranges["epochs"].high), GRACE_EPOCHS),
+        grace_period=GRACE_EPOCHS,
+        reduction_factor=REDUCTION_FACTOR,
+    )
+    for row in done:
+        if row["source"] == "search":
+            trial: Any = SimpleNamespace(trial_id=row["trial_id"])  # all that ASHA looks at
+            controller: Any = None
+            asha.on_trial_add(controller, trial)
+            for epoch, score in row["curve"]:
+                asha.on_trial_result(controller, trial, {"epoch": epoch, "rung_score": score})
+    return asha
+
+
+class _Recorder(tune.Callback):
+    """Writes a row when a trial ends, and tells the progress display."""
+
+    def __init__(self, sweep: Sweep, rows: store.Store, done: int, threads: int, progress: SweepProgress) -> None:
+        self._sweep = sweep
+        self._rows = rows
+        self._threads = threads
+        self._progress = progress
+        self._done = done
+        self._numbers: dict[str, int] = {}
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
+        return tune.Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        for known in trials[len(self._numbers) :]:  # in the order of their suggestion: the published setting is 0
+            self._numbers[known.trial_id] = self._done + len(self._numbers)
+        self._progress.started(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._record(trial, trial.last_result["row"])
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Only a trial whose process died comes here; what a method raises is in its row."""
+        protocol, method = self._sweep.protocol, self._sweep.method.from_config(trial.config)
+        row = blank_row(
+            self._sweep.scenario,
+            method,
+            seed=protocol.seed,
+            objective=protocol.objective,
+            threads=self._threads,
+        )
+        self._record(trial, row | {"status": "error", "error": f"the trial's process died: {trial.get_error()}"})
+
+    def _record(self, trial: Trial, row: Row) -> None:
+        number = self._numbers[trial.trial_id]
+        source = "published" if row["config"] == self._sweep.published else "search"
+        name = self._rows.directory.name
+        row = {"trial_id": f"{name}-{number:04d}", "sweep": name, "trial": number, "source": source, **row}
+        self._rows.append(row)
+        self._progress.ended(trial.trial_id, row)

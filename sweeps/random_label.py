@@ -1,0 +1,24 @@
+"""Tune RandomLabel. Edit what you like; flags given on the command line win over what stands here.
+
+    python sweeps/random_label.py --help
+
+Copied elsewhere, this file works alone wherever raymu is installed; `ray submit` does just that.
+"""
+
+from raymu.cli import sweep_main
+from raymu.method import Range
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
+
+sweep = Sweep(
+    method=RandomLabel,
+    scenario=SCENARIOS["digits"],
+    protocol=Protocol(trials=24, objective="hmean", scheduler="asha"),
+    # Ranges to search instead of the method's own (see `raymu methods`):
+    space={"lr": Range(1e-5, 1e-1, "log")},
+)
+
+if __name__ == "__main__":
+    sweep_main(sweep)
