@@ -94,9 +94,10 @@ app.add_typer(typer.Typer(cls=_Methods, no_args_is_help=True), name="sweep", hel
 
 def _sweep_app(sweep: "Sweep") -> typer.Typer:
     """A program with one command, whose defaults are what `sweep` says."""
-    summary = (sweep.method.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+    summary = (sweep.method.__doc__ or "").strip().split("\n\n")[0]
     program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    program.command(help=f"Tune {sweep.method.name()}. {' '.join(summary.split())}")(_sweep_command(sweep))
+    name = sweep.method.name()
+    program.command(name, help=f"Tune {name}. {' '.join(summary.split())}")(_sweep_command(sweep))
     return program
 
 
@@ -125,19 +126,19 @@ def _sweep_command(default: "Sweep") -> Callable[..., None]:
         ] = budget.scheduler,
         storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = DEFAULT_STORAGE,
         name: Annotated[
-            str | None, typer.Option(help="Name of this sweep: its directory in the storage.  [default: the method]")
+            str | None, typer.Option(help="Name of this sweep: its directory in the storage. (default: the method)")
         ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
         address: Annotated[
             str | None,
-            typer.Option(help="Ray cluster to join.  [default: this machine's, or a new local one]"),
+            typer.Option(help="Ray cluster to join. (default: this machine's, or a new local one)"),
         ] = resources.address,
         cpus_per_trial: CpusFlag = resources.cpus_per_trial,
         gpus_per_trial: Annotated[
-            float | None, typer.Option(help="GPUs of a trial, e.g. 0.25.  [default: 1 where there are any]")
+            float | None, typer.Option(help="GPUs of a trial, e.g. 0.25. (default: 1 where there are any)")
         ] = resources.gpus_per_trial,
         concurrent: Annotated[
-            int | None, typer.Option(help="Trials at once, at most.  [default: as many as fit]")
+            int | None, typer.Option(help="Trials at once, at most. (default: as many as fit)")
         ] = resources.concurrent,
     ) -> None:
         chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
@@ -253,13 +254,13 @@ def run(
     out: Annotated[Path, typer.Option(help="Directory for row.json and model.safetensors.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="A row, as `raymu best --yaml` prints it.  [default: the published setting]"),
+        typer.Option(help="A row, as `raymu best --yaml` prints it. (default: the published setting)"),
     ] = None,
     scenario: ScenarioFlag = None,
     forget: ForgetFlag = None,
-    seed: Annotated[int | None, typer.Option(help="Draws everything random.  [default: the row's, or 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads.  [default: the row's, or 1]")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads. (default: the row's, or 1)")] = None,
 ) -> None:
     """Unlearn once, without Ray, and keep the model."""
     from raymu import cache, data, references
@@ -345,16 +346,15 @@ def methods(as_json: JsonFlag = False) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("method", "hyperparameter", "default", "range", "meaning"):
-        table.add_column(heading)
     for name in method.names():
         cls = method.get(name)
-        for index, field in enumerate(dataclasses.fields(cls)):
+        console.print(f"[bold]{name}[/bold]  {cls.paper}", highlight=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
+        for field in dataclasses.fields(cls):
             search, doc = field.metadata["range"], field.metadata["doc"]
-            table.add_row(name if index == 0 else "", field.name, f"{field.default:g}", str(search), doc)
-        table.add_row("", f"[dim]{cls.paper}[/dim]")
-    console.print(table, highlight=False)
+            table.add_row(field.name, f"{field.default:g}", str(search), doc)
+        console.print(table, highlight=False)
+    console.print("Hyperparameters with their published default and the range that a sweep covers.")
 
 
 @app.command()
@@ -439,6 +439,7 @@ def doctor(
     states = []
     for finding in examine(storage):
         states.append(finding.state)
-        console.print(f"{marks[finding.state]:24} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+        console.print(f"{marks[finding.state]} [bold]{finding.what}[/bold]", end=": ", highlight=False)
+        console.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
     if "missing" in states:
         sys.exit(1)

@@ -36,7 +36,7 @@ def examine(storage: Path) -> Iterator[Finding]:
     for package, purpose in OPTIONAL_PACKAGES.items():
         version = _version(package)
         yield Finding("ok" if version else "optional", package, version or f"not installed; {purpose}")
-    yield Finding("ok", "CPU cores", str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()))
+    yield Finding("ok", "CPU cores", str(os.cpu_count()))
     yield _gpus()
     yield _ray()
     yield from _disk(storage)
@@ -59,22 +59,13 @@ def _gpus() -> Finding:
 
 
 def _ray() -> Finding:
-    """Ray works where a task comes back."""
-    import ray
-
-    from raymu.sweep import connect
+    from raymu.sweep import try_ray
 
     try:
-        joined = connect(None) == "joined"
-        try:
-            ray.get(ray.remote(num_cpus=1)(os.getpid).remote(), timeout=60)
-            cluster = ray.cluster_resources()
-        finally:
-            ray.shutdown()
-    except Exception as error:  # whatever stops Ray from starting is what the user wants to read
-        return Finding("missing", "Ray", f"does not start: {error}")
-    kind = "joins a running cluster" if joined else "starts a local cluster"
-    return Finding("ok", "Ray", f"{kind}: {cluster.get('CPU', 0):g} CPUs, {cluster.get('GPU', 0):g} GPUs")
+        cluster = try_ray()
+    except Exception as error:  # whatever stops Ray is what the user wants to read
+        return Finding("missing", "Ray runs", f"no: {error}")
+    return Finding("ok", "Ray runs", f"on {cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs")
 
 
 def _disk(storage: Path) -> Iterator[Finding]:

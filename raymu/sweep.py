@@ -4,13 +4,14 @@ import dataclasses
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would write every row a second time
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
@@ -34,6 +35,8 @@ from raymu.results import store
 from raymu.scenario import Scenario, unknown
 from raymu.trial import Row, blank_row, run_trial
 
+CONNECT_TIMEOUT_S = 5.0
+TASK_TIMEOUT_S = 60.0
 WORKER_RETRIES = 2  # of a trial whose process dies
 
 
@@ -141,36 +144,66 @@ def run_sweep(
     with store.Store(directory, sweep.identity(), resume=resume) as rows:
         if len(store.read(directory)) < sweep.protocol.trials:
             data.prepare(sweep.scenario, data_dir)
-            connection = connect(resources.address)
+            connected = connect(resources.address)
             try:
                 slots = _fit_to_cluster(resources)
                 _train_references(sweep.scenario, slots, console)
                 _search(sweep, rows, slots, console)
             finally:
-                if connection != "kept":
+                if connected:
                     ray.shutdown()
     return store.read(directory)
 
 
-def connect(address: str | None) -> Literal["kept", "joined", "started"]:
-    """Keep the connection that this process has to Ray, join a cluster, or start a local one.
+def connect(address: str | None) -> bool:
+    """Join a Ray cluster or start a local one; return whether this call did, since Ray may be connected already.
 
-    Token authentication is Ray's default and stays on. A local Ray has no dashboard.
+    Without an address Ray joins the cluster of `RAY_ADDRESS` or `ray start`, never the local one of another sweep.
+    Token authentication is on, unless `RAY_AUTH_MODE` says otherwise. A local Ray has no dashboard.
 
     Raises:
-        InputError: there is no cluster at `address`.
+        InputError: the cluster cannot be reached.
     """
     if ray.is_initialized():
-        return "kept"
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     try:
-        ray.init(address=address or "auto", **quiet)
-        return "joined"
-    except (ConnectionError, ValueError) as error:
-        if address is not None:
-            raise InputError(f"no Ray cluster at {address}: {error}") from error
-        ray.init(address="local", include_dashboard=False, **quiet)
-        return "started"
+        ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+        raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
+    return True
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself goes on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # a word of Ray's own, such as "auto"
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def try_ray() -> dict[str, float]:
+    """Run a task on Ray and return what the cluster has ("CPU", "GPU", ...). For `raymu doctor`.
+
+    Raises whatever stops Ray from working.
+    """
+    connected = connect(None)
+    try:
+        ray.get(ray.remote(_alive).remote(), timeout=TASK_TIMEOUT_S)
+        resources: dict[str, float] = ray.cluster_resources()
+        return resources
+    finally:
+        if connected:
+            ray.shutdown()
+
+
+def _alive() -> bool:
+    return True
 
 
 @dataclass(frozen=True)

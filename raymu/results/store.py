@@ -63,7 +63,7 @@ class Store:
                 f"{self.directory} belongs to another sweep: {'; '.join(differing)}. Choose another --name or --storage"
             )
         self._drop_half_row()
-        if not resume and len(read(self.directory)) < identity["protocol"]["trials"]:
+        if not resume and 0 < len(read(self.directory)) < identity["protocol"]["trials"]:
             raise InputError(
                 f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
             )
