@@ -31,7 +31,7 @@ class Protocol:
         InputError: a value that cannot work.
     """
 
-    trials: int = 24
+    trials: int = 40
     seed: int = 0
     objective: str = "hmean"
     scheduler: Scheduler = "asha"

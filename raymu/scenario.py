@@ -78,8 +78,8 @@ SCENARIOS = {
             architecture="test_resnet",
             recipe=Recipe(lr=0.05, epochs=12, batch_size=64),
             forget=(8,),
-            val_share=0.3,
-            test_share=0.3,
+            val_share=0.35,
+            test_share=0.35,
         ),
         # The paper's first setting (Gao et al., Table 1).
         Scenario(

@@ -15,7 +15,7 @@ from raymu.sweep import Sweep
 sweep = Sweep(
     method=RandomLabel,
     scenario=SCENARIOS["digits"],
-    protocol=Protocol(trials=24, objective="hmean", scheduler="asha"),
+    protocol=Protocol(trials=40, objective="hmean", scheduler="asha"),
     # Ranges to search instead of the method's own (see `raymu methods`):
     space={"lr": Range(1e-5, 1e-1, "log")},
 )

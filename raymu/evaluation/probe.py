@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the L2 penalty
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # scikit-learn's C: the inverse of the L2 penalty
 HELD_OUT = 0.2
 MAX_ITERATIONS = 1000
 

@@ -1,0 +1,72 @@
+"""What all tests share: one cache, so that the references of a scenario are trained once a test run."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from raymu import data, references
+from raymu.scenario import SCENARIOS, Recipe, Scenario
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    before = os.environ.get("RAYMU_CACHE")
+    base = tmp_path_factory.mktemp("cache")
+    os.environ["RAYMU_CACHE"] = str(base)
+    yield base
+    if before is None:
+        del os.environ["RAYMU_CACHE"]
+    else:
+        os.environ["RAYMU_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def digits() -> Scenario:
+    return SCENARIOS["digits"]
+
+
+@pytest.fixture(scope="session")
+def quick(digits: Scenario) -> Scenario:
+    """Digits with references that are hardly trained: for tests that do not look at accuracies."""
+    return dataclasses.replace(digits, name="quick", recipe=Recipe(lr=0.05, epochs=1, batch_size=64))
+
+
+@pytest.fixture(scope="session")
+def quick_references(quick: Scenario) -> references.References:
+    return references.load(quick, torch.device("cpu"), 1)
+
+
+@pytest.fixture(scope="session")
+def digits_data(digits: Scenario) -> data.Data:
+    return data.load(digits, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with references.cpu_threads(1):
+        yield
+
+
+@pytest.fixture
+def raymu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the `raymu` command, as a user does, in an empty directory."""
+
+    def run(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "raymu", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

@@ -1,0 +1,49 @@
+"""Rules of the architecture."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+SOURCES = sorted((REPOSITORY / "raymu").rglob("*.py"))
+
+
+def offenders(pattern: str, sources: list[Path]) -> list[str]:
+    return [str(path.relative_to(REPOSITORY)) for path in sources if re.search(pattern, path.read_text(), re.MULTILINE)]
+
+
+def test_methods_leave_steps_and_machines_to_the_engine() -> None:
+    methods = sorted((REPOSITORY / "raymu" / "methods").glob("*.py"))
+    assert not offenders(r"\.backward\(|\.step\(|\.cuda\(|\bray\b|deepspeed|torch\.distributed", methods)
+
+
+def test_one_file_imports_ray() -> None:
+    assert offenders(r"^\s*(import ray\b|from ray\b)", SOURCES) == ["raymu/sweep.py"]
+
+
+def test_nothing_from_the_disk_is_unpickled() -> None:
+    assert not offenders(r"\bpickle\.|torch\.load\(|allow_pickle=True|joblib|Tuner\.restore", SOURCES)
+    assert offenders(r"np\.load\(", SOURCES) == ["raymu/data.py"]  # its default is allow_pickle=False
+
+
+def test_selection_never_sees_test() -> None:
+    assert not offenders(r"test_|\"test\"", [REPOSITORY / "raymu" / "results" / "select.py"])
+
+
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "sweeps").glob("*.py")), ids=lambda path: path.name)
+def test_a_sweep_script_needs_nothing_beside_it(script: Path) -> None:
+    imports = re.findall(r"^(?:import|from) (\S+)", script.read_text(), re.MULTILINE)
+    assert imports
+    assert all(name.split(".")[0] == "raymu" for name in imports)
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    first_screen = (REPOSITORY / "README.md").read_text().splitlines()[:24]
+    commands = re.findall(r"^```sh\n(.*?)\n```", "\n".join(first_screen), re.MULTILINE | re.DOTALL)
+    assert len(commands) == 2
+    assert commands[0].endswith("python sweeps/salun.py")
+    assert commands[1].endswith("pytest")
+    assert re.findall(r"^python3 -m venv .*pytest$", (REPOSITORY / "README.md").read_text(), re.MULTILINE) == [
+        commands[1]
+    ]  # the line that .ci/run takes
