@@ -274,6 +274,7 @@ def run(
         raise InputError(f"{config} is a setting of {given['method']}, not of {method}")
     task = get_scenario(scenario or given.get("scenario", DEFAULT_SCENARIO))
     task = _with_forget(task, forget or (",".join(map(str, given["forget"])) if "forget" in given else None))
+    data.check_forget(task)
     instance = chosen.from_config(given.get("config", chosen.published_config(task)))
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def _read_cifar10(directory: Path) -> Arrays:
 
 
 DATASETS = {
-    "digits": Dataset(10, 1, (0.305,), (0.339,), _read_digits),
+    "digits": Dataset(10, 1, (0.305,), (0.319,), _read_digits),
     "cifar10": Dataset(10, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _read_cifar10),
 }
 
@@ -102,6 +102,20 @@ class Data:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 with about zero mean and unit variance."""
         return (images.float() / 255 - self.mean) / self.std
+
+
+def check_forget(scenario: Scenario) -> None:
+    """Look whether the forget classes make sense for the data.
+
+    Raises:
+        InputError: one that the data does not have, none, or all of them.
+    """
+    classes = range(DATASETS[scenario.dataset].num_classes)
+    for forgotten in scenario.forget:
+        if forgotten not in classes:
+            raise InputError(f"forget class {forgotten} is outside the data: {scenario.dataset} has 0..{classes[-1]}")
+    if not 0 < len(set(scenario.forget)) < len(classes):
+        raise InputError("the forget set needs at least one class, and has to leave at least one")
 
 
 def prepare(scenario: Scenario, directory: Path | None = None) -> Path:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     Raises:
         RuntimeError: timm does not know the architecture.
     """
+    import timm  # takes a second, which only who builds a model has to spend
+
     dataset = DATASETS[scenario.dataset]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -19,6 +19,7 @@ os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 import optuna
 import ray
+from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
@@ -60,14 +61,7 @@ class Sweep:
     space: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        classes = range(data.DATASETS[self.scenario.dataset].num_classes)
-        for forgotten in self.scenario.forget:
-            if forgotten not in classes:
-                raise InputError(
-                    f"forget class {forgotten} is outside the data: {self.scenario.dataset} has 0..{classes[-1]}"
-                )
-        if not 0 < len(set(self.scenario.forget)) < len(classes):
-            raise InputError("the forget set needs at least one class, and has to leave at least one")
+        data.check_forget(self.scenario)
         for name in self.space:
             if name not in self.method.ranges():
                 known = list(self.method.ranges())
@@ -254,6 +248,7 @@ def _search(sweep: Sweep, rows: store.Store, slots: _Slots, console: Console) ->
     """Run the trials that are missing."""
     protocol, done = sweep.protocol, store.read(rows.directory)
     trainable = tune.with_parameters(_trial, sweep=sweep, threads=slots.cpus, cache_base=str(cache.base()))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
     # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
     scratch = tempfile.mkdtemp(prefix="raymu-tune-")
     try:
@@ -309,7 +304,7 @@ def _searcher(sweep: Sweep, done: list[Row]) -> OptunaSearch:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     has_published = any(row["source"] == "published" for row in done)
     searcher = OptunaSearch(
-        space={name: _domain(search) for name, search in sweep.ranges.items()},
+        space={name: _distribution(search) for name, search in sweep.ranges.items()},
         metric="score",
         mode="max",
         # A resumed search must not draw again what it drew before.
@@ -322,10 +317,10 @@ def _searcher(sweep: Sweep, done: list[Row]) -> OptunaSearch:
     return searcher
 
 
-def _domain(search: Range) -> Any:
+def _distribution(search: Range) -> FloatDistribution | IntDistribution:
     if search.scale == "int":
-        return tune.randint(int(search.low), int(search.high) + 1)
-    return (tune.loguniform if search.scale == "log" else tune.uniform)(search.low, search.high)
+        return IntDistribution(int(search.low), int(search.high))
+    return FloatDistribution(search.low, search.high, log=search.scale == "log")
 
 
 def _scheduler(sweep: Sweep, done: list[Row]) -> TrialScheduler:

@@ -206,7 +206,7 @@ def test_largest_takes_the_share_over_all_tensors_together() -> None:
 
 @pytest.mark.parametrize("salient", [0.1, 0.5])
 def test_salun_moves_no_weight_outside_its_mask(model, digits_data, salient) -> None:
-    """Fix: the values are put back after every step. A masked gradient alone lets weight decay and momentum move them."""
+    """Fix: values are put back after every step. A masked gradient alone lets weight decay and momentum move them."""
     original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     masks = largest(engine(copy.deepcopy(model), digits_data).saliency(), salient)
     engine(model, digits_data).run(SalUn(lr=0.05, epochs=2, salient=salient))

@@ -138,7 +138,8 @@ def test_gaps_are_zero_for_the_retrained_model_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retain", "probe_forget", "expected"), [(1, 0, 1), (0.5, 0.5, 0.5), (0.9, 1, 0), (0, 0, 0), (0, 1, 0), (0.9, 0.4, 0.72)]
+    ("retain", "probe_forget", "expected"),
+    [(1, 0, 1), (0.5, 0.5, 0.5), (0.9, 1, 0), (0, 0, 0), (0, 1, 0), (0.9, 0.4, 0.72)],
 )
 def test_hmean(retain: float, probe_forget: float, expected: float) -> None:
     row = {"val_retain_acc": retain, "val_probe_forget_acc": probe_forget}

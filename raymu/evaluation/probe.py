@@ -3,9 +3,6 @@
 import warnings
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)  # scikit-learn's C: the inverse of the L2 penalty
@@ -28,6 +25,9 @@ class LinearProbe:
     """
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
+        from sklearn.linear_model import LogisticRegression  # takes a second, which only who probes has to spend
+        from sklearn.model_selection import train_test_split
+
         self._mean = features.mean(0)
         self._scale = features.std(0)
         self._scale[self._scale == 0] = 1  # a constant feature says nothing, at any scale
@@ -51,6 +51,8 @@ class LinearProbe:
         return ((features - self._mean) / self._scale).double().cpu().numpy()
 
     def _fit(self, strength, inputs, targets) -> None:  # type: ignore[no-untyped-def]
+        from sklearn.exceptions import ConvergenceWarning
+
         with warnings.catch_warnings():
             # The weakest penalty on separable features has its optimum far out; it seldom wins on held-out features.
             warnings.simplefilter("ignore", ConvergenceWarning)

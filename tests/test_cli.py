@@ -1,0 +1,150 @@
+"""The command line, as a user meets it."""
+
+import csv
+import io
+import json
+import sys
+import time
+
+import pytest
+
+from raymu import cli
+from raymu.evaluation.evaluate import keys
+from raymu.results import store
+
+
+def test_help_is_quick_and_names_every_command(raymu) -> None:
+    raymu("--help")  # fills the page cache
+    started = time.monotonic()
+    printed = raymu("--help")
+    assert time.monotonic() - started < 5  # it imports neither torch nor Ray
+    for command in ("sweep", "run", "methods", "scenarios", "results", "best", "doctor"):
+        assert command in printed.stdout
+
+
+def test_help_of_a_sweep_names_every_flag(raymu) -> None:
+    printed = raymu("sweep", "salun", "--help", COLUMNS="100")
+    for flag in ("--scenario", "--trials", "--storage", "--name", "--seed", "--resume", "--data-dir", "--address"):
+        assert flag in printed.stdout
+    assert "default: the method" in printed.stdout
+
+
+def test_methods_and_scenarios(raymu) -> None:
+    described = {method["name"]: method for method in json.loads(raymu("methods", "--json").stdout)}
+    assert described["salun"]["hyperparameters"]["lr"] == {
+        "default": 1e-4,
+        "low": 1e-5,
+        "high": 1e-1,
+        "scale": "log",
+        "doc": "learning rate",
+    }
+    names = [scenario["name"] for scenario in json.loads(raymu("scenarios", "--json").stdout)]
+    assert names[:2] == ["digits", "cifar10-resnet18"]
+    for command in ("methods", "scenarios"):
+        for width in ("40", "120"):
+            printed = raymu(command, COLUMNS=width).stdout
+            assert max(map(len, printed.splitlines())) <= int(width)
+    assert "salun" in raymu("methods").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep", "salum"], "did you mean 'salun'"),
+        (["run", "salum", "--out", "x"], "did you mean 'salun'"),
+        (["sweep", "salun", "--scenario", "digitz"], "did you mean 'digits'"),
+        (["sweep", "salun", "--forget", "10"], "forget class 10 is outside the data: digits has 0..9"),
+        (["run", "salun", "--forget", "10", "--out", "x"], "forget class 10 is outside the data: digits has 0..9"),
+        (["sweep", "salun", "--forget", "0,1,2,3,4,5,6,7,8,9"], "leave at least one"),
+        (["sweep", "salun", "--forget", "three"], "class numbers"),
+        (["sweep", "salun", "--range", "lr=1e-2:1e-4"], "low end has to be below the high end"),
+        (["sweep", "salun", "--range", "rl=1:2"], "did you mean 'lr'"),
+        (["sweep", "salun", "--range", "lr=1"], "NAME=LOW:HIGH"),
+        (["sweep", "salun", "--trials", "0"], "trials has to be at least 1"),
+        (["sweep", "salun", "--trials", "many"], "--trials"),
+        (["sweep", "salun", "--seed", "-1"], "seed has to be at least 0"),
+        (["sweep", "salun", "--objective", "mean"], "did you mean 'hmean'"),
+        (["sweep", "salun", "--scheduler", "ashes"], "did you mean 'asha'"),
+        (["sweep", "salun", "--concurrent", "0"], "concurrent has to be at least 1"),
+        (["sweep", "salun", "--storage", "/proc/no"], "cannot write to /proc/no/salun"),
+        (["sweep", "salun", "--storage", "s3://bucket"], "only directories"),
+        (["results", "nowhere"], "no sweep in nowhere"),
+        (["best", "nowhere"], "no sweep in nowhere"),
+        (["run", "salun", "--config", "nowhere.yaml", "--out", "x"], "cannot read nowhere.yaml"),
+        (["run", "salun", "--out", "/proc/no"], "cannot write to /proc/no"),
+        (["swep"], "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys, tmp_path, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
+    monkeypatch.setattr("ray.init", None)  # nothing may get that far
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert message in " ".join(printed.err.split())
+    if printed.err.startswith("error: "):
+        assert len(printed.err.splitlines()) == 1
+    assert not list(tmp_path.rglob(store.ROWS))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("method: finetune\nconfig: {lr: 0.1}", "a setting of finetune, not of salun"),
+        ("config: {salience: 0.1}", "did you mean 'salient'"),
+        ("lr: 0.1", "needs a `config`"),
+        ("{", "is no YAML"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(monkeypatch, capsys, tmp_path, content, message) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    arguments = ["run", "salun", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "x")]
+    test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys, tmp_path, arguments, message)
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """Two hand-made rows, one of a trial that failed."""
+    metrics = dict.fromkeys(keys(), 0.5)
+    common = {
+        "method": "salun",
+        "scenario_hash": "abc",
+        "objective": "hmean",
+        "config": {"lr": 0.1},
+        "source": "search",
+    }
+    with store.Store(tmp_path / "s" / "salun", {"protocol": {"trials": 2}}, resume=False) as rows:
+        rows.append({**common, "trial_id": "a-0", "trial": 0, "status": "completed", "score": 0.5, **metrics})
+        none = dict.fromkeys(metrics)
+        rows.append({**common, "trial_id": "a-1", "trial": 1, "status": "error", "score": None, **none})
+    return "s"
+
+
+def test_results_in_every_form(raymu, storage) -> None:
+    assert [row["trial_id"] for row in json.loads(raymu("results", storage, "--json").stdout)] == ["a-0", "a-1"]
+    table = list(csv.DictReader(io.StringIO(raymu("results", storage, "--csv").stdout)))
+    assert [(row["trial_id"], row["score"], json.loads(row["config"])) for row in table] == [
+        ("a-0", "0.5", {"lr": 0.1}),
+        ("a-1", "", {"lr": 0.1}),
+    ]
+    plain = raymu("results", storage, COLUMNS="80").stdout
+    assert "a-0" in plain
+    assert "50.0" in plain
+
+
+def test_best_of_a_method(raymu, storage) -> None:
+    assert json.loads(raymu("best", storage, "--json").stdout)["trial_id"] == "a-0"
+    assert json.loads(raymu("best", storage, "--method", "salun", "--json").stdout)["trial_id"] == "a-0"
+    refused = raymu("best", storage, "--method", "scrub")
+    assert refused.returncode == 2
+    assert "Known: salun" in refused.stderr
+
+
+def test_doctor_finds_that_this_machine_works(raymu) -> None:
+    printed = raymu("doctor", COLUMNS="200")
+    assert printed.returncode == 0, printed.stdout
+    for finding in ("torch", "Ray runs", "cache", "storage", "GPU"):
+        assert finding in printed.stdout

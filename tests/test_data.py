@@ -1,0 +1,130 @@
+"""Splits, and datasets in their real format."""
+
+import hashlib
+import pickle
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from raymu import data, models, references
+from raymu.errors import InputError
+from raymu.scenario import SCENARIOS
+
+CPU = torch.device("cpu")
+NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
+
+
+def test_digits_are_split_by_class_without_overlap(digits, digits_data) -> None:
+    parts = [digits_data.train, digits_data.val, digits_data.test]
+    indices = torch.cat([part.index for part in parts])
+    assert sorted(indices.tolist()) == list(range(1797))
+    for part in parts:
+        counts = part.labels[part.index].bincount()
+        assert counts.max() - counts.min() <= 0.06 * len(part)  # as uneven as the data is
+        assert part.forget.sum() == counts[digits.forget[0]]
+    assert len(digits_data.test) == pytest.approx(0.35 * 1797, abs=1)
+
+
+def test_the_split_depends_on_the_scenarios_seed_alone(digits, digits_data) -> None:
+    again, other = data.load(digits, CPU), data.load(replace(digits, seed=1), CPU)
+    assert torch.equal(again.test.index, digits_data.test.index)
+    assert not torch.equal(other.test.index, digits_data.test.index)
+
+
+def test_normalised_images_have_zero_mean_and_unit_variance(digits_data) -> None:
+    images = digits_data.normalise(digits_data.train.images)
+    assert images.mean().item() == pytest.approx(0, abs=0.01)
+    assert images.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_images_are_shared_pages_of_one_file(digits_data) -> None:
+    """Two loads of a process map the same file instead of copying it."""
+    maps = Path("/proc/self/maps").read_text()
+    assert "datasets/digits/train_images.npy" in maps
+    assert digits_data.train.images.data_ptr() == digits_data.test.images.data_ptr()
+
+
+def write_cifar10(directory: Path, per_class: int) -> tuple[np.ndarray, dict[str, str]]:
+    """A small cifar-10-python.tar.gz as the official one is made; returns the images of batch 1 and all checksums."""
+    folder = directory / "make" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    first = None
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for name in names:
+        images = generator.integers(0, 256, (10 * per_class, 3072), dtype=np.uint8)
+        first = images if first is None else first
+        labels = [row % 10 for row in range(len(images))]
+        batch = {b"batch_label": b"", b"data": images, b"labels": labels, b"filenames": []}
+        (folder / name).write_bytes(pickle.dumps({key.decode(): value for key, value in batch.items()}, protocol=2))
+    meta = {"label_names": [f"class {number}" for number in range(10)], "num_vis": 3072, "num_cases_per_batch": 0}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+    with tarfile.open(directory / CIFAR10.filename, "w:gz") as archive:
+        archive.add(folder, CIFAR10.base_folder)
+    checksums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    checksums[CIFAR10.filename] = hashlib.md5((directory / CIFAR10.filename).read_bytes()).hexdigest()
+    return first, checksums
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A scenario whose data is a small archive, and a cache of its own."""
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    images, checksums = write_cifar10(tmp_path, per_class=20)
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, part, [[name, checksums[name]] for name, _ in getattr(CIFAR10, part)])
+    monkeypatch.setattr(CIFAR10, "tgz_md5", checksums[CIFAR10.filename])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums["batches.meta"]})
+    return SCENARIOS["cifar10-resnet18"], tmp_path, images
+
+
+def test_cifar10_archive_in_the_real_format(cifar10) -> None:
+    scenario, directory, first = cifar10
+    data.prepare(scenario, directory)
+    loaded = data.load(scenario, CPU)
+    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (900, 100, 200)
+    assert loaded.val.labels[loaded.val.index].bincount().tolist() == [10] * 10
+    assert not set(loaded.train.index.tolist()) & set(loaded.val.index.tolist())
+    # Row-major red, green, blue planes: https://www.cs.toronto.edu/~kriz/cifar.html
+    np.testing.assert_array_equal(loaded.train.images[:200].numpy(), first.reshape(-1, 3, 32, 32))
+
+
+def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
+    scenario, directory, _ = cifar10
+    data.prepare(scenario, directory)
+    short = replace(scenario, recipe=replace(scenario.recipe, epochs=4, patience=1))
+    loaded = data.load(short, CPU)
+    model = models.build(short, seed=0)
+    images = loaded.normalise(loaded.train.images[:2])
+    assert model.eval().forward_features(images).shape == (2, 512, 4, 4)  # the CIFAR stem keeps 32 x 32
+    parts = [loaded.train, loaded.val]
+    small = [replace(part, index=part.index[::9], forget=part.forget[::9]) for part in parts]
+    epoch = references.fit(
+        model, replace(loaded, train=small[0], val=small[1]), references.Train(lr=0.01, epochs=4), short
+    )
+    assert 1 <= epoch <= 4
+
+
+def test_tampered_cifar10_files_are_never_opened(cifar10, monkeypatch) -> None:
+    """Torchvision compares checksums before it unpickles."""
+    scenario, directory, _ = cifar10
+    data.prepare(scenario, directory)
+    trap = f"cbuiltins\nopen\n(S'{directory}/opened'\nS'w'\ntR."
+    (directory / CIFAR10.base_folder / "data_batch_1").write_bytes(trap.encode())
+    (directory / CIFAR10.filename).unlink()
+    monkeypatch.setattr(CIFAR10, "url", NOWHERE)
+    with pytest.raises(InputError):
+        data._read_cifar10(directory)
+    assert not (directory / "opened").exists()
+
+
+def test_missing_cifar10_says_what_to_put_where(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(CIFAR10, "url", NOWHERE)
+    with pytest.raises(InputError, match=r"cifar-10-python\.tar\.gz.*--data-dir"):
+        data.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "here")

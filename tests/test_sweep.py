@@ -1,0 +1,272 @@
+"""Real sweeps on real Ray, through the scripts that users run."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from rich.console import Console
+
+from raymu import cache, references
+from raymu.evaluation.evaluate import keys
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Protocol
+from raymu.results import select, store
+from raymu.scenario import SCENARIOS, Recipe
+from raymu.sweep import Resources, Sweep, run_sweep
+
+ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *keys()}
+
+
+def script(name: str, directory: Path) -> list[str]:
+    """The command that runs a copy of a sweep script, alone in a directory, as `ray submit` does."""
+    directory.mkdir(exist_ok=True)
+    copy = shutil.copy(REPOSITORY / "sweeps" / f"{name}.py", directory)
+    return [sys.executable, str(copy)]
+
+
+def run(command: list[str], *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=Path(command[1]).parent
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The storage after one sweep of SalUn, and what it printed."""
+    directory = tmp_path_factory.mktemp("swept")
+    storage = directory / "storage"
+    return storage, run(script("salun", directory), "--trials", 12, "--storage", storage)
+
+
+def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
+    storage, printed = swept
+    assert printed.returncode == 0, printed.stderr
+    rows = store.read_all(storage)
+    assert [row["trial"] for row in sorted(rows, key=lambda row: row["trial"])] == list(range(12))
+    assert len({row["trial_id"] for row in rows}) == 12
+    for row in rows:
+        assert set(row) >= ROW_KEYS
+        assert all(0 <= row[key] <= 1 for key in keys())
+
+
+def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
+    rows = store.read_all(swept[0])
+    first = next(row for row in rows if row["trial"] == 0)
+    assert first["config"] == {"lr": 1e-4, "epochs": 3, "salient": 0.5}
+    assert (first["source"], first["status"], first["epochs"]) == ("published", "completed", 3)
+    assert select.best(rows)["score"] >= first["score"]
+
+
+def test_asha_stops_some_and_only_at_its_rungs(swept) -> None:
+    rows = store.read_all(swept[0])
+    stopped = [row for row in rows if row["status"] == "stopped"]
+    assert stopped
+    for row in stopped:
+        assert row["epochs"] in (1, 3, 9)
+        assert row["epochs"] < row["config"]["epochs"]
+    for row in rows:
+        if row["status"] == "completed":
+            assert row["epochs"] == row["config"]["epochs"]
+
+
+def test_the_comparison_is_printed(swept) -> None:
+    output = swept[1].stdout
+    for model in ("original", "retrained", "published", "tuned"):
+        assert any(line.startswith(model) for line in output.splitlines())
+    assert "tuned setting: lr=" in output
+    assert str(swept[0] / "salun") in output
+    assert "[12/12," in output  # plain lines where there is no terminal
+
+
+def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -> None:
+    directory = references.directory(SCENARIOS["digits"])
+    before = {which: (directory / which / "model.safetensors").stat().st_mtime_ns for which in references.REFERENCES}
+    printed = run(script("random_label", tmp_path), "--trials", 2, "--storage", swept[0])
+    assert printed.returncode == 0, printed.stderr
+    assert "trained the references" not in printed.stdout
+    after = {which: (directory / which / "model.safetensors").stat().st_mtime_ns for which in references.REFERENCES}
+    assert before == after
+    assert {row["method"] for row in store.read_all(swept[0])} == {"salun", "random_label"}
+
+
+def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
+    (tmp_path / "best.yaml").write_text(raymu("best", str(swept[0] / "salun"), "--yaml").stdout)
+    best = json.loads(raymu("best", str(swept[0] / "salun"), "--json").stdout)
+    assert best == select.best(store.read(swept[0] / "salun"))
+    printed = raymu("run", "salun", "--config", "best.yaml", "--out", "again")
+    assert printed.returncode == 0, printed.stderr
+    row = json.loads((tmp_path / "again" / "row.json").read_text())
+    same = ("config", "seed", "score", "images", "forget", "threads", *keys())
+    assert {key: row[key] for key in same} == {key: best[key] for key in same}
+    assert (tmp_path / "again" / "model.safetensors").stat().st_size > 0
+
+
+def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path) -> None:
+    command = script("salun", tmp_path)
+    before = (swept[0] / "salun" / store.ROWS).read_bytes()
+    again = run(command, "--trials", 12, "--storage", swept[0])
+    assert again.returncode == 0
+    assert "tuned setting" in again.stdout
+    refused = run(command, "--trials", 12, "--storage", swept[0], "--forget", 3)
+    assert refused.returncode == 2
+    assert "belongs to another sweep: scenario.forget is [8] there, [3] here" in refused.stderr
+    assert (swept[0] / "salun" / store.ROWS).read_bytes() == before
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
+    """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""
+    command = [*script("salun", tmp_path), "--trials", "9", "--storage", str(tmp_path / "storage"), "--name", "cut"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    rows = tmp_path / "storage" / "cut"
+    deadline = time.monotonic() + 120
+    while len(store.read(rows)) < 3:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(blow)
+    _, errors = driver.communicate(timeout=60)
+    if blow == signal.SIGINT:
+        assert driver.returncode == 130
+        assert "--resume continues" in errors
+    before = (rows / store.ROWS).read_bytes()
+    kept = store.read(rows)
+    assert 3 <= len(kept) < 9
+
+    refused = run(command[:2], *command[2:])
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    resumed = run(command[:2], *command[2:], "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (rows / store.ROWS).read_bytes().startswith(before)
+    ended = store.read(rows)
+    assert sorted(row["trial"] for row in ended) == list(range(9))
+    assert len({json.dumps(row["config"]) for row in ended}) == 9
+    assert [row["source"] for row in ended].count("published") == 1
+
+
+def _sweep(sweep: Sweep, directory: Path, concurrent: int = 2) -> list[dict]:
+    resources = Resources(concurrent=concurrent)
+    return run_sweep(sweep, directory, resources, Console(file=open(os.devnull, "w")))
+
+
+FRAGILE = """
+import os
+import signal
+from dataclasses import dataclass
+
+import torch
+
+from raymu.cli import sweep_main
+from raymu.method import Method, Range, tuned
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragile(Method):
+    paper = "none"
+    lr: float = tuned(0.1, Range(0.0, 4.0, "linear"), "what goes wrong")
+    epochs: int = tuned(1, Range(1, 2, "int"), "")
+
+    def unlearn(self, run):
+        for _ in run.epochs(self.epochs):
+            if self.lr > 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.lr > 2:
+                raise RuntimeError("not today")
+            for images, labels, _ in run.batches("forget"):
+                loss = torch.nn.functional.cross_entropy(run.model(images), labels)
+                yield loss * torch.inf if self.lr > 1 else loss
+
+
+sweep_main(Sweep(Fragile, SCENARIOS["digits"], Protocol(trials=7, seed=11)))
+"""
+
+
+def test_what_goes_wrong_in_a_trial_is_a_row(swept, tmp_path) -> None:
+    """With a method of one's own, in a script of one's own. Each kind of failure happens; the sweep goes on."""
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    printed = run([sys.executable, str(tmp_path / "fragile.py")], "--storage", tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    rows = store.read(tmp_path / "fragile")
+    assert sorted(row["trial"] for row in rows) == list(range(7))
+    kinds = {0: ("completed", "stopped"), 1: ("diverged",), 2: ("error",), 3: ("error",)}
+    assert {int(row["config"]["lr"]) for row in rows} == set(kinds)
+    for row in rows:
+        assert row["status"] in kinds[int(row["config"]["lr"])]
+        if row["status"] == "diverged":
+            assert row["score"] == 0.0
+        if row["status"] == "error":
+            assert row["score"] is None
+            assert ("not today" if row["config"]["lr"] <= 3 else "process died") in row["error"]
+            assert all(row[key] is None for key in keys())
+
+
+def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch) -> None:
+    """Two whole sweeps, one after the other at a time, on data that differs in its test labels alone."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(600) % 10
+    images = generator.integers(0, 200, (600, 3, 16, 16)) + 5 * labels[:, None, None, None]  # not too easy to tell
+    scenario = dataclasses.replace(
+        SCENARIOS["cifar10-resnet18"],
+        architecture="test_resnet",
+        cifar_stem=False,
+        recipe=Recipe(lr=0.05, epochs=1, batch_size=64),
+    )
+    searches, tests = [], []
+    for poison in (False, True):
+        monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / f"cache-{poison}"))
+        entry = cache.root() / "datasets" / "cifar10"
+        entry.mkdir(parents=True)
+        test_labels = generator.permutation(labels[:300]) if poison else labels[:300]
+        for part, array in {
+            "train_images": images[:300].astype(np.uint8),
+            "train_labels": labels[:300],
+            "test_images": images[300:].astype(np.uint8),
+            "test_labels": test_labels,
+        }.items():
+            np.save(entry / f"{part}.npy", array)
+        sweep = Sweep(RandomLabel, scenario, Protocol(trials=8))
+        rows = _sweep(sweep, tmp_path / f"rows-{poison}", concurrent=1)
+        searches.append(
+            [[row[key] for key in ("trial_id", "config", "status", "epochs", "curve", "score")] for row in rows]
+        )
+        searches[-1] = [[str(value).replace(f"rows-{poison}", "") for value in row] for row in searches[-1]]
+        tests.append([row["test_retain_acc"] for row in rows])
+        best = select.best(rows)
+        searches[-1].append([best["trial"], best["score"]])
+    assert searches[0] == searches[1]
+    assert tests[0] != tests[1]
+    assert "stopped" in {row[2] for row in searches[0][:-1]}
+
+
+def test_two_sweeps_at_once_train_the_references_once(tmp_path) -> None:
+    """On a cache of their own; each on its own local Ray."""
+    environment = {**os.environ, "RAYMU_CACHE": str(tmp_path / "cache")}
+    drivers = [
+        subprocess.Popen(
+            [*script(name, tmp_path), "--trials", "1", "--storage", str(tmp_path / "storage")],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("salun", "random_label")
+    ]
+    outputs = [driver.communicate(timeout=240) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    rows = store.read_all(tmp_path / "storage")
+    assert {row["method"] for row in rows} == {"salun", "random_label"}
+    assert len({row["scenario_hash"] for row in rows}) == 1

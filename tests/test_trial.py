@@ -1,0 +1,114 @@
+"""One trial, without Ray."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from raymu import references
+from raymu.engines.local import Engine
+from raymu.evaluation.evaluate import keys
+from raymu.method import Method, Range, tuned
+from raymu.methods.random_label import RandomLabel
+from raymu.methods.retrain import Retrain
+from raymu.methods.salun import SalUn
+from raymu.trial import run_trial
+
+TIMES = {"wall_s", "unlearn_s", "evaluate_s"}
+
+
+def without_times(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Method):
+    paper: ClassVar[str] = "none"
+    lr: float = tuned(0.1, Range(0.01, 1.0, "log"), "")
+    epochs: int = tuned(2, Range(1, 9, "int"), "")
+
+    def unlearn(self, run: Engine) -> Iterator[torch.Tensor]:
+        for epoch in run.epochs(self.epochs):
+            if epoch == 2:
+                raise KeyError("what a bug looks like")
+            for images, labels, _ in run.batches("train"):
+                yield torch.nn.functional.cross_entropy(run.model(images), labels)
+
+
+def test_a_row_is_complete(quick, quick_references) -> None:
+    row, model = run_trial(quick, SalUn(lr=0.01, epochs=2), seed=3)
+    json.dumps(row, allow_nan=False)
+    assert row["status"] == "completed"
+    assert (row["method"], row["scenario"], row["seed"], row["epochs"]) == ("salun", "quick", 3, 2)
+    assert row["config"] == {"lr": 0.01, "epochs": 2, "salient": 0.5}
+    assert row["images"] == 2 * len(quick_references.data.train)
+    for key in keys():
+        assert 0 <= row[key] <= 1
+        gap = row[key] - quick_references.metrics["retrained"][key]
+        assert row[f"{key}_gap"] == pytest.approx(gap)
+    assert row["wall_s"] == pytest.approx(row["unlearn_s"] + row["evaluate_s"])
+    assert row["curve"] == [[2, row["score"]]]
+    assert model is not None
+
+
+def test_same_arguments_same_row_to_the_last_digit(quick) -> None:
+    first, second, other = (run_trial(quick, SalUn(lr=0.01, epochs=1), seed=seed)[0] for seed in (3, 3, 4))
+    assert without_times(first) == without_times(second)
+    assert without_times(first) != without_times(other) | {"seed": 3}
+
+
+def test_looking_in_between_changes_nothing(quick) -> None:
+    """Evaluation puts the model into eval mode; an epoch puts it back."""
+    reports: list[dict] = []
+    looked, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2], report=reports.append)
+    plain, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0)
+    assert without_times(looked) | {"curve": None} == without_times(plain) | {"curve": None}
+    assert [report["epochs"] for report in reports] == [1, 2]
+    assert [report["status"] for report in reports] == ["stopped", "stopped"]
+    assert [epoch for epoch, _ in looked["curve"]] == [1, 2, 3]
+
+
+def test_the_original_stays_as_it_is(quick, quick_references) -> None:
+    before = {name: tensor.clone() for name, tensor in quick_references.original.items()}
+    run_trial(quick, RandomLabel(lr=0.1, epochs=1), seed=0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in quick_references.original.items())
+
+
+def test_divergence_is_a_result(quick) -> None:
+    row, model = run_trial(quick, RandomLabel(lr=1e9, epochs=2), seed=0)
+    assert (row["status"], row["score"], model) == ("diverged", 0.0, None)
+    assert all(row[key] is None for key in keys())
+
+
+def test_an_exception_belongs_to_its_row(quick) -> None:
+    row, model = run_trial(quick, Broken(), seed=0)
+    assert (row["status"], row["score"], row["epochs"], model) == ("error", None, 1, None)
+    assert "what a bug looks like" in row["error"]
+    assert "test_trial.py" in row["traceback"]
+
+
+def test_retraining_is_the_retrained_reference(quick, quick_references) -> None:
+    """Two paths to one model: the reference, and the method `retrain` at the recipe with the scenario's seed."""
+    row, _ = run_trial(quick, Retrain.from_config(Retrain.published_config(quick)), seed=quick.seed)
+    assert {key: row[key] for key in keys()} == quick_references.metrics["retrained"]
+
+
+def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:
+    honest, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=1), seed=0)
+    load = references.load
+
+    def poisoned(*arguments):
+        reference = load(*arguments)
+        test = reference.data.test
+        labels = test.labels.clone()
+        labels[test.index] = labels[test.index].roll(1)
+        return replace(reference, data=replace(reference.data, test=replace(test, labels=labels)))
+
+    monkeypatch.setattr(references, "load", poisoned)
+    row, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=1), seed=0)
+    assert row["test_retain_acc"] != honest["test_retain_acc"]
+    for key in ("score", "curve", "val_retain_acc", "val_probe_forget_acc"):
+        assert row[key] == honest[key]
