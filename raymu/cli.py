@@ -162,7 +162,7 @@ def _sweep_command(default: "Sweep") -> Callable[..., None]:
 
 def _sweep_and_show(sweep: "Sweep", directory: Path, resources: Any, *, data_dir: Path | None, resume: bool) -> None:
     from raymu import references
-    from raymu.results import select, tables
+    from raymu.results import select, store, tables
     from raymu.sweep import run_sweep
 
     forgotten = ", ".join(map(str, sweep.scenario.forget))
@@ -172,14 +172,15 @@ def _sweep_and_show(sweep: "Sweep", directory: Path, resources: Any, *, data_dir
         highlight=False,
         soft_wrap=True,
     )
-    rows = run_sweep(sweep, directory, resources, console, data_dir=data_dir, resume=resume)
-    if len(rows) < sweep.protocol.trials:
+    try:
+        rows = run_sweep(sweep, directory, resources, console, data_dir=data_dir, resume=resume)
+    except KeyboardInterrupt:
+        done = len(store.read(directory))
         typer.echo(
-            f"interrupted after {len(rows)} of {sweep.protocol.trials} trials; the same command with --resume"
-            " continues",
+            f"interrupted after {done} of {sweep.protocol.trials} trials; the same command with --resume continues",
             err=True,
         )
-        sys.exit(130)
+        raise
     models: dict[str, Any] = {
         which: references.metrics(references.directory(sweep.scenario) / which) for which in references.REFERENCES
     }

@@ -26,7 +26,7 @@ class SweepProgress:
         self._trials = trials
         self._done = self._done_before = done
         self._running: set[str] = set()
-        self._best: Row | None = None
+        self._best: float | None = None
         self._started = time.monotonic()
         self._bar = Progress(
             TextColumn("trials"),
@@ -49,9 +49,9 @@ class SweepProgress:
         self._running.discard(trial)
         self._done += 1
         score = row["score"]
-        is_best = row["status"] == "completed" and (self._best is None or score > self._best["score"])
+        is_best = row["status"] == "completed" and (self._best is None or score > self._best)
         if is_best:
-            self._best = row
+            self._best = score
         self._show()
         shown = "-" if score is None else f"{score:.3f}"
         line = f"{row['trial_id']}  {row['status']:9}  score {shown}  {setting(row['config'])}"
@@ -68,7 +68,7 @@ class SweepProgress:
     def _state(self) -> str:
         parts = [f"{len(self._running)} running"]
         if self._best is not None:
-            parts.append(f"best {self._best['score']:.3f}")
+            parts.append(f"best {self._best:.3f}")
         finished = self._done - self._done_before
         if finished:
             seconds = (time.monotonic() - self._started) / finished * (self._trials - self._done)

@@ -15,6 +15,7 @@ from typing import Any
 
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would write every row a second time
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once: what is measured is in the rows
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 import optuna
@@ -123,8 +124,7 @@ def run_sweep(
     data_dir: Path | None = None,
     resume: bool = False,
 ) -> list[Row]:
-    """Run a sweep, or what is missing of it, and return all its rows. They are fewer than the protocol's trials where
-    the sweep was interrupted.
+    """Run a sweep, or what is missing of it, and return all its rows.
 
     Args:
         directory: the sweep's own; holds its rows.
@@ -134,19 +134,30 @@ def run_sweep(
     Raises:
         InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
             cannot be reached and resources that the cluster does not have.
+        KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     with store.Store(directory, sweep.identity(), resume=resume) as rows:
-        if len(store.read(directory)) < sweep.protocol.trials:
+        if _missing(sweep, store.read(directory)):
             data.prepare(sweep.scenario, data_dir)
             connected = connect(resources.address)
             try:
                 slots = _fit_to_cluster(resources)
                 _train_references(sweep.scenario, slots, console)
-                _search(sweep, rows, slots, console)
+                # One search is enough, unless Tune loses a trial, which it may when a process or a node dies.
+                while _missing(sweep, done := store.read(directory)):
+                    _search(sweep, rows, done, slots, console)
+                    if len(store.read(directory)) == len(done):
+                        raise RuntimeError("Ray Tune ended without running a trial")
             finally:
                 if connected:
                     ray.shutdown()
     return store.read(directory)
+
+
+def _missing(sweep: Sweep, rows: list[Row]) -> list[int]:
+    """The numbers of the trials that have no row yet."""
+    done = {row["trial"] for row in rows}
+    return [number for number in range(sweep.protocol.trials) if number not in done]
 
 
 def connect(address: str | None) -> bool:
@@ -244,19 +255,19 @@ def _train_reference(scenario: Scenario, which: references.Which, threads: int, 
     references.train(scenario, which, threads)
 
 
-def _search(sweep: Sweep, rows: store.Store, slots: _Slots, console: Console) -> None:
+def _search(sweep: Sweep, rows: store.Store, done: list[Row], slots: _Slots, console: Console) -> None:
     """Run the trials that are missing."""
-    protocol, done = sweep.protocol, store.read(rows.directory)
+    missing = _missing(sweep, done)
     trainable = tune.with_parameters(_trial, sweep=sweep, threads=slots.cpus, cache_base=str(cache.base()))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
     # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
     scratch = tempfile.mkdtemp(prefix="raymu-tune-")
     try:
-        with SweepProgress(console, protocol.trials, len(done)) as progress:
+        with SweepProgress(console, sweep.protocol.trials, len(done)) as progress:
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": slots.cpus, "gpu": slots.gpus}),
                 tune_config=tune.TuneConfig(
-                    num_samples=protocol.trials - len(done),
+                    num_samples=len(missing),
                     max_concurrent_trials=slots.count,
                     search_alg=_searcher(sweep, done),
                     scheduler=_scheduler(sweep, done),
@@ -267,7 +278,7 @@ def _search(sweep: Sweep, rows: store.Store, slots: _Slots, console: Console) ->
                     name=sweep.method.name(),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                    callbacks=[_Recorder(sweep, rows, len(done), slots.cpus, progress)],
+                    callbacks=[_Recorder(sweep, rows, missing, slots.cpus, progress)],
                 ),
             ).fit()
     finally:
@@ -348,21 +359,25 @@ def _scheduler(sweep: Sweep, done: list[Row]) -> TrialScheduler:
 class _Recorder(tune.Callback):
     """Writes a row when a trial ends, and tells the progress display."""
 
-    def __init__(self, sweep: Sweep, rows: store.Store, done: int, threads: int, progress: SweepProgress) -> None:
+    def __init__(
+        self, sweep: Sweep, rows: store.Store, numbers: list[int], threads: int, progress: SweepProgress
+    ) -> None:
+        """`numbers` are those of the trials to come, in the order of their suggestion."""
         self._sweep = sweep
         self._rows = rows
         self._threads = threads
         self._progress = progress
-        self._done = done
+        self._free = numbers
         self._numbers: dict[str, int] = {}
+        self._recorded: set[str] = set()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        for known in trials[len(self._numbers) :]:  # in the order of their suggestion: the published setting is 0
-            self._numbers[known.trial_id] = self._done + len(self._numbers)
+        for suggested in trials[len(self._numbers) :]:
+            self._numbers[suggested.trial_id] = self._free[len(self._numbers)]
         self._progress.started(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -378,9 +393,13 @@ class _Recorder(tune.Callback):
             objective=protocol.objective,
             threads=self._threads,
         )
-        self._record(trial, row | {"status": "error", "error": f"the trial's process died: {trial.get_error()}"})
+        error = f"the trial's process died, {WORKER_RETRIES + 1} times"
+        self._record(trial, row | {"status": "error", "error": error, "traceback": str(trial.get_error())})
 
     def _record(self, trial: Trial, row: Row) -> None:
+        if trial.trial_id in self._recorded:
+            return  # the process died after its last word
+        self._recorded.add(trial.trial_id)
         number = self._numbers[trial.trial_id]
         source = "published" if row["config"] == self._sweep.published else "search"
         name = self._rows.directory.name

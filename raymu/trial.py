@@ -53,6 +53,7 @@ def run_trial(
     unlearned: torch.nn.Module | None = None
     try:
         reference = references.load(scenario, references.default_device(), threads)
+        started = time.perf_counter()  # what a process loads once is no trial's own time
         if method.start == "original":
             model = reference.model()
         else:
@@ -82,6 +83,8 @@ def run_trial(
 
         with references.cpu_threads(threads):
             engine.run(method, end_of_epoch)
+        if row["epochs"] != method.epochs:
+            raise RuntimeError(f"the method ended after epoch {row['epochs']} of {method.epochs}")
         unlearned = model
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))

@@ -156,7 +156,7 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
 
 def _sweep(sweep: Sweep, directory: Path, concurrent: int = 2) -> list[dict]:
     resources = Resources(concurrent=concurrent)
-    return run_sweep(sweep, directory, resources, Console(file=open(os.devnull, "w")))
+    return run_sweep(sweep, directory, resources, Console(quiet=True))
 
 
 FRAGILE = """

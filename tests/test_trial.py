@@ -90,6 +90,18 @@ def test_an_exception_belongs_to_its_row(quick) -> None:
     assert "test_trial.py" in row["traceback"]
 
 
+def test_a_method_that_ends_early_is_an_error(quick) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Early(Broken):
+        def unlearn(self, run: Engine) -> Iterator[torch.Tensor]:
+            for _ in run.epochs(1):
+                yield from ()
+
+    row, _ = run_trial(quick, Early(), seed=0)
+    assert (row["status"], row["score"]) == ("error", None)
+    assert "ended after epoch 1 of 2" in row["error"]
+
+
 def test_retraining_is_the_retrained_reference(quick, quick_references) -> None:
     """Two paths to one model: the reference, and the method `retrain` at the recipe with the scenario's seed."""
     row, _ = run_trial(quick, Retrain.from_config(Retrain.published_config(quick)), seed=quick.seed)
