@@ -404,5 +404,6 @@ class _Recorder(tune.Callback):
         source = "published" if row["config"] == self._sweep.published else "search"
         name = self._rows.directory.name
         row = {"trial_id": f"{name}-{number:04d}", "sweep": name, "trial": number, "source": source, **row}
+        row["ended_s"] = time.time()
         self._rows.append(row)
         self._progress.ended(trial.trial_id, row)
