@@ -51,15 +51,16 @@ def main() -> None:
     _run(app)
 
 
-def sweep_main(sweep: "Sweep") -> None:
+def sweep_main(sweep: "Callable[[], Sweep]") -> None:
     """What a script in `sweeps/` ends with: read the flags, run the sweep, print the comparison.
 
-    Flags that are given win over what the script says.
+    Args:
+        sweep: makes the sweep. Flags that are given win over what it says.
     """
-    _run(_sweep_app(sweep))
+    _run(lambda: _sweep_app(sweep())())
 
 
-def _run(program: typer.Typer) -> None:
+def _run(program: Callable[[], None]) -> None:
     """Turn the errors that a user can mend into one line and exit code 2, Ctrl-C into 130."""
     try:
         program()

@@ -27,7 +27,7 @@ class SweepProgress:
         self._done = self._done_before = done
         self._running: set[str] = set()
         self._best: float | None = None
-        self._started = time.monotonic()
+        self._started: float | None = None  # when the first trial began: Ray's start is not theirs
         self._bar = Progress(
             TextColumn("trials"),
             BarColumn(bar_width=20),
@@ -41,6 +41,7 @@ class SweepProgress:
 
     def started(self, trial: str) -> None:
         """A trial has begun, perhaps once more since its process died."""
+        self._started = self._started or time.monotonic()
         self._running.add(trial)
         self._show()
 
@@ -70,7 +71,7 @@ class SweepProgress:
         if self._best is not None:
             parts.append(f"best {self._best:.3f}")
         finished = self._done - self._done_before
-        if finished:
+        if finished and self._started:
             seconds = (time.monotonic() - self._started) / finished * (self._trials - self._done)
             parts.append(f"{int(seconds // 60)}:{int(seconds % 60):02d} left")
         return ", ".join(parts)

@@ -12,13 +12,16 @@ from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS
 from raymu.sweep import Sweep
 
-sweep = Sweep(
-    method=RandomLabel,
-    scenario=SCENARIOS["digits"],
-    protocol=Protocol(trials=40, objective="hmean", scheduler="asha"),
-    # Ranges to search instead of the method's own (see `raymu methods`):
-    space={"lr": Range(1e-5, 1e-1, "log")},
-)
+
+def sweep() -> Sweep:
+    return Sweep(
+        method=RandomLabel,
+        scenario=SCENARIOS["digits"],
+        protocol=Protocol(trials=40, objective="hmean", scheduler="asha"),
+        # Ranges to search instead of the method's own (see `raymu methods`):
+        space={"lr": Range(1e-5, 1e-1, "log")},
+    )
+
 
 if __name__ == "__main__":
     sweep_main(sweep)

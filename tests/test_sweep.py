@@ -154,6 +154,25 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     assert [row["source"] for row in ended].count("published") == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("Range(1e-5, 1e-1,", "Range(1e-1, 1e-5,", "low end has to be below the high end"),
+        ("trials=40", "trials=0", "trials has to be at least 1"),
+        ('{"lr":', '{"rl":', "did you mean 'lr'"),
+    ],
+)
+def test_a_mistake_in_an_edited_script_is_one_clear_line(tmp_path, before, after, message) -> None:
+    command = script("salun", tmp_path)
+    text = Path(command[1]).read_text()
+    assert before in text
+    Path(command[1]).write_text(text.replace(before, after))
+    printed = run(command)
+    assert printed.returncode == 2
+    assert message in printed.stderr
+    assert len(printed.stderr.splitlines()) == 1
+
+
 def _sweep(sweep: Sweep, directory: Path, concurrent: int = 2) -> list[dict]:
     resources = Resources(concurrent=concurrent)
     return run_sweep(sweep, directory, resources, Console(quiet=True))
@@ -190,7 +209,7 @@ class Fragile(Method):
                 yield loss * torch.inf if self.lr > 1 else loss
 
 
-sweep_main(Sweep(Fragile, SCENARIOS["digits"], Protocol(trials=7, seed=11)))
+sweep_main(lambda: Sweep(Fragile, SCENARIOS["digits"], Protocol(trials=7, seed=11)))
 """
 
 
