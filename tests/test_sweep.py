@@ -126,7 +126,14 @@ def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path)
 def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""
     command = [*script("salun", tmp_path), "--trials", "9", "--storage", str(tmp_path / "storage"), "--name", "cut"]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    driver = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore Ctrl-C
+    )
     rows = tmp_path / "storage" / "cut"
     deadline = time.monotonic() + 120
     while len(store.read(rows)) < 3:

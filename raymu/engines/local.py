@@ -48,6 +48,8 @@ class Engine:
         self._device = data.mean.device
         self._seed = seed
         self._random = torch.Generator().manual_seed(seed)
+        forgotten = set(data.train.labels[data.train.index[data.train.forget]].tolist())
+        self._retain_classes = torch.tensor([c for c in range(data.num_classes) if c not in forgotten])
         self._frozen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run(self, method: Method, end_of_epoch: Callable[[int], None] = lambda epoch: None) -> None:
@@ -94,10 +96,8 @@ class Engine:
 
     def random_retain_labels(self, count: int) -> Tensor:
         """Labels (count,) drawn evenly among the classes that are not forgotten."""
-        train = self._data.train
-        forgotten = train.labels[train.index[train.forget]].unique()
-        classes = torch.tensor([c for c in range(self._data.num_classes) if c not in forgotten])
-        return classes[torch.randint(len(classes), (count,), generator=self._random)].to(self._device)
+        draw = torch.randint(len(self._retain_classes), (count,), generator=self._random)
+        return self._retain_classes[draw].to(self._device)
 
     def saliency(self) -> dict[str, Tensor]:
         """The sum over the forget set's batches of |gradient of the summed CE|, for every weight, before unlearning.
