@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,11 @@ StorageArgument = Annotated[Path, typer.Argument(help="A sweep's directory, or o
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to unlearn; see: raymu scenarios")]
 ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
+ShareFlag = Annotated[
+    float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
+]
+HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
+TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[Path | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to.")]
 CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial.")]
 
@@ -51,13 +56,19 @@ def main() -> None:
     _run(app)
 
 
-def sweep_main(sweep: "Callable[[], Sweep]") -> None:
+def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
     """What a script in `sweeps/` ends with: read the flags, run the sweep, print the comparison.
 
     Args:
-        sweep: makes the sweep. Flags that are given win over what it says.
+        sweep: makes the sweep, or several that run one after the other and are ranked. Flags that are given win over
+            what it says.
     """
-    _run(lambda: _sweep_app(sweep())())
+
+    def program() -> None:
+        made = sweep()
+        _sweep_app(made if isinstance(made, list) else [made])()
+
+    _run(program)
 
 
 def _run(program: Callable[[], None]) -> None:
@@ -87,29 +98,33 @@ class _Methods(typer.core.TyperGroup):
         from raymu.sweep import Sweep
 
         sweep = Sweep(method.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
-        return typer.main.get_command(_sweep_app(sweep))
+        return typer.main.get_command(_sweep_app([sweep]))
 
 
 app.add_typer(typer.Typer(cls=_Methods, no_args_is_help=True), name="sweep", help="Tune a method with Ray Tune.")
 
 
-def _sweep_app(sweep: "Sweep") -> typer.Typer:
-    """A program with one command, whose defaults are what `sweep` says."""
-    summary = (sweep.method.__doc__ or "").strip().split("\n\n")[0]
+def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
+    """A program with one command, whose defaults are what the first of the sweeps says."""
+    names = ", ".join(sweep.method.name() for sweep in sweeps)
+    summary = (sweeps[0].method.__doc__ or "").strip().split("\n\n")[0] if len(sweeps) == 1 else "Then rank them."
     program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    name = sweep.method.name()
-    program.command(name, help=f"Tune {name}. {' '.join(summary.split())}")(_sweep_command(sweep))
+    program.command(help=f"Tune {names}. {' '.join(summary.split())}")(_sweep_command(sweeps))
     return program
 
 
-def _sweep_command(default: "Sweep") -> Callable[..., None]:
+def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu.sweep import Resources, Sweep
 
-    budget, resources = default.protocol, Resources()
+    default, resources = defaults[0], Resources()
+    budget = default.protocol
 
     def command(
         scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = default.scenario.name,
         forget: ForgetFlag = None,
+        forget_share: ShareFlag = None,
+        head: Annotated[str, typer.Option(help=HEAD_HELP)] = default.head,
+        train: Annotated[str, typer.Option(help=TRAIN_HELP)] = default.train,
         data_dir: DataFlag = None,
         trials: Annotated[int, typer.Option(help="How many settings to try.")] = budget.trials,
         ranges: Annotated[
@@ -127,7 +142,8 @@ def _sweep_command(default: "Sweep") -> Callable[..., None]:
         ] = budget.scheduler,
         storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = DEFAULT_STORAGE,
         name: Annotated[
-            str | None, typer.Option(help="Name of this sweep: its directory in the storage. (default: the method)")
+            str | None,
+            typer.Option(help="Its directory in the storage. (default: the method; where there are several, all)"),
         ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
         address: Annotated[
@@ -144,31 +160,62 @@ def _sweep_command(default: "Sweep") -> Callable[..., None]:
     ) -> None:
         chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
         protocol = Protocol(trials, seed, objective, scheduler)  # type: ignore[arg-type]
-        sweep = Sweep(
-            method=default.method,
-            scenario=_with_forget(chosen, forget),
-            protocol=protocol,
-            space={**default.space, **_parse_ranges(default.method, ranges or [])},
-        )
-        _sweep_and_show(
-            sweep,
-            _local(storage) / (name or sweep.method.name()),
-            Resources(address, cpus_per_trial, gpus_per_trial, concurrent),
-            data_dir=data_dir,
-            resume=resume,
-        )
+
+        def asked(method: "type[Method]", space: "Mapping[str, Range]") -> Sweep:
+            return Sweep(
+                method=method,
+                scenario=_with_forget(chosen, forget, forget_share),
+                protocol=protocol,
+                space={**space, **_parse_ranges(method, head, ranges or [])},
+                head=head,  # type: ignore[arg-type]
+                train=train,  # type: ignore[arg-type]
+            )
+
+        options: dict[str, Any] = {"data_dir": data_dir, "resume": resume}
+        given = Resources(address, cpus_per_trial, gpus_per_trial, concurrent)
+        if len(defaults) == 1:
+            sweep = asked(default.method, default.space)
+            _sweep_and_show(sweep, _local(storage) / (name or sweep.name), given, **options)
+            return
+        if ranges:
+            raise InputError("--range is for a sweep of one method")
+        sweeps, left_out = [], []
+        for one in defaults:
+            try:
+                sweeps.append(asked(one.method, one.space))
+            except InputError as error:
+                left_out.append(error)
+        if not sweeps:
+            raise left_out[0]
+        for reason in left_out:
+            console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        _sweep_and_rank(sweeps, _local(storage) / (name or "all"), given, **options)
 
     return command
 
 
-def _sweep_and_show(sweep: "Sweep", directory: Path, resources: Any, *, data_dir: Path | None, resume: bool) -> None:
+def _sweep_and_rank(sweeps: "list[Sweep]", directory: Path, resources: Any, **options: Any) -> None:
+    from raymu.results import tables
+    from raymu.sweep import session
+
+    done = {}
+    with session(resources.address):
+        for sweep in sweeps:
+            done[sweep.name] = _sweep_and_show(sweep, directory / sweep.name, resources, **options)
+            console.print()
+    console.print(tables.ranking(done, sweeps[0].protocol.objective))
+
+
+def _sweep_and_show(
+    sweep: "Sweep", directory: Path, resources: Any, *, data_dir: Path | None, resume: bool
+) -> dict[str, Any]:
+    """Run a sweep and print how it went; return the rows of "original", "retrained", "published" and "tuned"."""
     from raymu import references
     from raymu.results import select, store, tables
     from raymu.sweep import run_sweep
 
-    forgotten = ", ".join(map(str, sweep.scenario.forget))
     console.print(
-        f"tuning {sweep.method.name()} on {sweep.scenario.name}, forgetting class {forgotten}:"
+        f"tuning {sweep.name} on {sweep.scenario.name}, forgetting {sweep.scenario.forgotten}:"
         f" {sweep.protocol.trials} trials, {sweep.protocol.scheduler}, into {directory}",
         highlight=False,
         soft_wrap=True,
@@ -195,6 +242,12 @@ def _sweep_and_show(sweep: "Sweep", directory: Path, resources: Any, *, data_dir
         console.print(tables.comparison(models, sweep.protocol.objective))
         raise InputError(f"{error}; see: raymu results {directory}") from error
     console.print(tables.comparison(models, sweep.protocol.objective))
+    if models["published"] is not None and models["published"]["fallback"]:
+        console.print(
+            f"published: a fallback, since the paper gives no setting for {sweep.scenario.dataset} with a {sweep.head}"
+            " head",
+            highlight=False,
+        )
     console.print()
     statuses = [row["status"] for row in rows]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
@@ -206,6 +259,7 @@ def _sweep_and_show(sweep: "Sweep", directory: Path, resources: Any, *, data_dir
         f"references: {references.directory(sweep.scenario)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return models
 
 
 def _gaps(row: dict[str, Any], retrained: dict[str, Any]) -> dict[str, float]:
@@ -214,30 +268,36 @@ def _gaps(row: dict[str, Any], retrained: dict[str, Any]) -> dict[str, float]:
     return gaps(row, retrained)
 
 
-def _with_forget(scenario: Scenario, forget: str | None) -> Scenario:
+def _with_forget(scenario: Scenario, forget: str | None, share: float | None) -> Scenario:
+    if share is not None:
+        if forget is not None:
+            raise InputError("--forget and --forget-share exclude each other")
+        if not 0 < share < 1:
+            raise InputError(f"--forget-share takes a share between 0 and 1, not {share:g}")
+        return dataclasses.replace(scenario, forget=(), forget_share=share)
     if forget is None:
         return scenario
     try:
         classes = tuple(int(part) for part in forget.split(","))
     except ValueError as error:
         raise InputError(f"--forget takes class numbers such as 3 or 0,1,2, not {forget!r}") from error
-    return dataclasses.replace(scenario, forget=classes)
+    return dataclasses.replace(scenario, forget=classes, forget_share=0.0)
 
 
-def _parse_ranges(method: "type[Method]", texts: list[str]) -> "dict[str, Range]":
+def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[str, Range]":
     from raymu.method import Range
     from raymu.scenario import unknown
 
-    ranges = {}
+    known, ranges = method.ranges(head), {}
     for text in texts:
         name, _, ends = text.partition("=")
-        if name not in method.ranges():
-            raise InputError(unknown(f"hyperparameter of {method.name()}", name, list(method.ranges())))
+        if name not in known:
+            raise InputError(unknown(f"searched hyperparameter of {method.name()}", name, list(known)))
         try:
             low, high = (float(end) for end in ends.split(":"))
         except ValueError as error:
             raise InputError(f"--range takes NAME=LOW:HIGH such as lr=1e-4:1e-2, not {text!r}") from error
-        ranges[name] = Range(low, high, method.ranges()[name].scale)
+        ranges[name] = Range(low, high, known[name].scale)
     return ranges
 
 
@@ -260,6 +320,10 @@ def run(
     ] = None,
     scenario: ScenarioFlag = None,
     forget: ForgetFlag = None,
+    forget_share: ShareFlag = None,
+    head: Annotated[str | None, typer.Option(help=f"{HEAD_HELP} (default: the row's, or linear)")] = None,
+    train: Annotated[str | None, typer.Option(help=f"{TRAIN_HELP} (default: the row's, or all)")] = None,
+    objective: Annotated[str | None, typer.Option(help="Of the score. (default: the row's, or hmean)")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads. (default: the row's, or 1)")] = None,
@@ -268,16 +332,24 @@ def run(
     from raymu import cache, data, references
     from raymu.method import get as get_method
     from raymu.results import tables
-    from raymu.trial import run_trial
+    from raymu.trial import check, run_trial
 
     given = _read_row(config)
     chosen = get_method(method)
     if given.get("method", method) != method:
         raise InputError(f"{config} is a setting of {given['method']}, not of {method}")
     task = get_scenario(scenario or given.get("scenario", DEFAULT_SCENARIO))
-    task = _with_forget(task, forget or (",".join(map(str, given["forget"])) if "forget" in given else None))
-    data.check_forget(task)
-    instance = chosen.from_config(given.get("config", chosen.published_config(task)))
+    if given.get("forget_share"):
+        task = _with_forget(task, None, given["forget_share"])
+    elif "forget" in given:
+        task = _with_forget(task, ",".join(map(str, given["forget"])), None)
+    task = _with_forget(task, forget, forget_share)
+    goal = objective or given.get("objective", "hmean")
+    check(task, chosen, goal)
+    options: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
+    chosen.check_options(**options)
+    config_values = given["config"] if given else chosen.published_config(task, options["head"])
+    instance = chosen.from_config(config_values, **options)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -289,7 +361,7 @@ def run(
             task,
             instance,
             seed=given.get("seed", 0) if seed is None else seed,
-            objective=given.get("objective", "hmean"),
+            objective=goal,
             threads=cpus_per_trial or given.get("threads", 1),
         )
     cache.save_json(out / "row.json", row)
@@ -323,41 +395,57 @@ def _read_row(path: Path | None) -> dict[str, Any]:
 
 
 @app.command()
-def methods(as_json: JsonFlag = False) -> None:
+def methods(
+    as_json: JsonFlag = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
+) -> None:
     """List the unlearning methods, their hyperparameters, published values and ranges."""
     from raymu import method
 
     described = []
     for name in method.names():
         cls = method.get(name)
-        fields = dataclasses.fields(cls)
         described.append(
             {
                 "name": name,
                 "paper": cls.paper,
+                "needs": list(cls.needs),
+                "forgets": ["classes"] if cls.classes_only else ["classes", "samples"],
                 "hyperparameters": {
                     field.name: {
                         "default": field.default,
-                        **dataclasses.asdict(field.metadata["range"]),
+                        **(dataclasses.asdict(field.metadata["range"]) if field.metadata["range"] else {}),
                         "doc": field.metadata["doc"],
                     }
-                    for field in fields
+                    for field in cls.hyperparameters("cmf").values()
                 },
-                "published": {scenario: dict(values) for scenario, values in cls.published.items()},
+                "published": [
+                    {"dataset": dataset, "head": head, "config": dict(values)}
+                    for (dataset, head), values in cls.published.items()
+                ],
             }
         )
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return
+    if as_markdown:
+        typer.echo(method.markdown_table())
+        return
     for name in method.names():
         cls = method.get(name)
         console.print(f"[bold]{name}[/bold]  {cls.paper}", highlight=False)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
-        for field in dataclasses.fields(cls):
-            search, doc = field.metadata["range"], field.metadata["doc"]
-            table.add_row(field.name, f"{field.default:g}", str(search), doc)
+        for field in cls.hyperparameters().values():
+            search, doc = field.metadata["range"] or "fixed", field.metadata["doc"]
+            table.add_row(field.name, "-" if field.default is None else f"{field.default:g}", str(search), doc)
+        for (dataset, head), values in cls.published.items():
+            table.add_row(f"{dataset} {head}", "", "", " ".join(f"{key}={value:g}" for key, value in values.items()))
         console.print(table, highlight=False)
-    console.print("Hyperparameters with their published default and the range that a sweep covers.")
+    console.print(
+        "Hyperparameters: default, range that a sweep covers, meaning. Below them what the paper gives by dataset and"
+        " head; elsewhere the setting for CIFAR-10 is the fallback. With --head cmf, temperature (1, 1..64 log) is"
+        " searched as well."
+    )
 
 
 @app.command()
@@ -372,8 +460,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
     for task in SCENARIOS.values():
         recipe = task.recipe
         training = f"{recipe.epochs} epochs, lr {recipe.lr:g}, batch {recipe.batch_size}"
-        forgotten = ",".join(map(str, task.forget))
-        table.add_row(task.name, task.dataset, task.architecture, f"class {forgotten}", training)
+        table.add_row(task.name, task.dataset, task.architecture, task.forgotten, training)
     console.print(table, highlight=False)
 
 

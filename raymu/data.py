@@ -7,7 +7,7 @@ copies or unpickles images.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +24,14 @@ Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 class Dataset(NamedTuple):
     """A source of images.
 
-    `read(directory)` returns uint8 images (N, C, H, W) and int64 labels (N,) as `train_images`, `train_labels` and,
-    where the dataset brings its own test set, `test_images`, `test_labels`. It raises InputError where it can't.
+    `size` is the height and the width of an image. `read(directory)` returns uint8 images (N, C, H, W) and int64
+    labels (N,) as `train_images`, `train_labels` and, where the dataset brings its own test set, `test_images`,
+    `test_labels`. It raises InputError where it can't.
     """
 
     num_classes: int
     channels: int
+    size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     read: Callable[[Path], Arrays]
@@ -65,36 +67,62 @@ def _read_cifar10(directory: Path) -> Arrays:
 
 
 DATASETS = {
-    "digits": Dataset(10, 1, (0.305,), (0.319,), _read_digits),
-    "cifar10": Dataset(10, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _read_cifar10),
+    "digits": Dataset(10, 1, 16, (0.305,), (0.319,), _read_digits),
+    "cifar10": Dataset(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _read_cifar10),
 }
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split: `images` (uint8, N x C x H x W) and `labels` (int64, N) of the whole array,
-    `index` (int64) of the rows that belong to the split, and `forget` (bool, one an index) of the forget set.
+    """Some images of an array: `images` (uint8, N x C x H x W) and `labels` (int64, N) of the whole array, and `index`
+    (int64) of the rows that belong to the split.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
-    forget: Tensor
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def targets(self) -> Tensor:
+        """The true labels of its images."""
+        return self.labels[self.index]
+
+    def subset(self, chosen: Tensor) -> "Split":
+        """Those of its images that are chosen, by position or by a mask."""
+        return Split(self.images, self.labels, self.index[chosen])
+
+
+class HeldOut(NamedTuple):
+    """What a model is evaluated on.
+
+    Where classes are forgotten: the held-out images of the other classes, and those of these classes. Where samples
+    are forgotten: all held-out images, and one half of the forgotten training images.
+    """
+
+    retain: Split
+    forget: Split
 
 
 @dataclass(frozen=True)
 class Data:
     """A scenario's three splits and how to turn pixels into model input.
 
-    `mean` and `std` have shape (C, 1, 1), in units of pixel / 255.
+    Attributes:
+        train: what the original was trained on.
+        forget: which of them have to be forgotten (bool, one an image).
+        probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
+            learn them itself.
+        mean, std: of shape (C, 1, 1), in units of pixel / 255.
     """
 
     train: Split
-    val: Split
-    test: Split
+    forget: Tensor
+    probed: Split
+    val: HeldOut
+    test: HeldOut
     num_classes: int
     mean: Tensor
     std: Tensor
@@ -105,11 +133,17 @@ class Data:
 
 
 def check_forget(scenario: Scenario) -> None:
-    """Look whether the forget classes make sense for the data.
+    """Look whether the forget set makes sense for the data.
 
     Raises:
-        InputError: one that the data does not have, none, or all of them.
+        InputError: a class that the data does not have, none, or all of them; a share outside 0..1; or both.
     """
+    if scenario.forget_share:
+        if scenario.forget:
+            raise InputError("forget classes or a share of the samples, not both")
+        if not 0 < scenario.forget_share < 1:
+            raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
+        return
     classes = range(DATASETS[scenario.dataset].num_classes)
     for forgotten in scenario.forget:
         if forgotten not in classes:
@@ -156,9 +190,7 @@ def load(scenario: Scenario, device: torch.device) -> Data:
     num_val, num_test = (round(len(labels) * share) for share in (scenario.val_share, scenario.test_share))
 
     def split(part: str, index: NDArray[np.int64]) -> Split:
-        part_labels, rows = arrays[f"{part}_labels"], torch.from_numpy(index).to(device)
-        forget = torch.isin(part_labels[rows], torch.tensor(scenario.forget, device=device))
-        return Split(arrays[f"{part}_images"], part_labels, rows, forget)
+        return Split(arrays[f"{part}_images"], arrays[f"{part}_labels"], torch.from_numpy(index).to(device))
 
     if num_test:
         train, test_index = hold_out(train, num_test)
@@ -168,10 +200,34 @@ def load(scenario: Scenario, device: torch.device) -> Data:
     train, val_index = hold_out(train, num_val)
     dataset = DATASETS[scenario.dataset]
     return Data(
-        train=split("train", train),
-        val=split("train", val_index),
-        test=test,
+        **_forget_set(scenario, split("train", train), split("train", val_index), test),
         num_classes=dataset.num_classes,
         mean=torch.tensor(dataset.mean, device=device).view(-1, 1, 1),
         std=torch.tensor(dataset.std, device=device).view(-1, 1, 1),
     )
+
+
+def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> dict[str, Any]:
+    """What of the three splits is to be forgotten, as fields of Data."""
+    if scenario.forget:
+        classes = torch.tensor(scenario.forget, device=train.labels.device)
+        forget, *held_out = (torch.isin(split.targets, classes) for split in (train, val, test))
+        val_parts, test_parts = (
+            HeldOut(split.subset(~chosen), split.subset(chosen))
+            for split, chosen in zip((val, test), held_out, strict=True)
+        )
+        return {"train": train, "forget": forget, "probed": train, "val": val_parts, "test": test_parts}
+    count = round(scenario.forget_share * len(train))
+    if not 2 <= count < len(train):
+        raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(scenario.seed))[:count]
+    chosen = chosen.to(train.index.device)
+    forget = torch.zeros(len(train), dtype=torch.bool, device=chosen.device)
+    forget[chosen] = True
+    return {
+        "train": train,
+        "forget": forget,
+        "probed": train.subset(~forget),
+        "val": HeldOut(val, train.subset(chosen[: count // 2])),
+        "test": HeldOut(test, train.subset(chosen[count // 2 :])),
+    }

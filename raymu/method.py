@@ -1,4 +1,4 @@
-"""What an unlearning method is: hyperparameters with a published default and a range, and a generator of losses."""
+"""What an unlearning method is: hyperparameters with a published default and a range, and a generator of steps."""
 
 import dataclasses
 import importlib
@@ -6,7 +6,7 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -15,6 +15,11 @@ from raymu.scenario import Scenario, unknown
 
 if TYPE_CHECKING:
     from raymu.engines.local import Engine
+
+
+Part = Literal["retain", "forget"]
+Head = Literal["linear", "cmf"]
+Train = Literal["all", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,27 @@ class Range:
 
 
 def tuned(default: float, search: Range, doc: str) -> Any:
-    """A hyperparameter: its published default, the range a fair search covers, and its meaning, on one line."""
+    """A hyperparameter that a sweep searches: its published default, its range, and its meaning, on one line."""
     if default not in search:
         raise ValueError(f"default {default} lies outside {search}")
     return dataclasses.field(default=default, metadata={"range": search, "doc": doc})
+
+
+def fixed(default: float | None, doc: str) -> Any:
+    """A hyperparameter that a sweep leaves at its published value."""
+    return dataclasses.field(default=default, metadata={"range": None, "doc": doc})
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A loss whose gradient is scaled down to the norm `norm`, over all weights, if it is longer; None: left alone."""
+
+    loss: Tensor
+    norm: float | None
+
+
+Loss = Tensor | Clipped
+Step = Loss | tuple[Loss, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +81,59 @@ class Method:
     """An unlearning method. Its fields are its hyperparameters, `unlearn` is its algorithm.
 
     A method lives in `raymu/methods/NAME.py` (or in a user's own script) and knows nothing of how a step is carried
-    out: it yields losses, and the engine does backward, optimizer (SGD, Nesterov momentum 0.9, weight decay 5e-4,
-    as in Gao et al.) and masks.
+    out: it yields losses, and the engine does backward, optimizer and masks.
+
+    Two options are orthogonal to every method:
+
+    Attributes:
+        head: "linear", the original's own, or "cmf": class-mean features (`raymu.models.CMF`) for the whole of
+            unlearning, made anew from the training set before the first and after every epoch.
+        train: "all" weights, or the "classifier" alone: the control, whose features stay as they were.
+        temperature: of the CMF head.
 
     Class attributes:
         paper: where the method comes from.
-        published: the paper's settings by scenario name, where they differ from the fields' defaults.
+        needs: the parts of the training set that it reads.
+        published: the paper's settings by (dataset, head), where they differ from the fields' defaults, which are
+            those for CIFAR-10.
         start: "original" weights, or "scratch" for random ones.
+        trains: whether it takes optimizer steps; otherwise it edits the weights once, in no epoch.
+        classes_only: whether it can forget classes, but not single samples.
+
+    Raises:
+        InputError: options that make no sense for the method.
     """
 
-    lr: float
-    epochs: int
+    head: Head = "linear"
+    train: Train = "all"
+    temperature: float = tuned(1.0, Range(1, 64, "log"), "what the CMF head's cosines are multiplied by")
 
     paper: ClassVar[str]
-    published: ClassVar[Mapping[str, dict[str, Any]]] = {}
+    needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
+    published: ClassVar[Mapping[tuple[str, Head], dict[str, Any]]] = {}
     start: ClassVar[Literal["original", "scratch"]] = "original"
+    trains: ClassVar[bool] = True
+    classes_only: ClassVar[bool] = False
 
-    def unlearn(self, run: "Engine") -> Iterator[Tensor]:
-        """Yield one scalar loss per optimizer step, all of them inside `for epoch in run.epochs(self.epochs)`."""
+    def __post_init__(self) -> None:
+        self.check_options(self.head, self.train)
+
+    def unlearn(self, run: "Engine") -> Iterator[Step]:
+        """Yield one step after the other: a scalar loss, or several whose gradients are added, each perhaps Clipped.
+
+        Every step lies inside `for epoch in run.epochs(...)`.
+        """
         raise NotImplementedError
 
-    def lr_factor(self, epoch: int) -> float:
-        """What `lr` is multiplied with in an epoch (1, 2, ...)."""
-        return 1.0
+    @property
+    def total_epochs(self) -> int:
+        """How many epochs `unlearn` takes in all."""
+        return getattr(self, "epochs", 0)
+
+    @property
+    def comparable_from(self) -> int:
+        """The first epoch after which the state may be compared with other trials' (a scheduler has to wait)."""
+        return 1
 
     @classmethod
     def name(cls) -> str:
@@ -92,32 +144,76 @@ class Method:
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
     @classmethod
-    def ranges(cls) -> dict[str, Range]:
+    def check_options(cls, head: str, train: str) -> None:
+        """Look whether the two options make sense for the method.
+
+        Raises:
+            InputError: they do not.
+        """
+        for kind, value, known in (("head", head, get_args(Head)), ("train", train, get_args(Train))):
+            if value not in known:
+                raise InputError(unknown(kind, value, list(known)))
+        if train == "classifier":
+            if not cls.trains:
+                raise InputError(f"{cls.name()} trains nothing, so it cannot train the classifier alone")
+            if cls.start == "scratch":
+                raise InputError(f"{cls.name()} starts from random weights: a classifier alone cannot learn on them")
+            if head == "cmf":
+                raise InputError("a CMF head follows the features: with those frozen there is nothing to train")
+
+    @classmethod
+    def hyperparameters(cls, head: Head = "linear") -> dict[str, "dataclasses.Field[Any]"]:
+        """What a config may hold: name -> field, with its Range (or None) and meaning in `metadata`."""
+        own = {field.name: field for field in dataclasses.fields(cls) if "doc" in field.metadata}
+        temperature = own.pop("temperature")
+        return {**own, "temperature": temperature} if head == "cmf" else own
+
+    @classmethod
+    def ranges(cls, head: Head = "linear") -> dict[str, Range]:
         """The search space: hyperparameter -> range."""
-        return {field.name: field.metadata["range"] for field in dataclasses.fields(cls)}
+        fields = cls.hyperparameters(head)
+        return {name: field.metadata["range"] for name, field in fields.items() if field.metadata["range"]}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The value of every hyperparameter."""
+        return {name: getattr(self, name) for name in self.hyperparameters(self.head)}
 
     @classmethod
-    def published_config(cls, scenario: Scenario) -> dict[str, Any]:
-        """The published setting for a scenario; the fields' defaults where the paper gives none for it."""
-        return dataclasses.asdict(cls(**cls.published.get(scenario.name, {})))
+    def published_config(cls, scenario: Scenario, head: Head = "linear") -> dict[str, Any]:
+        """The published setting for a scenario's dataset; where the paper gives none, the one for CIFAR-10."""
+        fallback = cls.published.get(("cifar10", head), {})
+        setting = cls.published.get((scenario.dataset, head), fallback)
+        return cls(head=head, **setting).config
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Method":
+    def is_published(cls, scenario: Scenario, head: Head = "linear") -> bool:
+        """Whether the paper gives a setting for this dataset and head."""
+        return (scenario.dataset, head) in cls.published
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, head: Head = "linear", train: Train = "all") -> "Method":
         """The method with these hyperparameters; those that are not given keep their default.
 
         Raises:
-            InputError: a hyperparameter that the method does not have, or a value that is no number.
+            InputError: options that make no sense, a hyperparameter that the method does not have, or a value that is
+                no number of at least 0.
         """
-        known = {field.name: field.type for field in dataclasses.fields(cls)}
+        cls.check_options(head, train)
+        known, types = cls.hyperparameters(head), get_type_hints(cls)
         values: dict[str, Any] = {}
         for key, value in config.items():
             if key not in known:
                 raise InputError(unknown(f"hyperparameter of {cls.name()}", key, list(known)))
+            if value is None and known[key].default is None:
+                continue
             try:
-                values[key] = int(value) if known[key] is int else float(value)
+                values[key] = int(value) if types[key] is int else float(value)
+                if not 0 <= values[key] < float("inf"):
+                    raise ValueError("out of range")
             except (TypeError, ValueError) as error:
-                raise InputError(f"{cls.name()}: {key} has to be a number, not {value!r}") from error
-        return cls(**values)
+                raise InputError(f"{cls.name()}: {key} has to be a number of at least 0, not {value!r}") from error
+        return cls(head=head, train=train, **values)
 
 
 def names() -> list[str]:
@@ -142,3 +238,17 @@ def get(name: str) -> type[Method]:
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
     return method
+
+
+def markdown_table() -> str:
+    """Every method with its hyperparameters: published value (for CIFAR-10) and range. It stands in the README."""
+    lines = ["| method | paper | reads | hyperparameters: default -> range |", "|---|---|---|---|"]
+    for name in names():
+        cls = get(name)
+        knobs = []
+        for field in cls.hyperparameters().values():
+            default = "none" if field.default is None else f"{field.default:g}"
+            search = field.metadata["range"]
+            knobs.append(f"{field.name} {default}" + (f" -> {search}" if search else ""))
+        lines.append(f"| {name} | {cls.paper} | {' and '.join(cls.needs)} | {'; '.join(knobs)} |")
+    return "\n".join(lines)

@@ -4,24 +4,44 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from raymu.data import DATASETS
-from raymu.scenario import Scenario
+from raymu.data import DATASETS, Data, Split
+from raymu.errors import Diverged, InputError
+from raymu.scenario import Scenario, unknown
+
+EXTRACT_BATCH = 512
+
+
+def check_architecture(scenario: Scenario) -> None:
+    """Look whether timm has the architecture.
+
+    Raises:
+        InputError: it has not; the message names the nearest.
+    """
+    import timm
+
+    if not timm.is_model(scenario.architecture):
+        similar = timm.list_models(f"*{scenario.architecture.split('_')[0]}*") or ["resnet18"]
+        raise InputError(unknown("architecture", scenario.architecture, similar))
 
 
 def build(scenario: Scenario, seed: int) -> nn.Module:
     """The scenario's architecture with random weights that depend on `seed` alone.
 
     Raises:
-        RuntimeError: timm does not know the architecture.
+        RuntimeError: timm does not know the architecture, or not its arguments.
     """
     import timm  # takes a second, which only who builds a model has to spend
 
     dataset = DATASETS[scenario.dataset]
+    arguments: dict[str, Any] = dict(scenario.model_args)
+    if getattr(timm.get_pretrained_cfg(scenario.architecture), "fixed_input_size", False):
+        arguments.setdefault("img_size", dataset.size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = timm.create_model(
-            scenario.architecture, num_classes=dataset.num_classes, in_chans=dataset.channels
+            scenario.architecture, num_classes=dataset.num_classes, in_chans=dataset.channels, **arguments
         )
         if scenario.cifar_stem:
             model.conv1 = nn.Conv2d(dataset.channels, model.conv1.out_channels, 3, 1, 1, bias=False)
@@ -35,3 +55,76 @@ def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W)."""
     features = model.forward_head(model.forward_features(images), pre_logits=True)
     return features, model.get_classifier()(features)
+
+
+@torch.no_grad()
+def extract(model: nn.Module, data: Data, split: Split) -> tuple[Tensor, Tensor]:
+    """Penultimate features (N, D) and logits (N, K) of a split. The model is left in eval mode.
+
+    Raises:
+        Diverged: one of them is not finite.
+    """
+    model.eval()
+    parts = [
+        features_and_logits(model, data.normalise(split.images[index])) for index in split.index.split(EXTRACT_BATCH)
+    ]
+    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not (features.isfinite().all() and logits.isfinite().all()):
+        raise Diverged("the features or logits are not finite")
+    return features, logits
+
+
+class CMF(nn.Module):
+    """A classifier whose head are the class means of its own features (Gao et al., AISTATS 2026, Section 5).
+
+    z = norm(norm(f) - mu), W_c = norm(m_c - mu), logits = temperature * z W^T, where f are the backbone's penultimate
+    features, m_c is the mean of norm(f) over class c and mu that over all. The head has nothing to train: it follows
+    the features when `update` is called, so that a method has to change them.
+
+    It has timm's interface, so that whoever probes it looks at z. The backbone's own head is not used.
+
+    Args:
+        backbone: a timm classifier; the weights of its head are frozen.
+        temperature: what the cosines are multiplied by.
+    """
+
+    def __init__(self, backbone: Any, num_classes: int, temperature: float) -> None:
+        super().__init__()
+        self.backbone: Any = backbone.requires_grad_(True)
+        backbone.get_classifier().requires_grad_(False)
+        self.head = nn.Linear(backbone.head_hidden_size, num_classes, bias=False).requires_grad_(False)
+        self.temperature = temperature
+        self.mu: Tensor
+        self.register_buffer("mu", torch.zeros(backbone.head_hidden_size))
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Make the head that of these backbone features (N, D) with true labels (N,).
+
+        A class without samples gets the logit 0.
+        """
+        unit = normalize(features.double())
+        sums = torch.zeros_like(self.head.weight, dtype=torch.float64).index_add_(0, labels, unit)
+        counts = labels.bincount(minlength=len(sums)).unsqueeze(1)
+        centred = torch.where(counts > 0, sums / counts - unit.mean(0), 0.0)
+        self.mu.copy_(unit.mean(0))
+        self.head.weight.copy_(self.temperature * normalize(centred))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The backbone's."""
+        features: Tensor = self.backbone.forward_features(images)
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """The centred unit features z (B, D), or with the head its logits (B, K)."""
+        unit = normalize(self.backbone.forward_head(features, pre_logits=True))
+        z = normalize(unit - self.mu)
+        return z if pre_logits else self.head(z)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images."""
+        return self.forward_head(self.forward_features(images))
+
+    def get_classifier(self) -> nn.Module:
+        """The head, without its centring: it takes z."""
+        return self.head

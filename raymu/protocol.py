@@ -25,7 +25,8 @@ class Protocol:
         seed: draws the suggestions of the searcher and everything random inside every trial.
         objective: a key of `raymu.objective.OBJECTIVES`, computed on validation.
         scheduler: "asha" stops a trial after epoch 1, 3, 9, ... when its objective there is not among the best third
-            of the trials that got there before it (Li et al., MLSys 2020); "none" lets all run in full.
+            of the trials that got there before it (Li et al., MLSys 2020), but never within a phase in which its
+            method says that scores do not compare yet; "none" lets all run in full.
 
     Raises:
         InputError: a value that cannot work.
@@ -46,11 +47,14 @@ class Protocol:
         if self.scheduler not in get_args(Scheduler):
             raise InputError(unknown("scheduler", self.scheduler, list(get_args(Scheduler))))
 
-    def rungs(self, epochs: int) -> list[int]:
-        """The epochs before the last after which the scheduler compares a trial of so many epochs."""
+    def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
+        """The epochs before the last after which the scheduler compares a trial of so many epochs, the first at which
+        its score is comparable being `comparable_from`.
+        """
         rungs = []
         epoch = GRACE_EPOCHS
         while self.scheduler == "asha" and epoch < epochs:
-            rungs.append(epoch)
+            if epoch >= comparable_from:
+                rungs.append(epoch)
             epoch *= REDUCTION_FACTOR
         return rungs

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raymu import cache, data, models
 from raymu.engines.local import Engine
 from raymu.evaluation import evaluate
-from raymu.evaluation.evaluate import extract
+from raymu.method import Part
 from raymu.methods.retrain import Retrain
 from raymu.scenario import Scenario
 
@@ -27,7 +27,7 @@ REFERENCES: tuple[Which, ...] = ("original", "retrained")
 class Train(Retrain):
     """The original's training: that of the retrained model, on the whole training set."""
 
-    reads: ClassVar[Literal["retain", "train"]] = "train"
+    needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
 
 
 class _Converged(Exception):
@@ -80,33 +80,26 @@ def fit(model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: S
         nonlocal best_accuracy, best_epoch, best_weights
         if patience is None:
             return
-        accuracy = _val_accuracy(model, scenario_data, method)
+        accuracy = _val_accuracy(model, scenario_data, scenario, method)
         if accuracy > best_accuracy:
             best_accuracy, best_epoch = accuracy, epoch
             best_weights = copy.deepcopy(model.state_dict())
         elif epoch - best_epoch >= patience:
             raise _Converged
 
-    engine = Engine(
-        model,
-        scenario_data,
-        batch_size=scenario.recipe.batch_size,
-        seed=scenario.seed,
-        augment=scenario.recipe.augment,
-    )
     with contextlib.suppress(_Converged):
-        engine.run(method, stop_early)
+        Engine(model, scenario_data, scenario, seed=scenario.seed).run(method, stop_early)
     if best_weights is not None:
         model.load_state_dict(best_weights)
     return best_epoch
 
 
-def _val_accuracy(model: nn.Module, scenario_data: data.Data, method: Retrain) -> float:
-    """Share of right answers on validation, among the classes that the method trains on."""
-    split = scenario_data.val
-    _, logits = extract(model, scenario_data, split)
-    right = logits.argmax(1) == split.labels[split.index]
-    return (right if method.reads == "train" else right[~split.forget]).double().mean().item()
+def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario, method: Retrain) -> float:
+    """Share of right answers on held-out images of the classes that the method trains on."""
+    retain, forget = scenario_data.val
+    splits = [retain, forget] if scenario.forget and "forget" in method.needs else [retain]
+    right = [models.extract(model, scenario_data, split)[1].argmax(1) == split.targets for split in splits]
+    return torch.cat(right).double().mean().item()
 
 
 @dataclass(frozen=True)
@@ -128,9 +121,9 @@ class References:
         model.load_state_dict(self.original)
         return model.to(self.data.mean.device)
 
-    def saliency_cache(self) -> Path:
-        """Where the original model's saliency is kept."""
-        return directory(self.scenario) / "saliency"
+    def cache_directory(self) -> Path:
+        """Where methods keep what they compute from the original model."""
+        return directory(self.scenario) / "computed"
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What has to be forgotten: a dataset, a model, how it is trained, and the classes to forget."""
+"""What has to be forgotten: a dataset, a model, how it is trained, and the forget set."""
 
 import dataclasses
 import difflib
@@ -39,9 +39,11 @@ class Scenario:
         name: what `--scenario` takes.
         dataset: a key of `raymu.data.DATASETS`.
         architecture: a timm model name.
+        model_args: further arguments of `timm.create_model`, such as (("patch_size", 4),).
         cifar_stem: replace a ResNet's 7x7 stride-2 stem and its max-pooling by one 3x3 stride-1 convolution.
         recipe: how the references are trained.
-        forget: the classes to forget.
+        forget: the classes to forget, all their samples.
+        forget_share: instead of classes, so large a share (in 0..1) of the training samples, drawn evenly.
         val_share: share of the training images held out for validation.
         test_share: share held out for test; 0 where the dataset brings a test set of its own.
         seed: draws the split, the initial weights and the order of training images of the references.
@@ -51,7 +53,9 @@ class Scenario:
     dataset: str
     architecture: str
     recipe: Recipe
-    forget: tuple[int, ...]
+    forget: tuple[int, ...] = ()
+    forget_share: float = 0.0
+    model_args: tuple[tuple[str, int], ...] = ()
     cifar_stem: bool = False
     val_share: float = 0.1
     test_share: float = 0.0
@@ -62,9 +66,16 @@ class Scenario:
         """12 hex digits over every field."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def forgotten(self) -> str:
+        """The forget set in words: "class 8", "classes 0, 1" or "10 % of the samples"."""
+        if self.forget_share:
+            return f"{100 * self.forget_share:g} % of the samples"
+        return f"class{'es' if len(self.forget) > 1 else ''} {', '.join(map(str, self.forget))}"
+
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types."""
-        return {**dataclasses.asdict(self), "forget": list(self.forget)}
+        return {**dataclasses.asdict(self), "forget": list(self.forget), "model_args": dict(self.model_args)}
 
 
 SCENARIOS = {
@@ -89,6 +100,17 @@ SCENARIOS = {
             cifar_stem=True,
             recipe=Recipe(lr=1e-2, epochs=300, patience=50, augment=True),
             forget=(0,),
+        ),
+        # A ViT on the digits: LayerNorm and a class token.
+        Scenario(
+            name="digits-vit",
+            dataset="digits",
+            architecture="test_vit",
+            model_args=(("patch_size", 4),),
+            recipe=Recipe(lr=0.02, epochs=30, batch_size=64),
+            forget=(8,),
+            val_share=0.35,
+            test_share=0.35,
         ),
     )
 }

@@ -1,5 +1,6 @@
 """A sweep: scenario x method x protocol, searched by Ray Tune. The only file that imports ray."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -7,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,12 +31,12 @@ from rich.console import Console
 import raymu
 from raymu import cache, data, references
 from raymu.errors import InputError
-from raymu.method import Method, Range
+from raymu.method import Head, Method, Range, Train
 from raymu.progress import SweepProgress
 from raymu.protocol import GRACE_EPOCHS, REDUCTION_FACTOR, Protocol
 from raymu.results import store
 from raymu.scenario import Scenario, unknown
-from raymu.trial import Row, blank_row, run_trial
+from raymu.trial import Row, blank_row, check, run_trial
 
 CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
@@ -51,38 +52,56 @@ class Sweep:
         scenario: what has to be forgotten.
         protocol: the budget.
         space: ranges that replace those of the method, by hyperparameter.
+        head: "linear", or "cmf" for class-mean features.
+        train: "all" weights, or the "classifier" alone.
 
     Raises:
-        InputError: a forget class that the data does not have, or a hyperparameter that the method does not have.
+        InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
+            does not have, options that make no sense for the method, or a hyperparameter that it does not search.
     """
 
     method: type[Method]
     scenario: Scenario
     protocol: Protocol = field(default_factory=Protocol)
     space: Mapping[str, Range] = field(default_factory=dict)
+    head: Head = "linear"
+    train: Train = "all"
 
     def __post_init__(self) -> None:
-        data.check_forget(self.scenario)
+        check(self.scenario, self.method, self.protocol.objective)
+        self.method.check_options(self.head, self.train)
+        known = list(self.method.ranges(self.head))
         for name in self.space:
-            if name not in self.method.ranges():
-                known = list(self.method.ranges())
-                raise InputError(unknown(f"hyperparameter of {self.method.name()}", name, known))
+            if name not in known:
+                raise InputError(unknown(f"searched hyperparameter of {self.method.name()}", name, known))
+
+    @property
+    def name(self) -> str:
+        """Its directory's name, unless another is asked for: salun, salun-cmf, salun-classifier."""
+        options = (self.head if self.head != "linear" else "", self.train if self.train != "all" else "")
+        return "-".join([self.method.name(), *filter(None, options)])
 
     @property
     def ranges(self) -> dict[str, Range]:
         """The search space."""
-        return {**self.method.ranges(), **self.space}
+        return {**self.method.ranges(self.head), **self.space}
 
     @property
     def published(self) -> dict[str, Any]:
         """Trial 0."""
-        return self.method.published_config(self.scenario)
+        return self.method.published_config(self.scenario, self.head)
+
+    def configured(self, config: Mapping[str, Any]) -> Method:
+        """The method at a setting."""
+        return self.method.from_config(config, head=self.head, train=self.train)
 
     def identity(self) -> dict[str, Any]:
         """What has to agree for two runs to be the same sweep, in JSON's types."""
         return {
             "raymu": raymu.__version__,
             "method": self.method.name(),
+            "head": self.head,
+            "train": self.train,
             "scenario": self.scenario.as_dict(),
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
             "protocol": dataclasses.asdict(self.protocol),
@@ -139,8 +158,7 @@ def run_sweep(
     with store.Store(directory, sweep.identity(), resume=resume) as rows:
         if _missing(sweep, store.read(directory)):
             data.prepare(sweep.scenario, data_dir)
-            connected = connect(resources.address)
-            try:
+            with session(resources.address):
                 slots = _fit_to_cluster(resources)
                 _train_references(sweep.scenario, slots, console)
                 # One search is enough, unless Tune loses a trial, which it may when a process or a node dies.
@@ -148,9 +166,6 @@ def run_sweep(
                     _search(sweep, rows, done, slots, console)
                     if len(store.read(directory)) == len(done):
                         raise RuntimeError("Ray Tune ended without running a trial")
-            finally:
-                if connected:
-                    ray.shutdown()
     return store.read(directory)
 
 
@@ -160,8 +175,10 @@ def _missing(sweep: Sweep, rows: list[Row]) -> list[int]:
     return [number for number in range(sweep.protocol.trials) if number not in done]
 
 
-def connect(address: str | None) -> bool:
-    """Join a Ray cluster or start a local one; return whether this call did, since Ray may be connected already.
+@contextlib.contextmanager
+def session(address: str | None) -> Iterator[None]:
+    """Run the body on a Ray cluster that is joined, or on a local one that is started for it, unless Ray is connected
+    already.
 
     Without an address Ray joins the cluster of `RAY_ADDRESS` or `ray start`, never the local one of another sweep.
     Token authentication is on, unless `RAY_AUTH_MODE` says otherwise. A local Ray has no dashboard.
@@ -170,7 +187,8 @@ def connect(address: str | None) -> bool:
         InputError: the cluster cannot be reached.
     """
     if ray.is_initialized():
-        return False
+        yield
+        return
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
@@ -178,7 +196,10 @@ def connect(address: str | None) -> bool:
         ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
-    return True
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:
@@ -197,14 +218,10 @@ def try_ray() -> dict[str, float]:
 
     Raises whatever stops Ray from working.
     """
-    connected = connect(None)
-    try:
+    with session(None):
         ray.get(ray.remote(_alive).remote(), timeout=TASK_TIMEOUT_S)
         resources: dict[str, float] = ray.cluster_resources()
         return resources
-    finally:
-        if connected:
-            ray.shutdown()
 
 
 def _alive() -> bool:
@@ -288,12 +305,12 @@ def _search(sweep: Sweep, rows: store.Store, done: list[Row], slots: _Slots, con
 def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) -> None:
     """What an actor of Tune does, trial after trial; data and references stay in its process."""
     os.environ["RAYMU_CACHE"] = cache_base
-    protocol, method = sweep.protocol, sweep.method.from_config(config)
-    is_published = config == sweep.published
+    protocol, method = sweep.protocol, sweep.configured(config)
+    is_published = method.config == sweep.published
 
     def report(row: Row) -> None:
         result = {"epoch": row["epochs"], "score": row["score"] or 0.0, "row": row}
-        if row["curve"] and not is_published:
+        if row["curve"] and row["epochs"] >= method.comparable_from and not is_published:
             result["rung_score"] = row["score"]
         tune.report(result)
 
@@ -304,7 +321,7 @@ def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) 
         objective=protocol.objective,
         threads=threads,
         # The published setting runs in full, or there would be nothing to compare the tuned one with.
-        rungs=[] if is_published else protocol.rungs(method.epochs),
+        rungs=[] if is_published else protocol.rungs(method.total_epochs, method.comparable_from),
         report=report,
     )
     report(row)
@@ -320,11 +337,12 @@ def _searcher(sweep: Sweep, done: list[Row]) -> OptunaSearch:
         mode="max",
         # A resumed search must not draw again what it drew before.
         seed=sweep.protocol.seed + len(done),
-        points_to_evaluate=[] if has_published else [sweep.published],
+        points_to_evaluate=[] if has_published else [{name: sweep.published[name] for name in sweep.ranges}],
     )
     for row in done:
-        if row["score"] is not None and all(row["config"][name] in sweep.ranges[name] for name in sweep.ranges):
-            searcher.add_evaluated_point(row["config"], row["score"])
+        searched = {name: row["config"][name] for name in sweep.ranges}
+        if row["score"] is not None and all(value in sweep.ranges[name] for name, value in searched.items()):
+            searcher.add_evaluated_point(searched, row["score"])
     return searcher
 
 
@@ -338,11 +356,12 @@ def _scheduler(sweep: Sweep, done: list[Row]) -> TrialScheduler:
     """ASHA that knows how the trials which are done compared, or none."""
     if sweep.protocol.scheduler == "none":
         return FIFOScheduler()
+    longest = sweep.configured({name: search.high for name, search in sweep.ranges.items()})
     asha = ASHAScheduler(
         time_attr="epoch",
         metric="rung_score",
         mode="max",
-        max_t=max(int(sweep.ranges["epochs"].high), GRACE_EPOCHS),
+        max_t=max(longest.total_epochs, GRACE_EPOCHS),
         grace_period=GRACE_EPOCHS,
         reduction_factor=REDUCTION_FACTOR,
     )
@@ -385,7 +404,7 @@ class _Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a trial whose process died comes here; what a method raises is in its row."""
-        protocol, method = self._sweep.protocol, self._sweep.method.from_config(trial.config)
+        protocol, method = self._sweep.protocol, self._sweep.configured(trial.config)
         row = blank_row(
             self._sweep.scenario,
             method,
@@ -396,6 +415,9 @@ class _Recorder(tune.Callback):
         error = f"the trial's process died, {WORKER_RETRIES + 1} times"
         self._record(trial, row | {"status": "error", "error": error, "traceback": str(trial.get_error())})
 
+    def _is_published(self) -> bool:
+        return self._sweep.method.is_published(self._sweep.scenario, self._sweep.head)
+
     def _record(self, trial: Trial, row: Row) -> None:
         if trial.trial_id in self._recorded:
             return  # the process died after its last word
@@ -403,7 +425,14 @@ class _Recorder(tune.Callback):
         number = self._numbers[trial.trial_id]
         source = "published" if row["config"] == self._sweep.published else "search"
         name = self._rows.directory.name
-        row = {"trial_id": f"{name}-{number:04d}", "sweep": name, "trial": number, "source": source, **row}
+        row = {
+            "trial_id": f"{name}-{number:04d}",
+            "sweep": name,
+            "trial": number,
+            "source": source,
+            "fallback": source == "published" and not self._is_published(),
+            **row,
+        }
         row["ended_s"] = time.time()
         self._rows.append(row)
         self._progress.ended(trial.trial_id, row)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from raymu import models, references
+from raymu import data, models, references
 from raymu.engines.local import Engine
-from raymu.errors import Diverged
+from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps
 from raymu.evaluation.evaluate import keys
 from raymu.method import Method
@@ -61,31 +61,34 @@ def run_trial(
         engine = Engine(
             model,
             reference.data,
-            batch_size=scenario.recipe.batch_size,
+            scenario,
             seed=seed,
-            augment=scenario.recipe.augment,
-            saliency_cache=reference.saliency_cache() if method.start == "original" else None,
+            cache_directory=reference.cache_directory() if method.start == "original" else None,
         )
+
+        def look() -> None:
+            before = time.perf_counter()
+            row.update(evaluate(engine.model, reference.data))
+            row.update(gaps(row, reference.metrics["retrained"]))
+            row["score"] = OBJECTIVES[objective](row)
+            row["curve"].append([engine.epoch, row["score"]])
+            row["evaluate_s"] += time.perf_counter() - before
+            row["wall_s"] = time.perf_counter() - started
+            row["unlearn_s"] = row["wall_s"] - row["evaluate_s"]
 
         def end_of_epoch(epoch: int) -> None:
             row["epochs"], row["images"] = epoch, engine.images
-            if epoch in rungs or epoch == method.epochs:
-                before = time.perf_counter()
-                row.update(evaluate(model, reference.data))
-                row.update(gaps(row, reference.metrics["retrained"]))
-                row["score"] = OBJECTIVES[objective](row)
-                row["curve"].append([epoch, row["score"]])
-                row["evaluate_s"] += time.perf_counter() - before
-                row["wall_s"] = time.perf_counter() - started
-                row["unlearn_s"] = row["wall_s"] - row["evaluate_s"]
-                if epoch < method.epochs:
-                    report({**row, "status": "stopped"})
+            if epoch in rungs and epoch < method.total_epochs:
+                look()
+                report({**row, "status": "stopped"})
 
         with references.cpu_threads(threads):
             engine.run(method, end_of_epoch)
-        if row["epochs"] != method.epochs:
-            raise RuntimeError(f"the method ended after epoch {row['epochs']} of {method.epochs}")
-        unlearned = model
+            row["epochs"], row["images"] = engine.epoch, engine.images
+            if engine.epoch != method.total_epochs:
+                raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
+            look()
+        unlearned = engine.model
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))
     except Exception as error:  # whatever a method raises belongs to its row; the sweep goes on
@@ -96,6 +99,25 @@ def run_trial(
     return row, unlearned
 
 
+def check(scenario: Scenario, method: type[Method], objective: str) -> None:
+    """Look whether a method can be tried on a scenario.
+
+    Raises:
+        InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
+            does not have, or an objective that says nothing there.
+    """
+    data.check_forget(scenario)
+    models.check_architecture(scenario)
+    if scenario.forget_share:
+        if method.classes_only:
+            raise InputError(f"{method.name()} forgets classes; it cannot forget single samples")
+        if objective != "oracle_gap":
+            raise InputError(
+                f"objective {objective} wants the forget set to be unreadable, but single samples are read as well as"
+                " unseen ones once they are forgotten: use oracle_gap"
+            )
+
+
 def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, threads: int) -> Row:
     """The row of a trial that has not begun: what is known is there, the rest is None or 0."""
     return {
@@ -103,9 +125,12 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "scenario": scenario.name,
         "scenario_hash": scenario.hash,
         "forget": list(scenario.forget),
+        "forget_share": scenario.forget_share,
+        "head": method.head,
+        "train": method.train,
         "seed": seed,
         "threads": threads,
-        "config": {name: getattr(method, name) for name in method.ranges()},
+        "config": method.config,
         "status": "completed",
         "objective": objective,
         "score": None,

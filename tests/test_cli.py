@@ -45,6 +45,10 @@ def test_methods_and_scenarios(raymu) -> None:
             printed = raymu(command, COLUMNS=width).stdout
             assert max(map(len, printed.splitlines())) <= int(width)
     assert "salun" in raymu("methods").stdout
+    assert {"dataset": "cifar100", "head": "linear", "config": {"lr": 1e-3, "epochs": 3}} in described["salun"][
+        "published"
+    ]
+    assert described["unsir"]["forgets"] == ["classes"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,22 @@ def test_methods_and_scenarios(raymu) -> None:
         (["run", "salun", "--forget", "10", "--out", "x"], "forget class 10 is outside the data: digits has 0..9"),
         (["sweep", "salun", "--forget", "0,1,2,3,4,5,6,7,8,9"], "leave at least one"),
         (["sweep", "salun", "--forget", "three"], "class numbers"),
+        (["sweep", "salun", "--forget", "3", "--forget-share", "0.1"], "exclude each other"),
+        (["sweep", "salun", "--forget-share", "1.5"], "share between 0 and 1"),
+        (["sweep", "salun", "--forget-share", "0.1"], "use oracle_gap"),
+        (["run", "salun", "--forget-share", "0.1", "--out", "x"], "use oracle_gap"),
+        (
+            ["sweep", "unsir", "--forget-share", "0.1", "--objective", "oracle_gap"],
+            "unsir forgets classes; it cannot forget single samples",
+        ),
+        (["sweep", "salun", "--head", "cmv"], "did you mean 'cmf'"),
+        (["sweep", "salun", "--train", "clasifier"], "did you mean 'classifier'"),
+        (["sweep", "ssd", "--train", "classifier"], "ssd trains nothing"),
+        (["run", "ssd", "--train", "classifier", "--out", "x"], "ssd trains nothing"),
+        (["sweep", "retrain", "--train", "classifier"], "starts from random weights"),
+        (["sweep", "salun", "--head", "cmf", "--train", "classifier"], "nothing to train"),
+        (["sweep", "salun", "--range", "temperature=1:2"], "unknown searched hyperparameter"),
+        (["sweep", "neggrad_plus", "--range", "clip=1:2"], "unknown searched hyperparameter"),
         (["sweep", "salun", "--range", "lr=1e-2:1e-4"], "low end has to be below the high end"),
         (["sweep", "salun", "--range", "rl=1:2"], "did you mean 'lr'"),
         (["sweep", "salun", "--range", "lr=1"], "NAME=LOW:HIGH"),
@@ -115,6 +135,7 @@ def storage(tmp_path):
         "objective": "hmean",
         "config": {"lr": 0.1},
         "source": "search",
+        "fallback": False,
     }
     with store.Store(tmp_path / "s" / "salun", {"protocol": {"trials": 2}}, resume=False) as rows:
         rows.append({**common, "trial_id": "a-0", "trial": 0, "status": "completed", "score": 0.5, **metrics})

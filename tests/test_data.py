@@ -20,20 +20,38 @@ NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 
 
 def test_digits_are_split_by_class_without_overlap(digits, digits_data) -> None:
-    parts = [digits_data.train, digits_data.val, digits_data.test]
-    indices = torch.cat([part.index for part in parts])
+    parts = [[digits_data.train], digits_data.val, digits_data.test]
+    indices = torch.cat([split.index for part in parts for split in part])
     assert sorted(indices.tolist()) == list(range(1797))
     for part in parts:
-        counts = part.labels[part.index].bincount()
-        assert counts.max() - counts.min() <= 0.06 * len(part)  # as uneven as the data is
-        assert part.forget.sum() == counts[digits.forget[0]]
-    assert len(digits_data.test) == pytest.approx(0.35 * 1797, abs=1)
+        counts = torch.cat([split.targets for split in part]).bincount()
+        assert counts.max() - counts.min() <= 0.06 * counts.sum()  # as uneven as the data is
+    for held_out in (digits_data.val, digits_data.test):
+        assert set(held_out.forget.targets.tolist()) == set(digits.forget)
+        assert not set(held_out.retain.targets.tolist()) & set(digits.forget)
+    assert torch.equal(digits_data.forget, digits_data.train.targets == digits.forget[0])
+    assert sum(map(len, digits_data.test)) == pytest.approx(0.35 * 1797, abs=1)
+
+
+def test_a_share_of_the_samples_is_drawn_from_training_and_halved(digits) -> None:
+    """Where samples are forgotten, "forget" is themselves, one half for each split; all held-out images are retain."""
+    scenario = replace(digits, forget=(), forget_share=0.1)
+    loaded = data.load(scenario, CPU)
+    forgotten = loaded.train.index[loaded.forget]
+    assert len(forgotten) == round(0.1 * len(loaded.train))
+    assert sorted(torch.cat([loaded.val.forget.index, loaded.test.forget.index]).tolist()) == forgotten.tolist()
+    assert abs(len(loaded.val.forget) - len(loaded.test.forget)) <= 1
+    assert len(loaded.val.retain) + len(loaded.test.retain) + len(loaded.train) == 1797
+    assert not set(loaded.probed.index.tolist()) & set(forgotten.tolist())  # or the probe would learn them itself
+    assert len(set(loaded.train.targets[loaded.forget].tolist())) == 10
+    with pytest.raises(InputError, match="at least 2"):
+        data.load(replace(scenario, forget_share=0.001), CPU)
 
 
 def test_the_split_depends_on_the_scenarios_seed_alone(digits, digits_data) -> None:
     again, other = data.load(digits, CPU), data.load(replace(digits, seed=1), CPU)
-    assert torch.equal(again.test.index, digits_data.test.index)
-    assert not torch.equal(other.test.index, digits_data.test.index)
+    assert torch.equal(again.test.retain.index, digits_data.test.retain.index)
+    assert not torch.equal(other.train.index, digits_data.train.index)
 
 
 def test_normalised_images_have_zero_mean_and_unit_variance(digits_data) -> None:
@@ -46,7 +64,7 @@ def test_images_are_shared_pages_of_one_file(digits_data) -> None:
     """Two loads of a process map the same file instead of copying it."""
     maps = Path("/proc/self/maps").read_text()
     assert "datasets/digits/train_images.npy" in maps
-    assert digits_data.train.images.data_ptr() == digits_data.test.images.data_ptr()
+    assert digits_data.train.images.data_ptr() == digits_data.test.retain.images.data_ptr()
 
 
 def write_cifar10(directory: Path, per_class: int) -> tuple[np.ndarray, dict[str, str]]:
@@ -87,9 +105,9 @@ def test_cifar10_archive_in_the_real_format(cifar10) -> None:
     scenario, directory, first = cifar10
     data.prepare(scenario, directory)
     loaded = data.load(scenario, CPU)
-    assert (len(loaded.train), len(loaded.val), len(loaded.test)) == (900, 100, 200)
-    assert loaded.val.labels[loaded.val.index].bincount().tolist() == [10] * 10
-    assert not set(loaded.train.index.tolist()) & set(loaded.val.index.tolist())
+    assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (900, 100, 200)
+    assert loaded.val.retain.targets.bincount().tolist() == [0] + [10] * 9
+    assert not set(loaded.train.index.tolist()) & set(loaded.val.retain.index.tolist())
     # Row-major red, green, blue planes: https://www.cs.toronto.edu/~kriz/cifar.html
     np.testing.assert_array_equal(loaded.train.images[:200].numpy(), first.reshape(-1, 3, 32, 32))
 
@@ -102,11 +120,9 @@ def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
     model = models.build(short, seed=0)
     images = loaded.normalise(loaded.train.images[:2])
     assert model.eval().forward_features(images).shape == (2, 512, 4, 4)  # the CIFAR stem keeps 32 x 32
-    parts = [loaded.train, loaded.val]
-    small = [replace(part, index=part.index[::9], forget=part.forget[::9]) for part in parts]
-    epoch = references.fit(
-        model, replace(loaded, train=small[0], val=small[1]), references.Train(lr=0.01, epochs=4), short
-    )
+    every_ninth = torch.arange(0, 900, 9)
+    small = replace(loaded, train=loaded.train.subset(every_ninth), forget=loaded.forget[every_ninth])
+    epoch = references.fit(model, small, references.Train(lr=0.01, epochs=4), short)
     assert 1 <= epoch <= 4
 
 

@@ -1,21 +1,48 @@
-"""What holds for every method that is found, and for ranges."""
+"""The contract: what holds for every method that is found, with every head, on a ResNet and on ViTs."""
 
+import copy
 import dataclasses
-import itertools
+import functools
 import math
+import re
 
 import pytest
 import torch
+from conftest import REPOSITORY
 
+from raymu import data, models, references
 from raymu import method as methods
-from raymu import models
 from raymu.engines.local import Engine
-from raymu.errors import InputError
-from raymu.method import Range, tuned
+from raymu.errors import Diverged, InputError
+from raymu.evaluation import evaluate
+from raymu.method import Method, Range, tuned
+from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
-from raymu.scenario import SCENARIOS
+from raymu.scenario import SCENARIOS, Recipe
 
 ALL = [methods.get(name) for name in methods.names()]
+OPTIONS = [("linear", "all"), ("cmf", "all"), ("linear", "classifier")]
+ARCHITECTURES = {
+    "resnet": {"architecture": "test_resnet"},  # BatchNorm
+    "vit": {"architecture": "test_vit", "model_args": (("patch_size", 4),)},  # LayerNorm, class token
+}
+AVERAGE_POOLING = {"architecture": "test_vit2", "model_args": (("patch_size", 4),)}
+
+
+def allows(method: type[Method], head: str, train: str) -> bool:
+    try:
+        method.check_options(head, train)
+    except InputError:
+        return False
+    return True
+
+
+CASES = [
+    pytest.param(method, head, train, id=f"{method.name()}-{head}-{train}")
+    for method in ALL
+    for head, train in OPTIONS
+    if allows(method, head, train)
+]
 
 
 @pytest.mark.parametrize(
@@ -40,48 +67,239 @@ def test_a_default_outside_its_range_is_a_mistake() -> None:
 
 
 def test_methods_are_found_by_their_file() -> None:
-    assert {"salun", "random_label", "retrain", "finetune"} <= set(methods.names())
+    files = {path.stem for path in (REPOSITORY / "raymu" / "methods").glob("*.py")} - {"__init__"}
+    assert set(methods.names()) == files
     assert [method.name() for method in ALL] == methods.names()
+    assert len(ALL) >= 12
+
+
+def test_there_is_a_script_for_every_method() -> None:
+    scripts = {path.stem for path in (REPOSITORY / "sweeps").glob("*.py")}
+    assert scripts == {*methods.names(), "all"}
 
 
 @pytest.mark.parametrize("method", ALL, ids=lambda method: method.name())
 class TestEveryMethod:
-    def test_says_where_it_comes_from(self, method) -> None:
-        assert method.__doc__
+    def test_says_what_it_is(self, method) -> None:
+        text = method.__doc__
         assert method.paper
+        assert "Reads " in text
+        assert "BatchNorm statistics" in text  # what happens to them is decided for every method, and said
 
-    @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=str)
-    def test_published_setting_lies_in_the_range(self, method, scenario) -> None:
-        published = method.published_config(scenario)
-        assert set(published) == set(method.ranges())
-        assert all(value in method.ranges()[name] for name, value in published.items())
+    @pytest.mark.parametrize("head", ["linear", "cmf"])
+    @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
+    def test_published_setting_is_whole_and_lies_in_the_range(self, method, scenario, head) -> None:
+        published = method.published_config(scenario, head)
+        assert set(published) == set(method.hyperparameters(head))
+        assert all(published[name] in search for name, search in method.ranges(head).items())
+        assert method.from_config(published, head=head).config == published
 
-    def test_published_settings_are_of_known_scenarios(self, method) -> None:
-        assert set(method.published) <= set(SCENARIOS)
-
-    def test_corners_of_the_space_take_two_finite_steps(self, method, digits, digits_data) -> None:
-        ranges = {name: (search.low, search.high) for name, search in method.ranges().items() if name != "epochs"}
-        for corner in itertools.product(*ranges.values()):
-            instance = method.from_config({**dict(zip(ranges, corner, strict=True)), "epochs": 1})
-            model = models.build(digits, seed=0)
-            before = [parameter.detach().clone() for parameter in model.parameters()]
-            engine = Engine(model, digits_data, batch_size=300, seed=0)
-            engine.run(instance)
-            assert engine.images > 0
-            moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
-            assert any(moved)
-            assert all(parameter.isfinite().all() for parameter in model.parameters())
+    def test_published_settings_lie_in_the_range(self, method) -> None:
+        for (dataset, head), setting in method.published.items():
+            assert dataset in ("cifar10", "cifar100", "tinyimagenet")
+            assert all(value in method.ranges(head)[name] for name, value in setting.items() if name not in FIXED)
 
     def test_wrong_hyperparameters_are_refused(self, method) -> None:
-        with pytest.raises(InputError, match="did you mean 'lr'"):
-            method.from_config({"lrr": 1.0})
-        with pytest.raises(InputError, match="number"):
-            method.from_config({"lr": "fast"})
+        known = next(iter(method.hyperparameters()))
+        with pytest.raises(InputError, match=f"did you mean '{known}'"):
+            method.from_config({f"{known}x": 1.0})
+        for wrong in ("fast", -1, math.nan, math.inf):
+            with pytest.raises(InputError, match="number"):
+                method.from_config({known: wrong})
+
+    def test_ends_of_the_ranges_are_finite_or_a_divergence(self, method, small) -> None:
+        scenario, images, original = small("resnet")
+        for end in ("low", "high"):
+            config = {name: getattr(search, end) for name, search in method.ranges().items()}
+            config.update({name: 1 for name in config if name.endswith("epochs")})
+            engine = Engine(start(method, original, scenario), images, scenario, seed=0)
+            try:
+                engine.run(method.from_config(config))
+            except Diverged:
+                continue
+            assert all(weight.isfinite().all() for weight in engine.model.parameters())
 
 
-def test_retrain_falls_back_to_the_recipe() -> None:
-    assert Retrain.published_config(SCENARIOS["cifar10-resnet18"]) == {"lr": 1e-2, "epochs": 200}
-    assert Retrain.published_config(SCENARIOS["digits"]) == {"lr": 0.05, "epochs": 12}
+FIXED = {
+    name for method in ALL for name, field in method.hyperparameters("cmf").items() if field.metadata["range"] is None
+}
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """A scenario of 60 training images that forgets two classes, its data, and an original that has learnt a little."""
+
+    @functools.cache
+    def make(architecture: str):
+        recipe = Recipe(lr=0.02, epochs=5, batch_size=8)
+        scenario = dataclasses.replace(
+            digits, name="small", forget=(3, 8), recipe=recipe, **ARCHITECTURES[architecture]
+        )
+        whole = data.load(scenario, torch.device("cpu"))
+        chosen = torch.arange(60)
+        images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen])
+        original = models.build(scenario, seed=1)
+        with references.cpu_threads(1):
+            Engine(original, images, scenario, seed=1).run(references.Train(lr=recipe.lr, epochs=recipe.epochs))
+        return scenario, images, original
+
+    return make
+
+
+def start(method: type[Method], original: torch.nn.Module, scenario) -> torch.nn.Module:
+    return copy.deepcopy(original) if method.start == "original" else models.build(scenario, seed=0)
+
+
+class Reads(Engine):
+    """An engine that counts on its own how many images of the training set were read."""
+
+    read = 0
+
+    def _read(self, rows, *, augment):
+        self.read += len(rows)
+        return super()._read(rows, augment=augment)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("method", "head", "train"), CASES)
+def test_contract(method, head, train, architecture, small, tmp_path, monkeypatch) -> None:
+    scenario, images, original = small(architecture)
+    instance = method.from_config(method.published_config(scenario, head), head=head, train=train)
+    untouched = {name: tensor.clone() for name, tensor in original.state_dict().items()}
+
+    def unlearned(seed: int = 3, cached: bool = False, loaded: data.Data = images) -> Engine:
+        ends: list[int] = []
+        engine = Reads(
+            start(method, original, scenario),
+            loaded,
+            scenario,
+            seed=seed,
+            cache_directory=tmp_path if cached and method.start == "original" else None,
+        )
+        before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+        engine.run(instance, ends.append)
+        engine.before = before
+        # Obeys its epochs.
+        assert ends == list(range(1, instance.total_epochs + 1))
+        return engine
+
+    def weights(engine: Engine) -> dict[str, torch.Tensor]:
+        """Without the wrapper that a CMF head is."""
+        state = engine.model.backbone.state_dict() if head == "cmf" else engine.model.state_dict()
+        assert all(tensor.isfinite().all() for tensor in state.values())
+        return state
+
+    engine = unlearned()
+    result = weights(engine)
+    changed = {name for name, tensor in result.items() if not torch.equal(tensor, engine.before[name])}
+
+    # Changes weights: with frozen features those of the classifier and nothing else, BatchNorm statistics included.
+    named = dict(original.named_parameters())
+    classifier = {name for name, weight in named.items() if any(weight is own for own in head_weights(original))}
+    assert changed & set(named)
+    if train == "classifier":
+        assert changed <= classifier
+    if head == "cmf":
+        assert not changed & classifier
+    if not method.trains:
+        assert changed <= set(named)  # the passes run in eval mode
+
+    # Reports the images it read.
+    assert engine.images == engine.read
+    assert engine.images > 0
+
+    # Deterministic, and no different where what it computes is kept; then it is found and not computed again.
+    first = unlearned(cached=True)
+    if method.start == "original":
+        monkeypatch.setattr(Engine, "scan", None)
+        monkeypatch.setattr(Engine, "optimise_images", None)
+    second = unlearned(cached=True)
+    monkeypatch.undo()
+    for again in (first, second):
+        assert all(torch.equal(tensor, result[name]) for name, tensor in weights(again).items())
+        assert again.images == engine.images
+    if method.trains:
+        other = weights(unlearned(seed=4))
+        assert any(not torch.equal(tensor, result[name]) for name, tensor in other.items())
+
+    # Needs no data that it did not declare (a CMF head itself needs all).
+    if head == "linear":
+        hidden = {"retain": ~images.forget, "forget": images.forget}
+        for chosen in (rows for part, rows in hidden.items() if part not in method.needs):
+            poisoned = images.train.images.clone()
+            poisoned[images.train.index[chosen]] = 255 - poisoned[images.train.index[chosen]]
+            spoilt = dataclasses.replace(images, train=dataclasses.replace(images.train, images=poisoned))
+            blind = weights(unlearned(loaded=spoilt))
+            assert all(torch.equal(tensor, result[name]) for name, tensor in blind.items())
+
+    # Leaves the original untouched.
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in original.state_dict().items())
+
+
+def head_weights(model) -> list[torch.nn.Parameter]:
+    return list(model.get_classifier().parameters())
+
+
+@pytest.mark.parametrize(("method", "head", "train"), CASES)
+def test_every_epoch_knob_is_obeyed(method, head, train, small) -> None:
+    scenario, images, original = small("resnet")
+    knobs = [name for name in method.ranges() if name.endswith("epochs")]
+    assert bool(knobs) == method.trains
+    for knob in knobs:
+        config = {**dict.fromkeys(knobs, 1), knob: 2}
+        instance = method.from_config(config, head=head, train=train)
+        engine = Engine(start(method, original, scenario), images, scenario, seed=0)
+        engine.run(instance)
+        assert engine.epoch == instance.total_epochs == len(knobs) + 1
+        assert 1 <= instance.comparable_from <= instance.total_epochs
+
+
+@pytest.mark.parametrize("head", ["linear", "cmf"])
+def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digits_data) -> None:
+    scenario = dataclasses.replace(digits, **AVERAGE_POOLING)
+    engine = Engine(models.build(scenario, seed=0), digits_data, scenario, seed=0)
+    engine.run(RandomLabel(head=head, lr=0.01, epochs=1))
+    assert engine.model.get_classifier().in_features == 64
+    assert all(0 <= value <= 1 for value in evaluate(engine.model, digits_data).values())
+
+
+@pytest.mark.parametrize("method", [method for method in ALL if not method.classes_only], ids=lambda m: m.name())
+def test_single_samples_can_be_forgotten(method, digits, small) -> None:
+    _, _, original = small("resnet")
+    scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
+    loaded = data.load(scenario, torch.device("cpu"))
+    config = {name: 1 for name in method.ranges() if name.endswith("epochs")}
+    engine = Engine(start(method, original, scenario), loaded, scenario, seed=0)
+    engine.run(method.from_config(config))
+    assert all(weight.isfinite().all() for weight in engine.model.parameters())
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    refused = {method.name() for method in ALL if not allows(method, "linear", "classifier")}
+    assert refused == {"ssd", "svd", "influence", "retrain"}
+    with pytest.raises(InputError, match="ssd trains nothing"):
+        methods.get("ssd")(train="classifier")
+    with pytest.raises(InputError, match="nothing to train"):
+        RandomLabel(head="cmf", train="classifier")
+    with pytest.raises(InputError, match="did you mean 'linear'"):
+        RandomLabel(head="linea")
+
+
+def test_the_temperature_is_searched_with_a_cmf_head_alone() -> None:
+    assert "temperature" not in RandomLabel.ranges("linear")
+    assert "temperature" in RandomLabel.ranges("cmf")
+    with pytest.raises(InputError, match="unknown hyperparameter"):
+        RandomLabel.from_config({"temperature": 2.0})
+
+
+def test_a_setting_that_the_paper_does_not_give_is_a_fallback() -> None:
+    cifar, digits = SCENARIOS["cifar10-resnet18"], SCENARIOS["digits"]
+    assert RandomLabel.is_published(cifar)
+    assert not RandomLabel.is_published(digits)
+    assert RandomLabel.published_config(digits, "cmf") == RandomLabel.published_config(cifar, "cmf")
+    assert RandomLabel.published_config(cifar, "cmf") == {"lr": 2e-3, "epochs": 4, "clip": 1.0, "temperature": 1.0}
+    assert Retrain.published_config(cifar) == {"lr": 1e-2, "epochs": 200}
+    assert Retrain.published_config(digits) == {"lr": 0.05, "epochs": 12}  # the recipe of the references
 
 
 def test_a_method_of_ones_own_is_named_by_its_class() -> None:
@@ -90,3 +308,10 @@ def test_a_method_of_ones_own_is_named_by_its_class() -> None:
         pass
 
     assert MyNegGrad.name() == "my_neg_grad"
+
+
+def test_the_readmes_table_is_the_methods_own() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    found = re.search(r"<!-- raymu methods --markdown -->\n(.*?)\n\n", readme, re.DOTALL)
+    assert found
+    assert found[1] == methods.markdown_table()

@@ -61,7 +61,7 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
     rows = store.read_all(swept[0])
     first = next(row for row in rows if row["trial"] == 0)
-    assert first["config"] == {"lr": 1e-4, "epochs": 3, "salient": 0.5}
+    assert first["config"] == {"lr": 1e-4, "epochs": 3, "clip": None, "salient": 0.5}
     assert (first["source"], first["status"], first["epochs"]) == ("published", "completed", 3)
     assert select.best(rows)["score"] >= first["score"]
 
@@ -206,13 +206,13 @@ class Fragile(Method):
     epochs: int = tuned(1, Range(1, 2, "int"), "")
 
     def unlearn(self, run):
-        for _ in run.epochs(self.epochs):
+        for _ in run.epochs(self.epochs, self.lr):
             if self.lr > 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.lr > 2:
                 raise RuntimeError("not today")
-            for images, labels, _ in run.batches("forget"):
-                loss = torch.nn.functional.cross_entropy(run.model(images), labels)
+            for batch in run.batches("forget"):
+                loss = torch.nn.functional.cross_entropy(run.model(batch.images), batch.labels)
                 yield loss * torch.inf if self.lr > 1 else loss
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from raymu import references
+from raymu import data, references
 from raymu.engines.local import Engine
 from raymu.evaluation.evaluate import keys
-from raymu.method import Method, Range, tuned
+from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
 from raymu.methods.salun import SalUn
@@ -30,12 +30,12 @@ class Broken(Method):
     lr: float = tuned(0.1, Range(0.01, 1.0, "log"), "")
     epochs: int = tuned(2, Range(1, 9, "int"), "")
 
-    def unlearn(self, run: Engine) -> Iterator[torch.Tensor]:
-        for epoch in run.epochs(self.epochs):
+    def unlearn(self, run: Engine) -> Iterator[Step]:
+        for epoch in run.epochs(self.epochs, self.lr):
             if epoch == 2:
                 raise KeyError("what a bug looks like")
-            for images, labels, _ in run.batches("train"):
-                yield torch.nn.functional.cross_entropy(run.model(images), labels)
+            for batch in run.batches("train"):
+                yield torch.nn.functional.cross_entropy(run.model(batch.images), batch.labels)
 
 
 def test_a_row_is_complete(quick, quick_references) -> None:
@@ -43,8 +43,10 @@ def test_a_row_is_complete(quick, quick_references) -> None:
     json.dumps(row, allow_nan=False)
     assert row["status"] == "completed"
     assert (row["method"], row["scenario"], row["seed"], row["epochs"]) == ("salun", "quick", 3, 2)
-    assert row["config"] == {"lr": 0.01, "epochs": 2, "salient": 0.5}
-    assert row["images"] == 2 * len(quick_references.data.train)
+    assert row["config"] == {"lr": 0.01, "epochs": 2, "clip": None, "salient": 0.5}
+    assert (row["head"], row["train"], row["forget_share"]) == ("linear", "all", 0.0)
+    train, forget = len(quick_references.data.train), quick_references.data.forget.sum().item()
+    assert row["images"] == 2 * train + forget  # two epochs, and the saliency
     for key in keys():
         assert 0 <= row[key] <= 1
         gap = row[key] - quick_references.metrics["retrained"][key]
@@ -93,8 +95,8 @@ def test_an_exception_belongs_to_its_row(quick) -> None:
 def test_a_method_that_ends_early_is_an_error(quick) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Early(Broken):
-        def unlearn(self, run: Engine) -> Iterator[torch.Tensor]:
-            for _ in run.epochs(1):
+        def unlearn(self, run: Engine) -> Iterator[Step]:
+            for _ in run.epochs(1, self.lr):
                 yield from ()
 
     row, _ = run_trial(quick, Early(), seed=0)
@@ -114,10 +116,8 @@ def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:
 
     def poisoned(*arguments):
         reference = load(*arguments)
-        test = reference.data.test
-        labels = test.labels.clone()
-        labels[test.index] = labels[test.index].roll(1)
-        return replace(reference, data=replace(reference.data, test=replace(test, labels=labels)))
+        poisoned = [replace(split, labels=(split.labels + 1) % 10) for split in reference.data.test]
+        return replace(reference, data=replace(reference.data, test=data.HeldOut(*poisoned)))
 
     monkeypatch.setattr(references, "load", poisoned)
     row, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=1), seed=0)

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from raymu.data import Data, Split
-from raymu.errors import Diverged
+from raymu.data import Data
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LinearProbe
-from raymu.models import features_and_logits
+from raymu.models import extract
 
 SPLITS = ("val", "test")
 METRICS = (
@@ -21,14 +19,14 @@ METRICS = (
     "ncc_retain_acc",
     "ncc_forget_acc",
 )
-BATCH_SIZE = 512
 
 
 def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     """Accuracies, as fractions of the samples, of the model's own answers, a linear probe and NCC.
 
     Probe and NCC are fitted on the penultimate features of the training split: all classes, true labels, no
-    augmentation. The model is left in eval mode.
+    augmentation. Where samples are forgotten, they are fitted without them, and "forget" accuracies are those on the
+    forgotten training images, of which "val" has one half and "test" the other. The model is left in eval mode.
 
     Returns:
         `{split}_{metric}` for each of SPLITS and METRICS, in [0, 1].
@@ -36,41 +34,24 @@ def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
     Raises:
         Diverged: a feature or logit is not finite.
     """
-    features, _ = extract(model, data, data.train)
-    labels = data.train.labels[data.train.index]
-    probe, centres = LinearProbe(features, labels), NearestClassCentre(features, labels)
+    features, _ = extract(model, data, data.probed)
+    probe, centres = LinearProbe(features, data.probed.targets), NearestClassCentre(features, data.probed.targets)
     row = {}
-    for name, split in (("val", data.val), ("test", data.test)):
-        features, logits = extract(model, data, split)
-        labels = split.labels[split.index]
-        for prefix, answers in (
-            ("", logits.argmax(1)),
-            ("probe_", probe.predict(features)),
-            ("ncc_", centres.predict(features)),
-        ):
-            row[f"{name}_{prefix}retain_acc"] = accuracy(answers, labels, ~split.forget)
-            row[f"{name}_{prefix}forget_acc"] = accuracy(answers, labels, split.forget)
+    for name, held_out in (("val", data.val), ("test", data.test)):
+        for part, split in held_out._asdict().items():
+            features, logits = extract(model, data, split)
+            for prefix, answers in (
+                ("", logits.argmax(1)),
+                ("probe_", probe.predict(features)),
+                ("ncc_", centres.predict(features)),
+            ):
+                row[f"{name}_{prefix}{part}_acc"] = accuracy(answers, split.targets)
     return row
 
 
-def accuracy(answers: Tensor, labels: Tensor, chosen: Tensor) -> float:
-    """Share of the chosen (bool, N) samples whose answer is right; N/A as NaN where none is chosen."""
-    return (answers == labels)[chosen].double().mean().item()
-
-
-@torch.no_grad()
-def extract(model: nn.Module, data: Data, split: Split) -> tuple[Tensor, Tensor]:
-    """Penultimate features (N, D) and logits (N, K) of a split, in eval mode.
-
-    Raises:
-        Diverged: one of them is not finite.
-    """
-    model.eval()
-    parts = [features_and_logits(model, data.normalise(split.images[index])) for index in split.index.split(BATCH_SIZE)]
-    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    if not (features.isfinite().all() and logits.isfinite().all()):
-        raise Diverged("the features or logits are not finite")
-    return features, logits
+def accuracy(answers: Tensor, labels: Tensor) -> float:
+    """Share of the samples (N,) whose answer is right; NaN where there is none."""
+    return (answers == labels).double().mean().item()
 
 
 def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> dict[str, float]:

@@ -32,6 +32,37 @@ def comparison(models: Mapping[str, Row | None], objective: str) -> Table:
     return table
 
 
+def ranking(sweeps: Mapping[str, Mapping[str, Row | None]], objective: str) -> Table:
+    """Sweeps by name, best first by the objective of the tuned setting on test; `published` is the published one's.
+
+    Every sweep has the rows "original", "retrained", "published" and "tuned", on one scenario.
+    """
+
+    def score(row: Row | None) -> float:
+        return -1.0 if row is None else OBJECTIVES[objective](row, "test")
+
+    table = Table(title="Tuned, on test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column("method")
+    for heading in (*COLUMNS, objective, "published"):
+        table.add_column(heading, justify="right")
+
+    def add(rank: str, name: str, row: Row, published: Row | None) -> None:
+        accuracies = (percent(row[f"test_{metric}"]) for metric in COLUMNS.values())
+        shown = "-" if published is None else f"{score(published):.3f}"
+        table.add_row(rank, name, *accuracies, f"{score(row):.3f}", shown)
+
+    ranked = sorted(sweeps.items(), key=lambda sweep: score(sweep[1]["tuned"]), reverse=True)
+    for model in ("original", "retrained"):
+        row = ranked[0][1][model]
+        assert row is not None
+        add("", model, row, None)
+    for rank, (name, rows) in enumerate(ranked, start=1):
+        if rows["tuned"] is not None:
+            add(str(rank), name, rows["tuned"], rows["published"])
+    return table
+
+
 def trials(rows: Sequence[Row]) -> Table:
     """One line a trial, best score first: the score on validation, accuracies on test."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -51,9 +82,12 @@ def trials(rows: Sequence[Row]) -> Table:
     return table
 
 
-def setting(config: Mapping[str, float]) -> str:
-    """'lr=0.0123 epochs=3'."""
-    return " ".join(f"{name}={value:.3g}" for name, value in config.items())
+def setting(config: Mapping[str, float | None]) -> str:
+    """'lr=0.0123 epochs=3'; a hyperparameter that is None is left out."""
+    shown = {
+        name: value if isinstance(value, int) else f"{value:.3g}" for name, value in config.items() if value is not None
+    }
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def percent(value: float | None) -> str:

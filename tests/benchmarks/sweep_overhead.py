@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Console
-from torch import Tensor
 
 from raymu import data, references
 from raymu.engines.local import Engine
 from raymu.errors import Diverged
-from raymu.method import Method, Range, tuned
+from raymu.method import Method, Range, Step, tuned
 from raymu.methods.salun import SalUn
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Scenario
-from raymu.sweep import Resources, Sweep, connect, run_sweep
+from raymu.sweep import Resources, Sweep, run_sweep, session
 
 QUIET = Console(quiet=True)
 
@@ -40,7 +39,7 @@ class Nothing(Method):
     lr: float = tuned(0.1, Range(0.01, 1.0, "log"), "read by nobody")
     epochs: int = tuned(1, Range(1, 2, "int"), "read by nobody")
 
-    def unlearn(self, run: Engine) -> Iterator[Tensor]:
+    def unlearn(self, run: Engine) -> Iterator[Step]:
         raise Diverged("nothing to do")
         yield
 
@@ -85,13 +84,13 @@ def main() -> None:
         for repeat in range(options.repeats):
             runner_share(scenario, options.slots, options.trials, seed=repeat)
 
-    connect(None)
     print("a trial that does nothing:")
     nothing = Sweep(Nothing, digits, Protocol())
-    start, _ = sweep_seconds(dataclasses.replace(nothing, protocol=Protocol(trials=2)), options.slots)
-    for trials in (50, 200, 1000):
-        wall, _ = sweep_seconds(dataclasses.replace(nothing, protocol=Protocol(trials=trials)), options.slots)
-        print(f"  {trials} trials: {1000 * (wall - start) / (trials - 2):.0f} ms each", flush=True)
+    with session(None):
+        start, _ = sweep_seconds(dataclasses.replace(nothing, protocol=Protocol(trials=2)), options.slots)
+        for trials in (50, 200, 1000):
+            wall, _ = sweep_seconds(dataclasses.replace(nothing, protocol=Protocol(trials=trials)), options.slots)
+            print(f"  {trials} trials: {1000 * (wall - start) / (trials - 2):.0f} ms each", flush=True)
 
 
 if __name__ == "__main__":

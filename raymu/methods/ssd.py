@@ -1,0 +1,50 @@
+"""SSD, selective synaptic dampening: shrink the weights that matter for the forget set more than for the rest."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from raymu.engines.local import Engine, Rows
+from raymu.method import Method, Range, Step, tuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSD(Method):
+    """No training: where the diagonal Fisher information of the forget set exceeds alpha times that of all training
+    data, the weight is scaled down.
+
+        weight *= min(1, lambda * F_all / F_forget)  where F_forget > alpha * F_all
+
+    F is the mean over batches of the squared gradient of the batch's CE, as in the authors' code. Reads forget and
+    retain images once, in eval mode: BatchNorm statistics do not move.
+    """
+
+    paper: ClassVar[str] = "Foster et al., AAAI 2024"
+    trains: ClassVar[bool] = False
+
+    alpha: float = tuned(10.0, Range(0.1, 100.0, "log"), "how much more a dampened weight matters to the forget set")
+    damping: float = tuned(1.0, Range(0.01, 10.0, "log"), "strength of what is left of it (lambda)")
+
+    def unlearn(self, run: Engine) -> Iterator[Step]:
+        of_forget = run.cached("fisher-forget", lambda: fisher(run, "forget"))
+        of_all = run.cached("fisher-train", lambda: fisher(run, "train"))
+
+        def dampened(name: str, weight: Tensor) -> Tensor:
+            chosen = of_forget[name] > self.alpha * of_all[name]
+            factor = (self.damping * of_all[name] / of_forget[name]).clamp(max=1)
+            return torch.where(chosen, weight * factor, weight)
+
+        run.edit(dampened)
+        yield from ()
+
+
+def fisher(run: Engine, part: Rows) -> dict[str, Tensor]:
+    """The diagonal Fisher information: the mean over batches of the squared gradient of the mean CE, by weight."""
+    total = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
+    for count, gradients in enumerate(run.gradients(part, "mean"), start=1):
+        for name, gradient in gradients.items():
+            total[name] += (gradient.square() - total[name]) / count
+    return total

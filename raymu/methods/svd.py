@@ -1,0 +1,109 @@
+"""SVD, gradient-free class forgetting: remove the directions that only the forget set's activations use."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+from raymu.engines.local import Engine, Rows
+from raymu.method import Method, Part, Range, Step, fixed, tuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVD(Method):
+    """No training: in every convolutional and linear layer, take from the weights the directions of the layer's input
+    that the forget set uses and the retain set does not.
+
+        M(alpha) = U diag(alpha s / ((alpha - 1) s + 1)) U^T,  s = each direction's share of the input's energy
+        P = I - (M_forget - M_forget M_retain),  W <- W P^T
+
+    U and s come from the second moments of the layer's inputs (a convolution's: its patches), in float64. Reads a
+    sample of forget and of retain images, balanced by class, in eval mode: BatchNorm statistics do not move.
+    """
+
+    paper: ClassVar[str] = "Kodge et al., TMLR 2024"
+    published: ClassVar[dict[Any, Any]] = {
+        ("cifar10", "linear"): {"alpha_r": 1000.0, "alpha_f": 30.0, "samples": 900},
+        ("cifar100", "linear"): {"alpha_r": 1000.0, "alpha_f": 30.0, "samples": 990},
+        ("tinyimagenet", "linear"): {"alpha_r": 30.0, "alpha_f": 10.0, "samples": 999},
+    }
+    trains: ClassVar[bool] = False
+
+    alpha_r: float = tuned(1000.0, Range(10.0, 3000.0, "log"), "how much of the retain set's weak directions is kept")
+    alpha_f: float = tuned(30.0, Range(1.0, 300.0, "log"), "how much of the forget set's weak directions is removed")
+    samples: int = fixed(900, "images of the forget set, and of the retain set")
+
+    def unlearn(self, run: Engine) -> Iterator[Step]:
+        forget = run.cached("inputs-forget", lambda: self._directions(run, "forget"), samples=self.samples)
+        retain = run.cached("inputs-retain", lambda: self._directions(run, "retain"), samples=self.samples)
+
+        def projected(name: str, weight: Tensor) -> Tensor:
+            if f"{name}.share" not in retain:
+                return weight
+            removed = scaled_projection(forget, name, self.alpha_f)
+            kept = scaled_projection(retain, name, self.alpha_r)
+            flat = weight.double().view(len(kept), -1, kept.shape[-1])
+            flat = flat - flat @ (removed - removed @ kept).mT
+            return flat.view_as(weight).to(weight.dtype)
+
+        run.edit(projected)
+        yield from ()
+
+    def _directions(self, run: Engine, part: Part) -> dict[str, Tensor]:
+        per_class = max(1, self.samples // len(run.classes(part)))
+        return input_directions(run, run.sample(part, per_class, seed=run.scenario.seed))
+
+
+def input_directions(run: Engine, rows: Rows) -> dict[str, Tensor]:
+    """For every layer's weight NAME: `NAME.basis` (G, D, D), orthonormal columns, and `NAME.share` (G, D), the share of
+    the energy of its input along each. G are a convolution's groups, D is the length of the input of one output.
+    """
+    layers = {
+        f"{name}.weight": layer
+        for name, layer in run.model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and f"{name}.weight" in run.weights()
+    }
+    moments: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            vectors = layer_inputs(layer, inputs[0].detach()).double()
+            moments[name] = moments.get(name, 0) + vectors.mT @ vectors
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(listen(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            for batch in run.scan(rows):
+                run.model(batch.images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    directions = {}
+    for name, moment in moments.items():
+        energy, basis = np.linalg.eigh(moment.cpu().numpy())  # PyTorch's fails on moments of low rank
+        share = torch.from_numpy(energy).clamp(min=0)
+        directions[f"{name}.basis"] = torch.from_numpy(basis).to(moment.device)
+        directions[f"{name}.share"] = (share / share.sum(-1, keepdim=True)).to(moment.device)
+    return directions
+
+
+def layer_inputs(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """The vectors (G, N, D) that a layer's weight, seen as (G, outputs / G, D), is multiplied with."""
+    if isinstance(layer, nn.Conv2d):
+        patches = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        vectors = patches.mT.reshape(-1, layer.groups, patches.shape[1] // layer.groups)
+        return vectors.transpose(0, 1)
+    return inputs.reshape(1, -1, inputs.shape[-1])
+
+
+def scaled_projection(directions: dict[str, Tensor], name: str, alpha: float) -> Tensor:
+    """M(alpha), of shape (G, D, D)."""
+    basis, share = directions[f"{name}.basis"], directions[f"{name}.share"]
+    importance = alpha * share / ((alpha - 1) * share + 1)
+    return (basis * importance.unsqueeze(-2)) @ basis.mT

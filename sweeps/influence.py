@@ -1,0 +1,27 @@
+"""Tune Influence. Edit what you like; flags given on the command line win over what stands here.
+
+    python sweeps/influence.py --help
+
+Copied elsewhere, this file works alone wherever raymu is installed; `ray submit` does just that.
+"""
+
+from raymu.cli import sweep_main
+from raymu.method import Range
+from raymu.methods.influence import Influence
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
+
+
+def sweep() -> Sweep:
+    return Sweep(
+        method=Influence,
+        scenario=SCENARIOS["digits"],
+        protocol=Protocol(trials=40, objective="hmean", scheduler="asha"),
+        # Ranges to search instead of the method's own (see `raymu methods`):
+        space={"scale": Range(0.01, 100.0, "log")},
+    )
+
+
+if __name__ == "__main__":
+    sweep_main(sweep)

@@ -1,0 +1,27 @@
+"""Tune SVD. Edit what you like; flags given on the command line win over what stands here.
+
+    python sweeps/svd.py --help
+
+Copied elsewhere, this file works alone wherever raymu is installed; `ray submit` does just that.
+"""
+
+from raymu.cli import sweep_main
+from raymu.method import Range
+from raymu.methods.svd import SVD
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
+
+
+def sweep() -> Sweep:
+    return Sweep(
+        method=SVD,
+        scenario=SCENARIOS["digits"],
+        protocol=Protocol(trials=40, objective="hmean", scheduler="asha"),
+        # Ranges to search instead of the method's own (see `raymu methods`):
+        space={"alpha_r": Range(10.0, 3000.0, "log")},
+    )
+
+
+if __name__ == "__main__":
+    sweep_main(sweep)
