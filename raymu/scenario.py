@@ -101,17 +101,6 @@ SCENARIOS = {
             recipe=Recipe(lr=1e-2, epochs=300, patience=50, augment=True),
             forget=(0,),
         ),
-        # A ViT on the digits: LayerNorm and a class token.
-        Scenario(
-            name="digits-vit",
-            dataset="digits",
-            architecture="test_vit",
-            model_args=(("patch_size", 4),),
-            recipe=Recipe(lr=0.02, epochs=30, batch_size=64),
-            forget=(8,),
-            val_share=0.35,
-            test_share=0.35,
-        ),
     )
 }
 
