@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY
 from rich.console import Console
 
-from raymu import cache, references
+from raymu import cache, method, references
 from raymu.evaluation.evaluate import keys
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
@@ -96,6 +96,25 @@ def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -
     after = {which: (directory / which / "model.safetensors").stat().st_mtime_ns for which in references.REFERENCES}
     assert before == after
     assert {row["method"] for row in store.read_all(swept[0])} == {"salun", "random_label"}
+
+
+def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) -> None:
+    printed = run(script("all", tmp_path), "--trials", 1, "--train", "classifier", "--storage", tmp_path / "storage")
+    assert printed.returncode == 0, printed.stderr
+    rows = store.read_all(tmp_path / "storage")
+    refused = {"ssd", "svd", "influence", "retrain"}
+    assert {row["method"] for row in rows} == set(method.names()) - refused
+    assert printed.stdout.count("left out: ") == len(refused)
+    assert {row["train"] for row in rows} == {"classifier"}
+    assert all(row["fallback"] for row in rows)  # the paper gives no setting for the digits
+    ranking = printed.stdout[printed.stdout.index("Tuned, on test") :].splitlines()
+    ranked = [line.split()[1] for line in ranking if line.strip()[:1].isdigit()]
+    assert sorted(ranked) == sorted(f"{name}-classifier" for name in set(method.names()) - refused)
+    scores = [float(line.split()[-2]) for line in ranking if line.strip()[:1].isdigit()]
+    assert scores == sorted(scores, reverse=True)
+    refused_range = run(script("all", tmp_path), "--range", "lr=1e-4:1e-2")
+    assert refused_range.returncode == 2
+    assert "sweep of one method" in refused_range.stderr
 
 
 def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:

@@ -43,9 +43,9 @@ def ranking(sweeps: Mapping[str, Mapping[str, Row | None]], objective: str) -> T
 
     table = Table(title="Tuned, on test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("rank", justify="right")
-    table.add_column("method")
-    for heading in (*COLUMNS, objective, "published"):
-        table.add_column(heading, justify="right")
+    table.add_column("method", no_wrap=True)
+    for heading in (*COLUMNS, objective, f"published {objective}"):
+        table.add_column(heading.replace("-", "-\n").replace(" ", "\n"), justify="right")
 
     def add(rank: str, name: str, row: Row, published: Row | None) -> None:
         accuracies = (percent(row[f"test_{metric}"]) for metric in COLUMNS.values())
