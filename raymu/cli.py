@@ -229,12 +229,7 @@ def _sweep_and_show(
             err=True,
         )
         raise
-    models: dict[str, Any] = {
-        which: references.metrics(references.directory(sweep.scenario) / which) for which in references.REFERENCES
-    }
-    for row in models.values():
-        row.update(_gaps(row, models["retrained"]))
-    models["published"] = select.published(rows)
+    models: dict[str, Any] = {**references.metrics(sweep.scenario), "published": select.published(rows)}
     console.print()
     try:
         tuned = models["tuned"] = select.best(rows)
@@ -260,12 +255,6 @@ def _sweep_and_show(
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return models
-
-
-def _gaps(row: dict[str, Any], retrained: dict[str, Any]) -> dict[str, float]:
-    from raymu.evaluation import gaps
-
-    return gaps(row, retrained)
 
 
 def _with_forget(scenario: Scenario, forget: str | None, share: float | None) -> Scenario:
@@ -313,7 +302,7 @@ def _local(storage: Path) -> Path:
 @app.command()
 def run(
     method: Annotated[str, typer.Argument(help="See: raymu methods")],
-    out: Annotated[Path, typer.Option(help="Directory for row.json and model.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Directory for row.json, model.safetensors and layers.json.")],
     config: Annotated[
         Path | None,
         typer.Option(help="A row, as `raymu best --yaml` prints it. (default: the published setting)"),
@@ -327,9 +316,11 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads. (default: the row's, or 1)")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
 ) -> None:
     """Unlearn once, without Ray, and keep the model."""
-    from raymu import cache, data, references
+    from raymu import cache, data, models, references
+    from raymu.evaluation.layers import check_blocks, profile
     from raymu.method import get as get_method
     from raymu.results import tables
     from raymu.trial import check, run_trial
@@ -350,11 +341,15 @@ def run(
     chosen.check_options(**options)
     config_values = given["config"] if given else chosen.published_config(task, options["head"])
     instance = chosen.from_config(config_values, **options)
+    if layers:
+        check_blocks(models.build(task, task.seed))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     data.prepare(task, data_dir)
+    scenario_data = data.load(task, references.default_device())
+    threads = cpus_per_trial or given.get("threads", 1)
     missing = references.missing(task)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         row, model = run_trial(
@@ -362,7 +357,7 @@ def run(
             instance,
             seed=given.get("seed", 0) if seed is None else seed,
             objective=goal,
-            threads=cpus_per_trial or given.get("threads", 1),
+            threads=threads,
         )
     cache.save_json(out / "row.json", row)
     if row["status"] == "error":
@@ -373,6 +368,11 @@ def run(
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)
     if row["status"] == "completed":
         console.print(tables.comparison({method: row}, row["objective"]))
+    if layers and model is not None:
+        with console.status("probing every block"), references.cpu_threads(threads):
+            profiles = {**references.profiles(task, threads), method: profile(model, scenario_data)}
+        cache.save_json(out / "layers.json", profiles)
+        console.print(tables.layers(profiles))
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
 
 

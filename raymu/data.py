@@ -113,6 +113,7 @@ class Data:
     Attributes:
         train: what the original was trained on.
         forget: which of them have to be forgotten (bool, one an image).
+        forgotten: the classes that have to be; none where samples are forgotten.
         probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
             learn them itself.
         mean, std: of shape (C, 1, 1), in units of pixel / 255.
@@ -120,6 +121,7 @@ class Data:
 
     train: Split
     forget: Tensor
+    forgotten: tuple[int, ...]
     probed: Split
     val: HeldOut
     test: HeldOut
@@ -130,6 +132,10 @@ class Data:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 with about zero mean and unit variance."""
         return (images.float() / 255 - self.mean) / self.std
+
+    def is_forgotten(self, classes: Tensor) -> Tensor:
+        """Which of these classes have to be forgotten (bool)."""
+        return torch.isin(classes, torch.tensor(self.forgotten, dtype=classes.dtype, device=classes.device))
 
 
 def check_forget(scenario: Scenario) -> None:
@@ -211,23 +217,30 @@ def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> di
     """What of the three splits is to be forgotten, as fields of Data."""
     if scenario.forget:
         classes = torch.tensor(scenario.forget, device=train.labels.device)
-        forget, *held_out = (torch.isin(split.targets, classes) for split in (train, val, test))
-        val_parts, test_parts = (
-            HeldOut(split.subset(~chosen), split.subset(chosen))
-            for split, chosen in zip((val, test), held_out, strict=True)
-        )
-        return {"train": train, "forget": forget, "probed": train, "val": val_parts, "test": test_parts}
+        chosen, *held_out = (torch.isin(split.targets, classes) for split in (train, val, test))
+        parts = {
+            name: HeldOut(split.subset(~forget), split.subset(forget))
+            for name, split, forget in zip(("val", "test"), (val, test), held_out, strict=True)
+        }
+        for name, part in {**parts, "train": HeldOut(train.subset(~chosen), train.subset(chosen))}.items():
+            if not (len(part.retain) and len(part.forget)):
+                raise InputError(
+                    f"the {name} split has {len(part.forget)} images of {scenario.forgotten} and {len(part.retain)} of"
+                    " the others; there has to be one of each"
+                )
+        return {"train": train, "forget": chosen, "forgotten": scenario.forget, "probed": train, **parts}
     count = round(scenario.forget_share * len(train))
     if not 2 <= count < len(train):
         raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(scenario.seed))[:count]
-    chosen = chosen.to(train.index.device)
-    forget = torch.zeros(len(train), dtype=torch.bool, device=chosen.device)
-    forget[chosen] = True
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(scenario.seed))[:count]
+    drawn = drawn.to(train.index.device)
+    forget = torch.zeros(len(train), dtype=torch.bool, device=drawn.device)
+    forget[drawn] = True
     return {
         "train": train,
         "forget": forget,
+        "forgotten": (),
         "probed": train.subset(~forget),
-        "val": HeldOut(val, train.subset(chosen[: count // 2])),
-        "test": HeldOut(test, train.subset(chosen[count // 2 :])),
+        "val": HeldOut(val, train.subset(drawn[: count // 2])),
+        "test": HeldOut(test, train.subset(drawn[count // 2 :])),
     }

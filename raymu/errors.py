@@ -1,4 +1,4 @@
-"""The two things that can go wrong in a way raymu knows how to handle."""
+"""The things that can go wrong in a way raymu knows how to handle."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class Diverged(ArithmeticError):
     """A trial's loss or features are no longer finite: a result (score 0), not a failure."""
+
+
+class Undefined(ValueError):
+    """A metric has no value on such data; the message says why. In a row it is None, never a silent 0."""

@@ -1,6 +1,8 @@
 """Classifiers, by timm name. Features and head are found through timm's own interface."""
 
-from typing import Any
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,21 +59,51 @@ def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return features, model.get_classifier()(features)
 
 
-@torch.no_grad()
-def extract(model: nn.Module, data: Data, split: Split) -> tuple[Tensor, Tensor]:
-    """Penultimate features (N, D) and logits (N, K) of a split. The model is left in eval mode.
+class Outputs(NamedTuple):
+    """What a model says of N images: penultimate `features` (N, D) and `logits` (N, K), and the true `labels` (N,)."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+    def subset(self, chosen: Tensor) -> "Outputs":
+        """Of those images that are chosen, by position or by a mask."""
+        return Outputs(*(tensor[chosen] for tensor in self))
+
+
+def batches(data: Data, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images (B, C, H, W) and labels (B,) of a split, in order, in batches of nearly equal size."""
+    for index in split.index.tensor_split(max(1, -(-len(split) // EXTRACT_BATCH))):
+        yield data.normalise(split.images[index]), split.labels[index]
+
+
+def outputs(model: nn.Module, data: Data, split: Split) -> Iterator[Outputs]:
+    """Those of a split, batch by batch. The model is left in eval mode.
 
     Raises:
-        Diverged: one of them is not finite.
+        Diverged: a feature or logit is not finite.
     """
     model.eval()
-    parts = [
-        features_and_logits(model, data.normalise(split.images[index])) for index in split.index.split(EXTRACT_BATCH)
-    ]
-    features, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    if not (features.isfinite().all() and logits.isfinite().all()):
-        raise Diverged("the features or logits are not finite")
-    return features, logits
+    for images, labels in batches(data, split):
+        with torch.no_grad():
+            features, logits = features_and_logits(model, images)
+        if not (features.isfinite().all() and logits.isfinite().all()):
+            raise Diverged("the features or logits are not finite")
+        yield Outputs(features, logits, labels)
+
+
+def extract(model: nn.Module, data: Data, split: Split) -> Outputs:
+    """Those of a whole split. The model is left in eval mode.
+
+    Raises:
+        Diverged: a feature or logit is not finite.
+    """
+    return Outputs(*(torch.cat(parts) for parts in zip(*outputs(model, data, split), strict=True)))
+
+
+def reading_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that reads faster: channels last suits convolutions and pooling, on CPUs by about 1.5."""
+    return copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
 
 
 class CMF(nn.Module):

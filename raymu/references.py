@@ -7,20 +7,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from raymu import cache, data, models
 from raymu.engines.local import Engine
-from raymu.evaluation import evaluate
+from raymu.evaluation import accuracy, baseline, evaluate, gaps, profile
 from raymu.method import Part
 from raymu.methods.retrain import Retrain
 from raymu.scenario import Scenario
 
 Which = Literal["original", "retrained"]
 REFERENCES: tuple[Which, ...] = ("original", "retrained")
+
+WEIGHTS = "model.safetensors"
+BASELINE = "baseline.safetensors"
+METRICS = "metrics.json"
+PROFILES = "profiles.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ def missing(scenario: Scenario) -> list[Which]:
 
 
 def train(scenario: Scenario, which: Which, threads: int) -> Path:
-    """Train and evaluate one reference unless it is cached; return the directory that holds it.
+    """Train one reference unless it is cached; return the directory that holds it.
 
     Args:
         threads: CPU threads of torch.
@@ -62,13 +67,73 @@ def train(scenario: Scenario, which: Which, threads: int) -> Path:
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with cpu_threads(threads):
             epochs = fit(model, scenario_data, method, scenario)
-            metrics = evaluate(model, scenario_data)
-        cache.save_tensors(entry / "model.safetensors", model.state_dict())
+        cache.save_tensors(entry / WEIGHTS, model.state_dict())
         seconds = time.perf_counter() - started
-        cache.save_json(entry / "reference.json", {"metrics": metrics, "epochs": epochs, "seconds": seconds})
+        cache.save_json(entry / "training.json", {"epochs": epochs, "seconds": seconds})
         cache.save_json(entry / "scenario.json", scenario.as_dict())
 
     return cache.once(directory(scenario) / which, build)
+
+
+def compare(scenario: Scenario, threads: int) -> Path:
+    """Evaluate the two references unless that is cached; return the directory that holds the outcome. One that is
+    missing is trained first.
+
+    Args:
+        threads: CPU threads of torch.
+    """
+
+    def build(entry: Path) -> None:
+        device = default_device()
+        scenario_data = data.load(scenario, device)
+        trained: dict[str, nn.Module] = {
+            which: models.build(scenario, scenario.seed).to(device) for which in REFERENCES
+        }
+        for which in REFERENCES:
+            trained[which].load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))
+        with cpu_threads(threads):
+            measure = baseline(trained, scenario_data)
+            rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
+        cache.save_tensors(entry / BASELINE, measure)
+        cache.save_json(entry / METRICS, {which: row | gaps(row, rows["retrained"]) for which, row in rows.items()})
+
+    return cache.once(_comparison(scenario), build)
+
+
+def metrics(scenario: Scenario) -> dict[str, dict[str, Any]]:
+    """What `evaluate` said of each reference, and the gaps to the retrained one."""
+    metrics: dict[str, dict[str, Any]] = cache.load_json(_comparison(scenario) / METRICS)
+    return metrics
+
+
+def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]]:
+    """The depth profile of each reference (`evaluation.profile`); computed once. One that is missing is trained first.
+
+    Args:
+        threads: CPU threads of torch.
+    """
+
+    def build(entry: Path) -> None:
+        scenario_data = data.load(scenario, default_device())
+        with cpu_threads(threads):
+            found = {which: profile(_model(scenario, which, threads), scenario_data) for which in REFERENCES}
+        cache.save_json(entry / PROFILES, found)
+
+    profiles: dict[str, list[dict[str, Any]]] = cache.load_json(
+        cache.once(directory(scenario) / "profiles", build) / PROFILES
+    )
+    return profiles
+
+
+def _model(scenario: Scenario, which: Which, threads: int) -> nn.Module:
+    device = default_device()
+    model = models.build(scenario, scenario.seed).to(device)
+    model.load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))
+    return model
+
+
+def _comparison(scenario: Scenario) -> Path:
+    return directory(scenario) / "comparison"
 
 
 def fit(model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: Scenario) -> int:
@@ -98,8 +163,8 @@ def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario
     """Share of right answers on held-out images of the classes that the method trains on."""
     retain, forget = scenario_data.val
     splits = [retain, forget] if scenario.forget and "forget" in method.needs else [retain]
-    right = [models.extract(model, scenario_data, split)[1].argmax(1) == split.targets for split in splits]
-    return torch.cat(right).double().mean().item()
+    said = [models.extract(model, scenario_data, split) for split in splits]
+    return accuracy(torch.cat([one.logits for one in said]).argmax(1), torch.cat([one.labels for one in said]))
 
 
 @dataclass(frozen=True)
@@ -108,11 +173,14 @@ class References:
 
     Attributes:
         metrics: for "original" and "retrained", what `evaluate` said of it.
+        baseline: what `evaluate` compares a model with.
+        original: the original's weights.
     """
 
     scenario: Scenario
     data: data.Data
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, Any]]
+    baseline: dict[str, Tensor]
     original: dict[str, Tensor]
 
     def model(self) -> nn.Module:
@@ -131,19 +199,14 @@ def load(scenario: Scenario, device: torch.device, threads: int) -> References:
     """A scenario's references, from the cache; kept in memory, so that a process which runs trial after trial of one
     scenario reads them once. A reference that is missing is trained, with so many CPU threads.
     """
-    entries = {which: train(scenario, which, threads) for which in REFERENCES}
+    compared = compare(scenario, threads)
     return References(
         scenario=scenario,
         data=data.load(scenario, device),
-        metrics={which: metrics(entry) for which, entry in entries.items()},
-        original=cache.load_tensors(entries["original"] / "model.safetensors", device),
+        metrics=metrics(scenario),
+        baseline=cache.load_tensors(compared / BASELINE, device),
+        original=cache.load_tensors(directory(scenario) / "original" / WEIGHTS, device),
     )
-
-
-def metrics(entry: Path) -> dict[str, float]:
-    """What `evaluate` said of the reference in that directory."""
-    metrics: dict[str, float] = cache.load_json(entry / "reference.json")["metrics"]
-    return metrics
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 import optuna
 import ray
+import torch
 from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.experiment import Trial
@@ -158,6 +159,7 @@ def run_sweep(
     with store.Store(directory, sweep.identity(), resume=resume) as rows:
         if _missing(sweep, store.read(directory)):
             data.prepare(sweep.scenario, data_dir)
+            data.load(sweep.scenario, torch.device("cpu"))  # refuses a split that leaves nothing to forget or retain
             with session(resources.address):
                 slots = _fit_to_cluster(resources)
                 _train_references(sweep.scenario, slots, console)
@@ -255,21 +257,22 @@ def _fit_to_cluster(resources: Resources) -> _Slots:
 
 
 def _train_references(scenario: Scenario, slots: _Slots, console: Console) -> None:
-    """Train what is missing, side by side."""
+    """Train what is missing, side by side, and then compare the two."""
     missing = references.missing(scenario)
     if not missing:
         return
     started = time.monotonic()
     with console.status(f"training the references: {', '.join(missing)}"):
-        train = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_train_reference)
+        task = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_run_with_cache)
         location = str(cache.base())
-        ray.get([train.remote(scenario, which, slots.cpus, location) for which in missing])
+        ray.get([task.remote(location, references.train, scenario, which, slots.cpus) for which in missing])
+        ray.get(task.remote(location, references.compare, scenario, slots.cpus))
     console.print(f"trained the references: {', '.join(missing)} ({time.monotonic() - started:.0f} s)")
 
 
-def _train_reference(scenario: Scenario, which: references.Which, threads: int, cache_base: str) -> None:
+def _run_with_cache(cache_base: str, function: Callable[..., Any], *arguments: Any) -> None:
     os.environ["RAYMU_CACHE"] = cache_base
-    references.train(scenario, which, threads)
+    function(*arguments)
 
 
 def _search(sweep: Sweep, rows: store.Store, done: list[Row], slots: _Slots, console: Console) -> None:
@@ -310,7 +313,7 @@ def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) 
 
     def report(row: Row) -> None:
         result = {"epoch": row["epochs"], "score": row["score"] or 0.0, "row": row}
-        if row["curve"] and row["epochs"] >= method.comparable_from and not is_published:
+        if row["status"] == "stopped":  # for good, if ASHA says so
             result["rung_score"] = row["score"]
         tune.report(result)
 
@@ -327,11 +330,22 @@ def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) 
     report(row)
 
 
-def _searcher(sweep: Sweep, done: list[Row]) -> OptunaSearch:
-    """TPE that knows the trials which are done."""
+class _Searcher(OptunaSearch):
+    """TPE, for which a trial that was stopped is worse than any that was not.
+
+    Its score says no more than that: it is the cheap probe's, which reads less, and so looks better.
+    """
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        stopped = result is not None and result["row/status"] == "stopped"
+        super().on_trial_complete(trial_id, None if stopped else result, error)
+
+
+def _searcher(sweep: Sweep, done: list[Row]) -> _Searcher:
+    """A searcher that knows the trials which are done."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     has_published = any(row["source"] == "published" for row in done)
-    searcher = OptunaSearch(
+    searcher = _Searcher(
         space={name: _distribution(search) for name, search in sweep.ranges.items()},
         metric="score",
         mode="max",
@@ -342,7 +356,12 @@ def _searcher(sweep: Sweep, done: list[Row]) -> OptunaSearch:
     for row in done:
         searched = {name: row["config"][name] for name in sweep.ranges}
         if row["score"] is not None and all(value in sweep.ranges[name] for name, value in searched.items()):
-            searcher.add_evaluated_point(searched, row["score"])
+            searcher.add_evaluated_point(
+                searched,
+                row["score"],
+                pruned=row["status"] == "stopped",
+                intermediate_values=[0.0, *(score for _, score in row["curve"])],  # Tune counts reports from 1
+            )
     return searcher
 
 
@@ -370,7 +389,8 @@ def _scheduler(sweep: Sweep, done: list[Row]) -> TrialScheduler:
             trial: Any = SimpleNamespace(trial_id=row["trial_id"])  # all that ASHA looks at
             controller: Any = None
             asha.on_trial_add(controller, trial)
-            for epoch, score in row["curve"]:
+            at_rungs = row["curve"] if row["status"] == "stopped" else row["curve"][:-1]
+            for epoch, score in at_rungs:
                 asha.on_trial_result(controller, trial, {"epoch": epoch, "rung_score": score})
     return asha
 

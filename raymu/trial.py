@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-from raymu import data, models, references
+from raymu import data, memory, models, references
 from raymu.engines.local import Engine
 from raymu.errors import Diverged, InputError
-from raymu.evaluation import evaluate, gaps
-from raymu.evaluation.evaluate import keys
+from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
 from raymu.objective import OBJECTIVES
 from raymu.scenario import Scenario
 
 Row = dict[str, Any]
 
-NO_METRICS = {column: None for key in keys() for column in (key, f"{key}_gap")}
+NO_METRICS = {"probe": None} | {column: None for key in keys() for column in (key, f"{key}_gap")}
 
 
 def run_trial(
@@ -37,7 +36,7 @@ def run_trial(
     `seed`, and `threads` (CPU threads of torch) is part of the arguments.
 
     Args:
-        rungs: epochs after which the model is evaluated in between, and the row so far reported.
+        rungs: epochs after which the accuracies are measured in between (`look`), and the row so far reported.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
 
@@ -66,9 +65,9 @@ def run_trial(
             cache_directory=reference.cache_directory() if method.start == "original" else None,
         )
 
-        def look() -> None:
+        def measure(metrics: Callable[[], Row]) -> None:
             before = time.perf_counter()
-            row.update(evaluate(engine.model, reference.data))
+            row.update(metrics())
             row.update(gaps(row, reference.metrics["retrained"]))
             row["score"] = OBJECTIVES[objective](row)
             row["curve"].append([engine.epoch, row["score"]])
@@ -79,15 +78,17 @@ def run_trial(
         def end_of_epoch(epoch: int) -> None:
             row["epochs"], row["images"] = epoch, engine.images
             if epoch in rungs and epoch < method.total_epochs:
-                look()
+                measure(lambda: look(engine.model, reference.data))
                 report({**row, "status": "stopped"})
 
         with references.cpu_threads(threads):
+            memory.reset_peak(references.default_device())
             engine.run(method, end_of_epoch)
             row["epochs"], row["images"] = engine.epoch, engine.images
+            row["peak_mem"] = memory.peak(references.default_device())
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
-            look()
+            measure(lambda: evaluate(engine.model, reference.data, reference.baseline))
         unlearned = engine.model
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))
@@ -140,6 +141,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "unlearn_s": 0.0,
         "evaluate_s": 0.0,
         "wall_s": 0.0,
+        "peak_mem": None,
         **NO_METRICS,
         "error": None,
         "traceback": None,

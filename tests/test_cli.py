@@ -9,7 +9,7 @@ import time
 import pytest
 
 from raymu import cli
-from raymu.evaluation.evaluate import keys
+from raymu.evaluation import keys
 from raymu.results import store
 
 

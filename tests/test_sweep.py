@@ -16,7 +16,8 @@ from conftest import REPOSITORY
 from rich.console import Console
 
 from raymu import cache, method, references
-from raymu.evaluation.evaluate import keys
+from raymu.evaluation import keys
+from raymu.evaluation.evaluate import ACCURACIES, SPLITS
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import select, store
@@ -55,7 +56,8 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
     assert len({row["trial_id"] for row in rows}) == 12
     for row in rows:
         assert set(row) >= ROW_KEYS
-        assert all(0 <= row[key] <= 1 for key in keys())
+        assert all(0 <= row[f"{split}_{accuracy}"] <= 1 for split in SPLITS for accuracy in ACCURACIES)
+        assert row["probe"] == ("lda" if row["status"] == "stopped" else "logistic")
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:

@@ -200,7 +200,7 @@ class Engine:
         split = self._data.train
 
         def logits() -> Tensors:
-            return {"logits": models.extract(model, self._data, split)[1]}
+            return {"logits": models.extract(model, self._data, split).logits}
 
         table = self.cached("teacher", logits) if which == "original" else self._once("random-teacher", logits)
         return lambda batch: table["logits"][batch.rows]
@@ -347,7 +347,7 @@ class Engine:
 
     def _features(self) -> Tensors:
         """The backbone's features of the training set."""
-        return {"features": models.extract(self.model.backbone, self._data, self._data.train)[0]}  # type: ignore[arg-type]
+        return {"features": models.extract(self.model.backbone, self._data, self._data.train).features}  # type: ignore[arg-type]
 
     def _make_head(self, features: Tensors) -> None:
         self.model.update(features["features"], self._data.train.targets)  # type: ignore[operator]

@@ -1,5 +1,6 @@
 """A model and the data in, one flat row of metrics out."""
 
-from raymu.evaluation.evaluate import METRICS, SPLITS, evaluate, gaps
+from raymu.evaluation.evaluate import accuracy, baseline, evaluate, gaps, keys, look
+from raymu.evaluation.layers import profile
 
-__all__ = ["METRICS", "SPLITS", "evaluate", "gaps"]
+__all__ = ["accuracy", "baseline", "evaluate", "gaps", "keys", "look", "profile"]

@@ -1,64 +1,233 @@
 """All metrics of a model. Features are extracted once a split and feed every metric."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from raymu.data import Data
+from raymu.errors import Diverged, Undefined
+from raymu.evaluation.cka import linear_cka
+from raymu.evaluation.collapse import alignment, nc1, nc2, nc3, nc4
+from raymu.evaluation.membership import mia_auc
+from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
-from raymu.evaluation.probe import LinearProbe
-from raymu.models import extract
+from raymu.evaluation.probe import LDAProbe, LinearProbe
+from raymu.evaluation.relearn import relearn_epochs
+from raymu.models import Outputs, extract, outputs, reading_copy
 
 SPLITS = ("val", "test")
-METRICS = (
-    "retain_acc",
-    "forget_acc",
-    "probe_retain_acc",
-    "probe_forget_acc",
-    "ncc_retain_acc",
-    "ncc_forget_acc",
+ACCURACIES = tuple(f"{prefix}{part}_acc" for prefix in ("", "probe_", "ncc_") for part in ("retain", "forget"))
+OF_HELD_OUT = ("nc4", "cka_original", "cka_retrained", "mia_auc", "relearn_epochs")
+OF_TRAIN = (
+    "nc1",
+    "nc2",
+    "nc3",
+    "alignment_retain",
+    "alignment_forget",
+    "alignment_uncentred_retain",
+    "alignment_uncentred_forget",
 )
+RELEARN_PER_CLASS = 10
+RELEARNT = 0.95  # share of the original's accuracy
+
+Metrics = dict[str, Any]
 
 
-def evaluate(model: nn.Module, data: Data) -> dict[str, float]:
-    """Accuracies, as fractions of the samples, of the model's own answers, a linear probe and NCC.
+class Read(NamedTuple):
+    """What a model says of a held-out split."""
 
-    Probe and NCC are fitted on the penultimate features of the training split: all classes, true labels, no
-    augmentation. Where samples are forgotten, they are fitted without them, and "forget" accuracies are those on the
-    forgotten training images, of which "val" has one half and "test" the other. The model is left in eval mode.
+    retain: Outputs
+    forget: Outputs
 
-    Returns:
-        `{split}_{metric}` for each of SPLITS and METRICS, in [0, 1].
-
-    Raises:
-        Diverged: a feature or logit is not finite.
-    """
-    features, _ = extract(model, data, data.probed)
-    probe, centres = LinearProbe(features, data.probed.targets), NearestClassCentre(features, data.probed.targets)
-    row = {}
-    for name, held_out in (("val", data.val), ("test", data.test)):
-        for part, split in held_out._asdict().items():
-            features, logits = extract(model, data, split)
-            for prefix, answers in (
-                ("", logits.argmax(1)),
-                ("probe_", probe.predict(features)),
-                ("ncc_", centres.predict(features)),
-            ):
-                row[f"{name}_{prefix}{part}_acc"] = accuracy(answers, split.targets)
-    return row
-
-
-def accuracy(answers: Tensor, labels: Tensor) -> float:
-    """Share of the samples (N,) whose answer is right; NaN where there is none."""
-    return (answers == labels).double().mean().item()
-
-
-def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> dict[str, float]:
-    """`{split}_{metric}_gap`: the metric minus the retrained model's. 0 means: as if never learnt."""
-    return {f"{key}_gap": row[key] - retrained[key] for key in keys()}
+    @property
+    def all(self) -> Outputs:
+        """Of both parts."""
+        return Outputs(*(torch.cat(parts) for parts in zip(*self, strict=True)))
 
 
 def keys() -> list[str]:
     """The columns that `evaluate` fills."""
-    return [f"{split}_{metric}" for split in SPLITS for metric in METRICS]
+    held_out = [f"{split}_{metric}" for split in SPLITS for metric in (*ACCURACIES, *OF_HELD_OUT)]
+    return held_out + [f"train_{metric}" for metric in OF_TRAIN]
+
+
+def read(model: nn.Module, data: Data) -> dict[str, Read]:
+    """What a model says of SPLITS. It is left in eval mode.
+
+    Raises:
+        Diverged: a feature or logit is not finite.
+    """
+    return {
+        split: Read(*(extract(model, data, part) for part in held_out))
+        for split, held_out in zip(SPLITS, (data.val, data.test), strict=True)
+    }
+
+
+def look(model: nn.Module, data: Data) -> dict[str, Any]:
+    """The accuracies alone, with the cheap probe: what a scheduler has to know while a trial runs.
+
+    Of the training images only the moments of their features are kept. The model stays as it is.
+
+    Returns:
+        What `evaluate` returns; None for all that is no accuracy.
+
+    Raises:
+        Diverged: a feature or logit is not finite.
+    """
+    model, moments = reading_copy(model), None
+    for some in outputs(model, data, data.probed):
+        moments = moments or Moments(data.num_classes, some.features.shape[1], some.features.device)
+        moments.update(some.features, some.labels)
+    assert moments is not None
+    accuracies = _accuracies(read(model, data), LDAProbe(moments), NearestClassCentre(moments))
+    return dict.fromkeys(keys()) | accuracies | {"probe": LDAProbe.name}
+
+
+def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tensor]:
+    """What `evaluate` compares a model with.
+
+    Args:
+        references: the "original" and the "retrained" model.
+
+    Returns:
+        Of SPLITS `{split}_original` and `{split}_retrained`, the reference's features of all images of the split, and
+        `{split}_forget_acc`, the original's.
+    """
+    tensors = {}
+    for which, model in references.items():
+        for split, said in read(reading_copy(model), data).items():
+            tensors[f"{split}_{which}"] = said.all.features
+            if which == "original":
+                answers, labels = said.forget.logits.argmax(1), said.forget.labels
+                tensors[f"{split}_forget_acc"] = torch.tensor(accuracy(answers, labels), dtype=torch.float64)
+    return tensors
+
+
+def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> dict[str, Any]:
+    """All metrics. Each is defined where its function stands; here stands what it is given.
+
+    Probe and NCC are fitted on the penultimate features of the training split: all classes, true labels, no
+    augmentation. Where samples are forgotten, they are fitted without them, and "forget" are the forgotten training
+    images, of which "val" has one half and "test" the other. The model stays as it is.
+
+    Args:
+        baseline: what the function of that name returns.
+
+    Returns:
+        - `{split}_{metric}` for SPLITS and ACCURACIES: of the model's own answers, of the strong probe and of NCC, as
+          fractions of the samples;
+        - `{split}_nc4`, `{split}_cka_original`, `{split}_cka_retrained`: on all images of the split;
+        - `{split}_mia_auc`: the forgotten training images against the split's forget images; where samples are
+          forgotten, the split's forget images against its retain images;
+        - `{split}_relearn_epochs`: until RELEARN_PER_CLASS forgotten training images a class bring the accuracy on the
+          split's forget images back to RELEARNT of the original's;
+        - `train_{metric}` for OF_TRAIN: of the training features; alignments are the mean over the retain classes and
+          over the forgotten ones;
+        - `probe`: which one it was.
+
+        None: the metric is not defined on such data, as the alignment of forgotten classes if samples are forgotten.
+
+    Raises:
+        Diverged: a feature or logit is not finite.
+    """
+    model = reading_copy(model)
+    train, held_out = extract(model, data, data.probed), read(model, data)
+    moments = Moments(data.num_classes, train.features.shape[1], train.features.device)
+    moments.update(train.features, train.labels)
+    probe, centres = LinearProbe(train.features, train.labels, moments), NearestClassCentre(moments)
+    row = _accuracies(held_out, probe, centres)
+
+    head = model.get_classifier().weight.detach()  # type: ignore[operator]
+    row |= {"train_nc1": _defined(nc1, moments), "train_nc2": _defined(nc2, moments)}
+    row |= {"train_nc3": _defined(nc3, moments, head)}
+    row |= {f"train_{name}": value for name, value in _alignments(head, moments, data).items()}
+
+    epochs = _relearn(model, data, row, baseline)
+    for split, said in held_out.items():
+        row[f"{split}_nc4"] = _defined(nc4, said.all.logits.argmax(1), centres.predict(said.all.features))
+        for which in ("original", "retrained"):
+            row[f"{split}_cka_{which}"] = _defined(linear_cka, said.all.features, baseline[f"{split}_{which}"])
+        members, unseen = (train.subset(data.is_forgotten(train.labels)), said.forget) if data.forgotten else said[::-1]
+        row[f"{split}_mia_auc"] = _defined(mia_auc, members.logits, members.labels, unseen.logits, unseen.labels)
+        row[f"{split}_relearn_epochs"] = epochs[split]
+    return row | {"probe": probe.name}
+
+
+def accuracy(answers: Tensor, labels: Tensor) -> float:
+    """Share of the samples (N,) whose answer is right.
+
+    Raises:
+        Undefined: there is no sample.
+    """
+    if not len(answers):
+        raise Undefined("there is no sample")
+    return (answers == labels).double().mean().item()
+
+
+def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> Metrics:
+    """`{column}_gap`: the metric minus the retrained model's. 0 means: as if never learnt. None where one is None."""
+    pairs = {key: (row[key], retrained[key]) for key in keys()}
+    return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
+
+
+def _accuracies(held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, centres: NearestClassCentre) -> Metrics:
+    return {
+        f"{split}_{prefix}{part}_acc": accuracy(answers, outputs.labels)
+        for split, said in held_out.items()
+        for part, outputs in said._asdict().items()
+        for prefix, answers in (
+            ("", outputs.logits.argmax(1)),
+            ("probe_", probe.predict(outputs.features)),
+            ("ncc_", centres.predict(outputs.features)),
+        )
+    }
+
+
+def _alignments(head: Tensor, moments: Moments, data: Data) -> Metrics:
+    """The mean cosines of head vectors and class means."""
+    forgotten = data.is_forgotten(moments.classes)
+    found: Metrics = {}
+    for name, centre in (("alignment", ~forgotten), ("alignment_uncentred", None)):
+        for part, chosen in (("retain", ~forgotten), ("forget", forgotten)):
+            found[f"{name}_{part}"] = _defined(_mean_alignment, head[moments.classes], moments.means, centre, chosen)
+    return found
+
+
+def _mean_alignment(head: Tensor, means: Tensor, centre: Tensor | None, chosen: Tensor) -> float:
+    if not chosen.any():
+        raise Undefined("there is no such class")
+    return alignment(head, means, centre)[chosen].mean().item()
+
+
+def _relearn(model: nn.Module, data: Data, row: Metrics, baseline: Mapping[str, Tensor]) -> dict[str, int]:
+    """Relearn time on SPLITS."""
+    forgotten = data.train.subset(data.forget)
+    labels = forgotten.targets
+    few = forgotten.subset(torch.cat([(labels == one).nonzero()[:RELEARN_PER_CLASS, 0] for one in labels.unique()]))
+
+    def accuracies(relearnt: nn.Module) -> list[float]:
+        try:
+            said = [extract(relearnt, data, part.forget) for part in (data.val, data.test)]
+        except Diverged:
+            return [0.0, 0.0]
+        return [accuracy(each.logits.argmax(1), each.labels) for each in said]
+
+    columns = [f"{split}_forget_acc" for split in SPLITS]
+    epochs = relearn_epochs(
+        model,
+        data.normalise(few.images[few.index]),
+        few.targets,
+        accuracies,
+        now=[row[column] for column in columns],
+        goals=[RELEARNT * float(baseline[column]) for column in columns],
+    )
+    return dict(zip(SPLITS, epochs, strict=True))
+
+
+def _defined(metric: Callable[..., float], *arguments: Any) -> float | None:
+    try:
+        return metric(*arguments)
+    except Undefined:
+        return None

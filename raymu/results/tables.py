@@ -63,6 +63,19 @@ def ranking(sweeps: Mapping[str, Mapping[str, Row | None]], objective: str) -> T
     return table
 
 
+def layers(profiles: Mapping[str, Sequence[Row]]) -> Table:
+    """What the probe reads from every block on test, for models by name."""
+    table = Table(title="Probe on test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layer")
+    for name in profiles:
+        table.add_column(f"{name}\nretain", justify="right")
+        table.add_column("\nforget", justify="right")
+    for rows in zip(*profiles.values(), strict=True):
+        accuracies = (row[f"test_probe_{part}_acc"] for row in rows for part in ("retain", "forget"))
+        table.add_row(rows[0]["layer"], *map(percent, accuracies))
+    return table
+
+
 def trials(rows: Sequence[Row]) -> Table:
     """One line a trial, best score first: the score on validation, accuracies on test."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

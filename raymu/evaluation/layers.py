@@ -1,0 +1,66 @@
+"""A depth profile: what the linear probe reads from every block, since forgetting may sit deeper or shallower."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raymu.data import Data, Split
+from raymu.errors import InputError
+from raymu.evaluation.evaluate import SPLITS, accuracy
+from raymu.evaluation.probe import LinearProbe
+from raymu.models import CMF, batches, features_and_logits
+
+PENULTIMATE = "penultimate"
+
+
+def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
+    """The strong probe on every block's output, averaged over positions, and on the penultimate features.
+
+    The model is left in eval mode. Memory: the averaged outputs of all blocks for the training images.
+
+    Returns:
+        From the first block to the last, `layer` (timm's name of it; in the end "penultimate") and
+        `{split}_probe_retain_acc` and `{split}_probe_forget_acc` for "val" and "test", fractions of the samples.
+
+    Raises:
+        InputError: timm does not say what the blocks of this model are.
+    """
+    check_blocks(model)
+    names = [*(info["module"] for info in _backbone(model).feature_info), PENULTIMATE]
+    probes = [LinearProbe(features, data.probed.targets) for features in _blocks(model, data, data.probed)]
+    rows: list[dict[str, Any]] = [{"layer": name} for name in names]
+    for split, held_out in zip(SPLITS, (data.val, data.test), strict=True):
+        for part, some in held_out._asdict().items():
+            for row, probe, features in zip(rows, probes, _blocks(model, data, some), strict=True):
+                row[f"{split}_probe_{part}_acc"] = accuracy(probe.predict(features), some.targets)
+    return rows
+
+
+def check_blocks(model: nn.Module) -> None:
+    """Look whether the model has a profile.
+
+    Raises:
+        InputError: timm does not say what its blocks are.
+    """
+    if not hasattr(_backbone(model), "forward_intermediates"):
+        raise InputError("--layers: timm does not say what the blocks of this architecture are")
+
+
+def _backbone(model: Any) -> Any:
+    return model.backbone if isinstance(model, CMF) else model
+
+
+def _blocks(model: nn.Module, data: Data, split: Split) -> list[Tensor]:
+    """Features (N, D) of every block, each with a D of its own, and the penultimate ones."""
+
+    def of(images: Tensor) -> Iterator[Tensor]:
+        for block in _backbone(model).forward_intermediates(images, intermediates_only=True):
+            yield block.mean((2, 3))
+        yield features_and_logits(model, images)[0]
+
+    model.eval()
+    with torch.no_grad():
+        parts = [list(of(images)) for images, _ in batches(data, split)]
+    return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]

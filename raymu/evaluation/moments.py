@@ -1,0 +1,93 @@
+"""First and second moments of features: all that NCC, neural collapse and the cheap probe need to know of them."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from raymu.errors import Undefined
+
+ROWS = 2**14  # samples that are converted to float64 at once
+ROUNDING = 1e-12  # a variance is none if it is below this share of the mean square
+
+
+class Moments:
+    """Sums over samples, in float64 and in one pass: no feature has to be kept, and parts simply add up.
+
+    Memory: K (D + 1) + D^2 float64 for K classes and D features, and ROWS x D more during an update, however many
+    samples there are.
+
+    Attributes:
+        counts: samples of every class (K,).
+        sums: the sum of every class's features (K, D).
+        gram: the sum over all samples of f f^T (D, D).
+    """
+
+    def __init__(self, num_classes: int, num_features: int, device: torch.device) -> None:
+        self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(num_classes, num_features, dtype=torch.float64, device=device)
+        self.gram = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor) -> "Moments":
+        """Those of features (N, D) with labels (N,).
+
+        Raises:
+            Undefined: there is no sample, or a feature is not finite.
+        """
+        if not len(labels):
+            raise Undefined("there is no sample")
+        moments = cls(int(labels.max()) + 1, features.shape[1], features.device)
+        moments.update(features, labels)
+        return moments
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Take in features (B, D) with labels (B,) in 0..K-1.
+
+        Raises:
+            Undefined: a feature is not finite.
+        """
+        for some, their in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+            if not some.isfinite().all():
+                raise Undefined("the features are not finite")
+            some = some.double()
+            self.counts += their.bincount(minlength=len(self.counts))
+            self.sums.index_add_(0, their, some)
+            self.gram.addmm_(some.mT, some)
+
+    def reduce(self) -> None:
+        """Add up the moments of all workers of the process group (torch.distributed); each then has those of all."""
+        for tensor in (self.counts, self.sums, self.gram):
+            dist.all_reduce(tensor)
+
+    @property
+    def classes(self) -> Tensor:
+        """The classes that occur (C,), in increasing order."""
+        return self.counts.nonzero().squeeze(1)
+
+    @property
+    def means(self) -> Tensor:
+        """The mean feature of every class that occurs (C, D)."""
+        return self.sums[self.classes] / self.counts[self.classes].unsqueeze(1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of all samples (D,)."""
+        return self.sums.sum(0) / self.counts.sum()
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation of every feature over all samples (D,); 1 for one that is constant."""
+        square = self.gram.diagonal() / self.counts.sum()
+        variance = square - self.mean.square()
+        return torch.where(variance > ROUNDING * square, variance, 1.0).sqrt()
+
+    @property
+    def total(self) -> Tensor:
+        """The covariance of all samples (D, D): the mean of (f - m)(f - m)^T."""
+        return self.gram / self.counts.sum() - torch.outer(self.mean, self.mean)
+
+    @property
+    def within(self) -> Tensor:
+        """The covariance within classes, Sw (D, D): the mean over all samples of (f - m_c)(f - m_c)^T."""
+        explained = (self.counts[self.classes].unsqueeze(1) * self.means).mT @ self.means
+        return (self.gram - explained) / self.counts.sum()

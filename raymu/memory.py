@@ -1,0 +1,27 @@
+"""Peak memory, as part of what a method costs."""
+
+import re
+from pathlib import Path
+
+import torch
+
+RESET_PEAK = "5"  # proc_pid_clear_refs(5)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start to measure anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (counter := Path("/proc/self/clear_refs")).exists():
+        counter.write_text(RESET_PEAK)
+
+
+def peak(device: torch.device) -> int | None:
+    """The largest memory since then in bytes: on a GPU what torch allocated, on the CPU the resident size of the whole
+    process, libraries and data included. None where the system does not say.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return None if found is None else 1024 * int(found[1])
