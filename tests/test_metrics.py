@@ -1,87 +1,95 @@
-"""Every metric on data whose answer is known."""
+"""Every metric on data whose answer is known, or against a computation of its own."""
 
+import dataclasses
 import math
+import os
+import socket
 
+import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from raymu import evaluation, models
-from raymu.errors import Diverged
-from raymu.evaluation.evaluate import accuracy, keys
+from raymu import cache, data, evaluation, models, references
+from raymu.errors import Diverged, Undefined
+from raymu.evaluation import accuracy, keys
+from raymu.evaluation.cka import linear_cka
+from raymu.evaluation.collapse import alignment, nc1, nc2, nc3, nc4
+from raymu.evaluation.evaluate import ACCURACIES, SPLITS
+from raymu.evaluation.membership import mia_auc
+from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LinearProbe
+from raymu.evaluation.relearn import LR, MAX_EPOCHS, MOMENTUM, relearn_epochs
 from raymu.objective import hmean, oracle_gap, weighted
 
 
-def clusters(count: int, classes: int, features: int, spread: float, seed: int = 0):
-    """Gaussian clusters around fixed random centres."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
-    labels = torch.arange(count) % classes
-    return centres[labels] + spread * torch.randn(count, features, generator=generator), labels
+def noise(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def share(answers: torch.Tensor, labels: torch.Tensor) -> float:
-    return (answers == labels).double().mean().item()
+def simplex(classes: int, features: int) -> torch.Tensor:
+    """Equally long, equally spread vectors (K, D), turned at random."""
+    turn, _ = torch.linalg.qr(noise(features, features))
+    return 3 * (torch.eye(classes, features, dtype=torch.float64) - torch.eye(classes, features).mean(0)) @ turn
 
 
-def test_accuracy_counts_samples_not_classes() -> None:
-    answers, labels = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1])
-    assert accuracy(answers[:3], labels[:3]) == pytest.approx(2 / 3)
-    assert math.isnan(accuracy(answers[:0], labels[:0]))
+# Moments
 
 
-def test_probe_finds_what_is_linearly_there() -> None:
-    features, labels = clusters(400, 4, 8, spread=0.01)
-    assert share(LinearProbe(features, labels).predict(features), labels) == 1.0
+def test_moments_are_those_of_the_definition() -> None:
+    features, labels = 3 * noise(60, 4) + 5, torch.arange(60) % 3
+    moments = Moments.of(features, labels)
+    means = torch.stack([features[labels == label].mean(0) for label in range(3)])
+    torch.testing.assert_close(moments.means, means)
+    torch.testing.assert_close(moments.mean, features.mean(0))
+    torch.testing.assert_close(moments.scale, features.std(0, unbiased=False))
+    torch.testing.assert_close(moments.total, torch.cov(features.mT, correction=0))
+    torch.testing.assert_close(moments.within, torch.cov((features - means[labels]).mT, correction=0))
 
 
-def test_probe_is_at_chance_where_nothing_is_there() -> None:
-    generator = torch.Generator().manual_seed(1)
-    features, held_out = torch.randn(2, 2000, 5, generator=generator)
-    labels, held_out_labels = torch.arange(2000) % 4, torch.randint(4, (2000,), generator=generator)
-    assert share(LinearProbe(features, labels).predict(held_out), held_out_labels) == pytest.approx(0.25, abs=0.04)
+def test_moments_of_batches_are_those_of_the_whole() -> None:
+    features, labels = noise(50, 4), torch.arange(50) % 3
+    whole, parts = Moments.of(features, labels), Moments(3, 4, torch.device("cpu"))
+    for chosen in torch.arange(50).split(7):
+        parts.update(features[chosen], labels[chosen])
+    torch.testing.assert_close(parts.within, whole.within)
+    torch.testing.assert_close(parts.means, whole.means)
 
 
-def test_probe_is_linear() -> None:
-    """XOR is invisible to every linear classifier."""
-    signs = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]).repeat(200, 1)
-    features = signs + 0.1 * torch.randn(800, 2, generator=torch.Generator().manual_seed(2))
-    labels = (signs[:, 0] * signs[:, 1] > 0).long()
-    assert share(LinearProbe(features, labels).predict(features), labels) < 0.8
+def test_moments_are_precise_far_from_the_origin() -> None:
+    features, labels = noise(2000, 2), torch.arange(2000) % 2
+    shifted = Moments.of(features + 1e4, labels)
+    torch.testing.assert_close(shifted.within, Moments.of(features, labels).within, rtol=1e-6, atol=1e-6)
+    assert Moments.of(torch.full((9, 1), 0.1), torch.zeros(9, dtype=torch.long)).scale.tolist() == [1.0]  # constant
 
 
-def test_probe_survives_constant_and_badly_scaled_columns() -> None:
-    features, labels = clusters(600, 5, 6, spread=0.8)
-    held_out, held_out_labels = clusters(600, 5, 6, spread=0.8, seed=1)
-    plain = share(LinearProbe(features, labels).predict(held_out), held_out_labels)
-
-    def spoil(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x[:, :1] * 1e6, x[:, 1:], x[:, :1], torch.ones(len(x), 1)], dim=1)
-
-    spoilt = share(LinearProbe(spoil(features), labels).predict(spoil(held_out)), held_out_labels)
-    assert spoilt == pytest.approx(plain, abs=0.02)  # the twin column weakens the penalty a little
-
-
-def test_probe_is_at_least_as_good_as_a_default_logistic_regression() -> None:
-    """Many noisy features, few samples: where the choice of the penalty matters."""
-    features, labels = clusters(300, 10, 100, spread=4.0)
-    held_out, held_out_labels = clusters(5000, 10, 100, spread=4.0, seed=1)
-    default = LogisticRegression(max_iter=5000).fit(features.numpy(), labels.numpy())
-    theirs = default.score(held_out.numpy(), held_out_labels.numpy())
-    assert share(LinearProbe(features, labels).predict(held_out), held_out_labels) > theirs + 0.02
+def _reduce(rank: int, port: int, features: torch.Tensor, labels: torch.Tensor, expected: torch.Tensor) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    moments = Moments(int(labels.max()) + 1, features.shape[1], features.device)
+    mine = slice(0, 13) if rank == 0 else slice(13, None)  # uneven, and a class that only one worker sees
+    moments.update(features[mine], labels[mine])
+    moments.reduce()
+    torch.testing.assert_close(moments.within, expected)
+    dist.destroy_process_group()
 
 
-def test_probe_is_deterministic() -> None:
-    features, labels = clusters(300, 10, 20, spread=2.0)
-    first, second = (LinearProbe(features, labels).predict(features) for _ in range(2))
-    assert torch.equal(first, second)
+def test_moments_add_up_over_workers() -> None:
+    features, labels = noise(40, 3), torch.cat([torch.zeros(13), torch.arange(27) % 2 + 1]).long()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_reduce, (port, features, labels, Moments.of(features, labels).within), nprocs=2)
+
+
+# NCC
 
 
 def test_ncc_answers_the_nearest_mean() -> None:
     features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [10.0, 0.0], [10.0, 2.0]])
-    centres = NearestClassCentre(features, torch.tensor([3, 3, 7, 7]))  # means (1, 0) and (10, 1)
+    centres = NearestClassCentre(Moments.of(features, torch.tensor([3, 3, 7, 7])))  # means (1, 0) and (10, 1)
     assert centres.predict(torch.tensor([[5.4, 0.5], [5.6, 0.5], [-50.0, 0.0]])).tolist() == [3, 7, 3]
 
 
@@ -90,53 +98,360 @@ def test_ncc_is_not_the_probe() -> None:
     along = 100 * torch.rand(400, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(400) % 2
     features = torch.stack([along + 60 * labels, along + 64 * labels], dim=1)
-    centres, probe = NearestClassCentre(features, labels), LinearProbe(features, labels)
-    assert share(probe.predict(features), labels) == 1.0
-    assert share(centres.predict(features), labels) < 0.95
+    moments = Moments.of(features, labels)
+    assert accuracy(LinearProbe(features, labels, moments).predict(features), labels) == 1.0
+    assert accuracy(NearestClassCentre(moments).predict(features), labels) < 0.95
 
 
-def test_evaluate_reads_each_split_and_part(digits_data, digits) -> None:
-    """Against an independent computation: per-sample, without masks, from the same model."""
-    model = models.build(digits, seed=3)
-    row = evaluation.evaluate(model, digits_data)
-    assert set(row) == set(keys())
-    for name, split in (("val", digits_data.val), ("test", digits_data.test)):
+# Neural collapse and alignment
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_collapsed_classifier_has_no_nc(classes: int) -> None:
+    means = simplex(classes, 12)
+    features = means.repeat(5, 1) + 7.0  # where the origin is does not matter
+    moments = Moments.of(features, torch.arange(classes).repeat(5))
+    for value in (nc1(moments), nc2(moments), nc3(moments, 0.1 * means)):
+        assert value == pytest.approx(0, abs=1e-6)
+
+
+def test_nc1_of_two_classes_on_a_line() -> None:
+    """Means 1 and -1: Sb = 1. Spread s around each: Sw = s^2."""
+    features = torch.tensor([1.5, 0.5, -0.5, -1.5]).unsqueeze(1)
+    assert nc1(Moments.of(features, torch.tensor([0, 0, 1, 1]))) == pytest.approx(0.25 / 2)
+
+
+def test_nc1_is_that_of_the_definition() -> None:
+    labels = torch.arange(90) % 4
+    features = noise(4, 6, seed=1)[labels] + noise(90, 6)
+    means = torch.stack([features[labels == label].mean(0) for label in range(4)]).numpy()
+    between = np.cov(means.T, bias=True)
+    within = np.cov((features.numpy() - means[labels]).T, bias=True)
+    expected = np.trace(within @ np.linalg.pinv(between, rcond=1e-8)) / 4
+    assert nc1(Moments.of(features, labels)) == pytest.approx(expected)
+
+
+def test_nc2_of_three_classes_on_a_line() -> None:
+    """Means -1, 0, 1: the cosine of their Gram matrix and the simplex's is 1 / sqrt(2)."""
+    moments = Moments.of(torch.tensor([[-1.0], [0.0], [1.0]]), torch.arange(3))
+    assert nc2(moments) == pytest.approx(math.sqrt(2 - math.sqrt(2)))
+
+
+def test_nc3_of_an_opposite_head_is_largest() -> None:
+    means = simplex(5, 8)
+    assert nc3(Moments.of(means, torch.arange(5)), -means) == pytest.approx(2)
+
+
+def test_nc4_counts_disagreement() -> None:
+    assert nc4(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5])) == 0.25
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_flipped_head_vector_moves_its_own_alignment_alone(centred: bool) -> None:
+    means = simplex(10, 16)
+    retain = torch.arange(10) != 8
+    centre = retain if centred else None
+    head = means.clone()
+    torch.testing.assert_close(alignment(head, means, centre), torch.ones(10, dtype=torch.float64))
+    head[8] *= -0.7
+    expected = torch.where(retain, 1.0, -1.0).double()
+    torch.testing.assert_close(alignment(head, means, centre), expected)
+    if centred:  # what happens where the forgotten class is not left out of the mean
+        assert (alignment(head, means, torch.ones(10, dtype=torch.bool))[retain] < 0.999).all()
+
+
+def test_alignment_is_the_cosine() -> None:
+    head, means = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0], [4.0, 3.0]])
+    torch.testing.assert_close(alignment(head, means), torch.tensor([0, 24 / 25], dtype=torch.float64))
+
+
+def test_collapse_of_one_class_has_no_value() -> None:
+    one = Moments.of(noise(9, 3), torch.full((9,), 2))
+    same = Moments.of(torch.ones(8, 3), torch.arange(8) % 2)
+    for moments in (one, same):
+        for metric in (nc1, nc2, lambda moments: nc3(moments, noise(3, 3))):
+            with pytest.raises(Undefined, match="class"):
+                metric(moments)
+    with pytest.raises(Undefined, match="no direction"):
+        alignment(noise(2, 3), noise(2, 3), torch.tensor([True, False]))
+    with pytest.raises(Undefined, match="no class is left"):
+        alignment(noise(2, 3), noise(2, 3), torch.tensor([False, False]))
+    with pytest.raises(Undefined, match="does not see"):
+        nc3(Moments.of(simplex(3, 4), torch.arange(3)), torch.zeros(3, 4))
+    with pytest.raises(Undefined, match="no sample"):
+        nc4(torch.zeros(0), torch.zeros(0))
+
+
+def test_collapse_with_fewer_samples_than_features() -> None:
+    """20 samples of 50 features: Sb has a pseudo-inverse, and nothing is divided by 0."""
+    moments = Moments.of(noise(20, 50), torch.arange(20) % 4)
+    assert 0 < nc1(moments) < 100
+    assert 0 < nc2(moments) < math.sqrt(2)
+
+
+# CKA
+
+
+def test_cka_sees_through_turns_and_shifts() -> None:
+    features = noise(40, 6)
+    turn, _ = torch.linalg.qr(noise(6, 6, seed=1))
+    assert linear_cka(features, 3 * features @ turn + 5) == pytest.approx(1)
+
+
+def test_cka_is_the_normalised_hsic() -> None:
+    """Against the definition with N x N matrices."""
+    x, y = noise(30, 5), noise(30, 9, seed=1)
+    centring = torch.eye(30, dtype=torch.float64) - 1 / 30
+    k, other = (centring @ f @ f.mT @ centring for f in (x, y))
+    assert linear_cka(x, y) == pytest.approx(((k * other).sum() / (k.norm() * other.norm())).item())
+
+
+def test_cka_of_unrelated_features_is_0() -> None:
+    x = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    y = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    assert linear_cka(x, y) == pytest.approx(0)
+
+
+def test_cka_without_a_value() -> None:
+    for x, why in (
+        (torch.full((5, 2), 0.1), "same features"),
+        (torch.full((5, 2), math.nan), "not finite"),
+        (torch.zeros(0, 2), "no sample"),
+    ):
+        with pytest.raises(Undefined, match=why):
+            linear_cka(x, noise(len(x), 3))
+
+
+# Membership inference
+
+
+def logits_of(confidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three logits a sample, of which that of the true class 1 is so large."""
+    logits = torch.zeros(len(confidence), 3)
+    logits[:, 1] = confidence
+    return logits, torch.ones(len(confidence), dtype=torch.long)
+
+
+def test_no_leak_is_a_half() -> None:
+    areas = [mia_auc(*logits_of(noise(80, seed=seed)), *logits_of(noise(90, seed=100 + seed))) for seed in range(20)]
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_leak_is_found_whichever_way_it_goes(direction: int) -> None:
+    """Forgotten images may be answered with too much confidence, or with too little."""
+    assert mia_auc(*logits_of(direction * (5 + noise(60))), *logits_of(noise(70, seed=1))) > 0.99
+
+
+def test_leak_of_two_gaussians_is_the_area_between_them() -> None:
+    """One standard deviation apart: Phi(1 / sqrt(2))."""
+    area = mia_auc(*logits_of(3 + noise(4000)), *logits_of(2 + noise(4000, seed=1)))
+    assert area == pytest.approx(0.5 * (1 + math.erf(0.5)), abs=0.02)
+
+
+def test_membership_without_a_value() -> None:
+    one, some = logits_of(noise(1)), logits_of(noise(9))
+    for members, unseen in ((one, some), (some, one)):
+        with pytest.raises(Undefined, match="two members"):
+            mia_auc(*members, *unseen)
+    with pytest.raises(Undefined, match="not finite"):
+        mia_auc(some[0] * math.nan, some[1], *some)
+
+
+# Relearn time
+
+
+def test_relearn_epochs_are_counted() -> None:
+    """One weight, one image: SGD with momentum by hand, until the logit is positive."""
+    model = torch.nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0], [-8.5 * LR]]))  # class 1 is behind
+    before = model.weight.detach().clone()
+
+    weights, speed, by_hand = before.squeeze(1).double().numpy(), np.zeros(2), 0
+    while weights[1] <= weights[0]:
+        chances = np.exp(weights) / np.exp(weights).sum()
+        speed = MOMENTUM * speed + chances - [0, 1]
+        weights, by_hand = weights - LR * speed, by_hand + 1
+
+    def right(changed: torch.nn.Module) -> list[float]:
+        return [float(changed.weight[1] > changed.weight[0]), 0.0]
+
+    image, label = torch.ones(1, 1), torch.tensor([1])
+    assert relearn_epochs(model, image, label, right, right(model), [1.0, 0.5]) == [by_hand, MAX_EPOCHS]
+    assert 2 < by_hand < MAX_EPOCHS
+    assert torch.equal(model.weight, before)
+    assert relearn_epochs(model, image, label, right, [1.0, 1.0], [1.0, 0.5]) == [0, 0]
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def trained(quick, quick_references):
+    return quick_references.model()
+
+
+def test_accuracy_counts_samples_not_classes() -> None:
+    answers, labels = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1])
+    assert accuracy(answers[:3], labels[:3]) == pytest.approx(2 / 3)
+    with pytest.raises(Undefined, match="no sample"):
+        accuracy(answers[:0], labels[:0])
+
+
+def test_evaluate_reads_each_split_and_part(quick, quick_references, trained) -> None:
+    """Against an independent computation: image by image, without masks, from the same model."""
+    loaded, model = quick_references.data, trained.eval()
+    row = evaluation.evaluate(model, loaded, quick_references.baseline)
+    assert set(row) == {*keys(), "probe"}
+    assert row["probe"] == "logistic"
+    for name, split in (("val", loaded.val), ("test", loaded.test)):
         right = {True: [], False: []}
         index = torch.cat([split.retain.index, split.forget.index])
         for image, label in zip(split.retain.images[index], split.retain.labels[index], strict=True):
-            answer = model(digits_data.normalise(image[None])).argmax().item()
-            right[label.item() in digits.forget].append(answer == label.item())
+            answer = model(loaded.normalise(image[None])).argmax().item()
+            right[label.item() in quick.forget].append(answer == label.item())
         assert row[f"{name}_forget_acc"] == pytest.approx(sum(right[True]) / len(right[True]))
         assert row[f"{name}_retain_acc"] == pytest.approx(sum(right[False]) / len(right[False]))
 
 
-def test_evaluate_does_not_change_the_model(digits_data, digits) -> None:
-    model = models.build(digits, seed=3).train()
+def test_evaluate_gives_each_metric_what_belongs_to_it(quick_references, trained) -> None:
+    """Every metric that is no accuracy, put together by hand from images of the three splits."""
+    loaded = quick_references.data
+    row = evaluation.evaluate(trained, loaded, quick_references.baseline)
+    retrained = models.build(quick_references.scenario, seed=0)
+    weights = references.directory(quick_references.scenario) / "retrained" / "model.safetensors"
+    retrained.load_state_dict(cache.load_tensors(weights, torch.device("cpu")))
+
+    def said(model, *parts):
+        index = torch.cat([part.index for part in parts])
+        return models.extract(model, loaded, data.Split(parts[0].images, parts[0].labels, index))
+
+    train = said(trained, loaded.train)
+    moments = Moments.of(train.features, train.labels)
+    head = trained.get_classifier().weight.detach()
+    assert row["train_nc1"] == pytest.approx(nc1(moments), rel=1e-4)
+    assert row["train_nc2"] == pytest.approx(nc2(moments), rel=1e-4)
+    assert row["train_nc3"] == pytest.approx(nc3(moments, head), rel=1e-4)
+    retain = torch.arange(10) != 8
+    for name, centre in (("alignment", retain), ("alignment_uncentred", None)):
+        cosines = alignment(head, moments.means, centre)
+        assert row[f"train_{name}_forget"] == pytest.approx(cosines[8].item(), rel=1e-4)
+        assert row[f"train_{name}_retain"] == pytest.approx(cosines[retain].mean().item(), rel=1e-4)
+    eights = train.subset(train.labels == 8)
+    for name, split in (("val", loaded.val), ("test", loaded.test)):
+        whole, other, forget = said(trained, *split), said(retrained, *split), said(trained, split.forget)
+        assert row[f"{name}_cka_original"] == pytest.approx(1, abs=1e-5)  # it is the original
+        assert row[f"{name}_cka_retrained"] == pytest.approx(linear_cka(whole.features, other.features), rel=1e-4)
+        distances = torch.cdist(whole.features.double(), moments.means)
+        assert row[f"{name}_nc4"] == pytest.approx(
+            (whole.logits.argmax(1) != distances.argmin(1)).double().mean().item()
+        )
+        area = mia_auc(eights.logits, eights.labels, forget.logits, forget.labels)
+        assert row[f"{name}_mia_auc"] == pytest.approx(area, abs=0.02)
+        assert row[f"{name}_relearn_epochs"] == 0  # nothing was forgotten
+
+
+def test_a_look_is_cheap_but_not_another_truth(quick_references, trained) -> None:
+    """Own answers and NCC agree with the whole evaluation; the probe is another, and says so."""
+    whole = evaluation.evaluate(trained, quick_references.data, quick_references.baseline)
+    look = evaluation.look(trained, quick_references.data)
+    assert (look["probe"], whole["probe"]) == ("lda", "logistic")
+    assert set(look) == set(whole)
+    for split in SPLITS:
+        for metric in ACCURACIES:
+            key = f"{split}_{metric}"
+            assert look[key] == pytest.approx(whole[key], abs=0.15 if "probe" in metric else 1e-9)
+    assert look["train_nc1"] is None
+
+
+@pytest.mark.parametrize("measure", [evaluation.look, evaluation.evaluate])
+def test_evaluation_leaves_the_model_as_it_is(measure, quick_references, trained) -> None:
+    model = trained.train().requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluation.evaluate(model, digits_data)
+    rest = (quick_references.baseline,) if measure is evaluation.evaluate else ()
+    measure(model, quick_references.data, *rest)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_where_samples_are_forgotten_nothing_speaks_of_classes(digits) -> None:
+    scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
+    loaded = data.load(scenario, torch.device("cpu"))
+    model = models.build(scenario, seed=3)
+    row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
+    undefined = {key for key, value in row.items() if value is None}
+    assert undefined == {"train_alignment_forget", "train_alignment_uncentred_forget"}
+    forget, retain = (models.extract(model, loaded, part) for part in loaded.val[::-1])
+    area = mia_auc(forget.logits, forget.labels, retain.logits, retain.labels)
+    assert row["val_mia_auc"] == pytest.approx(area, abs=0.02)
+
+
+def test_where_one_class_is_left_its_centred_alignment_is_undefined(digits) -> None:
+    scenario = dataclasses.replace(digits, forget=tuple(range(9)))
+    loaded = data.load(scenario, torch.device("cpu"))
+    model = models.build(scenario, seed=3)
+    row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
+    assert {key for key, value in row.items() if value is None} == {"train_alignment_retain", "train_alignment_forget"}
 
 
 def test_logits_are_the_models_own(digits_data, digits) -> None:
     model = models.build(digits, seed=3).eval()
     split = digits_data.val.retain
-    _, logits = models.extract(model, digits_data, split)
+    said = models.extract(models.reading_copy(model), digits_data, split)
     images = digits_data.normalise(split.images[split.index])
-    torch.testing.assert_close(logits, model(images).detach())
+    torch.testing.assert_close(said.logits, model(images).detach())
+    assert torch.equal(said.labels, split.targets)
 
 
-def test_nan_features_are_a_divergence(digits_data, digits) -> None:
+@pytest.mark.parametrize("measure", ["look", "evaluate"])
+def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
     model = models.build(digits, seed=3)
     torch.nn.init.constant_(model.get_classifier().weight, math.nan)
     with pytest.raises(Diverged):
-        evaluation.evaluate(model, digits_data)
+        getattr(evaluation, measure)(model, digits_data, *([{}] if measure == "evaluate" else []))
 
 
 def test_gaps_are_zero_for_the_retrained_model_itself() -> None:
     metrics = dict.fromkeys(keys(), 0.4)
     assert set(evaluation.gaps(metrics, metrics).values()) == {0.0}
-    better = metrics | {"test_retain_acc": 0.9}
-    assert evaluation.gaps(better, metrics)["test_retain_acc_gap"] == pytest.approx(0.5)
+    better = metrics | {"test_retain_acc": 0.9, "train_nc1": None}
+    gaps = evaluation.gaps(better, metrics)
+    assert gaps["test_retain_acc_gap"] == pytest.approx(0.5)
+    assert gaps["train_nc1_gap"] is None
+
+
+# Layers
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
+def test_a_depth_profile_ends_where_the_evaluation_begins(architecture, digits) -> None:
+    scenario = dataclasses.replace(digits, architecture=architecture)
+    if architecture == "test_vit":
+        scenario = dataclasses.replace(scenario, model_args=(("patch_size", 4),))
+    loaded = data.load(scenario, torch.device("cpu"))
+    model = models.build(scenario, seed=3)
+    rows = evaluation.profile(model, loaded)
+    assert [row["layer"] for row in rows] == [*(info["module"] for info in model.feature_info), "penultimate"]
+    assert len(rows) > 2
+    whole = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
+    for key, value in rows[-1].items():
+        assert key == "layer" or value == pytest.approx(whole[key], abs=0.03)
+
+
+def test_pixels_alone_are_read_from_the_first_block(digits) -> None:
+    """A block that forgets everything shows: all features after it are at chance."""
+    loaded = data.load(digits, torch.device("cpu"))
+    model = models.build(digits, seed=3)
+    torch.nn.init.zeros_(model.layer2[-1].bn2.weight)
+    torch.nn.init.zeros_(model.layer2[-1].downsample[-1].weight)
+    rows = {row["layer"]: row["test_probe_retain_acc"] for row in evaluation.profile(model, loaded)}
+    assert rows["layer1"] > 0.5
+    assert rows["layer2"] == rows["penultimate"] < 0.2
+
+
+# Objectives
 
 
 @pytest.mark.parametrize(

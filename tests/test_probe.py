@@ -99,9 +99,7 @@ def test_fitted_to_convergence(monkeypatch) -> None:
 
     best = minimize(loss, np.zeros(65), method="BFGS").fun
     probe = LinearProbe(features, labels)
-    turned = probe._weights.clone()
-    turned[:, :-1] = probe._weights[:, :-1] @ probe._axes.mT  # back from the principal axes
-    assert best - 1e-7 < loss(turned.numpy().ravel()) < best + 5e-6
+    assert best - 1e-7 < loss(probe._weights.numpy().ravel()) < best + 1e-5
 
 
 @BOTH

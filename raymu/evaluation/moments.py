@@ -6,12 +6,12 @@ from torch import Tensor
 
 from raymu.errors import Undefined
 
-ROWS = 2**14  # samples that are converted to float64 at once
+ROWS = 2**14  # samples that are taken in at once
 ROUNDING = 1e-12  # a variance is none if it is below this share of the mean square
 
 
 class Moments:
-    """Sums over samples, in float64 and in one pass: no feature has to be kept, and parts simply add up.
+    """Sums over samples, kept in float64, in one pass: no feature has to be kept, and parts simply add up.
 
     Memory: K (D + 1) + D^2 float64 for K classes and D features, and ROWS x D more during an update, however many
     samples there are.
@@ -49,10 +49,16 @@ class Moments:
         for some, their in zip(features.split(ROWS), labels.split(ROWS), strict=True):
             if not some.isfinite().all():
                 raise Undefined("the features are not finite")
-            some = some.double()
-            self.counts += their.bincount(minlength=len(self.counts))
-            self.sums.index_add_(0, their, some)
-            self.gram.addmm_(some.mT, some)
+            counts = their.bincount(minlength=len(self.counts))
+            # Products of deviations from a centre are precise in the features' own precision, and take half the time.
+            centre = some.mean(0)
+            deviations = some - centre
+            sums = torch.zeros_like(self.sums, dtype=some.dtype).index_add_(0, their, deviations).double()
+            gram, centre, total = (deviations.mT @ deviations).double(), centre.double(), sums.sum(0)
+            self.counts += counts
+            self.sums += sums + torch.outer(counts.double(), centre)
+            shift = torch.outer(total, centre)
+            self.gram += gram + shift + shift.mT + len(some) * torch.outer(centre, centre)
 
     def reduce(self) -> None:
         """Add up the moments of all workers of the process group (torch.distributed); each then has those of all."""

@@ -13,7 +13,8 @@ from raymu.evaluation.moments import ROWS, Moments
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2
-ROUGH, EXACT = 1e-4, 1e-7  # nats a sample from the minimum: while the penalty is chosen, and at the end
+ROUGH, EXACT = 1e-3, 1e-5  # how far, in proportion, a loss may be above its minimum: in the choice, and at the end
+NEGLIGIBLE = 1e-2  # nats a sample: so small a loss decides no answer
 MAX_ITERATIONS = 1000
 REMEMBERED = 10  # steps that L-BFGS knows the curvature from
 SUFFICIENT = 1e-4  # share of the expected decrease that a step has to bring (Armijo)
@@ -38,9 +39,10 @@ class LinearProbe:
         minimise  mean CE(W x + b, label) + penalty / 2 |W|^2,  x the standardised features
 
     A fifth of every class is held out. From the largest of PENALTIES to the smallest, each fit starts where the one
-    before ended, until the held-out accuracy falls by more than its standard error. Of those that are no further from
-    the best, the one with the lowest held-out loss is taken (accuracy alone is coarse, and loss alone another aim), and
-    fitted to all features. If no class has two samples there is nothing to hold out, and the largest penalty is taken.
+    before ended, until the held-out accuracy falls by more than its standard error, or the loss is negligible. Of those
+    that are no further from the best, the one with the lowest held-out loss is taken (accuracy alone is coarse, and
+    loss alone another aim) and fitted to all features. If no class has two samples there is nothing to hold out, and
+    the largest penalty is taken.
 
     L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, Algorithm 7.4) works in the principal axes of the
     features, each weight scaled by its curvature at the start: correlated features cost no more steps than others.
@@ -63,8 +65,8 @@ class LinearProbe:
         moments = moments or Moments.of(features, labels)
         self._classes, self._mean, self._scale = moments.classes, moments.mean, moments.scale
         correlation = moments.total / torch.outer(self._scale, self._scale)
-        self._variances, self._axes = torch.linalg.eigh(correlation)
-        self._variances.clamp_(min=0)
+        one = torch.ones(1, 1, dtype=correlation.dtype, device=correlation.device)  # what the bias is multiplied with
+        self._variances, self._axes = torch.linalg.eigh(torch.block_diag(correlation, one))
 
         targets = torch.searchsorted(self._classes, labels)
         order, num_fit = _hold_out(targets)
@@ -77,7 +79,7 @@ class LinearProbe:
             tried.append(_Tried(*_quality(*held_out, weights), penalty, weights))
             best = max(one.accuracy for one in tried)
             error = math.sqrt(best * (1 - best) / max(1, len(held_out[0])))
-            if tried[-1].accuracy < best - error:
+            if tried[-1].accuracy < best - error or tried[-1].loss < NEGLIGIBLE:
                 break
         chosen = min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
         self.penalty = chosen.penalty
@@ -92,25 +94,27 @@ class LinearProbe:
         return self._classes[torch.cat(answers)]
 
     def _inputs(self, features: Tensor, order: Tensor) -> Tensor:
-        """The features in that order, standardised and in the principal axes, as float32."""
+        """The features in that order, standardised, as float32."""
         inputs = torch.empty(len(order), features.shape[1], device=features.device)
+        mean, scale = self._mean.to(features.dtype), self._scale.to(features.dtype)
         for rows, into in zip(order.split(ROWS), inputs.split(ROWS), strict=True):
-            torch.matmul(((features[rows].double() - self._mean) / self._scale).float(), self._axes.float(), out=into)
+            into.copy_((features[rows] - mean) / scale)
         return inputs
 
     def _fit(self, inputs: Tensor, targets: Tensor, penalty: float, start: Tensor, tolerance: float) -> Tensor:
         """The weights (C, D + 1) at the minimum, the biases last."""
         penalties = torch.full_like(start[0], penalty)
         penalties[-1] = 0  # the biases are free
-        variances = torch.cat([self._variances, torch.ones_like(self._variances[:1])])
-        scale = (_curvature(inputs, start).unsqueeze(1) * variances + penalties).clamp(min=PENALTIES[-1]).rsqrt()
+        scale = (_curvature(inputs, start).unsqueeze(1) * self._variances + penalty).rsqrt()
 
         def objective(scaled: Tensor) -> tuple[Tensor, Tensor]:
-            weights = scaled * scale
+            weights = (scaled * scale) @ self._axes.mT
             loss, gradient = _loss_and_gradient(inputs, targets, weights)
-            return loss + (penalties * weights.square()).sum() / 2, (gradient + penalties * weights) * scale
+            loss = loss + (penalties * weights.square()).sum() / 2
+            return loss, (gradient + penalties * weights) @ self._axes * scale
 
-        return scale * _minimise(objective, start / scale, tolerance)
+        found: Tensor = (_minimise(objective, start @ self._axes / scale, tolerance) * scale) @ self._axes.mT
+        return found
 
 
 class LDAProbe:
@@ -204,13 +208,13 @@ def _quality(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, f
 
 
 def _minimise(objective: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor, tolerance: float) -> Tensor:
-    """Where a convex objective (point -> value, gradient) is within about the tolerance of its minimum: L-BFGS."""
+    """Where a convex objective (point -> value, gradient) is above its minimum by about so small a share: L-BFGS."""
     value, gradient = objective(point)
     history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=REMEMBERED)
     for _ in range(MAX_ITERATIONS):
         direction = _descent(gradient, history)
         expected = -(gradient * direction).sum() / 2  # decrease, if the curvature is known well
-        if expected < tolerance:
+        if expected <= tolerance * max(value, NEGLIGIBLE):
             break
         length = 1.0
         while True:
