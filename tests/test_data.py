@@ -144,3 +144,26 @@ def test_missing_cifar10_says_what_to_put_where(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(CIFAR10, "url", NOWHERE)
     with pytest.raises(InputError, match=r"cifar-10-python\.tar\.gz.*--data-dir"):
         data.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "here")
+
+
+def test_a_split_that_leaves_nothing_to_forget_is_refused(digits) -> None:
+    """An accuracy of no image would have no value."""
+    labels = torch.tensor([1, 2, 8, 1, 2, 8])
+    whole = data.Split(torch.zeros(6, 1, 1, 1, dtype=torch.uint8), labels, torch.arange(6))
+    without = data.Split(whole.images, labels, torch.tensor([0, 1]))
+    only = data.Split(whole.images, labels, torch.tensor([2, 5]))
+    assert set(data._forget_set(digits, whole, whole, whole)) == {
+        "train",
+        "forget",
+        "forgotten",
+        "probed",
+        "val",
+        "test",
+    }
+    for name, splits in (
+        ("val split has 0 images of class 8 and 2", (whole, without, whole)),
+        ("test split has 2 images of class 8 and 0", (whole, whole, only)),
+        ("train split has 0 images of class 8", (without, whole, whole)),
+    ):
+        with pytest.raises(InputError, match=name):
+            data._forget_set(digits, *splits)

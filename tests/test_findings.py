@@ -17,7 +17,7 @@ from raymu.trial import run_trial
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
-TRAIN, TEST = 8000, 2000  # images of CIFAR-10
+TRAIN = 10_000  # images of CIFAR-10; all of its test set
 NEAR_ZERO = 0.05
 NEAR = 0.1
 CLEARLY_LOWER = 0.05
@@ -32,7 +32,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     entry = cache.root() / "datasets" / "cifar10"
     entry.mkdir(parents=True)
     for name, array in data.DATASETS["cifar10"].read(Path(source)).items():
-        np.save(entry / f"{name}.npy", array[: TRAIN if name.startswith("train") else TEST])
+        np.save(entry / f"{name}.npy", array[:TRAIN] if name.startswith("train") else array)
     return dataclasses.replace(
         SCENARIOS["cifar10-resnet18"],
         name="cifar10-subset",
@@ -51,7 +51,8 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
 
 @pytest.fixture(scope="module")
 def original(scenario: Scenario) -> dict[str, float]:
-    return references.metrics(references.train(scenario, "original", 1))
+    references.compare(scenario, 1)
+    return references.metrics(scenario)["original"]
 
 
 def unlearned(
@@ -79,28 +80,31 @@ def test_a_classifier_alone_fools_the_output_but_not_the_probe(scenario, origina
         assert row[key] == pytest.approx(original[key])
 
 
-GRIDS = {
-    "scrub": [{"lr": lr} for lr in (5e-3, 2e-2, 5e-2)],
-    "unsir": [
-        {"impair_lr": lr, "repair_lr": lr / 4, "noise_batches": 40, "noise_weight": 1e-3} for lr in (5e-4, 2e-3, 8e-3)
-    ],
+SETTINGS = {
+    "scrub": {
+        "linear": [
+            *({"lr": lr} for lr in (5e-3, 2e-2, 5e-2)),
+            {"lr": 6e-4, "epochs": 4, "msteps": 3, "T": 2.0, "alpha": 0.02, "batch_size": 32},
+            {"lr": 5e-3, "epochs": 3, "msteps": 2, "T": 1.0, "alpha": 0.4, "batch_size": 32},
+        ],
+        "cmf": [
+            *({"lr": lr, "temperature": 8.0} for lr in (5e-3, 2e-2, 5e-2)),
+            {"lr": 5e-2, "epochs": 4, "msteps": 3, "alpha": 0.4, "batch_size": 32, "temperature": 2.2},
+            {"lr": 5e-2, "epochs": 6, "msteps": 3, "T": 1.0, "alpha": 0.007, "temperature": 5.6},
+        ],
+    },
 }
-TEMPERATURES = {"scrub": 8.0, "unsir": 4.0}
 SEEDS = (0, 1)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_cmf_head_makes_the_features_forget(scenario, original, name) -> None:
-    """The same settings and seeds with each head; of those that cost a few points of retain accuracy at most the one
+    """As many settings for each head, chosen for it. Of those that cost a few points of retain accuracy at most the one
     with the lowest probe-forget accuracy, both on validation.
     """
     best = {}
-    for head, more in (("linear", {}), ("cmf", {"temperature": TEMPERATURES[name]})):
-        rows = [
-            unlearned(scenario, name, head=head, seed=seed, **config, **more)
-            for config in GRIDS[name]
-            for seed in SEEDS
-        ]
+    for head, settings in SETTINGS[name].items():
+        rows = [unlearned(scenario, name, head=head, seed=seed, **config) for config in settings for seed in SEEDS]
         kept = [row for row in rows if row["val_retain_acc"] > original["val_retain_acc"] - FEW_POINTS]
         best[head] = min(kept, key=lambda row: row["val_probe_forget_acc"], default=original)
     figures = {head: (row["test_retain_acc"], row["test_probe_forget_acc"]) for head, row in best.items()}

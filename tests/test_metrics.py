@@ -304,7 +304,7 @@ def test_evaluate_reads_each_split_and_part(quick, quick_references, trained) ->
     loaded, model = quick_references.data, trained.eval()
     row = evaluation.evaluate(model, loaded, quick_references.baseline)
     assert set(row) == {*keys(), "probe"}
-    assert row["probe"] == "logistic"
+    assert row["probe"] == "strong"
     for name, split in (("val", loaded.val), ("test", loaded.test)):
         right = {True: [], False: []}
         index = torch.cat([split.retain.index, split.forget.index])
@@ -356,7 +356,7 @@ def test_a_look_is_cheap_but_not_another_truth(quick_references, trained) -> Non
     """Own answers and NCC agree with the whole evaluation; the probe is another, and says so."""
     whole = evaluation.evaluate(trained, quick_references.data, quick_references.baseline)
     look = evaluation.look(trained, quick_references.data)
-    assert (look["probe"], whole["probe"]) == ("lda", "logistic")
+    assert (look["probe"], whole["probe"]) == ("cheap", "strong")
     assert set(look) == set(whole)
     for split in SPLITS:
         for metric in ACCURACIES:

@@ -72,9 +72,20 @@ def test_as_accurate_as_scikit_learn_with_its_penalty_chosen_by_cross_validation
     assert ours > theirs.score(held_out.numpy(), held_out_labels.numpy()) - 0.01
 
 
-def test_same_answers_as_scikit_learn_at_the_same_penalty(monkeypatch) -> None:
+@pytest.fixture
+def logistic(monkeypatch) -> None:
+    """The strong probe without its choice of the cheap one."""
+
+    class Blind(LDAProbe):
+        def predict(self, features: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(features),), -1)
+
+    monkeypatch.setattr(probes, "LDAProbe", Blind)
+
+
+def test_same_answers_as_scikit_learn_at_the_same_penalty(logistic, monkeypatch) -> None:
     """Within 0.3 points, on overlapping classes."""
-    for penalty in PENALTIES[1:5]:
+    for penalty in PENALTIES[:4]:
         monkeypatch.setattr(probes, "PENALTIES", (penalty,))
         (features, labels), (held_out, held_out_labels) = gaussian()
         scaler = StandardScaler().fit(features)
@@ -84,7 +95,7 @@ def test_same_answers_as_scikit_learn_at_the_same_penalty(monkeypatch) -> None:
         assert ours == pytest.approx(theirs.score(scaler.transform(held_out), held_out_labels), abs=0.003)
 
 
-def test_fitted_to_convergence(monkeypatch) -> None:
+def test_fitted_to_convergence(logistic, monkeypatch) -> None:
     """The loss is that of a general-purpose optimiser in float64."""
     monkeypatch.setattr(probes, "PENALTIES", (1e-3,))
     features, labels = clusters(500, 5, 12, spread=2.0)
@@ -152,6 +163,15 @@ def test_better_than_a_default_logistic_regression_where_the_penalty_matters() -
     default = LogisticRegression(max_iter=5000).fit(features.numpy(), labels.numpy())
     theirs = default.score(held_out.numpy(), held_out_labels.numpy())
     assert share(LinearProbe(features, labels).predict(held_out), held_out_labels) > theirs + 0.02
+
+
+def test_never_weaker_than_the_cheap_probe() -> None:
+    """Few samples of many Gaussian classes are where LDA is the best there is."""
+    features, labels = clusters(1000, 200, 100, spread=1.5)
+    held_out, _ = clusters(5000, 200, 100, spread=1.5, seed=1)
+    probe, closed_form = LinearProbe(features, labels), cheap(features, labels)
+    assert probe.penalty is None
+    assert torch.equal(probe.predict(held_out), closed_form.predict(held_out))
 
 
 @BOTH

@@ -22,7 +22,7 @@ from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import select, store
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.sweep import Resources, Sweep, run_sweep
+from raymu.sweep import Resources, Sweep, _searcher, run_sweep
 
 ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *keys()}
 
@@ -57,7 +57,7 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
     for row in rows:
         assert set(row) >= ROW_KEYS
         assert all(0 <= row[f"{split}_{accuracy}"] <= 1 for split in SPLITS for accuracy in ACCURACIES)
-        assert row["probe"] == ("lda" if row["status"] == "stopped" else "logistic")
+        assert row["probe"] == ("cheap" if row["status"] == "stopped" else "strong")
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
@@ -204,6 +204,29 @@ def test_a_mistake_in_an_edited_script_is_one_clear_line(tmp_path, before, after
 def _sweep(sweep: Sweep, directory: Path, concurrent: int = 2) -> list[dict]:
     resources = Resources(concurrent=concurrent)
     return run_sweep(sweep, directory, resources, Console(quiet=True))
+
+
+def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None:
+    """Its score is the cheap probe's, which reads less: it must not win over one that ran to its end."""
+    done = [
+        {
+            "source": "search",
+            "status": status,
+            "score": score,
+            "config": {"lr": 0.01, "epochs": 5},
+            "curve": [[1, score]],
+        }
+        for status, score in (("stopped", 0.9), ("completed", 0.4))
+    ]
+    searcher = _searcher(Sweep(RandomLabel, digits), done)
+    for trial_id in ("stopped", "completed"):
+        searcher.suggest(trial_id)
+        result = {"score": 0.9, "training_iteration": 1, "row/status": trial_id}
+        searcher.on_trial_result(trial_id, result)
+        searcher.on_trial_complete(trial_id, result)
+    trials = searcher._ot_study.trials
+    assert sorted(trial.state.name for trial in trials) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert all(trial.intermediate_values[1] == 0.9 for trial in trials if trial.state.name == "PRUNED")
 
 
 FRAGILE = """

@@ -47,7 +47,7 @@ def test_a_row_is_complete(quick, quick_references) -> None:
     assert (row["head"], row["train"], row["forget_share"]) == ("linear", "all", 0.0)
     train, forget = len(quick_references.data.train), quick_references.data.forget.sum().item()
     assert row["images"] == 2 * train + forget  # two epochs, and the saliency
-    assert row["probe"] == "logistic"
+    assert row["probe"] == "strong"
     assert row["peak_mem"] > 2**26
     for key in keys():
         assert row[f"{key}_gap"] == pytest.approx(row[key] - quick_references.metrics["retrained"][key])

@@ -60,6 +60,14 @@ class Moments:
             shift = torch.outer(total, centre)
             self.gram += gram + shift + shift.mT + len(some) * torch.outer(centre, centre)
 
+    def without(self, features: Tensor, labels: Tensor) -> "Moments":
+        """Those of the other samples, where these (B, D) with labels (B,) are among them."""
+        num_classes, num_features = self.sums.shape
+        rest, part = (Moments(num_classes, num_features, self.sums.device) for _ in range(2))
+        part.update(features, labels)
+        rest.counts, rest.sums, rest.gram = self.counts - part.counts, self.sums - part.sums, self.gram - part.gram
+        return rest
+
     def reduce(self) -> None:
         """Add up the moments of all workers of the process group (torch.distributed); each then has those of all."""
         for tensor in (self.counts, self.sums, self.gram):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from raymu.evaluation.moments import ROWS, Moments
 
-PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2
 ROUGH, EXACT = 1e-3, 1e-5  # how far, in proportion, a loss may be above its minimum: in the choice, and at the end
 NEGLIGIBLE = 1e-2  # nats a sample: so small a loss decides no answer
@@ -41,8 +41,9 @@ class LinearProbe:
     A fifth of every class is held out. From the largest of PENALTIES to the smallest, each fit starts where the one
     before ended, until the held-out accuracy falls by more than its standard error, or the loss is negligible. Of those
     that are no further from the best, the one with the lowest held-out loss is taken (accuracy alone is coarse, and
-    loss alone another aim) and fitted to all features. If no class has two samples there is nothing to hold out, and
-    the largest penalty is taken.
+    loss alone another aim) and fitted to all features. An attacker takes the cheap probe instead where that answers
+    more of the held-out samples right, as it may if there are few of a class. If no class has two samples there is
+    nothing to hold out, and the largest penalty is taken.
 
     L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, Algorithm 7.4) works in the principal axes of the
     features, each weight scaled by its curvature at the start: correlated features cost no more steps than others.
@@ -55,14 +56,18 @@ class LinearProbe:
         labels: their true labels (N,). Classes that do not occur are never answered.
         moments: those of the features, where they are known.
 
+    Attributes:
+        penalty: the one chosen; None where it is the cheap probe.
+
     Raises:
         Undefined: there is no sample, or a feature is not finite.
     """
 
-    name = "logistic"
+    name = "strong"
 
     def __init__(self, features: Tensor, labels: Tensor, moments: Moments | None = None) -> None:
         moments = moments or Moments.of(features, labels)
+        self._cheap = LDAProbe(moments)
         self._classes, self._mean, self._scale = moments.classes, moments.mean, moments.scale
         correlation = moments.total / torch.outer(self._scale, self._scale)
         one = torch.ones(1, 1, dtype=correlation.dtype, device=correlation.device)  # what the bias is multiplied with
@@ -73,7 +78,7 @@ class LinearProbe:
         inputs, targets = self._inputs(features, order), targets[order]
         fit, held_out = (inputs[:num_fit], targets[:num_fit]), (inputs[num_fit:], targets[num_fit:])
         weights = torch.zeros(len(self._classes), inputs.shape[1] + 1, dtype=torch.float64, device=inputs.device)
-        tried = []
+        tried: list[_Tried] = []
         for penalty in PENALTIES:
             weights = self._fit(*fit, penalty, weights, ROUGH)
             tried.append(_Tried(*_quality(*held_out, weights), penalty, weights))
@@ -82,11 +87,19 @@ class LinearProbe:
             if tried[-1].accuracy < best - error or tried[-1].loss < NEGLIGIBLE:
                 break
         chosen = min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
-        self.penalty = chosen.penalty
+        self.penalty: float | None = chosen.penalty
+        rows = order[num_fit:]
+        if len(rows):
+            cheap = LDAProbe(moments.without(features[rows], labels[rows])).predict(features[rows])
+            if (cheap == labels[rows]).double().mean() > chosen.accuracy:
+                self.penalty = None
+                return
         self._weights = self._fit(inputs, targets, chosen.penalty, chosen.weights, EXACT)
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels (M,) of features (M, D)."""
+        if self.penalty is None:
+            return self._cheap.predict(features)
         answers = [
             _logits(self._inputs(features, rows), self._weights).argmax(1)
             for rows in torch.arange(len(features), device=features.device).split(ROWS)
@@ -105,7 +118,8 @@ class LinearProbe:
         """The weights (C, D + 1) at the minimum, the biases last."""
         penalties = torch.full_like(start[0], penalty)
         penalties[-1] = 0  # the biases are free
-        scale = (_curvature(inputs, start).unsqueeze(1) * self._variances + penalty).rsqrt()
+        curvature = _curvature(inputs, start)
+        scale = (curvature.unsqueeze(1) * self._variances + penalty).rsqrt()
 
         def objective(scaled: Tensor) -> tuple[Tensor, Tensor]:
             weights = (scaled * scale) @ self._axes.mT
@@ -130,7 +144,7 @@ class LDAProbe:
         moments: those of the training features. Classes that do not occur are never answered.
     """
 
-    name = "lda"
+    name = "cheap"
 
     def __init__(self, moments: Moments) -> None:
         self._classes, self._mean, self._scale = moments.classes, moments.mean, moments.scale
@@ -214,7 +228,7 @@ def _minimise(objective: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tenso
     for _ in range(MAX_ITERATIONS):
         direction = _descent(gradient, history)
         expected = -(gradient * direction).sum() / 2  # decrease, if the curvature is known well
-        if expected <= tolerance * max(value, NEGLIGIBLE):
+        if expected <= tolerance * value.clamp(min=NEGLIGIBLE):
             break
         length = 1.0
         while True:
