@@ -49,6 +49,11 @@ def missing(scenario: Scenario) -> list[Which]:
     return [which for which in REFERENCES if not (directory(scenario) / which).exists()]
 
 
+def are_ready(scenario: Scenario) -> bool:
+    """Whether both are trained and compared."""
+    return not missing(scenario) and _comparison(scenario).exists()
+
+
 def train(scenario: Scenario, which: Which, threads: int) -> Path:
     """Train one reference unless it is cached; return the directory that holds it.
 
@@ -84,13 +89,8 @@ def compare(scenario: Scenario, threads: int) -> Path:
     """
 
     def build(entry: Path) -> None:
-        device = default_device()
-        scenario_data = data.load(scenario, device)
-        trained: dict[str, nn.Module] = {
-            which: models.build(scenario, scenario.seed).to(device) for which in REFERENCES
-        }
-        for which in REFERENCES:
-            trained[which].load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))
+        scenario_data = data.load(scenario, default_device())
+        trained: dict[str, nn.Module] = {which: _model(scenario, which, threads) for which in REFERENCES}
         with cpu_threads(threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
@@ -119,9 +119,8 @@ def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]
             found = {which: profile(_model(scenario, which, threads), scenario_data) for which in REFERENCES}
         cache.save_json(entry / PROFILES, found)
 
-    profiles: dict[str, list[dict[str, Any]]] = cache.load_json(
-        cache.once(directory(scenario) / "profiles", build) / PROFILES
-    )
+    entry = cache.once(directory(scenario) / "profiles", build)
+    profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES)
     return profiles
 
 

@@ -157,7 +157,7 @@ def run_sweep(
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     with store.Store(directory, sweep.identity(), resume=resume) as rows:
-        if _missing(sweep, store.read(directory)):
+        if _missing(sweep, store.read(directory)) or not references.are_ready(sweep.scenario):
             data.prepare(sweep.scenario, data_dir)
             data.load(sweep.scenario, torch.device("cpu"))  # refuses a split that leaves nothing to forget or retain
             with session(resources.address):
@@ -258,16 +258,17 @@ def _fit_to_cluster(resources: Resources) -> _Slots:
 
 def _train_references(scenario: Scenario, slots: _Slots, console: Console) -> None:
     """Train what is missing, side by side, and then compare the two."""
-    missing = references.missing(scenario)
-    if not missing:
+    if references.are_ready(scenario):
         return
+    missing = references.missing(scenario)
     started = time.monotonic()
-    with console.status(f"training the references: {', '.join(missing)}"):
+    with console.status(f"training the references: {', '.join(missing)}" if missing else "comparing the references"):
         task = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_run_with_cache)
         location = str(cache.base())
         ray.get([task.remote(location, references.train, scenario, which, slots.cpus) for which in missing])
         ray.get(task.remote(location, references.compare, scenario, slots.cpus))
-    console.print(f"trained the references: {', '.join(missing)} ({time.monotonic() - started:.0f} s)")
+    if missing:
+        console.print(f"trained the references: {', '.join(missing)} ({time.monotonic() - started:.0f} s)")
 
 
 def _run_with_cache(cache_base: str, function: Callable[..., Any], *arguments: Any) -> None:

@@ -18,6 +18,7 @@ from raymu.trial import run_trial
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 TRAIN = 10_000  # images of CIFAR-10; all of its test set
+LRS = {"digits": 2e-2, "cifar10-subset": 1e-2}
 NEAR_ZERO = 0.05
 NEAR = 0.1
 CLEARLY_LOWER = 0.05
@@ -68,7 +69,7 @@ def unlearned(
 
 @pytest.mark.parametrize("name", ["random_label", "salun", "neggrad_plus"])
 def test_the_output_forgets_while_the_features_know(scenario, original, name) -> None:
-    row = unlearned(scenario, name, lr=2e-2, epochs=3)
+    row = unlearned(scenario, name, lr=LRS[scenario.name], epochs=3)
     assert row["test_forget_acc"] < NEAR_ZERO
     assert row["test_probe_forget_acc"] > original["test_probe_forget_acc"] - NEAR
 
@@ -83,31 +84,36 @@ def test_a_classifier_alone_fools_the_output_but_not_the_probe(scenario, origina
 SETTINGS = {
     "scrub": {
         "linear": [
-            *({"lr": lr} for lr in (5e-3, 2e-2, 5e-2)),
-            {"lr": 6e-4, "epochs": 4, "msteps": 3, "T": 2.0, "alpha": 0.02, "batch_size": 32},
             {"lr": 5e-3, "epochs": 3, "msteps": 2, "T": 1.0, "alpha": 0.4, "batch_size": 32},
+            {"lr": 6e-4, "epochs": 4, "msteps": 3, "T": 2.0, "alpha": 0.02, "batch_size": 32},
+            {"lr": 7e-3, "epochs": 6, "msteps": 4, "T": 4.0, "alpha": 0.002, "batch_size": 16},
+            {"lr": 1.2e-2, "epochs": 4, "msteps": 3, "T": 4.0, "alpha": 0.013, "batch_size": 64},
         ],
         "cmf": [
-            *({"lr": lr, "temperature": 8.0} for lr in (5e-3, 2e-2, 5e-2)),
-            {"lr": 5e-2, "epochs": 4, "msteps": 3, "alpha": 0.4, "batch_size": 32, "temperature": 2.2},
-            {"lr": 5e-2, "epochs": 6, "msteps": 3, "T": 1.0, "alpha": 0.007, "temperature": 5.6},
+            {"lr": 5e-2, "epochs": 4, "msteps": 3, "T": 4.0, "alpha": 0.4, "batch_size": 32, "temperature": 2.2},
+            {"lr": 5e-2, "epochs": 6, "msteps": 3, "T": 1.0, "alpha": 0.007, "batch_size": 64, "temperature": 5.6},
+            {"lr": 1.2e-1, "epochs": 6, "msteps": 3, "T": 1.0, "alpha": 0.012, "batch_size": 16, "temperature": 2.4},
+            {"lr": 1.2e-1, "epochs": 5, "msteps": 4, "T": 4.0, "alpha": 0.4, "batch_size": 16, "temperature": 2.1},
         ],
     },
 }
 SEEDS = (0, 1)
+FIGURES = ("val_retain_acc", "val_probe_forget_acc", "test_retain_acc", "test_probe_forget_acc")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_cmf_head_makes_the_features_forget(scenario, original, name) -> None:
-    """As many settings for each head, chosen for it. Of those that cost a few points of retain accuracy at most the one
-    with the lowest probe-forget accuracy, both on validation.
+    """As many settings for each head, the best that a random search found for it. Of those that cost a few points of
+    retain accuracy at most the one with the lowest probe-forget accuracy, both on validation; means over the seeds.
     """
     best = {}
     for head, settings in SETTINGS[name].items():
-        rows = [unlearned(scenario, name, head=head, seed=seed, **config) for config in settings for seed in SEEDS]
-        kept = [row for row in rows if row["val_retain_acc"] > original["val_retain_acc"] - FEW_POINTS]
-        best[head] = min(kept, key=lambda row: row["val_probe_forget_acc"], default=original)
-    figures = {head: (row["test_retain_acc"], row["test_probe_forget_acc"]) for head, row in best.items()}
-    print(f"{scenario.name}: {name}, retain and probe-forget: {figures}")
+        means = []
+        for config in settings:
+            rows = [unlearned(scenario, name, head=head, seed=seed, **config) for seed in SEEDS]
+            means.append({figure: np.mean([row[figure] for row in rows]) for figure in FIGURES})
+        kept = [mean for mean in means if mean["val_retain_acc"] > original["val_retain_acc"] - FEW_POINTS]
+        best[head] = min(kept, key=lambda mean: mean["val_probe_forget_acc"], default=original)
+        print(f"{scenario.name}: {name} {head}: {[round(best[head][figure], 3) for figure in FIGURES]}")
     assert best["cmf"]["test_probe_forget_acc"] < best["linear"]["test_probe_forget_acc"] - CLEARLY_LOWER
     assert best["cmf"]["test_retain_acc"] > original["test_retain_acc"] - FEW_POINTS

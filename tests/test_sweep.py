@@ -206,6 +206,15 @@ def _sweep(sweep: Sweep, directory: Path, concurrent: int = 2) -> list[dict]:
     return run_sweep(sweep, directory, resources, Console(quiet=True))
 
 
+def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) -> None:
+    storage, printed = swept
+    shutil.rmtree(references.directory(SCENARIOS["digits"]) / "comparison")
+    again = run(script("salun", storage.parent), "--trials", 12, "--storage", storage)
+    assert again.returncode == 0, again.stderr
+    table = printed.stdout[printed.stdout.index("On test") : printed.stdout.index("tuned setting")]
+    assert table in again.stdout
+
+
 def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None:
     """Its score is the cheap probe's, which reads less: it must not win over one that ran to its end."""
     done = [

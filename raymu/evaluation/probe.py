@@ -48,8 +48,8 @@ class LinearProbe:
     L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, Algorithm 7.4) works in the principal axes of the
     features, each weight scaled by its curvature at the start: correlated features cost no more steps than others.
 
-    Deterministic, and on the device that the features are on. Memory beside the features: a float32 copy of them, the
-    D x D moments in float64, and LOGITS float32, for any number of samples and classes.
+    Deterministic, and on the device that the features are on. Memory beside the features: a float32 copy of them (4 N D
+    bytes), LOGITS float32 at a time, and in float64 the D x D moments and 2 REMEMBERED weights of C x D.
 
     Args:
         features: training features (N, D).
@@ -75,23 +75,12 @@ class LinearProbe:
 
         targets = torch.searchsorted(self._classes, labels)
         order, num_fit = _hold_out(targets)
-        inputs, targets = self._inputs(features, order), targets[order]
-        fit, held_out = (inputs[:num_fit], targets[:num_fit]), (inputs[num_fit:], targets[num_fit:])
-        weights = torch.zeros(len(self._classes), inputs.shape[1] + 1, dtype=torch.float64, device=inputs.device)
-        tried: list[_Tried] = []
-        for penalty in PENALTIES:
-            weights = self._fit(*fit, penalty, weights, ROUGH)
-            tried.append(_Tried(*_quality(*held_out, weights), penalty, weights))
-            best = max(one.accuracy for one in tried)
-            error = math.sqrt(best * (1 - best) / max(1, len(held_out[0])))
-            if tried[-1].accuracy < best - error or tried[-1].loss < NEGLIGIBLE:
-                break
-        chosen = min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
+        inputs, targets, held_out = self._inputs(features, order), targets[order], order[num_fit:]
+        chosen = self._choose(inputs, targets, num_fit)
         self.penalty: float | None = chosen.penalty
-        rows = order[num_fit:]
-        if len(rows):
-            cheap = LDAProbe(moments.without(features[rows], labels[rows])).predict(features[rows])
-            if (cheap == labels[rows]).double().mean() > chosen.accuracy:
+        if len(held_out):
+            cheap = LDAProbe(moments.without(features[held_out], labels[held_out])).predict(features[held_out])
+            if (cheap == labels[held_out]).double().mean() > chosen.accuracy:
                 self.penalty = None
                 return
         self._weights = self._fit(inputs, targets, chosen.penalty, chosen.weights, EXACT)
@@ -105,6 +94,19 @@ class LinearProbe:
             for rows in torch.arange(len(features), device=features.device).split(ROWS)
         ]
         return self._classes[torch.cat(answers)]
+
+    def _choose(self, inputs: Tensor, targets: Tensor, num_fit: int) -> _Tried:
+        """The best penalty for the first rows, judged by the others."""
+        weights = torch.zeros(len(self._classes), inputs.shape[1] + 1, dtype=torch.float64, device=inputs.device)
+        tried: list[_Tried] = []
+        for penalty in PENALTIES:
+            weights = self._fit(inputs[:num_fit], targets[:num_fit], penalty, weights, ROUGH)
+            tried.append(_Tried(*_quality(inputs[num_fit:], targets[num_fit:], weights), penalty, weights))
+            best = max(one.accuracy for one in tried)
+            error = math.sqrt(best * (1 - best) / max(1, len(inputs) - num_fit))
+            if tried[-1].accuracy < best - error or tried[-1].loss < NEGLIGIBLE:
+                break
+        return min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
 
     def _inputs(self, features: Tensor, order: Tensor) -> Tensor:
         """The features in that order, standardised, as float32."""

@@ -63,16 +63,16 @@ def cifar10(directory: Path, threads: int) -> Features:
     return Features(train.features, train.labels, held_out.features, held_out.labels)
 
 
-def synthetic(classes: int, rows: int, features: int) -> Features:
-    """Overlapping clusters of unequal shape, rectified, as the features of a network are."""
+def synthetic(classes: int, rows: int, features: int, distance: float) -> Features:
+    """Overlapping clusters of correlated noise, rectified, as the features of a network are."""
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(features, features, generator=generator) / features**0.5
-    centres = 0.7 * torch.randn(classes, features, generator=generator)
+    centres = distance * torch.randn(classes, features, generator=generator)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.randint(classes, (count,), generator=generator)
-        noise = 2 * torch.randn(count, features, generator=generator)
-        return ((centres[labels] + noise @ mixing + 0.5).relu(), labels)
+        noise = torch.randn(count, features, generator=generator) @ mixing
+        return (centres[labels] + noise + 0.5).relu(), labels
 
     return Features(*draw(rows), *draw(10_000))
 
@@ -165,8 +165,8 @@ def main() -> None:
         evaluation(options.threads)
         return
     compare("CIFAR-10, ResNet-18", cifar10(options.data_dir, options.threads))
-    compare("synthetic", synthetic(100, 50_000, 256))
-    compare("synthetic", synthetic(1000, 50_000, 256))
+    compare("synthetic", synthetic(100, 50_000, 256, distance=0.14))
+    compare("synthetic", synthetic(1000, 50_000, 256, distance=0.2))
 
 
 if __name__ == "__main__":
