@@ -185,6 +185,13 @@ def test_deterministic_and_blind_to_blocks(probe, monkeypatch) -> None:
 
 
 @BOTH
+def test_half_precision_features_are_read(probe) -> None:
+    features, labels = clusters(400, 4, 8, spread=0.5)
+    answers = probe(features.bfloat16(), labels).predict(features.bfloat16())
+    assert share(answers, probe(features, labels).predict(features)) > 0.98
+
+
+@BOTH
 def test_more_features_than_samples(probe) -> None:
     features, labels = clusters(60, 3, 400, spread=1.0)
     held_out, held_out_labels = clusters(600, 3, 400, spread=1.0, seed=1)

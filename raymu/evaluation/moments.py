@@ -49,6 +49,7 @@ class Moments:
         for some, their in zip(features.split(ROWS), labels.split(ROWS), strict=True):
             if not some.isfinite().all():
                 raise Undefined("the features are not finite")
+            some = some.to(torch.promote_types(some.dtype, torch.float32))
             counts = their.bincount(minlength=len(self.counts))
             # Products of deviations from a centre are precise in the features' own precision, and take half the time.
             centre = some.mean(0)

@@ -111,7 +111,8 @@ class LinearProbe:
     def _inputs(self, features: Tensor, order: Tensor) -> Tensor:
         """The features in that order, standardised, as float32."""
         inputs = torch.empty(len(order), features.shape[1], device=features.device)
-        mean, scale = self._mean.to(features.dtype), self._scale.to(features.dtype)
+        precise = torch.promote_types(features.dtype, torch.float32)
+        mean, scale = self._mean.to(precise), self._scale.to(precise)
         for rows, into in zip(order.split(ROWS), inputs.split(ROWS), strict=True):
             into.copy_((features[rows] - mean) / scale)
         return inputs
