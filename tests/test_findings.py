@@ -15,7 +15,7 @@ from raymu import cache, data, method, references
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
 TRAIN = 10_000  # images of CIFAR-10; all of its test set
 LRS = {"digits": 2e-2, "cifar10-subset": 1e-2}
@@ -81,37 +81,61 @@ def test_a_classifier_alone_fools_the_output_but_not_the_probe(scenario, origina
         assert row[key] == pytest.approx(original[key])
 
 
+def unsir(impair_lr, repair_lr, impair_epochs, repair_epochs, noise_weight, **head: float) -> dict[str, float]:
+    knobs = {"impair_lr": impair_lr, "repair_lr": repair_lr, "noise_weight": noise_weight, "noise_batches": 40}
+    return {**knobs, "impair_epochs": impair_epochs, "repair_epochs": repair_epochs, **head}
+
+
+def scrub(lr, epochs, msteps, T, alpha, batch_size, **head: float) -> dict[str, float]:
+    return {"lr": lr, "epochs": epochs, "msteps": msteps, "T": T, "alpha": alpha, "batch_size": batch_size, **head}
+
+
+# As many for each head: the best of a random search over each of the two scenarios.
 SETTINGS = {
     "scrub": {
         "linear": [
-            {"lr": 5e-3, "epochs": 3, "msteps": 2, "T": 1.0, "alpha": 0.4, "batch_size": 32},
-            {"lr": 6e-4, "epochs": 4, "msteps": 3, "T": 2.0, "alpha": 0.02, "batch_size": 32},
-            {"lr": 7e-3, "epochs": 6, "msteps": 4, "T": 4.0, "alpha": 0.002, "batch_size": 16},
-            {"lr": 1.2e-2, "epochs": 4, "msteps": 3, "T": 4.0, "alpha": 0.013, "batch_size": 64},
+            scrub(5e-3, 3, 2, 1.0, 0.4, 32),
+            scrub(6e-4, 4, 3, 2.0, 0.02, 32),
+            scrub(7e-3, 6, 4, 4.0, 0.002, 16),
+            scrub(3e-3, 5, 4, 1.0, 0.4, 16),
         ],
         "cmf": [
-            {"lr": 5e-2, "epochs": 4, "msteps": 3, "T": 4.0, "alpha": 0.4, "batch_size": 32, "temperature": 2.2},
-            {"lr": 5e-2, "epochs": 6, "msteps": 3, "T": 1.0, "alpha": 0.007, "batch_size": 64, "temperature": 5.6},
-            {"lr": 1.2e-1, "epochs": 6, "msteps": 3, "T": 1.0, "alpha": 0.012, "batch_size": 16, "temperature": 2.4},
-            {"lr": 1.2e-1, "epochs": 5, "msteps": 4, "T": 4.0, "alpha": 0.4, "batch_size": 16, "temperature": 2.1},
+            scrub(5e-2, 4, 3, 4.0, 0.4, 32, temperature=2.2),
+            scrub(5e-2, 6, 3, 1.0, 0.007, 64, temperature=5.6),
+            scrub(1e-1, 6, 5, 1.0, 0.01, 16, temperature=5.0),
+            scrub(5e-2, 6, 5, 4.0, 0.4, 16, temperature=5.0),
+        ],
+    },
+    "unsir": {
+        "linear": [
+            unsir(7e-3, 8e-4, 3, 3, 0.012),
+            unsir(9e-3, 2e-4, 2, 3, 0.06),
+            unsir(5e-4, 1.2e-3, 3, 2, 0.004),
+            unsir(3e-4, 1.3e-3, 1, 2, 0.07),
+        ],
+        "cmf": [
+            unsir(9e-3, 1e-3, 3, 2, 0.024, temperature=5.3),
+            unsir(8e-3, 1.6e-3, 3, 1, 0.05, temperature=2.2),
+            unsir(1e-2, 2e-3, 5, 5, 0.001, temperature=5.0),
+            unsir(8e-3, 2e-3, 3, 3, 0.001, temperature=4.0),
         ],
     },
 }
-SEEDS = (0, 1)
+SEEDS = {"digits": range(5), "cifar10-subset": range(2)}  # 61 forget images, and 1,000
 FIGURES = ("val_retain_acc", "val_probe_forget_acc", "test_retain_acc", "test_probe_forget_acc")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_cmf_head_makes_the_features_forget(scenario, original, name) -> None:
-    """As many settings for each head, the best that a random search found for it. Of those that cost a few points of
-    retain accuracy at most the one with the lowest probe-forget accuracy, both on validation; means over the seeds.
+    """Of the settings that cost a few points of retain accuracy at most, the one with the lowest probe-forget accuracy,
+    both on validation; means over the seeds.
     """
     best = {}
     for head, settings in SETTINGS[name].items():
         means = []
         for config in settings:
-            rows = [unlearned(scenario, name, head=head, seed=seed, **config) for seed in SEEDS]
-            means.append({figure: np.mean([row[figure] for row in rows]) for figure in FIGURES})
+            rows = [unlearned(scenario, name, head=head, seed=seed, **config) for seed in SEEDS[scenario.name]]
+            means.append({figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES})
         kept = [mean for mean in means if mean["val_retain_acc"] > original["val_retain_acc"] - FEW_POINTS]
         best[head] = min(kept, key=lambda mean: mean["val_probe_forget_acc"], default=original)
         print(f"{scenario.name}: {name} {head}: {[round(best[head][figure], 3) for figure in FIGURES]}")
