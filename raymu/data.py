@@ -113,21 +113,21 @@ class Data:
     Attributes:
         train: what the original was trained on.
         forget: which of them have to be forgotten (bool, one an image).
-        forgotten: the classes that have to be; none where samples are forgotten.
         probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
             learn them itself.
         mean, std: of shape (C, 1, 1), in units of pixel / 255.
+        forgotten: the classes that have to be forgotten; none where samples are.
     """
 
     train: Split
     forget: Tensor
-    forgotten: tuple[int, ...]
     probed: Split
     val: HeldOut
     test: HeldOut
     num_classes: int
     mean: Tensor
     std: Tensor
+    forgotten: tuple[int, ...] = ()
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 with about zero mean and unit variance."""
