@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raymu import cache, data, models
 from raymu.engines.local import Engine
-from raymu.evaluation import accuracy, baseline, evaluate, gaps, profile
+from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
 from raymu.methods.retrain import Retrain
 from raymu.scenario import Scenario
@@ -25,6 +25,7 @@ REFERENCES: tuple[Which, ...] = ("original", "retrained")
 WEIGHTS = "model.safetensors"
 BASELINE = "baseline.safetensors"
 METRICS = "metrics.json"
+LOOK = "look.json"
 PROFILES = "profiles.json"
 
 
@@ -94,8 +95,10 @@ def compare(scenario: Scenario, threads: int) -> Path:
         with cpu_threads(threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
+            looked = look(trained["retrained"], scenario_data)
         cache.save_tensors(entry / BASELINE, measure)
         cache.save_json(entry / METRICS, {which: row | gaps(row, rows["retrained"]) for which, row in rows.items()})
+        cache.save_json(entry / LOOK, looked)
 
     return cache.once(_comparison(scenario), build)
 
@@ -172,6 +175,7 @@ class References:
 
     Attributes:
         metrics: for "original" and "retrained", what `evaluate` said of it.
+        look: what `look` said of the retrained one.
         baseline: what `evaluate` compares a model with.
         original: the original's weights.
     """
@@ -179,6 +183,7 @@ class References:
     scenario: Scenario
     data: data.Data
     metrics: dict[str, dict[str, Any]]
+    look: dict[str, Any]
     baseline: dict[str, Tensor]
     original: dict[str, Tensor]
 
@@ -203,6 +208,7 @@ def load(scenario: Scenario, device: torch.device, threads: int) -> References:
         scenario=scenario,
         data=data.load(scenario, device),
         metrics=metrics(scenario),
+        look=cache.load_json(compared / LOOK),
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(directory(scenario) / "original" / WEIGHTS, device),
     )

@@ -65,10 +65,10 @@ def run_trial(
             cache_directory=reference.cache_directory() if method.start == "original" else None,
         )
 
-        def measure(metrics: Callable[[], Row]) -> None:
+        def measure(metrics: Callable[[], Row], retrained: Row) -> None:
             before = time.perf_counter()
             row.update(metrics())
-            row.update(gaps(row, reference.metrics["retrained"]))
+            row.update(gaps(row, retrained))
             row["score"] = OBJECTIVES[objective](row)
             row["curve"].append([engine.epoch, row["score"]])
             row["evaluate_s"] += time.perf_counter() - before
@@ -78,7 +78,7 @@ def run_trial(
         def end_of_epoch(epoch: int) -> None:
             row["epochs"], row["images"] = epoch, engine.images
             if epoch in rungs and epoch < method.total_epochs:
-                measure(lambda: look(engine.model, reference.data))
+                measure(lambda: look(engine.model, reference.data), reference.look)
                 report({**row, "status": "stopped"})
 
         with references.cpu_threads(threads):
@@ -88,7 +88,7 @@ def run_trial(
             row["peak_mem"] = memory.peak(references.default_device())
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
-            measure(lambda: evaluate(engine.model, reference.data, reference.baseline))
+            measure(lambda: evaluate(engine.model, reference.data, reference.baseline), reference.metrics["retrained"])
         unlearned = engine.model
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))

@@ -62,7 +62,7 @@ def test_same_arguments_same_row_to_the_last_digit(quick) -> None:
     assert without_costs(first) != without_costs(other) | {"seed": 3}
 
 
-def test_looking_in_between_changes_nothing(quick) -> None:
+def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     """Evaluation puts the model into eval mode; an epoch puts it back."""
     reports: list[dict] = []
     looked, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2], report=reports.append)
@@ -71,6 +71,10 @@ def test_looking_in_between_changes_nothing(quick) -> None:
     assert [report["epochs"] for report in reports] == [1, 2]
     assert [report["status"] for report in reports] == ["stopped", "stopped"]
     assert [epoch for epoch, _ in looked["curve"]] == [1, 2, 3]
+    retrained = quick_references.look  # by the same probe
+    assert (reports[0]["probe"], retrained["probe"]) == ("cheap", "cheap")
+    for key in ("val_probe_forget_acc", "test_retain_acc"):
+        assert reports[0][f"{key}_gap"] == pytest.approx(reports[0][key] - retrained[key])
 
 
 def test_the_original_stays_as_it_is(quick, quick_references) -> None:
