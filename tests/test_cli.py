@@ -169,3 +169,16 @@ def test_doctor_finds_that_this_machine_works(raymu) -> None:
     assert printed.returncode == 0, printed.stdout
     for finding in ("torch", "Ray runs", "cache", "storage", "GPU"):
         assert finding in printed.stdout
+
+
+def test_run_shows_what_the_probe_reads_from_every_block(raymu, tmp_path) -> None:
+    done = raymu("run", "random_label", "--layers", "--out", "unlearned")
+    assert done.returncode == 0, done.stderr
+    profiles = json.loads((tmp_path / "unlearned" / "layers.json").read_text())
+    assert list(profiles) == ["original", "retrained", "random_label"]
+    for rows in profiles.values():
+        assert [row["layer"] for row in rows] == ["act1", "layer1", "layer2", "layer3", "layer4", "penultimate"]
+        assert all(row["layer"] in done.stdout for row in rows)
+    row = json.loads((tmp_path / "unlearned" / "row.json").read_text())
+    last = profiles["random_label"][-1]
+    assert last["test_probe_forget_acc"] == pytest.approx(row["test_probe_forget_acc"], abs=0.05)
