@@ -348,7 +348,7 @@ def run(
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     data.prepare(task, data_dir)
-    scenario_data = data.load(task, references.default_device())
+    data.check_split(task)
     threads = cpus_per_trial or given.get("threads", 1)
     missing = references.missing(task)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
@@ -370,7 +370,8 @@ def run(
         console.print(tables.comparison({method: row}, row["objective"]))
     if layers and model is not None:
         with console.status("probing every block"), references.cpu_threads(threads):
-            profiles = {**references.profiles(task, threads), method: profile(model, scenario_data)}
+            loaded = references.load(task, references.default_device(), threads)
+            profiles = {**references.profiles(task, threads), method: profile(model, loaded.data)}
         cache.save_json(out / "layers.json", profiles)
         console.print(tables.layers(profiles))
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)

@@ -175,6 +175,15 @@ def prepare(scenario: Scenario, directory: Path | None = None) -> Path:
     return cache.once(cache.root() / "datasets" / scenario.dataset, build)
 
 
+def check_split(scenario: Scenario) -> None:
+    """Look whether the split leaves something to forget and something to retain; the dataset is prepared if need be.
+
+    Raises:
+        InputError: it does not.
+    """
+    load(scenario, torch.device("cpu"))
+
+
 def load(scenario: Scenario, device: torch.device) -> Data:
     """The scenario's data: on the CPU as shared memory maps, otherwise copied to the device once.
 

@@ -91,7 +91,7 @@ def compare(scenario: Scenario, threads: int) -> Path:
 
     def build(entry: Path) -> None:
         scenario_data = data.load(scenario, default_device())
-        trained: dict[str, nn.Module] = {which: _model(scenario, which, threads) for which in REFERENCES}
+        trained: dict[str, nn.Module] = {which: load_model(scenario, which, threads) for which in REFERENCES}
         with cpu_threads(threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
@@ -119,7 +119,7 @@ def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]
     def build(entry: Path) -> None:
         scenario_data = data.load(scenario, default_device())
         with cpu_threads(threads):
-            found = {which: profile(_model(scenario, which, threads), scenario_data) for which in REFERENCES}
+            found = {which: profile(load_model(scenario, which, threads), scenario_data) for which in REFERENCES}
         cache.save_json(entry / PROFILES, found)
 
     entry = cache.once(directory(scenario) / "profiles", build)
@@ -127,7 +127,8 @@ def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]
     return profiles
 
 
-def _model(scenario: Scenario, which: Which, threads: int) -> nn.Module:
+def load_model(scenario: Scenario, which: Which, threads: int) -> nn.Module:
+    """One reference, from the cache; if it is missing it is trained, with so many CPU threads."""
     device = default_device()
     model = models.build(scenario, scenario.seed).to(device)
     model.load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))

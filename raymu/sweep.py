@@ -21,7 +21,6 @@ os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 import optuna
 import ray
-import torch
 from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.experiment import Trial
@@ -159,7 +158,7 @@ def run_sweep(
     with store.Store(directory, sweep.identity(), resume=resume) as rows:
         if _missing(sweep, store.read(directory)) or not references.are_ready(sweep.scenario):
             data.prepare(sweep.scenario, data_dir)
-            data.load(sweep.scenario, torch.device("cpu"))  # refuses a split that leaves nothing to forget or retain
+            data.check_split(sweep.scenario)
             with session(resources.address):
                 slots = _fit_to_cluster(resources)
                 _train_references(sweep.scenario, slots, console)

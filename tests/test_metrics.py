@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raymu import cache, data, evaluation, models, references
+from raymu import data, evaluation, models, references
 from raymu.errors import Diverged, InputError, Undefined
 from raymu.evaluation import accuracy, keys
 from raymu.evaluation.cka import linear_cka
@@ -319,9 +319,7 @@ def test_evaluate_gives_each_metric_what_belongs_to_it(quick_references, trained
     """Every metric that is no accuracy, put together by hand from images of the three splits."""
     loaded = quick_references.data
     row = evaluation.evaluate(trained, loaded, quick_references.baseline)
-    retrained = models.build(quick_references.scenario, seed=0)
-    weights = references.directory(quick_references.scenario) / "retrained" / "model.safetensors"
-    retrained.load_state_dict(cache.load_tensors(weights, torch.device("cpu")))
+    retrained = references.load_model(quick_references.scenario, "retrained", 1)
 
     def said(model, *parts):
         index = torch.cat([part.index for part in parts])

@@ -134,8 +134,7 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
     """
     model = reading_copy(model)
     train, held_out = extract(model, data, data.probed), read(model, data)
-    moments = Moments(data.num_classes, train.features.shape[1], train.features.device)
-    moments.update(train.features, train.labels)
+    moments = Moments.of(train.features, train.labels)
     probe, centres = LinearProbe(train.features, train.labels, moments), NearestClassCentre(moments)
     row = _accuracies(held_out, probe, centres)
 
@@ -146,9 +145,10 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
 
     epochs = _relearn(model, data, row, baseline)
     for split, said in held_out.items():
-        row[f"{split}_nc4"] = _defined(nc4, said.all.logits.argmax(1), centres.predict(said.all.features))
+        whole = said.all
+        row[f"{split}_nc4"] = _defined(nc4, whole.logits.argmax(1), centres.predict(whole.features))
         for which in ("original", "retrained"):
-            row[f"{split}_cka_{which}"] = _defined(linear_cka, said.all.features, baseline[f"{split}_{which}"])
+            row[f"{split}_cka_{which}"] = _defined(linear_cka, whole.features, baseline[f"{split}_{which}"])
         members, unseen = (train.subset(data.is_forgotten(train.labels)), said.forget) if data.forgotten else said[::-1]
         row[f"{split}_mia_auc"] = _defined(mia_auc, members.logits, members.labels, unseen.logits, unseen.labels)
         row[f"{split}_relearn_epochs"] = epochs[split]

@@ -79,8 +79,9 @@ class LinearProbe:
         chosen = self._choose(inputs, targets, num_fit)
         self.penalty: float | None = chosen.penalty
         if len(held_out):
-            cheap = LDAProbe(moments.without(features[held_out], labels[held_out])).predict(features[held_out])
-            if (cheap == labels[held_out]).double().mean() > chosen.accuracy:
+            unseen, their = features[held_out], labels[held_out]
+            cheap = LDAProbe(moments.without(unseen, their)).predict(unseen)
+            if (cheap == their).double().mean() > chosen.accuracy:
                 self.penalty = None
                 return
         self._weights = self._fit(inputs, targets, chosen.penalty, chosen.weights, EXACT)

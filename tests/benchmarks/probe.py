@@ -53,10 +53,8 @@ def cifar10(directory: Path, threads: int) -> Features:
         val_share=0.02,
     )
     data.prepare(scenario, directory)
-    trained = references.train(scenario, "original", threads)
+    model = references.load_model(scenario, "original", threads)
     loaded = data.load(scenario, references.default_device())
-    model = models.build(scenario, seed=0).to(references.default_device())
-    model.load_state_dict(references.cache.load_tensors(trained / references.WEIGHTS, references.default_device()))
     train = models.extract(model, loaded, loaded.train)
     test = [models.extract(model, loaded, part) for part in loaded.test]
     held_out = models.Outputs(*(torch.cat(parts) for parts in zip(*test, strict=True)))
