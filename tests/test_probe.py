@@ -190,6 +190,23 @@ def test_deterministic_and_blind_to_blocks(probe, monkeypatch) -> None:
     assert share(probe(features, labels).predict(features), first) > 0.99
 
 
+def test_a_part_of_the_samples_is_enough_to_choose_a_penalty(monkeypatch) -> None:
+    """The features are long-tailed, so that the penalty matters. What is chosen is fitted to all samples."""
+    parts = [clusters(4000, 5, 120, spread=6.0, seed=seed) for seed in (0, 1)]
+    (features, labels), (held_out, held_out_labels) = (((inputs / 4).exp(), labels) for inputs, labels in parts)
+    whole = LinearProbe(features, labels)
+    fitted = []
+    fit = LinearProbe._fit
+    monkeypatch.setattr(LinearProbe, "_fit", lambda self, *rows: fitted.append(len(rows[0])) or fit(self, *rows))
+    monkeypatch.setattr(probes, "PART", 1600)
+    part = LinearProbe(features, labels)
+    assert set(fitted[:-2]) == {1600}
+    assert fitted[-2:] == [3200, 4000]
+    assert whole.penalty / 10 <= part.penalty <= whole.penalty * 10
+    accuracies = [share(probe.predict(held_out), held_out_labels) for probe in (part, whole)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
+
+
 @BOTH
 def test_half_precision_features_are_read(probe) -> None:
     features, labels = clusters(400, 4, 8, spread=0.5)

@@ -7,29 +7,38 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from raymu.evaluation.moments import ROWS, Moments
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2
-ROUGH, EXACT = 1e-3, 1e-5  # how far, in proportion, a loss may be above its minimum: in the choice, and at the end
+PART, PER_CLASS = 2**14, 64  # samples that are enough to choose a penalty, if they are so many a class
+ROUGH, EXACT = 1e-2, 1e-5  # how far, in proportion, a loss may be above its minimum: in the choice, and at the end
 NEGLIGIBLE = 1e-2  # nats a sample: so small a loss decides no answer
 MAX_ITERATIONS = 1000
 REMEMBERED = 10  # steps that L-BFGS knows the curvature from
 SUFFICIENT = 1e-4  # share of the expected decrease that a step has to bring (Armijo)
 SHORTEST = 1e-6  # of the step
-LOGITS = 2**24  # that are computed at once
+LOGITS = 2**21  # that are computed at once: they fit a CPU's cache
 FLOOR = 1e-6  # of the cheap probe's covariance, in units of a feature's variance
 
 
+class _Point(NamedTuple):
+    """A place, and what a loss and its gradient are there, in float64."""
+
+    place: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
 class _Tried(NamedTuple):
-    """A penalty, the weights it leads to, and how well they do on what is held out."""
+    """A penalty, the minimum it leads to, and how well those weights do on what is held out."""
 
     accuracy: float
     loss: float
     penalty: float
-    weights: Tensor
+    minimum: _Point
 
 
 class LinearProbe:
@@ -41,9 +50,10 @@ class LinearProbe:
     A fifth of every class is held out. From the largest of PENALTIES to the smallest, each fit starts where the one
     before ended, until the held-out accuracy falls by more than its standard error, or the loss is negligible. Of those
     that are no further from the best, the one with the lowest held-out loss is taken (accuracy alone is coarse, and
-    loss alone another aim) and fitted to all features. An attacker takes the cheap probe instead where that answers
-    more of the held-out samples right, as it may if there are few of a class. If no class has two samples there is
-    nothing to hold out, and the largest penalty is taken.
+    loss alone another aim) and fitted to all features. PART of the samples, or PER_CLASS a class, are enough to choose:
+    as the penalty weighs against the mean CE, it is larger there, by as much as the samples are fewer. An attacker
+    takes the cheap probe instead where that answers more of the held-out samples right, as it may if there are few of a
+    class. If no class has two samples there is nothing to hold out, and the largest penalty is taken.
 
     L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, Algorithm 7.4) works in the principal axes of the
     features, each weight scaled by its curvature at the start: correlated features cost no more steps than others.
@@ -84,7 +94,8 @@ class LinearProbe:
             if (cheap == their).double().mean() > chosen.accuracy:
                 self.penalty = None
                 return
-        self._weights = self._fit(inputs, targets, chosen.penalty, chosen.weights, EXACT)
+        start = _mean_ce(inputs, targets, chosen.minimum.place)
+        self._weights = self._fit(inputs, targets, chosen.penalty, start, EXACT).place
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels (M,) of features (M, D)."""
@@ -98,16 +109,23 @@ class LinearProbe:
 
     def _choose(self, inputs: Tensor, targets: Tensor, num_fit: int) -> _Tried:
         """The best penalty for the first rows, judged by the others."""
-        weights = torch.zeros(len(self._classes), inputs.shape[1] + 1, dtype=torch.float64, device=inputs.device)
-        tried: list[_Tried] = []
+        fit, unseen = (inputs[:num_fit], targets[:num_fit]), (inputs[num_fit:], targets[num_fit:])
+        size = min(num_fit, max(PART, PER_CLASS * len(self._classes)))
+        part = inputs[:size], targets[:size]
+        zeros = torch.zeros(len(self._classes), inputs.shape[1] + 1, dtype=torch.float64, device=inputs.device)
+        minimum, tried = _mean_ce(*part, zeros), list[_Tried]()
         for penalty in PENALTIES:
-            weights = self._fit(inputs[:num_fit], targets[:num_fit], penalty, weights, ROUGH)
-            tried.append(_Tried(*_quality(inputs[num_fit:], targets[num_fit:], weights), penalty, weights))
+            minimum = self._fit(*part, penalty * num_fit / size, minimum, ROUGH)
+            tried.append(_Tried(*_quality(*unseen, minimum.place), penalty, minimum))
             best = max(one.accuracy for one in tried)
-            error = math.sqrt(best * (1 - best) / max(1, len(inputs) - num_fit))
+            error = math.sqrt(best * (1 - best) / max(1, len(unseen[0])))
             if tried[-1].accuracy < best - error or tried[-1].loss < NEGLIGIBLE:
                 break
-        return min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
+        chosen = min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
+        if size == num_fit:
+            return chosen
+        minimum = self._fit(*fit, chosen.penalty, _mean_ce(*fit, chosen.minimum.place), ROUGH)
+        return _Tried(*_quality(*unseen, minimum.place), chosen.penalty, minimum)
 
     def _inputs(self, features: Tensor, order: Tensor) -> Tensor:
         """The features in that order, standardised, as float32."""
@@ -118,21 +136,28 @@ class LinearProbe:
             into.copy_((features[rows] - mean) / scale)
         return inputs
 
-    def _fit(self, inputs: Tensor, targets: Tensor, penalty: float, start: Tensor, tolerance: float) -> Tensor:
-        """The weights (C, D + 1) at the minimum, the biases last."""
-        penalties = torch.full_like(start[0], penalty)
+    def _fit(self, inputs: Tensor, targets: Tensor, penalty: float, start: _Point, tolerance: float) -> _Point:
+        """Go from a point of the mean CE, as a function of the weights (C, D + 1), the biases last, to the one where CE
+        plus penalty is minimal.
+        """
+        penalties = torch.full_like(start.place[0], penalty)
         penalties[-1] = 0  # the biases are free
-        curvature = _curvature(inputs, start)
+        curvature = _curvature(inputs[:PART], start.place)
         scale = (curvature.unsqueeze(1) * self._variances + penalty).rsqrt()
 
-        def objective(scaled: Tensor) -> tuple[Tensor, Tensor]:
-            weights = (scaled * scale) @ self._axes.mT
-            loss, gradient = _loss_and_gradient(inputs, targets, weights)
-            loss = loss + (penalties * weights.square()).sum() / 2
-            return loss, (gradient + penalties * weights) @ self._axes * scale
+        def scaled(ce: _Point) -> _Point:
+            value = ce.value + (penalties * ce.place.square()).sum() / 2
+            gradient = ce.gradient + penalties * ce.place
+            return _Point(ce.place @ self._axes / scale, value, gradient @ self._axes * scale)
 
-        found: Tensor = (_minimise(objective, start @ self._axes / scale, tolerance) * scale) @ self._axes.mT
-        return found
+        def weights(place: Tensor) -> Tensor:
+            unscaled: Tensor = (place * scale) @ self._axes.mT
+            return unscaled
+
+        found = _minimise(lambda place: scaled(_mean_ce(inputs, targets, weights(place))), scaled(start), tolerance)
+        place = weights(found.place)
+        value = found.value - (penalties * place.square()).sum() / 2
+        return _Point(place, value, (found.gradient / scale) @ self._axes.mT - penalties * place)
 
 
 class LDAProbe:
@@ -172,18 +197,19 @@ def _hold_out(targets: Tensor) -> tuple[Tensor, int]:
     Drawn at random, always the same. A class with two samples or more is in both parts.
     """
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).to(targets.device)
-    order = order[targets[order].argsort(stable=True)]  # class by class
-    counts = targets.bincount()
-    place = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[order]]
+    targets = targets[order]
+    by_class, counts = targets.argsort(stable=True), targets.bincount()
+    place = torch.empty_like(targets)  # of a row among those of its class
+    place[by_class] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[by_class]]
     held = (HELD_OUT * counts).round().clamp(min=1).minimum(counts - 1)
-    chosen = place < held[targets[order]]
+    chosen = place < held[targets]
     return torch.cat([order[~chosen], order[chosen]]), int((~chosen).sum())
 
 
 def _logits(inputs: Tensor, weights: Tensor) -> Tensor:
     """Logits (N, C) of inputs (N, D)."""
     weights = weights.to(inputs.dtype)
-    return torch.addmm(weights[:, -1], inputs, weights[:, :-1].mT)
+    return linear(inputs, weights[:, :-1], weights[:, -1])
 
 
 def _blocks(inputs: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -194,8 +220,8 @@ def _blocks(inputs: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, _logits(inputs[rows], weights)
 
 
-def _loss_and_gradient(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean CE and its gradient (C, D + 1), as float64."""
+def _mean_ce(inputs: Tensor, targets: Tensor, weights: Tensor) -> _Point:
+    """The mean CE at these weights (C, D + 1)."""
     loss, gradient = weights.new_zeros(()), torch.zeros_like(weights)
     for rows, logits in _blocks(inputs, weights):
         labels = targets[rows].unsqueeze(1)
@@ -203,8 +229,8 @@ def _loss_and_gradient(inputs: Tensor, targets: Tensor, weights: Tensor) -> tupl
         loss -= logs.gather(1, labels).sum(dtype=torch.float64)
         errors = logs.exp_().scatter_add_(1, labels, -torch.ones_like(labels, dtype=logs.dtype))
         gradient[:, :-1] += errors.mT @ inputs[rows]
-        gradient[:, -1] += errors.sum(0, dtype=torch.float64)
-    return loss / len(inputs), gradient / len(inputs)
+        gradient[:, -1] += errors.sum(0)
+    return _Point(weights, loss / len(inputs), gradient / len(inputs))
 
 
 def _curvature(inputs: Tensor, weights: Tensor) -> Tensor:
@@ -212,7 +238,7 @@ def _curvature(inputs: Tensor, weights: Tensor) -> Tensor:
     total = torch.zeros_like(weights[:, 0])
     for _, logits in _blocks(inputs, weights):
         chances = logits.softmax(1)
-        total += (chances * (1 - chances)).sum(0, dtype=torch.float64)
+        total += (chances * (1 - chances)).sum(0)
     return total / len(inputs)
 
 
@@ -225,29 +251,27 @@ def _quality(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, f
     return (right / len(inputs), loss / len(inputs)) if len(inputs) else (math.nan, math.nan)
 
 
-def _minimise(objective: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor, tolerance: float) -> Tensor:
-    """Where a convex objective (point -> value, gradient) is above its minimum by about so small a share: L-BFGS."""
-    value, gradient = objective(point)
-    history: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+def _minimise(objective: Callable[[Tensor], _Point], start: _Point, tolerance: float) -> _Point:
+    """Where a convex objective is above its minimum by about so small a share: L-BFGS."""
+    here, history = start, deque[tuple[Tensor, Tensor, Tensor]](maxlen=REMEMBERED)
     for _ in range(MAX_ITERATIONS):
-        direction = _descent(gradient, history)
-        expected = -(gradient * direction).sum() / 2  # decrease, if the curvature is known well
-        if expected <= tolerance * value.clamp(min=NEGLIGIBLE):
+        direction = _descent(here.gradient, history)
+        expected = -(here.gradient * direction).sum() / 2  # decrease, if the curvature is known well
+        if expected <= tolerance * here.value.clamp(min=NEGLIGIBLE):
             break
         length = 1.0
         while True:
-            new_point = point + length * direction
-            new_value, new_gradient = objective(new_point)
-            if new_value <= value - SUFFICIENT * length * expected:
+            there = objective(here.place + length * direction)
+            if there.value <= here.value - SUFFICIENT * length * expected:
                 break
             length /= 2
             if length < SHORTEST:  # what is left is rounding
-                return point
-        moved, turned = new_point - point, new_gradient - gradient
+                return here
+        moved, turned = there.place - here.place, there.gradient - here.gradient
         if (bend := (moved * turned).sum()) > 0:
             history.append((moved, turned, bend))
-        point, value, gradient = new_point, new_value, new_gradient
-    return point
+        here = there
+    return here
 
 
 def _descent(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
@@ -270,4 +294,6 @@ def _shrink(covariance: Tensor, samples: float) -> Tensor:
     size, trace, square = len(covariance), covariance.trace(), covariance.square().sum()
     share = ((1 - 2 / size) * square + trace**2) / ((samples + 1 - 2 / size) * (square - trace**2 / size))
     share = share.nan_to_num(nan=1.0).clamp(max=1)  # 0 / 0 where nothing varies within classes
-    return (1 - share) * covariance + torch.eye(size, device=covariance.device) * (share * trace / size + FLOOR)
+    return (1 - share) * covariance + torch.eye(size, dtype=covariance.dtype, device=covariance.device) * (
+        share * trace / size + FLOOR
+    )
