@@ -342,7 +342,7 @@ def run(
     config_values = given["config"] if given else chosen.published_config(task, options["head"])
     instance = chosen.from_config(config_values, **options)
     if layers:
-        check_blocks(models.build(task, task.seed))
+        check_blocks(models.build(task, task.model_seed))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,60 +1,131 @@
 """The fair budget: what every method gets, stated before the search and stored with its results."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from raymu.errors import InputError
-from raymu.objective import OBJECTIVES
+from raymu.objective import OBJECTIVES, PARETO
 from raymu.scenario import unknown
 
-Scheduler = Literal["asha", "none"]
+Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
+Scheduler = Literal["asha", "median", "none"]
 
 REDUCTION_FACTOR = 3
 GRACE_EPOCHS = 1
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a method is searched.
-
-    The searcher is Optuna's TPE. Trial 0 is the published setting and always runs in full, so a tuned method is
-    never worse on validation than the published one.
+class Confirmation:
+    """What the best settings of a method, and its published one, are run on again: what a report's means and intervals
+    come from, never from the lucky maximum of a search.
 
     Attributes:
-        trials: how many settings are tried.
-        seed: draws the suggestions of the searcher and everything random inside every trial.
-        objective: a key of `raymu.objective.OBJECTIVES`, computed on validation.
+        seeds: fresh unlearning seeds a setting, original and forget set; 0: nothing is confirmed.
+        originals: originals that are trained for it, independently of each other and of the one that was searched on;
+            0: that one serves. Repeating unlearning on one original hides most of the variance (Lanyon et al., arXiv
+            2510.26714).
+        top: how many of the best settings of a method.
+        forget: further forget sets, each some classes.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    seeds: int = 0
+    originals: int = 0
+    top: int = 1
+    forget: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 0), ("originals", 0), ("top", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"confirmation {name} has to be at least {least}, not {getattr(self, name)}")
+        if not self.seeds and self != Confirmation():
+            raise InputError("a confirmation needs at least one seed")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a method is searched, and how what was found is confirmed.
+
+    Trial 0 of every search is the published setting and always runs in full, so a tuned method is never worse on
+    validation than the published one.
+
+    Attributes:
+        trials: how many settings a search tries.
+        max_epochs: the longest that a searched setting may be, over all its phases; None: as long as the method's
+            ranges say.
+        max_images: how many training images a search may process in all: when they are spent, no trial is begun any
+            more; None: no limit.
+        searcher: "tpe" (Optuna's), "random", "quasi_random" (scrambled Sobol points), "grid" (as many values of every
+            hyperparameter as the trials allow), or "nsga2" (Optuna's) for the objective pareto.
         scheduler: "asha" stops a trial after epoch 1, 3, 9, ... when its objective there is not among the best third
-            of the trials that got there before it (Li et al., MLSys 2020), but never within a phase in which its
-            method says that scores do not compare yet; "none" lets all run in full.
+            of the trials that got there before it (Li et al., MLSys 2020); "median" after any epoch when it was never
+            as good as the median of the others' averages up to there (Golovin et al., KDD 2017); both never within a
+            phase in which its method says that scores do not compare yet. "none" lets all run in full.
+        search_seeds: every one draws a search of its own: the suggestions, and everything random inside its trials.
+        objective: a key of `raymu.objective.OBJECTIVES`, computed on validation.
+        confirmation: what is run again.
 
     Raises:
         InputError: a value that cannot work.
     """
 
     trials: int = 40
-    seed: int = 0
-    objective: str = "hmean"
+    max_epochs: int | None = None
+    max_images: int | None = None
+    searcher: Searcher = "tpe"
     scheduler: Scheduler = "asha"
+    search_seeds: tuple[int, ...] = (0,)
+    objective: str = "hmean"
+    confirmation: Confirmation = field(default_factory=Confirmation)
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise InputError(f"trials has to be at least 1, not {self.trials}")
-        if self.seed < 0:
-            raise InputError(f"seed has to be at least 0, not {self.seed}")
-        if self.objective not in OBJECTIVES:
-            raise InputError(unknown("objective", self.objective, list(OBJECTIVES)))
-        if self.scheduler not in get_args(Scheduler):
-            raise InputError(unknown("scheduler", self.scheduler, list(get_args(Scheduler))))
+        for name in ("trials", "max_epochs", "max_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} has to be at least 1, not {value}")
+        if not self.search_seeds or min(self.search_seeds) < 0:
+            raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
+        if len(set(self.search_seeds)) < len(self.search_seeds):
+            raise InputError(f"the search seeds {self.search_seeds} are not all different")
+        for name, known in (
+            ("objective", list(OBJECTIVES)),
+            ("searcher", list(get_args(Searcher))),
+            ("scheduler", list(get_args(Scheduler))),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(unknown(name, getattr(self, name), known))
+        if self.searcher == "nsga2" and self.objective != PARETO:
+            raise InputError(f"searcher nsga2 is for the objective {PARETO}, not for {self.objective}")
+        if self.objective == PARETO and self.scheduler != "none":
+            raise InputError(f"a scheduler compares trials by one score; with the objective {PARETO} it has to be none")
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over every field: every row carries it, so that none can pass for one of another protocol."""
+        return protocol_hash(dataclasses.asdict(self))
 
     def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
         """The epochs before the last after which the scheduler compares a trial of so many epochs, the first at which
         its score is comparable being `comparable_from`.
         """
+        if self.scheduler == "none":
+            return []
+        if self.scheduler == "median":
+            return list(range(max(GRACE_EPOCHS, comparable_from), epochs))
         rungs = []
         epoch = GRACE_EPOCHS
-        while self.scheduler == "asha" and epoch < epochs:
+        while epoch < epochs:
             if epoch >= comparable_from:
                 rungs.append(epoch)
             epoch *= REDUCTION_FACTOR
         return rungs
+
+
+def protocol_hash(fields: dict[str, Any]) -> str:
+    """That of a protocol by its fields, as JSON has them."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

@@ -69,7 +69,7 @@ def train(scenario: Scenario, which: Which, threads: int) -> Path:
         started = time.perf_counter()
         device = default_device()
         scenario_data = data.load(scenario, device)
-        model = models.build(scenario, scenario.seed).to(device)
+        model = models.build(scenario, scenario.model_seed).to(device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with cpu_threads(threads):
             epochs = fit(model, scenario_data, method, scenario)
@@ -130,7 +130,7 @@ def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]
 def load_model(scenario: Scenario, which: Which, threads: int) -> nn.Module:
     """One reference, from the cache; if it is missing it is trained, with so many CPU threads."""
     device = default_device()
-    model = models.build(scenario, scenario.seed).to(device)
+    model = models.build(scenario, scenario.model_seed).to(device)
     model.load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))
     return model
 
@@ -156,7 +156,7 @@ def fit(model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: S
             raise _Converged
 
     with contextlib.suppress(_Converged):
-        Engine(model, scenario_data, scenario, seed=scenario.seed).run(method, stop_early)
+        Engine(model, scenario_data, scenario, seed=scenario.model_seed).run(method, stop_early)
     if best_weights is not None:
         model.load_state_dict(best_weights)
     return best_epoch
@@ -190,7 +190,7 @@ class References:
 
     def model(self) -> nn.Module:
         """A copy of the original model that may be changed."""
-        model = models.build(self.scenario, self.scenario.seed)
+        model = models.build(self.scenario, self.scenario.model_seed)
         model.load_state_dict(self.original)
         return model.to(self.data.mean.device)
 

@@ -46,7 +46,9 @@ class Scenario:
         forget_share: instead of classes, so large a share (in 0..1) of the training samples, drawn evenly.
         val_share: share of the training images held out for validation.
         test_share: share held out for test; 0 where the dataset brings a test set of its own.
-        seed: draws the split, the initial weights and the order of training images of the references.
+        seed: draws the split, and the samples to forget.
+        model_seed: draws the initial weights and the order of training images of the references: which of several
+            originals, trained independently of each other on the same images, is meant.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Scenario:
     val_share: float = 0.1
     test_share: float = 0.0
     seed: int = 0
+    model_seed: int = 0
 
     @property
     def hash(self) -> str:

@@ -279,7 +279,7 @@ def test_bad_teacher_follows_one_teacher_or_the_other(model, digits_data, digits
     competent = copy.deepcopy(model).eval()
     recorder = Recorder(model, digits_data, digits, seed=0)
     recorder.run(BadTeacher(T=2.0))
-    incompetent = models.build(digits, digits.seed + 1).eval()
+    incompetent = models.build(digits, digits.model_seed + 1).eval()
     assert not any(
         torch.equal(a, b) for a, b in zip(incompetent.parameters(), model.parameters(), strict=True) if a.ndim > 1
     )

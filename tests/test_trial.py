@@ -110,7 +110,7 @@ def test_a_method_that_ends_early_is_an_error(quick) -> None:
 
 def test_retraining_is_the_retrained_reference(quick, quick_references) -> None:
     """Two paths to one model: the reference, and the method `retrain` at the recipe with the scenario's seed."""
-    row, _ = run_trial(quick, Retrain.from_config(Retrain.published_config(quick)), seed=quick.seed)
+    row, _ = run_trial(quick, Retrain.from_config(Retrain.published_config(quick)), seed=quick.model_seed)
     for key in keys():
         assert row[key] == quick_references.metrics["retrained"][key]
 

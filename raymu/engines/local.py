@@ -193,7 +193,8 @@ class Engine:
         if which == "original":
             model = copy.deepcopy(self.model)
         else:
-            model = models.build(self.scenario, self.scenario.seed + 1).to(self._device)  # + 0 is the original's start
+            seed = self.scenario.model_seed + 1  # + 0 is the original's start
+            model = models.build(self.scenario, seed).to(self._device)
         model.eval().requires_grad_(False)
         if self.scenario.recipe.augment:
             return lambda batch: model(batch.images)
