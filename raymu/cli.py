@@ -1,6 +1,5 @@
 """The command line: `raymu ...`, and what the scripts in `sweeps/` call."""
 
-import csv
 import dataclasses
 import json
 import sys
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raymu.errors import InputError
-from raymu.protocol import Protocol
+from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.scenario import get as get_scenario
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not ne
     from raymu.sweep import Sweep
 
 DEFAULT_SCENARIO = "digits"
-DEFAULT_STORAGE = Path("raymu-results")
+DEFAULT_STORAGE = "raymu-results"
 
 console = Console(stderr=False)
 
@@ -35,7 +34,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-StorageArgument = Annotated[Path, typer.Argument(help="A sweep's directory, or one above it.")]
+StorageArgument = Annotated[str, typer.Argument(help="A sweep's directory or URI, or one above it.")]
+MethodFlag = Annotated[str | None, typer.Option(help="Only among the trials of this method.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to unlearn; see: raymu scenarios")]
 ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
@@ -114,7 +114,8 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
-    from raymu.sweep import Resources, Sweep
+    from raymu.session import Resources
+    from raymu.sweep import Sweep
 
     default, resources = defaults[0], Resources()
     budget = default.protocol
@@ -131,16 +132,35 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             list[str] | None,
             typer.Option("--range", metavar="NAME=LOW:HIGH", help="Search another range. May be repeated."),
         ] = None,
-        seed: Annotated[
-            int, typer.Option(help="Draws the suggestions and everything random in a trial.")
-        ] = budget.seed,
-        objective: Annotated[
-            str, typer.Option(help="What is maximised on validation: hmean, weighted or oracle_gap.")
-        ] = budget.objective,
+        max_epochs: Annotated[int | None, typer.Option(help="The longest that a searched setting may be.")] = (
+            budget.max_epochs
+        ),
+        max_images: Annotated[
+            int | None, typer.Option(help="Training images after which a search begins no trial any more.")
+        ] = budget.max_images,
+        searcher: Annotated[str, typer.Option(help="tpe, random, quasi_random, grid, nsga2.")] = budget.searcher,
         scheduler: Annotated[
-            str, typer.Option(help="asha stops hopeless trials early; none runs all in full.")
+            str, typer.Option(help="asha or median stop hopeless trials early; none runs all in full.")
         ] = budget.scheduler,
-        storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = DEFAULT_STORAGE,
+        seed: Annotated[
+            str, typer.Option(help="Draws the suggestions and everything random in a trial; 0,1,2 are three searches.")
+        ] = ",".join(map(str, budget.search_seeds)),
+        objective: Annotated[
+            str, typer.Option(help="What is maximised on validation: hmean, weighted, oracle_gap, pareto.")
+        ] = budget.objective,
+        confirm_seeds: Annotated[
+            int, typer.Option(help="Run the best again on so many seeds. (0: nothing is confirmed)")
+        ] = budget.confirmation.seeds,
+        confirm_originals: Annotated[
+            int, typer.Option(help="On so many originals trained for it. (0: on the one searched on)")
+        ] = budget.confirmation.originals,
+        confirm_top: Annotated[
+            int, typer.Option(help="So many of a method's best settings.")
+        ] = budget.confirmation.top,
+        confirm_forget: Annotated[
+            list[str] | None, typer.Option(metavar="CLASSES", help="Forget other classes, too. May be repeated.")
+        ] = None,
+        storage: Annotated[str, typer.Option(help="Directory of all sweeps, or a URI: s3://...")] = DEFAULT_STORAGE,
         name: Annotated[
             str | None,
             typer.Option(help="Its directory in the storage. (default: the method; where there are several, all)"),
@@ -159,7 +179,17 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         ] = resources.concurrent,
     ) -> None:
         chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
-        protocol = Protocol(trials, seed, objective, scheduler)  # type: ignore[arg-type]
+        forget_sets = tuple(_numbers("--confirm-forget", text) for text in confirm_forget or [])
+        protocol = Protocol(
+            trials,
+            max_epochs,
+            max_images,
+            searcher,  # type: ignore[arg-type]
+            scheduler,  # type: ignore[arg-type]
+            _numbers("--seed", seed),
+            objective,
+            Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
+        )
 
         def asked(method: "type[Method]", space: "Mapping[str, Range]") -> Sweep:
             return Sweep(
@@ -175,7 +205,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         given = Resources(address, cpus_per_trial, gpus_per_trial, concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)
-            _sweep_and_show(sweep, _local(storage) / (name or sweep.name), given, **options)
+            _sweep_and_show(sweep, f"{storage.rstrip('/')}/{name or sweep.name}", given, **options)
             return
         if ranges:
             raise InputError("--range is for a sweep of one method")
@@ -189,72 +219,72 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             raise left_out[0]
         for reason in left_out:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
-        _sweep_and_rank(sweeps, _local(storage) / (name or "all"), given, **options)
+        _sweep_and_rank(sweeps, f"{storage.rstrip('/')}/{name or 'all'}", given, **options)
 
     return command
 
 
-def _sweep_and_rank(sweeps: "list[Sweep]", directory: Path, resources: Any, **options: Any) -> None:
-    from raymu.results import tables
-    from raymu.sweep import session
+def _sweep_and_rank(sweeps: "list[Sweep]", storage: str, resources: Any, **options: Any) -> None:
+    from raymu.results import ranking, report, store, tables
+    from raymu.session import session
 
-    done = {}
     with session(resources.address):
         for sweep in sweeps:
-            done[sweep.name] = _sweep_and_show(sweep, directory / sweep.name, resources, **options)
+            _sweep_and_show(sweep, f"{storage}/{sweep.name}", resources, **options)
             console.print()
-    console.print(tables.ranking(done, sweeps[0].protocol.objective))
+    ranked = ranking.rank(done := store.load(storage))
+    console.print(tables.ranking(ranked))
+    path = Path("report.html" if "://" in storage else f"{storage}/report.html")
+    report.write(done, ranked, path)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _sweep_and_show(
-    sweep: "Sweep", directory: Path, resources: Any, *, data_dir: Path | None, resume: bool
-) -> dict[str, Any]:
-    """Run a sweep and print how it went; return the rows of "original", "retrained", "published" and "tuned"."""
+def _sweep_and_show(sweep: "Sweep", location: str, resources: Any, *, data_dir: Path | None, resume: bool) -> None:
+    """Run a sweep and print how it went."""
     from raymu import references
-    from raymu.results import select, store, tables
+    from raymu.results import ranking, store, tables
     from raymu.sweep import run_sweep
 
+    protocol = sweep.protocol
     console.print(
         f"tuning {sweep.name} on {sweep.scenario.name}, forgetting {sweep.scenario.forgotten}:"
-        f" {sweep.protocol.trials} trials, {sweep.protocol.scheduler}, into {directory}",
+        f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
         highlight=False,
         soft_wrap=True,
     )
     try:
-        rows = run_sweep(sweep, directory, resources, console, data_dir=data_dir, resume=resume)
+        rows = run_sweep(sweep, location, resources, console, data_dir=data_dir, resume=resume)
     except KeyboardInterrupt:
-        done = len(store.read(directory))
-        typer.echo(
-            f"interrupted after {done} of {sweep.protocol.trials} trials; the same command with --resume continues",
-            err=True,
-        )
+        done = len(store.read(location))
+        typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
         raise
-    models: dict[str, Any] = {**references.metrics(sweep.scenario), "published": select.published(rows)}
     console.print()
-    try:
-        tuned = models["tuned"] = select.best(rows)
-    except InputError as error:
-        console.print(tables.comparison(models, sweep.protocol.objective))
-        raise InputError(f"{error}; see: raymu results {directory}") from error
-    console.print(tables.comparison(models, sweep.protocol.objective))
-    if models["published"] is not None and models["published"]["fallback"]:
+    ranked = ranking.rank(store.load(location))
+    if not ranked:
+        raise InputError(f"no completed trial to choose from; see: raymu results {location}")
+    (end,) = ranked
+    console.print(tables.comparison(end.figures, protocol.objective))
+    if end.published is not None and end.published["fallback"]:
         console.print(
             f"published: a fallback, since the paper gives no setting for {sweep.scenario.dataset} with a {sweep.head}"
             " head",
             highlight=False,
         )
+    if end.score.runs:
+        console.print(
+            f"means over {end.score.runs} runs on {end.score.originals} originals, with 95 % intervals", highlight=False
+        )
     console.print()
     statuses = [row["status"] for row in rows]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     for line in (
-        f"tuned setting: {tables.setting(tuned['config'])} ({tuned['trial_id']}, {sweep.protocol.objective}"
-        f" {tuned['score']:.3f} on validation)",
+        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {protocol.objective}"
+        f" {end.tuned['score']:.3f} on validation)",
         f"trials: {counts}",
-        f"results: {directory}",
+        f"results: {location}",
         f"references: {references.directory(sweep.scenario)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return models
 
 
 def _with_forget(scenario: Scenario, forget: str | None, share: float | None) -> Scenario:
@@ -266,11 +296,14 @@ def _with_forget(scenario: Scenario, forget: str | None, share: float | None) ->
         return dataclasses.replace(scenario, forget=(), forget_share=share)
     if forget is None:
         return scenario
+    return dataclasses.replace(scenario, forget=_numbers("--forget", forget), forget_share=0.0)
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
     try:
-        classes = tuple(int(part) for part in forget.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"--forget takes class numbers such as 3 or 0,1,2, not {forget!r}") from error
-    return dataclasses.replace(scenario, forget=classes, forget_share=0.0)
+        raise InputError(f"{flag} takes numbers such as 3 or 0,1,2, not {text!r}") from error
 
 
 def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[str, Range]":
@@ -288,12 +321,6 @@ def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[
             raise InputError(f"--range takes NAME=LOW:HIGH such as lr=1e-4:1e-2, not {text!r}") from error
         ranges[name] = Range(low, high, known[name].scale)
     return ranges
-
-
-def _local(storage: Path) -> Path:
-    if "://" in str(storage) or ":/" in str(storage):
-        raise InputError(f"storage {storage}: only directories are supported, not URLs")
-    return storage.expanduser()
 
 
 # raymu run
@@ -319,22 +346,57 @@ def run(
     layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
 ) -> None:
     """Unlearn once, without Ray, and keep the model."""
+    _unlearn(
+        method,
+        out,
+        _read_row(config),
+        scenario=scenario,
+        forget=forget,
+        forget_share=forget_share,
+        head=head,
+        train=train,
+        objective=objective,
+        seed=seed,
+        data_dir=data_dir,
+        cpus_per_trial=cpus_per_trial,
+        layers=layers,
+    )
+
+
+def _unlearn(
+    method: str,
+    out: Path,
+    given: Mapping[str, Any],
+    *,
+    scenario: str | None = None,
+    forget: str | None = None,
+    forget_share: float | None = None,
+    head: str | None = None,
+    train: str | None = None,
+    objective: str | None = None,
+    seed: int | None = None,
+    data_dir: Path | None = None,
+    cpus_per_trial: int | None = None,
+    layers: bool = False,
+) -> None:
+    """Unlearn as the row says that is given, and as the rest says, which wins over it."""
     from raymu import cache, data, models, references
     from raymu.evaluation.layers import check_blocks, profile
     from raymu.method import get as get_method
     from raymu.results import tables
+    from raymu.results.card import model_card
+    from raymu.results.ranking import figures_of
     from raymu.trial import check, run_trial
 
-    given = _read_row(config)
     chosen = get_method(method)
     if given.get("method", method) != method:
-        raise InputError(f"{config} is a setting of {given['method']}, not of {method}")
+        raise InputError(f"the config is a setting of {given['method']}, not of {method}")
     task = get_scenario(scenario or given.get("scenario", DEFAULT_SCENARIO))
     if given.get("forget_share"):
         task = _with_forget(task, None, given["forget_share"])
     elif "forget" in given:
         task = _with_forget(task, ",".join(map(str, given["forget"])), None)
-    task = _with_forget(task, forget, forget_share)
+    task = dataclasses.replace(_with_forget(task, forget, forget_share), model_seed=given.get("model_seed", 0))
     goal = objective or given.get("objective", "hmean")
     check(task, chosen, goal)
     options: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
@@ -365,9 +427,10 @@ def run(
         sys.exit(1)
     if model is not None:
         cache.save_tensors(out / "model.safetensors", model.state_dict())
+        (out / "README.md").write_text(model_card(row, references.metrics(task)))
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)
     if row["status"] == "completed":
-        console.print(tables.comparison({method: row}, row["objective"]))
+        console.print(tables.comparison({method: figures_of(row, goal)}, goal))
     if layers and model is not None:
         with console.status("probing every block"), references.cpu_threads(threads):
             loaded = references.load(task, references.default_device(), threads)
@@ -473,50 +536,127 @@ def results(
     storage: StorageArgument = DEFAULT_STORAGE,
     as_json: JsonFlag = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_ranking: Annotated[bool, typer.Option("--ranking", help="Rank the sweeps instead.")] = False,
+    as_latex: Annotated[bool, typer.Option("--latex", help="Print the ranking as a LaTeX table.")] = False,
 ) -> None:
-    """Print every trial's row."""
-    from raymu.results import store, tables
+    """Print every trial's row, or the ranking."""
+    from raymu.results import ranking, store, tables
 
-    rows = store.read_all(storage)
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+    if as_ranking or as_latex:
+        ranked = ranking.rank(store.load(storage))
+        if not ranked:
+            raise InputError(f"no completed trial in {storage}")
+        if as_latex:
+            typer.echo(tables.latex(ranked))
+        else:
+            console.print(tables.ranking(ranked))
+    elif as_json:
+        typer.echo(json.dumps(store.read_all(storage), indent=2))
     elif as_csv:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        writer = csv.DictWriter(sys.stdout, columns)
-        writer.writeheader()
-        for row in rows:
-            nested = {key: json.dumps(value) for key, value in row.items() if isinstance(value, (dict, list))}
-            writer.writerow(row | nested)
+        typer.echo(store.table(storage).to_csv(index=False), nl=False)
     else:
-        console.print(tables.trials(rows), highlight=False)
+        console.print(tables.trials(store.read_all(storage)), highlight=False)
 
 
 @app.command()
 def best(
     storage: StorageArgument = DEFAULT_STORAGE,
-    method: Annotated[str | None, typer.Option(help="Only among the trials of this method.")] = None,
+    method: MethodFlag = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="tuned (highest objective, over the confirmation if there is one), pareto, cheapest (within a standard"
+            " error of the best), or constrained:0.02 (least probe-forget that costs at most 2 points of retain)."
+        ),
+    ] = "tuned",
     as_json: JsonFlag = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML, as `raymu run --config` reads it.")] = False,
 ) -> None:
     """Print the setting that is best on validation."""
-    from raymu.results import select, store, tables
+    from raymu.results import ranking, tables
+
+    rows = _choose(storage, method, rule)
+    if as_json:
+        typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
+    elif as_yaml:
+        typer.echo(yaml.safe_dump(rows[0], sort_keys=False), nl=False)
+    else:
+        for row in rows:
+            console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
+            console.print(f"{row['objective']} on validation: {row['score']:.3f}", highlight=False)
+        objective = rows[0]["objective"]
+        figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
+        console.print(tables.comparison(figures, objective))
+
+
+def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
+    """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
+    from raymu.results import select, store
     from raymu.scenario import unknown
 
-    rows = store.read_all(storage)
+    sweeps = store.load(storage)
     if method is not None:
-        known = sorted({row["method"] for row in rows})
+        known = sorted({sweep.identity["method"] for sweep in sweeps})
         if method not in known:
             raise InputError(unknown("method in this storage", method, known))
-        rows = [row for row in rows if row["method"] == method]
-    row = select.best(rows)
-    if as_json:
-        typer.echo(json.dumps(row, indent=2))
-    elif as_yaml:
-        typer.echo(yaml.safe_dump(row, sort_keys=False), nl=False)
-    else:
-        console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
-        console.print(f"{row['objective']} on validation: {row['score']:.3f}", highlight=False)
-        console.print(tables.comparison({row["trial_id"]: row}, row["objective"]))
+        sweeps = [sweep for sweep in sweeps if sweep.identity["method"] == method]
+    kind, _, argument = rule.partition(":")
+    rows = [row for sweep in sweeps for row in sweep.rows]
+    if kind == "pareto":
+        return select.ParetoFront().choose(rows)
+    if kind == "constrained":
+        scenario = select.candidates(rows)[0]["scenario_hash"]
+        original = next(
+            (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
+        )
+        if original is None:
+            raise InputError(f"{storage} does not say what the original reached")
+        try:
+            return select.Constrained(original, float(argument)).choose(rows)
+        except ValueError as error:
+            raise InputError(f"--rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
+    if kind not in ("tuned", "cheapest"):
+        raise InputError(unknown("rule", kind, ["tuned", "pareto", "cheapest", "constrained"]))
+    chosen, reasons = [], []
+    for sweep in sweeps:
+        try:
+            chosen += [select.tuned(sweep.rows)] if kind == "tuned" else select.Cheapest().choose(sweep.rows)
+        except InputError as error:
+            reasons.append(error)
+    if not chosen:
+        raise reasons[0]
+    return select.Best().choose(chosen)
+
+
+@app.command()
+def report(
+    storage: StorageArgument = DEFAULT_STORAGE,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page, one file.")] = Path("report.html"),
+    png: Annotated[Path | None, typer.Option(help="Write every figure into this directory, too.")] = None,
+) -> None:
+    """Write a page with the ranking, the figures and the best settings."""
+    from raymu.results import ranking, store
+    from raymu.results import report as page
+
+    sweeps = store.load(storage)
+    ranked = ranking.rank(sweeps)
+    page.write(sweeps, ranked, out)
+    console.print(f"report: {out}", highlight=False, soft_wrap=True)
+    if png is not None:
+        for path in page.write_png(sweeps, ranked, png):
+            console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Directory for model.safetensors, row.json and its card, README.md.")],
+    storage: StorageArgument = DEFAULT_STORAGE,
+    method: MethodFlag = None,
+    data_dir: DataFlag = None,
+) -> None:
+    """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
+    row = _choose(storage, method, "tuned")[0]
+    _unlearn(row["method"], out, row, data_dir=data_dir)
 
 
 @app.command()

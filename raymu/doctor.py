@@ -59,7 +59,7 @@ def _gpus() -> Finding:
 
 
 def _ray() -> Finding:
-    from raymu.sweep import try_ray
+    from raymu.session import try_ray
 
     try:
         cluster = try_ray()

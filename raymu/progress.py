@@ -17,11 +17,12 @@ class SweepProgress:
 
     Args:
         console: where to.
-        trials: how many rows the sweep shall have.
-        done: how many it has already.
+        what: is counted: "trials", or "confirming".
+        trials: how many rows there shall be.
+        done: how many there are already.
     """
 
-    def __init__(self, console: Console, trials: int, done: int) -> None:
+    def __init__(self, console: Console, what: str, trials: int, done: int) -> None:
         self._console = console
         self._trials = trials
         self._done = self._done_before = done
@@ -29,7 +30,7 @@ class SweepProgress:
         self._best: float | None = None
         self._started: float | None = None  # when the first trial began: Ray's start is not theirs
         self._bar = Progress(
-            TextColumn("trials"),
+            TextColumn(what),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),

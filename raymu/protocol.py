@@ -1,14 +1,12 @@
 """The fair budget: what every method gets, stated before the search and stored with its results."""
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from raymu.errors import InputError
 from raymu.objective import OBJECTIVES, PARETO
-from raymu.scenario import unknown
+from raymu.scenario import content_hash, unknown
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
@@ -43,7 +41,7 @@ class Confirmation:
         for name, least in (("seeds", 0), ("originals", 0), ("top", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"confirmation {name} has to be at least {least}, not {getattr(self, name)}")
-        if not self.seeds and self != Confirmation():
+        if not self.seeds and (self.originals or self.forget):
             raise InputError("a confirmation needs at least one seed")
 
 
@@ -107,7 +105,7 @@ class Protocol:
     @property
     def hash(self) -> str:
         """12 hex digits over every field: every row carries it, so that none can pass for one of another protocol."""
-        return protocol_hash(dataclasses.asdict(self))
+        return content_hash(dataclasses.asdict(self))
 
     def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
         """The epochs before the last after which the scheduler compares a trial of so many epochs, the first at which
@@ -124,8 +122,3 @@ class Protocol:
                 rungs.append(epoch)
             epoch *= REDUCTION_FACTOR
         return rungs
-
-
-def protocol_hash(fields: dict[str, Any]) -> str:
-    """That of a protocol by its fields, as JSON has them."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

@@ -91,7 +91,7 @@ def compare(scenario: Scenario, threads: int) -> Path:
 
     def build(entry: Path) -> None:
         scenario_data = data.load(scenario, default_device())
-        trained: dict[str, nn.Module] = {which: load_model(scenario, which, threads) for which in REFERENCES}
+        trained = load_models(scenario, threads)
         with cpu_threads(threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
@@ -119,7 +119,7 @@ def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]
     def build(entry: Path) -> None:
         scenario_data = data.load(scenario, default_device())
         with cpu_threads(threads):
-            found = {which: profile(load_model(scenario, which, threads), scenario_data) for which in REFERENCES}
+            found = {which: profile(model, scenario_data) for which, model in load_models(scenario, threads).items()}
         cache.save_json(entry / PROFILES, found)
 
     entry = cache.once(directory(scenario) / "profiles", build)
@@ -133,6 +133,11 @@ def load_model(scenario: Scenario, which: Which, threads: int) -> nn.Module:
     model = models.build(scenario, scenario.model_seed).to(device)
     model.load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))
     return model
+
+
+def load_models(scenario: Scenario, threads: int) -> dict[str, nn.Module]:
+    """Both references, by name."""
+    return {which: load_model(scenario, which, threads) for which in REFERENCES}
 
 
 def _comparison(scenario: Scenario) -> Path:

@@ -67,7 +67,7 @@ class Scenario:
     @property
     def hash(self) -> str:
         """12 hex digits over every field."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return content_hash(self.as_dict())
 
     @property
     def forgotten(self) -> str:
@@ -79,6 +79,11 @@ class Scenario:
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types."""
         return {**dataclasses.asdict(self), "forget": list(self.forget), "model_args": dict(self.model_args)}
+
+
+def content_hash(content: Any) -> str:
+    """12 hex digits over what can be written as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 SCENARIOS = {

@@ -1,46 +1,67 @@
-"""A sweep: scenario x method x protocol, searched by Ray Tune. The only file that imports ray."""
+"""A sweep: scenario x method x protocol, searched and confirmed by Ray Tune."""
 
-import contextlib
 import dataclasses
+import functools
+import json
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would write every row a second time
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once: what is measured is in the rows
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
-import optuna
 import ray
-from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 from rich.console import Console
 
 import raymu
-from raymu import cache, data, references
+from raymu import cache, data, environment, references
+from raymu.design import design
 from raymu.errors import InputError
+from raymu.evaluation import picture
 from raymu.method import Head, Method, Range, Train
 from raymu.progress import SweepProgress
-from raymu.protocol import GRACE_EPOCHS, REDUCTION_FACTOR, Protocol
-from raymu.results import store
+from raymu.protocol import Protocol
+from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
+from raymu.search import RUNG_SCORE, Adaptive, Listed, scheduler, targets
+from raymu.session import Resources, Slots, fit_to_cluster, session
 from raymu.trial import Row, blank_row, check, run_trial
 
-CONNECT_TIMEOUT_S = 5.0
-TASK_TIMEOUT_S = 60.0
 WORKER_RETRIES = 2  # of a trial whose process dies
+ADAPTIVE = ("tpe", "nsga2")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial to run: what its row will say of it.
+
+    Attributes:
+        number: of the trial in its sweep.
+        search_seed: which search it belongs to; None: it confirms.
+        confirms: the `trial_id` of the trial that it runs again.
+        pictured: whether a picture of its features is kept.
+    """
+
+    number: int
+    config: Mapping[str, Any]
+    scenario: Scenario
+    seed: int
+    source: Literal["published", "search", "confirmation"]
+    search_seed: int | None = None
+    confirms: str | None = None
+    pictured: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,8 @@ class Sweep:
 
     Raises:
         InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
-            does not have, options that make no sense for the method, or a hyperparameter that it does not search.
+            does not have, options that make no sense for the method, a hyperparameter that it does not search, or a
+            budget that leaves it no range or no grid.
     """
 
     method: type[Method]
@@ -68,12 +90,14 @@ class Sweep:
     train: Train = "all"
 
     def __post_init__(self) -> None:
-        check(self.scenario, self.method, self.protocol.objective)
+        for scenario in self._forget_sets():
+            check(scenario, self.method, self.protocol.objective)
         self.method.check_options(self.head, self.train)
         known = list(self.method.ranges(self.head))
         for name in self.space:
             if name not in known:
                 raise InputError(unknown(f"searched hyperparameter of {self.method.name()}", name, known))
+        self.design(self.protocol.search_seeds[0])
 
     @property
     def name(self) -> str:
@@ -83,8 +107,27 @@ class Sweep:
 
     @property
     def ranges(self) -> dict[str, Range]:
-        """The search space."""
-        return {**self.method.ranges(self.head), **self.space}
+        """The search space. Where the protocol caps the epochs, the phases of a method share them in proportion."""
+        ranges = {**self.method.ranges(self.head), **self.space}
+        longest = self._longest(ranges)
+        cap = self.protocol.max_epochs
+        if cap is None or longest <= cap:
+            return ranges
+        for name, search in ranges.items():
+            if name.endswith("epochs"):
+                try:
+                    ranges[name] = dataclasses.replace(search, high=int(search.high * cap / longest))
+                except InputError as error:
+                    raise InputError(f"max_epochs {cap} leaves {self.method.name()} no range of {name}") from error
+        return ranges
+
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest setting."""
+        return self._longest(self.ranges)
+
+    def _longest(self, ranges: Mapping[str, Range]) -> int:
+        return self.configured({name: search.high for name, search in ranges.items()}).total_epochs
 
     @property
     def published(self) -> dict[str, Any]:
@@ -95,9 +138,79 @@ class Sweep:
         """The method at a setting."""
         return self.method.from_config(config, head=self.head, train=self.train)
 
+    def design(self, seed: int) -> list[dict[str, float]] | None:
+        """The settings of a search beside the published one, where they are known before; None: the search learns."""
+        protocol, ranges = self.protocol, self.ranges
+        if protocol.searcher in ADAPTIVE:
+            return None
+        return design(ranges, protocol.searcher, protocol.trials - 1, seed)
+
+    def trials(self, seed: int) -> range:
+        """The numbers of the trials of one search."""
+        known = self.design(seed)
+        size = self.protocol.trials if known is None else 1 + len(known)
+        first = self.protocol.search_seeds.index(seed) * self.protocol.trials
+        return range(first, first + size)
+
+    def task(self, seed: int, number: int, setting: Mapping[str, Any]) -> Task:
+        """A trial of one search."""
+        config = self.configured({**self.published, **setting}).config
+        source: Literal["published", "search"] = "published" if config == self.published else "search"
+        return Task(number, config, self.scenario, seed, source, search_seed=seed)
+
+    def confirmations(self, rows: Sequence[Row]) -> list[Task]:
+        """What is run again once all searches are over, and the published setting with it.
+
+        Originals outermost, so that a process that runs trial after trial seldom has to load another.
+        """
+        asked = self.protocol.confirmation
+        try:
+            best = select.Best(asked.top).choose(rows)
+        except InputError:
+            return []
+        first = select.published(rows)
+        again = [*best, *([first] if first is not None and first not in best else [])]
+        unseen = max(self.protocol.search_seeds) + 1
+        number = len(self.protocol.search_seeds) * self.protocol.trials
+        tasks: list[Task] = []
+        for scenario in self.confirmed():
+            for row in again:
+                for seed in range(unseen, unseen + asked.seeds):
+                    pictured = not tasks
+                    tasks.append(
+                        Task(
+                            number + len(tasks),
+                            row["config"],
+                            scenario,
+                            seed,
+                            "confirmation",
+                            confirms=row["trial_id"],
+                            pictured=pictured,
+                        )
+                    )
+        return tasks
+
+    def confirmed(self) -> list[Scenario]:
+        """The scenarios of the confirmation: every original with every forget set."""
+        asked = self.protocol.confirmation
+        if not asked.seeds:
+            return []
+        first = self.scenario.model_seed
+        originals = range(first + 1, first + 1 + asked.originals) if asked.originals else [first]
+        return [
+            dataclasses.replace(scenario, model_seed=original)
+            for original in originals
+            for scenario in self._forget_sets()
+        ]
+
+    def _forget_sets(self) -> list[Scenario]:
+        """The scenario, and those that differ in what is forgotten."""
+        others = [dataclasses.replace(self.scenario, forget=one) for one in self.protocol.confirmation.forget]
+        return [self.scenario, *others]
+
     def identity(self) -> dict[str, Any]:
         """What has to agree for two runs to be the same sweep, in JSON's types."""
-        return {
+        identity = {
             "raymu": raymu.__version__,
             "method": self.method.name(),
             "head": self.head,
@@ -106,37 +219,13 @@ class Sweep:
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
             "protocol": dataclasses.asdict(self.protocol),
         }
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Where a sweep runs and what each trial gets.
-
-    Attributes:
-        address: of a Ray cluster to join; None joins the one of this machine (`ray start`, `RAY_ADDRESS`) or, where
-            there is none, starts a local one that ends with the sweep.
-        cpus_per_trial: CPU cores, and threads of torch.
-        gpus_per_trial: GPUs, in fractions if need be; None means 1 where the cluster has any.
-        concurrent: at most so many trials at once; None means as many as fit.
-    """
-
-    address: str | None = None
-    cpus_per_trial: int = 1
-    gpus_per_trial: float | None = None
-    concurrent: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.cpus_per_trial < 1:
-            raise InputError(f"cpus per trial has to be at least 1, not {self.cpus_per_trial}")
-        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
-            raise InputError(f"gpus per trial has to be at least 0, not {self.gpus_per_trial}")
-        if self.concurrent is not None and self.concurrent < 1:
-            raise InputError(f"concurrent has to be at least 1, not {self.concurrent}")
+        same: dict[str, Any] = json.loads(json.dumps(identity))
+        return same
 
 
 def run_sweep(
     sweep: Sweep,
-    directory: Path,
+    location: Path | str,
     resources: Resources,
     console: Console,
     *,
@@ -146,128 +235,146 @@ def run_sweep(
     """Run a sweep, or what is missing of it, and return all its rows.
 
     Args:
-        directory: the sweep's own; holds its rows.
+        location: the sweep's own directory, or a URI of one on object storage; holds its rows.
         data_dir: where the dataset's original files are.
-        resume: whether an unfinished sweep in `directory` is continued.
+        resume: whether an unfinished sweep in `location` is continued.
 
     Raises:
         InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
             cannot be reached and resources that the cluster does not have.
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
-    with store.Store(directory, sweep.identity(), resume=resume) as rows:
-        if _missing(sweep, store.read(directory)) or not references.are_ready(sweep.scenario):
-            data.prepare(sweep.scenario, data_dir)
-            data.check_split(sweep.scenario)
-            with session(resources.address):
-                slots = _fit_to_cluster(resources)
-                _train_references(sweep.scenario, slots, console)
-                # One search is enough, unless Tune loses a trial, which it may when a process or a node dies.
-                while _missing(sweep, done := store.read(directory)):
-                    _search(sweep, rows, done, slots, console)
-                    if len(store.read(directory)) == len(done):
-                        raise RuntimeError("Ray Tune ended without running a trial")
-    return store.read(directory)
+    with store.Store(
+        location, sweep.identity(), resume=resume, is_finished=lambda rows: is_finished(sweep, rows)
+    ) as rows:
+        if is_finished(sweep, store.read(location)):
+            return store.read(location)
+        rows.put(store.ENVIRONMENT, environment.describe())
+        scenarios = [sweep.scenario, *sweep.confirmed()]
+        for scenario in scenarios:
+            data.prepare(scenario, data_dir)
+            data.check_split(scenario)
+        with session(resources.address):
+            run = _Run(sweep, rows, fit_to_cluster(resources), console)
+            run.train_references([sweep.scenario])
+            for seed in sweep.protocol.search_seeds:
+                run.search(seed)
+            run.train_references(scenarios)
+            rows.put(store.REFERENCES, {one.hash: references.metrics(one) for one in scenarios})
+            run.confirm()
+        return store.read(location)
 
 
-def _missing(sweep: Sweep, rows: list[Row]) -> list[int]:
-    """The numbers of the trials that have no row yet."""
+def is_finished(sweep: Sweep, rows: Sequence[Row]) -> bool:
+    """Whether nothing is left to run."""
+    searched = all(not _missing(sweep, seed, rows) for seed in sweep.protocol.search_seeds)
+    return searched and not _unconfirmed(sweep, rows)
+
+
+def _missing(sweep: Sweep, seed: int, rows: Sequence[Row]) -> list[int]:
+    """The numbers of the trials of one search that have no row yet, and may have one within the budget."""
+    if _is_spent(sweep.protocol, _of_search(seed, rows)):
+        return []
     done = {row["trial"] for row in rows}
-    return [number for number in range(sweep.protocol.trials) if number not in done]
+    return [number for number in sweep.trials(seed) if number not in done]
 
 
-@contextlib.contextmanager
-def session(address: str | None) -> Iterator[None]:
-    """Run the body on a Ray cluster that is joined, or on a local one that is started for it, unless Ray is connected
-    already.
-
-    Without an address Ray joins the cluster of `RAY_ADDRESS` or `ray start`, never the local one of another sweep.
-    Token authentication is on, unless `RAY_AUTH_MODE` says otherwise. A local Ray has no dashboard.
-
-    Raises:
-        InputError: the cluster cannot be reached.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _check_reachable(address)
-    try:
-        ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _unconfirmed(sweep: Sweep, rows: Sequence[Row]) -> list[Task]:
+    done = {row["trial"] for row in rows}
+    return [task for task in sweep.confirmations(rows) if task.number not in done]
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself goes on trying for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # a word of Ray's own, such as "auto"
-    try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+def _of_search(seed: int, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["search_seed"] == seed]
 
 
-def try_ray() -> dict[str, float]:
-    """Run a task on Ray and return what the cluster has ("CPU", "GPU", ...). For `raymu doctor`.
-
-    Raises whatever stops Ray from working.
-    """
-    with session(None):
-        ray.get(ray.remote(_alive).remote(), timeout=TASK_TIMEOUT_S)
-        resources: dict[str, float] = ray.cluster_resources()
-        return resources
+def _is_spent(protocol: Protocol, rows: Iterable[Row]) -> bool:
+    return protocol.max_images is not None and sum(row["images"] for row in rows) >= protocol.max_images
 
 
-def _alive() -> bool:
-    return True
+class _Run:
+    """What is left of a sweep, on a Ray cluster."""
 
+    def __init__(self, sweep: Sweep, rows: store.Store, slots: Slots, console: Console) -> None:
+        self._sweep, self._rows, self._slots, self._console = sweep, rows, slots, console
 
-@dataclass(frozen=True)
-class _Slots:
-    """What a trial gets, and how many run at once."""
+    def train_references(self, scenarios: Sequence[Scenario]) -> None:
+        """Train those that are missing, side by side, and then compare every two."""
+        scenarios = [scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)]
+        if not scenarios:
+            return
+        missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]
+        started, count = time.monotonic(), len(missing)
+        with self._console.status(f"training {count} references" if missing else "comparing the references"):
+            task = ray.remote(num_cpus=self._slots.cpus, num_gpus=self._slots.gpus)(_run_with_cache)
+            start = functools.partial(task.remote, str(cache.base()))
+            ray.get([start(references.train, *one, self._slots.cpus) for one in missing])
+            ray.get([start(references.compare, scenario, self._slots.cpus) for scenario in scenarios])
+        if missing:
+            self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
 
-    cpus: int
-    gpus: float
-    count: int
+    def search(self, seed: int) -> None:
+        """Run the trials of one search that are missing."""
+        sweep, protocol = self._sweep, self._sweep.protocol
+        # Once is enough, unless Tune loses a trial, which it may when a process or a node dies.
+        while missing := _missing(sweep, seed, everything := self._rows.read()):
+            done = _of_search(seed, everything)
 
+            def is_spent(done: list[Row] = done) -> bool:
+                return _is_spent(protocol, done)
 
-def _fit_to_cluster(resources: Resources) -> _Slots:
-    """Fill in what the resources leave open."""
-    available: dict[str, float] = ray.cluster_resources()
-    gpus = resources.gpus_per_trial
-    if gpus is None:
-        gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
-    slots = int(available.get("CPU", 0) // resources.cpus_per_trial)
-    if gpus:
-        slots = min(slots, int(available.get("GPU", 0) // gpus))
-    if slots < 1:
-        raise InputError(
-            f"a trial needs {resources.cpus_per_trial} CPUs and {gpus:g} GPUs; the Ray cluster has"
-            f" {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
+            def task(number: int, setting: Mapping[str, Any]) -> Task:
+                return sweep.task(seed, number, setting)
+
+            known = sweep.design(seed)
+            searcher: Searcher
+            if known is None:
+                searcher = Adaptive(protocol, seed, sweep.ranges, sweep.published, missing, task, list(done), is_spent)
+            else:
+                settings = dict(zip(sweep.trials(seed), [{}, *known], strict=True))
+                searcher = Listed((task(number, settings[number]) for number in missing), is_spent)
+            longest = sweep.longest
+            self._tune(searcher, scheduler(protocol.scheduler, longest, done), len(missing), done, "trials")
+
+    def confirm(self) -> None:
+        """Run again what the protocol says and has no row yet."""
+        while tasks := _unconfirmed(self._sweep, everything := self._rows.read()):
+            done = [row for row in everything if row["source"] == "confirmation"]
+            self._tune(Listed(tasks), FIFOScheduler(), len(tasks), done, "confirming")
+
+    def _tune(self, searcher: Searcher, chosen: TrialScheduler, count: int, done: list[Row], what: str) -> None:
+        """Run so many trials at most; their rows are appended to `done`, too."""
+        before = len(done)
+        trainable = tune.with_parameters(
+            _trial, sweep=self._sweep, threads=self._slots.cpus, cache_base=str(cache.base())
         )
-    return _Slots(resources.cpus_per_trial, gpus, min(slots, resources.concurrent or slots))
-
-
-def _train_references(scenario: Scenario, slots: _Slots, console: Console) -> None:
-    """Train what is missing, side by side, and then compare the two."""
-    if references.are_ready(scenario):
-        return
-    missing = references.missing(scenario)
-    started = time.monotonic()
-    with console.status(f"training the references: {', '.join(missing)}" if missing else "comparing the references"):
-        task = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(_run_with_cache)
-        location = str(cache.base())
-        ray.get([task.remote(location, references.train, scenario, which, slots.cpus) for which in missing])
-        ray.get(task.remote(location, references.compare, scenario, slots.cpus))
-    if missing:
-        console.print(f"trained the references: {', '.join(missing)} ({time.monotonic() - started:.0f} s)")
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
+        # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
+        scratch = tempfile.mkdtemp(prefix="raymu-tune-")
+        try:
+            with SweepProgress(self._console, what, before + count, before) as progress:
+                recorder = _Recorder(self._sweep, self._rows, self._slots.cpus, progress, done)
+                tune.Tuner(
+                    tune.with_resources(trainable, {"cpu": self._slots.cpus, "gpu": self._slots.gpus}),
+                    tune_config=tune.TuneConfig(
+                        num_samples=count,
+                        max_concurrent_trials=self._slots.number,
+                        search_alg=searcher,
+                        scheduler=chosen,
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        storage_path=scratch,
+                        name=self._sweep.method.name(),
+                        verbose=0,
+                        failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+                        callbacks=[recorder],
+                    ),
+                ).fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if len(done) == before:
+            raise RuntimeError("Ray Tune ended without running a trial")
 
 
 def _run_with_cache(cache_base: str, function: Callable[..., Any], *arguments: Any) -> None:
@@ -275,139 +382,41 @@ def _run_with_cache(cache_base: str, function: Callable[..., Any], *arguments: A
     function(*arguments)
 
 
-def _search(sweep: Sweep, rows: store.Store, done: list[Row], slots: _Slots, console: Console) -> None:
-    """Run the trials that are missing."""
-    missing = _missing(sweep, done)
-    trainable = tune.with_parameters(_trial, sweep=sweep, threads=slots.cpus, cache_base=str(cache.base()))
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
-    # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
-    scratch = tempfile.mkdtemp(prefix="raymu-tune-")
-    try:
-        with SweepProgress(console, sweep.protocol.trials, len(done)) as progress:
-            tune.Tuner(
-                tune.with_resources(trainable, {"cpu": slots.cpus, "gpu": slots.gpus}),
-                tune_config=tune.TuneConfig(
-                    num_samples=len(missing),
-                    max_concurrent_trials=slots.count,
-                    search_alg=_searcher(sweep, done),
-                    scheduler=_scheduler(sweep, done),
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    storage_path=scratch,
-                    name=sweep.method.name(),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                    callbacks=[_Recorder(sweep, rows, missing, slots.cpus, progress)],
-                ),
-            ).fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) -> None:
     """What an actor of Tune does, trial after trial; data and references stay in its process."""
     os.environ["RAYMU_CACHE"] = cache_base
-    protocol, method = sweep.protocol, sweep.configured(config)
-    is_published = method.config == sweep.published
+    task: Task = config["task"]
+    protocol, method = sweep.protocol, sweep.configured(task.config)
 
-    def report(row: Row) -> None:
-        result = {"epoch": row["epochs"], "score": row["score"] or 0.0, "row": row}
-        if row["status"] == "stopped":  # for good, if ASHA says so
-            result["rung_score"] = row["score"]
+    def report(row: Row, **more: Any) -> None:
+        result = {"epoch": row["epochs"], "row": row, **targets(row), **more}
+        if row["status"] == "stopped":  # for good, if the scheduler says so
+            result[RUNG_SCORE] = row["score"]
         tune.report(result)
 
-    row, _ = run_trial(
-        sweep.scenario,
+    row, model = run_trial(
+        task.scenario,
         method,
-        seed=protocol.seed,
+        seed=task.seed,
         objective=protocol.objective,
         threads=threads,
-        # The published setting runs in full, or there would be nothing to compare the tuned one with.
-        rungs=[] if is_published else protocol.rungs(method.total_epochs, method.comparable_from),
+        # Only a search stops trials; the published setting runs in full, or there were nothing to compare with.
+        rungs=protocol.rungs(method.total_epochs, method.comparable_from) if task.source == "search" else [],
         report=report,
     )
-    report(row)
-
-
-class _Searcher(OptunaSearch):
-    """TPE, for which a trial that was stopped is worse than any that was not.
-
-    Its score says no more than that: it is the cheap probe's, which reads less, and so looks better.
-    """
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        stopped = result is not None and result["row/status"] == "stopped"
-        super().on_trial_complete(trial_id, None if stopped else result, error)
-
-
-def _searcher(sweep: Sweep, done: list[Row]) -> _Searcher:
-    """A searcher that knows the trials which are done."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    has_published = any(row["source"] == "published" for row in done)
-    searcher = _Searcher(
-        space={name: _distribution(search) for name, search in sweep.ranges.items()},
-        metric="score",
-        mode="max",
-        # A resumed search must not draw again what it drew before.
-        seed=sweep.protocol.seed + len(done),
-        points_to_evaluate=[] if has_published else [{name: sweep.published[name] for name in sweep.ranges}],
-    )
-    for row in done:
-        searched = {name: row["config"][name] for name in sweep.ranges}
-        if row["score"] is not None and all(value in sweep.ranges[name] for name, value in searched.items()):
-            searcher.add_evaluated_point(
-                searched,
-                row["score"],
-                pruned=row["status"] == "stopped",
-                intermediate_values=[0.0, *(score for _, score in row["curve"])],  # Tune counts reports from 1
-            )
-    return searcher
-
-
-def _distribution(search: Range) -> FloatDistribution | IntDistribution:
-    if search.scale == "int":
-        return IntDistribution(int(search.low), int(search.high))
-    return FloatDistribution(search.low, search.high, log=search.scale == "log")
-
-
-def _scheduler(sweep: Sweep, done: list[Row]) -> TrialScheduler:
-    """ASHA that knows how the trials which are done compared, or none."""
-    if sweep.protocol.scheduler == "none":
-        return FIFOScheduler()
-    longest = sweep.configured({name: search.high for name, search in sweep.ranges.items()})
-    asha = ASHAScheduler(
-        time_attr="epoch",
-        metric="rung_score",
-        mode="max",
-        max_t=max(longest.total_epochs, GRACE_EPOCHS),
-        grace_period=GRACE_EPOCHS,
-        reduction_factor=REDUCTION_FACTOR,
-    )
-    for row in done:
-        if row["source"] == "search":
-            trial: Any = SimpleNamespace(trial_id=row["trial_id"])  # all that ASHA looks at
-            controller: Any = None
-            asha.on_trial_add(controller, trial)
-            at_rungs = row["curve"] if row["status"] == "stopped" else row["curve"][:-1]
-            for epoch, score in at_rungs:
-                asha.on_trial_result(controller, trial, {"epoch": epoch, "rung_score": score})
-    return asha
+    if not task.pictured or model is None:
+        report(row)
+        return
+    compared = {**references.load_models(task.scenario, threads), "tuned": model}
+    loaded = references.load(task.scenario, references.default_device(), threads)
+    report(row, features={"trial_id": task.confirms, **picture(compared, loaded.data)})
 
 
 class _Recorder(tune.Callback):
     """Writes a row when a trial ends, and tells the progress display."""
 
-    def __init__(
-        self, sweep: Sweep, rows: store.Store, numbers: list[int], threads: int, progress: SweepProgress
-    ) -> None:
-        """`numbers` are those of the trials to come, in the order of their suggestion."""
-        self._sweep = sweep
-        self._rows = rows
-        self._threads = threads
-        self._progress = progress
-        self._free = numbers
-        self._numbers: dict[str, int] = {}
+    def __init__(self, sweep: Sweep, rows: store.Store, threads: int, progress: SweepProgress, done: list[Row]) -> None:
+        self._sweep, self._rows, self._threads, self._progress, self._done = sweep, rows, threads, progress, done
         self._recorded: set[str] = set()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -415,44 +424,45 @@ class _Recorder(tune.Callback):
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        for suggested in trials[len(self._numbers) :]:
-            self._numbers[suggested.trial_id] = self._free[len(self._numbers)]
         self._progress.started(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._record(trial, trial.last_result["row"])
+        if "features" in trial.last_result:
+            self._rows.put(store.FEATURES, trial.last_result["features"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a trial whose process died comes here; what a method raises is in its row."""
-        protocol, method = self._sweep.protocol, self._sweep.configured(trial.config)
+        task: Task = trial.config["task"]
         row = blank_row(
-            self._sweep.scenario,
-            method,
-            seed=protocol.seed,
-            objective=protocol.objective,
+            task.scenario,
+            self._sweep.configured(task.config),
+            seed=task.seed,
+            objective=self._sweep.protocol.objective,
             threads=self._threads,
         )
         error = f"the trial's process died, {WORKER_RETRIES + 1} times"
         self._record(trial, row | {"status": "error", "error": error, "traceback": str(trial.get_error())})
 
-    def _is_published(self) -> bool:
-        return self._sweep.method.is_published(self._sweep.scenario, self._sweep.head)
-
     def _record(self, trial: Trial, row: Row) -> None:
         if trial.trial_id in self._recorded:
             return  # the process died after its last word
         self._recorded.add(trial.trial_id)
-        number = self._numbers[trial.trial_id]
-        source = "published" if row["config"] == self._sweep.published else "search"
-        name = self._rows.directory.name
+        task: Task = trial.config["task"]
+        sweep, name = self._sweep, self._rows.name
+        is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
         row = {
-            "trial_id": f"{name}-{number:04d}",
+            "trial_id": f"{name}-{task.number:04d}",
             "sweep": name,
-            "trial": number,
-            "source": source,
-            "fallback": source == "published" and not self._is_published(),
+            "trial": task.number,
+            "source": task.source,
+            "search_seed": task.search_seed,
+            "confirms": task.confirms,
+            "protocol_hash": sweep.protocol.hash,
+            "fallback": is_fallback,
             **row,
         }
         row["ended_s"] = time.time()
         self._rows.append(row)
+        self._done.append(row)
         self._progress.ended(trial.trial_id, row)

@@ -2,5 +2,6 @@
 
 from raymu.evaluation.evaluate import accuracy, baseline, evaluate, gaps, keys, look
 from raymu.evaluation.layers import profile
+from raymu.evaluation.picture import picture
 
-__all__ = ["accuracy", "baseline", "evaluate", "gaps", "keys", "look", "profile"]
+__all__ = ["accuracy", "baseline", "evaluate", "gaps", "keys", "look", "picture", "profile"]

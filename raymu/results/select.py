@@ -1,33 +1,163 @@
-"""Which setting is best. Selection reads a row's status and score, which is computed on validation, and no more."""
+"""Selection rules: which settings of a search are the best. They read validation, and no more.
 
-from collections.abc import Iterable
-from typing import Any
+Each rule has `choose(rows)`: of the rows of one sweep, those it takes, best first.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from raymu.errors import InputError
+from raymu.objective import pair
 
 Row = dict[str, Any]
 
 
-def best(rows: Iterable[Row]) -> Row:
-    """The completed row with the highest score; among equals the earliest trial.
+class Rule(Protocol):
+    """A way to choose."""
 
-    A trial that was stopped early is no candidate: its row is that of fewer epochs than its setting says.
+    def choose(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows of one sweep in, the chosen ones out, best first.
+
+        Raises:
+            InputError: there is none to choose, or the rows are of several scenarios, objectives or protocols, whose
+                scores do not compare.
+        """
+
+
+@dataclass(frozen=True)
+class Best:
+    """The highest scores of a search; among equals the earliest trial, and no setting twice."""
+
+    count: int = 1
+
+    def choose(self, rows: Iterable[Row]) -> list[Row]:
+        """The best `count`, fewer where there are fewer."""
+        chosen: list[Row] = []
+        for row in sorted(candidates(rows), key=lambda row: (-row["score"], row["trial"])):
+            if len(chosen) < self.count and all(row["config"] != one["config"] for one in chosen):
+                chosen.append(row)
+        return chosen
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The trials of a search that no other beats in retain accuracy and in probe-forget accuracy; of equals the
+    earliest. The most retaining first.
+    """
+
+    def choose(self, rows: Iterable[Row]) -> list[Row]:
+        """The front."""
+        front: list[Row] = []
+        for row in sorted(candidates(rows), key=lambda row: (*(-value for value in pair(row)), row["trial"])):
+            if not front or pair(row)[1] > pair(front[-1])[1]:
+                front.append(row)
+        return front
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """The least probe-forget accuracy among the trials that lose little retain accuracy.
+
+    Attributes:
+        original: the original's row.
+        loss: how far below the original's retain accuracy is allowed, in [0, 1].
+    """
+
+    original: Mapping[str, Any]
+    loss: float
+
+    def choose(self, rows: Iterable[Row]) -> list[Row]:
+        """That one."""
+        least = pair(self.original)[0] - self.loss
+        allowed = [row for row in candidates(rows) if pair(row)[0] >= least]
+        if not allowed:
+            raise InputError(f"no completed trial keeps a retain accuracy of {least:.3f} on validation")
+        return [min(allowed, key=lambda row: (-pair(row)[1], -pair(row)[0], row["trial"]))]
+
+
+@dataclass(frozen=True)
+class Cheapest:
+    """The least unlearning time among the confirmed settings within one standard error of the best (Breiman et al.,
+    Classification and Regression Trees, 1984, Section 3.4.3), by their mean scores over the confirmation.
+    """
+
+    def choose(self, rows: Iterable[Row]) -> list[Row]:
+        """That one, as the search found it."""
+        rows = list(rows)
+        runs = confirmed(rows)
+        if not runs or min(map(len, runs.values())) < 2:
+            raise InputError("the standard error of a score is known once a setting was confirmed at least twice")
+        scores = {trial: [score(run) for run in of] for trial, of in runs.items()}
+        best = max(scores.values(), key=statistics.fmean)
+        least = statistics.fmean(best) - statistics.stdev(best) / len(best) ** 0.5
+        near = [trial for trial, found in scores.items() if statistics.fmean(found) >= least]
+        cheapest = min(near, key=lambda trial: statistics.fmean(run["unlearn_s"] for run in runs[trial]))
+        return [row for row in candidates(rows) if row["trial_id"] == cheapest]
+
+
+def tuned(rows: Iterable[Row]) -> Row:
+    """The search's row of the setting that a sweep ends with: of those that were confirmed the one with the highest
+    mean score over the confirmation, on validation; without a confirmation the best of the search.
 
     Raises:
-        InputError: no row is completed, or they are of several scenarios or objectives, whose scores do not compare.
+        InputError: as Rule.choose.
     """
-    candidates = [row for row in rows if row["status"] == "completed"]
-    if not candidates:
+    rows = list(rows)
+    runs = confirmed(rows)
+    if not runs:
+        return Best().choose(rows)[0]
+    of_search = {row["trial_id"]: row for row in candidates(rows)}
+    means = {trial: statistics.fmean(map(score, repeated)) for trial, repeated in runs.items()}
+    return of_search[max(means, key=lambda trial: (means[trial], -of_search[trial]["trial"]))]
+
+
+def published(rows: Iterable[Row]) -> Row | None:
+    """The search's row of the published setting, if it completed."""
+    return next((row for row in rows if row["source"] == "published" and row["status"] == "completed"), None)
+
+
+def confirmed(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The runs of the confirmation, by the trial they repeat. A diverged one counts, with its score of 0; one that
+    ended in an error says nothing of the setting.
+    """
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["source"] == "confirmation" and row["status"] in ("completed", "diverged"):
+            runs.setdefault(row["confirms"], []).append(row)
+    return runs
+
+
+def candidates(rows: Iterable[Row]) -> list[Row]:
+    """The trials of a search that completed and have a score.
+
+    One that was stopped early is no candidate: its row is that of fewer epochs than its setting says.
+
+    Raises:
+        InputError: there is none, or they are of several scenarios, objectives or protocols.
+    """
+    found = [
+        row
+        for row in rows
+        if row["source"] != "confirmation" and row["status"] == "completed" and _is_number(row["score"])
+    ]
+    if not found:
         raise InputError("no completed trial to choose from")
-    for field in ("scenario_hash", "objective"):
-        values = sorted({row[field] for row in candidates})
+    for field in ("scenario_hash", "objective", "protocol_hash"):
+        values = sorted({row[field] for row in found})
         if len(values) > 1:
             raise InputError(
                 f"rows of several kinds ({field}: {', '.join(values)}) do not compare; name one sweep's directory"
             )
-    return max(candidates, key=lambda row: (row["score"], -row["trial"]))
+    return found
 
 
-def published(rows: Iterable[Row]) -> Row | None:
-    """The row of the published setting, if it completed."""
-    return next((row for row in rows if row["source"] == "published" and row["status"] == "completed"), None)
+def score(row: Row) -> float:
+    """On validation; 0 where there is none, as of a trial that diverged."""
+    return float(row["score"]) if _is_number(row["score"]) else 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)

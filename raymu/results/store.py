@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +15,41 @@ Row = dict[str, Any]
 
 ROWS = "rows.jsonl"
 SWEEP = "sweep.json"
+ENVIRONMENT = "environment.json"
+REFERENCES = "references.json"
+FEATURES = "features.json"
+
+
+class SweepResults(NamedTuple):
+    name: str
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+    references: dict[str, dict[str, Row]]
+    features: dict[str, Any] | None
+    rows: list[Row]
+
+
+def load(storage: Path | str) -> list[SweepResults]:
+    storage = Path(storage)
+    found = []
+    for d in sweeps(storage):
+
+        def get(name, default=None):
+            return json.loads((d / name).read_text()) if (d / name).exists() else default
+
+        found.append(
+            SweepResults(
+                str(d.relative_to(storage)) if d != storage else d.name,
+                get(SWEEP),
+                get(ENVIRONMENT, {}),
+                get(REFERENCES, {}),
+                get(FEATURES),
+                read(d),
+            )
+        )
+    return found
+
+
 LOCK = ".lock"
 
 
@@ -34,8 +69,9 @@ class Store:
             and `resume` is False.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any], *, resume: bool) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path | str, identity: dict[str, Any], *, resume: bool, is_finished: Any) -> None:
+        directory = Path(directory)
+        self.directory, self.name, self._is_finished = directory, directory.name, is_finished
         self._lock = FileLock(directory / LOCK, timeout=0)
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -57,16 +93,26 @@ class Store:
             unfinished.write_text(json.dumps(identity, indent=2) + "\n")
             os.replace(unfinished, path)
             return
-        differing = list(_differences(json.loads(path.read_text()), identity))
+        differing = list(differences(json.loads(path.read_text()), identity))
         if differing:
             raise InputError(
                 f"{self.directory} belongs to another sweep: {'; '.join(differing)}. Choose another --name or --storage"
             )
         self._drop_half_row()
-        if not resume and 0 < len(read(self.directory)) < identity["protocol"]["trials"]:
+        rows = read(self.directory)
+        if not resume and rows and not self._is_finished(rows):
             raise InputError(
                 f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
             )
+
+    def put(self, name: str, content: Any) -> None:
+        path = self.directory / name
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(unfinished, path)
+
+    def read(self) -> list[Row]:
+        return read(self.directory)
 
     def append(self, row: Row) -> None:
         """Add one row; it is on the disk when this returns."""
@@ -94,9 +140,9 @@ class Store:
         self._lock.release()
 
 
-def read(directory: Path) -> list[Row]:
+def read(directory: Path | str) -> list[Row]:
     """All rows of one sweep, in the order in which the trials ended; also while the sweep runs."""
-    path = directory / ROWS
+    path = Path(directory) / ROWS
     if not path.exists():
         return []
     complete = path.read_bytes().rpartition(b"\n")[0]
@@ -124,10 +170,10 @@ def read_all(storage: Path) -> list[Row]:
     return [row for directory in sweeps(storage) for row in read(directory)]
 
 
-def _differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
+def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
     """'protocol.trials is 24 there, 30 here', for every field that differs."""
     if isinstance(stored, dict) and isinstance(asked, dict):
         for key in stored | asked:
-            yield from _differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+            yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
     elif stored != asked:
         yield f"{name} is {stored} there, {asked} here"

@@ -1,11 +1,12 @@
 """Tables for a terminal."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from raymu.objective import OBJECTIVES
+from raymu.results.ranking import Estimate, Figures, Ranked
 
 Row = Mapping[str, Any]
 
@@ -17,50 +18,72 @@ COLUMNS = {
 }
 
 
-def comparison(models: Mapping[str, Row | None], objective: str) -> Table:
+def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     """Models (by name) side by side on test; None stands for a model that is not there."""
     table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("model")
     for heading in (*COLUMNS, objective):
         table.add_column(heading, justify="right")
-    for name, row in models.items():
-        if row is None:
-            table.add_row(name, *["-"] * (len(COLUMNS) + 1))
-            continue
-        score = OBJECTIVES[objective](row, "test")
-        table.add_row(name, *(percent(row[f"test_{metric}"]) for metric in COLUMNS.values()), f"{score:.3f}")
+    for name, figures in models.items():
+        table.add_row(name, *_cells(figures))
     return table
 
 
-def ranking(sweeps: Mapping[str, Mapping[str, Row | None]], objective: str) -> Table:
-    """Sweeps by name, best first by the objective of the tuned setting on test; `published` is the published one's.
-
-    Every sweep has the rows "original", "retrained", "published" and "tuned", on one scenario.
-    """
-
-    def score(row: Row | None) -> float:
-        return -1.0 if row is None else OBJECTIVES[objective](row, "test")
-
+def ranking(ranked: Sequence[Ranked]) -> Table:
+    """Sweeps, best first; above them the references of the first."""
+    objective = ranked[0].sweep.identity["protocol"]["objective"]
     table = Table(title="Tuned, on test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("rank", justify="right")
     table.add_column("method", no_wrap=True)
     for heading in (*COLUMNS, objective, f"published {objective}"):
         table.add_column(heading.replace("-", "-\n").replace(" ", "\n"), justify="right")
-
-    def add(rank: str, name: str, row: Row, published: Row | None) -> None:
-        accuracies = (percent(row[f"test_{metric}"]) for metric in COLUMNS.values())
-        shown = "-" if published is None else f"{score(published):.3f}"
-        table.add_row(rank, name, *accuracies, f"{score(row):.3f}", shown)
-
-    ranked = sorted(sweeps.items(), key=lambda sweep: score(sweep[1]["tuned"]), reverse=True)
-    for model in ("original", "retrained"):
-        row = ranked[0][1][model]
-        assert row is not None
-        add("", model, row, None)
-    for rank, (name, rows) in enumerate(ranked, start=1):
-        if rows["tuned"] is not None:
-            add(str(rank), name, rows["tuned"], rows["published"])
+    for row in ranking_rows(ranked):
+        table.add_row(*row)
     return table
+
+
+def latex(ranked: Sequence[Ranked]) -> str:
+    """The ranking as a LaTeX table (package booktabs)."""
+    objective = ranked[0].sweep.identity["protocol"]["objective"]
+    headings = ["", "method", *COLUMNS, objective, f"published {objective}"]
+    lines = [
+        r"\begin{tabular}{rl" + "r" * (len(headings) - 2) + "}",
+        r"\toprule",
+        *(" & ".join(map(_escaped, row)) + r" \\" for row in [headings, *ranking_rows(ranked)]),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    lines.insert(3, r"\midrule")
+    return "\n".join(lines)
+
+
+def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
+    """The cells of a ranking: rank, method, COLUMNS, the objective and the published setting's."""
+    rows = [["", which, *_cells(ranked[0].figures[which]), ""] for which in ("original", "retrained")]
+    for one in ranked:
+        published = one.figures["published"]
+        shown = "-" if published is None else score(published.score)
+        rank = f"{one.rank}{'=' if one.shared else ''}"
+        rows.append([rank, one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"]), shown])
+    return rows
+
+
+def _cells(figures: Figures | None) -> list[str]:
+    if figures is None:
+        return ["-"] * (len(COLUMNS) + 1)
+    accuracies = (figures.metrics.get(f"test_{metric}") for metric in COLUMNS.values())
+    return [*(percent(one.mean if one else None) for one in accuracies), score(figures.score)]
+
+
+def score(estimate: Estimate) -> str:
+    """'0.431', with its confidence interval where it was confirmed: '0.431 [0.402, 0.455]'."""
+    interval = f" [{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.runs > 1 else ""
+    return f"{estimate.mean:.3f}{interval}"
+
+
+def _escaped(text: str) -> str:
+    """Text as LaTeX takes it."""
+    return re.sub(r"[&%$#_{}]", lambda found: "\\" + found[0], text)
 
 
 def layers(profiles: Mapping[str, Sequence[Row]]) -> Table:

@@ -1,0 +1,44 @@
+"""A picture of features: how the images of a forgotten class lie among the others, before and after."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from raymu.data import Data, Split
+from raymu.models import extract, reading_copy
+
+RETAIN_IMAGES, FORGET_IMAGES = 200, 60
+PERPLEXITY = 20.0
+
+
+def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
+    """Where t-SNE (van der Maaten and Hinton, JMLR 2008) places the same validation images by each model's features.
+
+    Deterministic. Distances between far points say nothing, nor do positions across models.
+
+    Args:
+        models: by name.
+
+    Returns:
+        `labels` of the images (N,), `is_forget` (N,), and for every model `x` and `y` (N,), as lists.
+    """
+    from sklearn.manifold import TSNE
+
+    parts = [_some(data.val.retain, RETAIN_IMAGES), _some(data.val.forget, FORGET_IMAGES)]
+    labels = torch.cat([part.targets for part in parts]).tolist()
+    found: dict[str, Any] = {"labels": labels, "is_forget": [False] * len(parts[0]) + [True] * len(parts[1])}
+    for name, model in models.items():
+        copy = reading_copy(model)
+        features = torch.cat([extract(copy, data, part).features for part in parts]).cpu().numpy()
+        perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+        placed = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+        found[name] = {"x": placed[:, 0].round(3).tolist(), "y": placed[:, 1].round(3).tolist()}
+    return found
+
+
+def _some(split: Split, count: int) -> Split:
+    """Images that lie evenly in it."""
+    count = min(count, len(split))
+    return split.subset(torch.linspace(0, len(split) - 1, count).round().long())

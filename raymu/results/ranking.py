@@ -1,0 +1,249 @@
+"""Ranking: methods by their tuned setting on test, with intervals, and ranks that are shared where nothing tells two
+methods apart.
+"""
+
+import itertools
+import json
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raymu.errors import InputError
+from raymu.objective import OBJECTIVES
+from raymu.results import select
+from raymu.results.store import SWEEP, SweepResults, differences
+from raymu.scenario import content_hash
+
+Row = dict[str, Any]
+
+LEVEL = 0.05  # of a confidence interval and of a difference between two methods
+RESAMPLES = 10_000
+METRICS = (
+    "test_retain_acc",
+    "test_forget_acc",
+    "test_probe_retain_acc",
+    "test_probe_forget_acc",
+    "test_ncc_retain_acc",
+    "test_ncc_forget_acc",
+)
+
+# The runs of one setting: a value by what was run, (original, forget set, unlearning seed).
+Cell = tuple[int, str, int]
+Runs = Mapping[Cell, float]
+
+
+class Estimate(NamedTuple):
+    """A mean with its confidence interval, over so many runs on so many originals; no run: it stands for a single trial
+    of the search, and the interval has no width.
+    """
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+    originals: int
+
+
+class Figures(NamedTuple):
+    """What a setting reaches on test: the objective's `score`, and METRICS as far as they are known."""
+
+    score: Estimate
+    metrics: dict[str, Estimate]
+
+
+class Ranked(NamedTuple):
+    """A sweep in a ranking.
+
+    Attributes:
+        rank: 1 + how many sweeps are significantly better.
+        shared: whether another has the same rank.
+        tuned: the search's row of the setting that the sweep ends with.
+        published: the search's row of the published setting, if it completed.
+        figures: by "original", "retrained", "published" (None if it did not complete) and "tuned".
+    """
+
+    rank: int
+    shared: bool
+    sweep: SweepResults
+    tuned: Row
+    published: Row | None
+    figures: dict[str, Figures | None]
+
+    @property
+    def score(self) -> Estimate:
+        """Of the tuned setting."""
+        figures = self.figures["tuned"]
+        assert figures is not None
+        return figures.score
+
+
+def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
+    """Rank sweeps by the mean of their tuned setting's objective on test, best first.
+
+    Means and intervals come from the confirmation alone. Every pair of sweeps is compared by `p_value`, with Holm's
+    correction for their number (Scandinavian J. Statistics 1979); without a confirmation nothing is significant. A
+    sweep in which no trial completed is left out.
+
+    Raises:
+        InputError: two sweeps differ in protocol or scenario, or rows do not belong to the protocol that stands with
+            them; the message says in which field.
+    """
+    _check_comparable(sweeps)
+    ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
+    ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
+    better = _significantly_better([runs for _, runs in ends])
+    ranks = (1 + better.sum(0)).tolist()
+    ranked = [end._replace(rank=rank, shared=ranks.count(rank) > 1) for (end, _), rank in zip(ends, ranks, strict=True)]
+    return sorted(ranked, key=lambda end: end.rank)
+
+
+def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
+    """What a sweep ended with, still without a rank, and the runs that say how good that is."""
+    try:
+        tuned = select.tuned(sweep.rows)
+    except InputError:
+        return None
+    objective, confirmed = sweep.identity["protocol"]["objective"], select.confirmed(sweep.rows)
+    published = select.published(sweep.rows)
+    runs = confirmed.get(tuned["trial_id"], [])
+    figures = {
+        **_references(sweep, runs or [tuned], objective),
+        "published": figures_of(published, objective, confirmed.get(published["trial_id"], [])) if published else None,
+        "tuned": figures_of(tuned, objective, runs),
+    }
+    end = Ranked(0, False, sweep, tuned, published, figures)
+    return end, _runs(runs, lambda row: _score(row, objective))
+
+
+def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
+    """Those of a setting: over its confirmation runs, or of the one row where there is none."""
+
+    def of(value: Callable[[Row], float | None]) -> Estimate | None:
+        if found := _runs(runs, value):
+            return estimate(found)
+        single = value(row)
+        return None if single is None else Estimate(single, single, single, runs=0, originals=0)
+
+    score = of(lambda one: _score(one, objective))
+    assert score is not None
+    metrics = {column: found for column in METRICS if (found := of(operator.itemgetter(column))) is not None}
+    return Figures(score, metrics)
+
+
+def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dict[str, Figures | None]:
+    """Those of the references of these runs."""
+    of_scenario = {row["scenario_hash"]: row for row in runs}
+    found: dict[str, Figures | None] = {}
+    for which in ("original", "retrained"):
+        rows = [
+            {**row, **sweep.references[scenario][which], "status": "completed", "seed": 0}
+            for scenario, row in of_scenario.items()
+            if scenario in sweep.references
+        ]
+        found[which] = figures_of(rows[0], objective, rows) if rows else None
+    return found
+
+
+def _score(row: Row, objective: str) -> float:
+    return 0.0 if row["status"] == "diverged" else float(OBJECTIVES[objective](row, "test"))
+
+
+def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cell, float]:
+    """What is not there, as the accuracy of a diverged run, is left out."""
+    found = {}
+    for row in rows:
+        if (one := value(row)) is not None:
+            found[row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]] = float(one)
+    return found
+
+
+def estimate(runs: Runs) -> Estimate:
+    """The mean of runs with its confidence interval: percentiles of a bootstrap that draws originals first, and then
+    runs within each (Davison and Hinkley, Bootstrap Methods, 1997, Section 3.8).
+
+    Draws from n originals vary (n - 1) / n as much as their mean does, so deviations are widened by the root of
+    n / (n - 1). Where there is one original, its runs stand in for them. Every original counts the same.
+
+    Args:
+        runs: at least one value.
+    """
+    groups = _groups(runs)
+    mean = float(np.mean([group.mean() for group in groups]))
+    means = mean + _deviations(groups)
+    low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+    return Estimate(mean, float(low), float(high), len(runs), len({original for original, _, _ in runs}))
+
+
+def p_value(runs: Runs, others: Runs) -> float:
+    """How likely a difference in means as large as that of two settings is, if there is none: from the bootstrap of
+    `estimate`, of the differences between runs on the same original, forget set and seed. 1 where they share none, or
+    only one.
+    """
+    shared = {cell: runs[cell] - others[cell] for cell in runs.keys() & others.keys()}
+    if len(shared) < 2:
+        return 1.0
+    groups = _groups(dict(sorted(shared.items())))
+    mean = abs(float(np.mean([group.mean() for group in groups])))
+    beyond = np.abs(_deviations(groups)) >= mean - 1e-12  # differences that are equal but for rounding
+    return float((1 + beyond.sum()) / (1 + RESAMPLES))
+
+
+def _groups(runs: Runs) -> list[NDArray[np.float64]]:
+    """The values of every original; of every run where there is one original."""
+    originals: dict[int, list[float]] = {}
+    for (original, _, _), value in runs.items():
+        originals.setdefault(original, []).append(value)
+    if len(originals) == 1:
+        return [np.array([value]) for value in runs.values()]
+    return [np.array(values) for _, values in sorted(originals.items())]
+
+
+def _deviations(groups: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """How far the means of RESAMPLES bootstrap samples lie from the mean (RESAMPLES,)."""
+    count = len(groups)
+    if count == 1:
+        return np.zeros(RESAMPLES)
+    random = np.random.default_rng(0)
+    within = np.stack([random.choice(group, (RESAMPLES, count, len(group))).mean(2) for group in groups])
+    drawn = random.integers(count, size=(RESAMPLES, count))
+    means = within[drawn, np.arange(RESAMPLES)[:, None], np.arange(count)].mean(1)
+    centre = np.mean([group.mean() for group in groups])
+    deviations: NDArray[np.float64] = (means - centre) * (count / (count - 1)) ** 0.5
+    return deviations
+
+
+def _significantly_better(runs: Sequence[Runs]) -> NDArray[np.bool_]:
+    """Whether one's mean is significantly higher than another's [one, another], one coming before it."""
+    better = np.zeros((len(runs), len(runs)), dtype=bool)
+    pairs = list(itertools.combinations(range(len(runs)), 2))
+    values = [p_value(runs[one], runs[other]) for one, other in pairs]
+    for done, place in enumerate(np.argsort(values, kind="stable")):
+        if values[place] > LEVEL / (len(pairs) - done):
+            break  # nor is any that is less clear
+        better[pairs[place]] = True
+    return better
+
+
+def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
+    for sweep in sweeps:
+        identity = sweep.identity
+        for field, stated in (
+            ("protocol_hash", content_hash(identity["protocol"])),
+            ("objective", identity["protocol"]["objective"]),
+            ("method", identity["method"]),
+            ("scenario_hash", content_hash(identity["scenario"])),
+        ):
+            rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
+            if others := {row[field] for row in rows} - {stated}:
+                raise InputError(
+                    f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated}, its rows say"
+                    f" {', '.join(sorted(others))}"
+                )
+    for other in sweeps[1:]:
+        for field in ("protocol", "scenario"):
+            found = list(differences(sweeps[0].identity[field], other.identity[field], field))
+            if found:
+                raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")

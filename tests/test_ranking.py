@@ -1,0 +1,280 @@
+"""Selection rules and the ranking, on hand-made rows whose answer a statistician knows."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raymu.errors import InputError
+from raymu.objective import hmean
+from raymu.protocol import Confirmation, Protocol
+from raymu.results import ranking, select, tables
+from raymu.results.ranking import LEVEL, estimate, p_value, rank
+from raymu.results.store import SweepResults
+from raymu.scenario import SCENARIOS
+
+SCENARIO = SCENARIOS["digits"]
+PROTOCOL = Protocol(trials=4, confirmation=Confirmation(seeds=3, originals=5))
+ACCURACIES = [f"{split}_{metric}" for split in ("val", "test") for metric in ("retain_acc", "probe_forget_acc")]
+
+
+def row(trial: int, keep: float | None, probe: float | None, **more: Any) -> dict[str, Any]:
+    """A search's row with the same accuracies on both splits."""
+    accuracies = dict(zip(ACCURACIES, [keep, probe] * 2, strict=True))
+    score = None if keep is None else hmean(accuracies)
+    others = {column: None for column in ranking.METRICS if column not in accuracies}
+    return {
+        "trial_id": f"m-{trial:04d}",
+        "trial": trial,
+        "source": "published" if trial == 0 else "search",
+        "status": "completed",
+        "method": "m",
+        "scenario_hash": SCENARIO.hash,
+        "objective": "hmean",
+        "protocol_hash": PROTOCOL.hash,
+        "confirms": None,
+        "config": {"lr": float(trial)},
+        "score": score,
+        "unlearn_s": 1.0,
+        "model_seed": 0,
+        "seed": 0,
+        "forget": [8],
+        "forget_share": 0.0,
+        **accuracies,
+        **others,
+    } | more
+
+
+def again(of: int, original: int, seed: int, probe: float | None, keep: float = 0.9, **more: Any) -> dict[str, Any]:
+    """A run of the confirmation."""
+    options = {"source": "confirmation", "confirms": f"m-{of:04d}", "model_seed": original, "seed": seed, **more}
+    return row(100 + 10 * original + seed, keep, probe, **options) | {"config": {"lr": float(of)}}
+
+
+def sweep(name: str, rows: list[dict[str, Any]], **changed: Any) -> SweepResults:
+    protocol = dataclasses.replace(PROTOCOL, **changed)
+    rows = [one | {"method": name, "protocol_hash": protocol.hash} for one in rows]
+    fields = dataclasses.asdict(protocol)
+    identity = {"method": name, "scenario": SCENARIO.as_dict(), "protocol": fields}
+    return SweepResults(name, identity, {}, {}, None, rows)
+
+
+def confirmed(name: str, probe: float, spread: float = 0.02, seed: int = 0, originals: int = 5) -> SweepResults:
+    """A sweep whose tuned setting was run on five originals, three times each."""
+    random = np.random.default_rng(seed)
+    runs = [
+        again(1, original, run, probe + shift + spread / 4 * random.standard_normal())
+        for original in range(1, originals + 1)
+        for shift in [spread * random.standard_normal()]
+        for run in (1, 2, 3)
+    ]
+    return sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, probe), *runs])
+
+
+# Rules
+
+
+def test_best_takes_the_highest_score_the_earliest_of_equals_and_no_setting_twice() -> None:
+    rows = [
+        row(0, 0.9, 0.9),
+        row(3, 0.9, 0.2),
+        row(2, 0.9, 0.2),
+        row(1, 0.9, 0.5),
+        row(4, 0.9, 0.2, config={"lr": 2.0}),
+    ]
+    assert [one["trial"] for one in select.Best(3).choose(rows)] == [2, 3, 1]
+    assert select.tuned(rows)["trial"] == 2
+
+
+@pytest.mark.parametrize("status", ["stopped", "diverged", "error"])
+def test_only_a_completed_trial_with_a_score_is_a_candidate(status) -> None:
+    rows = [row(0, 0.9, 0.9), row(1, 0.9, 0.1, status=status), row(2, 0.9, 0.1, score=math.nan), row(3, None, None)]
+    assert select.tuned(rows)["trial"] == 0
+    with pytest.raises(InputError, match="no completed trial"):
+        select.tuned(rows[1:])
+
+
+@pytest.mark.parametrize("field", ["scenario_hash", "objective", "protocol_hash"])
+def test_rows_of_two_kinds_are_not_compared(field) -> None:
+    with pytest.raises(InputError, match=field):
+        select.tuned([row(0, 0.9, 0.9), row(1, 0.9, 0.1, **{field: "other"})])
+
+
+def test_the_pareto_front() -> None:
+    points = [(0.9, 0.9), (0.8, 0.5), (0.8, 0.6), (0.85, 0.5), (0.2, 0.1), (0.9, 0.9), (0.1, 0.3)]
+    front = select.ParetoFront().choose([row(trial, *point) for trial, point in enumerate(points)])
+    assert [one["trial"] for one in front] == [0, 3, 4]
+
+
+def test_the_least_probe_forget_within_a_loss_of_retain() -> None:
+    rows = [row(trial, *point) for trial, point in enumerate([(0.95, 0.9), (0.93, 0.6), (0.91, 0.4), (0.5, 0.0)])]
+    original = row(9, 0.95, 0.9)
+    assert select.Constrained(original, 0.02).choose(rows)[0]["trial"] == 1
+    assert select.Constrained(original, 0.05).choose(rows)[0]["trial"] == 2
+    with pytest.raises(InputError, match="keeps a retain accuracy"):
+        select.Constrained(row(9, 1.0, 0.9), 0.01).choose(rows)
+
+
+def test_the_cheapest_within_one_standard_error() -> None:
+    """Means .60, .59 and .40, and the best's standard error about .016: the second is near enough, the third is not."""
+    search = [row(trial, 0.9, 0.5) for trial in range(3)]
+    runs = [
+        again(trial, original, 1, 0.5, score=mean + shift, unlearn_s=cost)
+        for trial, mean, cost in ((0, 0.60, 9.0), (1, 0.59, 2.0), (2, 0.40, 1.0))
+        for original, shift in ((1, -0.04), (2, 0.0), (3, 0.04), (4, -0.03), (5, 0.03))
+    ]
+    assert select.Cheapest().choose(search + runs)[0]["trial"] == 1
+    with pytest.raises(InputError, match="at least twice"):
+        select.Cheapest().choose(search)
+
+
+def test_the_confirmation_decides_among_the_best_of_the_search() -> None:
+    """Trial 1 was lucky. One run that diverged counts as 0, one that ended in an error does not count."""
+    search = [row(0, 0.9, 0.9), row(1, 0.9, 0.1), row(2, 0.9, 0.2)]
+    runs = [again(1, 1, 1, 0.5), again(2, 1, 1, 0.3), again(2, 2, 1, 0.3)]
+    assert select.tuned(search + runs)["trial"] == 2
+    diverged = again(2, 3, 1, None, keep=None, status="diverged", score=0.0)
+    assert select.tuned([*search, *runs, diverged])["trial"] == 1
+    assert select.tuned([*search, *runs, diverged | {"status": "error"}])["trial"] == 2
+
+
+# Intervals
+
+
+def test_the_interval_has_the_width_that_theory_says() -> None:
+    """Over many originals it is that of a normal mean; runs within an original add their own variance."""
+    random = np.random.default_rng(0)
+    runs = {(original, "", run): 0.0 for original in range(40) for run in range(2)}
+    for original in range(40):
+        level = random.normal(0.5, 0.1)
+        for run in range(2):
+            runs[original, "", run] = level + random.normal(0, 0.02)
+    means = np.array([np.mean([runs[original, "", run] for run in range(2)]) for original in range(40)])
+    found = estimate(runs)
+    assert (found.runs, found.originals) == (80, 40)
+    assert found.mean == pytest.approx(means.mean())
+    standard_error = means.std(ddof=1) / 40**0.5
+    assert (found.high - found.low) / (2 * 1.96 * standard_error) == pytest.approx(1, abs=0.06)
+
+
+def test_runs_on_one_original_stand_in_for_originals() -> None:
+    values = [0.4, 0.5, 0.6, 0.5]
+    found = estimate({(0, "", run): value for run, value in enumerate(values)})
+    assert (found.runs, found.originals) == (4, 1)
+    assert found.mean == pytest.approx(0.5)
+    assert found.low < 0.45
+    assert found.high > 0.55
+    assert estimate({(0, "", 0): 0.3}) == (0.3, 0.3, 0.3, 1, 1)
+
+
+def test_an_original_with_more_runs_counts_no_more() -> None:
+    runs = {(0, "", seed): 0.2 for seed in range(9)} | {(1, "", 0): 0.8}
+    assert estimate(runs).mean == pytest.approx(0.5)
+
+
+def test_differences_that_are_none_are_seldom_called_one() -> None:
+    """Both settings are equally good on every original, up to noise: about LEVEL of such pairs may look different."""
+    random = np.random.default_rng(1)
+    cells = [(original, "", run) for original in range(8) for run in range(2)]
+    shared = {original: random.normal(0.5, 0.2, 200) for original in range(8)}  # hard originals are hard for both
+    called = 0
+    for trial in range(200):
+        first, second = ({cell: shared[cell[0]][trial] + random.normal(0, 0.03) for cell in cells} for _ in range(2))
+        called += p_value(first, second) < LEVEL
+    assert called / 200 < 0.15
+
+
+def test_a_small_difference_on_the_same_originals_is_seen() -> None:
+    """Paired: the originals differ by more than the methods do."""
+    first = {(original, "", 1): 0.1 * original + 0.01 * (original % 2) for original in range(6)}
+    second = {cell: value + 0.03 for cell, value in first.items()}
+    assert p_value(first, second) < 0.001
+    assert p_value(first, first) == 1.0
+    assert p_value(first, {(99, "", 1): 0.0}) == 1.0  # nothing was run on the same original
+
+
+# Ranking
+
+
+def test_a_clear_winner_and_a_tie() -> None:
+    sweeps = [confirmed("loser", 0.8, seed=1), confirmed("one", 0.5, seed=2), confirmed("other", 0.5, seed=3)]
+    winner = confirmed("winner", 0.2, seed=4)
+    ranked = rank([*sweeps, winner])
+    assert [(one.rank, one.shared) for one in ranked] == [(1, False), (2, True), (2, True), (4, False)]
+    assert [one.sweep.name for one in ranked][::3] == ["winner", "loser"]
+    assert ranked[0].score.low < ranked[0].score.mean < ranked[0].score.high
+    assert (ranked[0].score.runs, ranked[0].score.originals) == (15, 5)
+    assert rank([winner, *reversed(sweeps)]) == ranked
+
+
+def test_without_a_confirmation_no_rank_is_significant() -> None:
+    ranked = rank([sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, probe)]) for name, probe in (("a", 0.8), ("b", 0.1))])
+    assert [(one.sweep.name, one.rank, one.shared) for one in ranked] == [("b", 1, True), ("a", 1, True)]
+    assert ranked[0].score == (hmean(row(1, 0.9, 0.1)),) * 3 + (0, 0)
+
+
+def test_the_mean_is_of_the_confirmation_never_of_the_search() -> None:
+    (only,) = rank([sweep("m", [row(0, 0.9, 0.9), row(1, 1.0, 0.0), again(1, 1, 1, 0.5), again(1, 2, 1, 0.5)])])
+    assert only.score.mean == pytest.approx(hmean(row(1, 0.9, 0.5)))
+    assert only.tuned["trial"] == 1
+
+
+def test_missing_cells_and_runs_that_diverged() -> None:
+    """A run that ended in an error is missing; one that diverged scores 0, and has no accuracy to average."""
+    whole, broken = confirmed("whole", 0.4, seed=1), confirmed("broken", 0.4, seed=1)
+    runs = [one for one in broken.rows if one["source"] == "confirmation"]
+    runs[0] |= {"status": "error", "score": None, **dict.fromkeys(ACCURACIES)}
+    runs[1] |= {"status": "diverged", "score": 0.0, **dict.fromkeys(ACCURACIES)}
+    first, second = rank([broken, whole])
+    assert (first.sweep.name, second.sweep.name) == ("whole", "broken")
+    assert second.score.runs == 14
+    figures = second.figures["tuned"]
+    assert figures is not None
+    assert figures.metrics["test_probe_forget_acc"].runs == 13
+    assert "test_forget_acc" not in figures.metrics
+    assert "-" in [cell for line in tables.ranking_rows([first, second]) for cell in line]
+
+
+def test_a_sweep_in_which_nothing_completed_is_left_out() -> None:
+    failed = sweep("failed", [row(0, None, None, status="error")])
+    assert [one.sweep.name for one in rank([failed, confirmed("m", 0.3)])] == ["m"]
+    assert rank([failed]) == []
+
+
+def test_sweeps_under_two_protocols_or_scenarios_are_not_ranked_together() -> None:
+    first = confirmed("first", 0.3)
+    with pytest.raises(InputError, match=r"first and second .*protocol\.trials is 4 there, 5 here"):
+        rank([first, sweep("second", first.rows, trials=5)])
+    other = dataclasses.replace(SCENARIO, seed=1)
+    rows = [one | {"method": "second", "scenario_hash": other.hash} for one in first.rows]
+    changed = SweepResults(
+        "second", {**first.identity, "method": "second", "scenario": other.as_dict()}, {}, {}, None, rows
+    )
+    with pytest.raises(InputError, match=r"scenario\.seed is 0 there, 1 here"):
+        rank([first, changed])
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("protocol", {"trials": 9}), ("protocol", {"search_seeds": [1]}), ("scenario", {"forget": [3]})],
+)
+def test_a_protocol_that_was_tampered_with_is_noticed(part, change) -> None:
+    """Both sweep.json were changed alike, so they agree with each other; the rows do not agree with them."""
+    sweeps = []
+    for name in ("first", "second"):
+        honest = confirmed(name, 0.3)
+        sweeps.append(honest._replace(identity=honest.identity | {part: honest.identity[part] | change}))
+    with pytest.raises(InputError, match=f"was changed after the sweep: it says {part}_hash"):
+        rank(sweeps)
+
+
+def test_the_latex_table_has_all_cells_and_escapes_names() -> None:
+    ranked = rank([confirmed("random_label", 0.3), confirmed("b&b", 0.6, seed=1)])
+    text = tables.latex(ranked)
+    assert r"1 & random\_label & 90.0" in text
+    assert r"b\&b" in text
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {7}
+    assert len(lines) == 5
