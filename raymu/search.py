@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -44,13 +43,12 @@ class Listed(Searcher):
 
     def __init__(self, tasks: Iterable[Any], is_spent: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
-        self._tasks = iter(tasks)
+        self._tasks = list(tasks)
         self._is_spent = is_spent
 
     def suggest(self, trial_id: str) -> Any:
         """The next task, if there is one."""
-        task = None if self._is_spent() else next(self._tasks, None)
-        return Searcher.FINISHED if task is None else {"task": task}
+        return Searcher.FINISHED if self._is_spent() or not self._tasks else {"task": self._tasks.pop(0)}
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
         """Nothing is learnt."""
@@ -175,13 +173,19 @@ def scheduler(kind: str, longest: int, done: Iterable[Row]) -> TrialScheduler:
         )
     for row in done:
         if row["source"] == "search":
-            trial: Any = SimpleNamespace(trial_id=row["trial_id"])  # all that they look at
+            trial: Any = _Done(row["trial_id"])
             controller: Any = None
             chosen.on_trial_add(controller, trial)
             at_rungs = row["curve"] if row["status"] == "stopped" else row["curve"][:-1]
             for epoch, score in at_rungs:
                 chosen.on_trial_result(controller, trial, {"epoch": epoch, RUNG_SCORE: score})
     return chosen
+
+
+class _Done(NamedTuple):
+    """All that a scheduler looks at of a trial."""
+
+    trial_id: str
 
 
 class _MedianRule(MedianStoppingRule):

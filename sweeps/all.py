@@ -1,4 +1,4 @@
-"""Tune every method under one protocol, one after the other, and rank them.
+"""Tune every method under one protocol, one after the other, confirm what was found, and rank the methods.
 
     python sweeps/all.py --help
 
@@ -7,7 +7,7 @@ Options such as --head cmf or --train classifier hold for all; a method for whic
 
 from raymu import method
 from raymu.cli import sweep_main
-from raymu.protocol import Protocol
+from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
 from raymu.sweep import Sweep
 
@@ -17,7 +17,12 @@ def sweeps() -> list[Sweep]:
         Sweep(
             method=method.get(name),
             scenario=SCENARIOS["digits"],
-            protocol=Protocol(trials=40, objective="hmean", scheduler="asha"),
+            protocol=Protocol(
+                trials=40,
+                objective="hmean",
+                scheduler="asha",
+                confirmation=Confirmation(seeds=2, originals=2),
+            ),
         )
         for name in method.names()
     ]

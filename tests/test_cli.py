@@ -60,7 +60,7 @@ def test_methods_and_scenarios(raymu) -> None:
         (["sweep", "salun", "--forget", "10"], "forget class 10 is outside the data: digits has 0..9"),
         (["run", "salun", "--forget", "10", "--out", "x"], "forget class 10 is outside the data: digits has 0..9"),
         (["sweep", "salun", "--forget", "0,1,2,3,4,5,6,7,8,9"], "leave at least one"),
-        (["sweep", "salun", "--forget", "three"], "class numbers"),
+        (["sweep", "salun", "--forget", "three"], "numbers such as 3 or 0,1,2"),
         (["sweep", "salun", "--forget", "3", "--forget-share", "0.1"], "exclude each other"),
         (["sweep", "salun", "--forget-share", "1.5"], "share between 0 and 1"),
         (["sweep", "salun", "--forget-share", "0.1"], "use oracle_gap"),
@@ -82,12 +82,11 @@ def test_methods_and_scenarios(raymu) -> None:
         (["sweep", "salun", "--range", "lr=1"], "NAME=LOW:HIGH"),
         (["sweep", "salun", "--trials", "0"], "trials has to be at least 1"),
         (["sweep", "salun", "--trials", "many"], "--trials"),
-        (["sweep", "salun", "--seed", "-1"], "seed has to be at least 0"),
+        (["sweep", "salun", "--seed", "-1"], "seeds of at least 0"),
         (["sweep", "salun", "--objective", "mean"], "did you mean 'hmean'"),
         (["sweep", "salun", "--scheduler", "ashes"], "did you mean 'asha'"),
         (["sweep", "salun", "--concurrent", "0"], "concurrent has to be at least 1"),
         (["sweep", "salun", "--storage", "/proc/no"], "cannot write to /proc/no/salun"),
-        (["sweep", "salun", "--storage", "s3://bucket"], "only directories"),
         (["results", "nowhere"], "no sweep in nowhere"),
         (["best", "nowhere"], "no sweep in nowhere"),
         (["run", "salun", "--config", "nowhere.yaml", "--out", "x"], "cannot read nowhere.yaml"),
@@ -147,10 +146,8 @@ def storage(tmp_path):
 def test_results_in_every_form(raymu, storage) -> None:
     assert [row["trial_id"] for row in json.loads(raymu("results", storage, "--json").stdout)] == ["a-0", "a-1"]
     table = list(csv.DictReader(io.StringIO(raymu("results", storage, "--csv").stdout)))
-    assert [(row["trial_id"], row["score"], json.loads(row["config"])) for row in table] == [
-        ("a-0", "0.5", {"lr": 0.1}),
-        ("a-1", "", {"lr": 0.1}),
-    ]
+    found = [(row["trial_id"], row["score"], row["config.lr"]) for row in table]
+    assert found == [("a-0", "0.5", "0.1"), ("a-1", "", "0.1")]
     plain = raymu("results", storage, COLUMNS="80").stdout
     assert "a-0" in plain
     assert "50.0" in plain

@@ -16,13 +16,17 @@ from conftest import REPOSITORY
 from rich.console import Console
 
 from raymu import cache, method, references
+from raymu.errors import InputError
 from raymu.evaluation import keys
 from raymu.evaluation.evaluate import ACCURACIES, SPLITS
 from raymu.methods.random_label import RandomLabel
-from raymu.protocol import Protocol
+from raymu.methods.salun import SalUn
+from raymu.protocol import Confirmation, Protocol
 from raymu.results import select, store
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.sweep import Resources, Sweep, _searcher, run_sweep
+from raymu.search import Adaptive
+from raymu.session import Resources, session
+from raymu.sweep import Sweep, run_sweep
 
 ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *keys()}
 
@@ -65,7 +69,7 @@ def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
     first = next(row for row in rows if row["trial"] == 0)
     assert first["config"] == {"lr": 1e-4, "epochs": 3, "clip": None, "salient": 0.5}
     assert (first["source"], first["status"], first["epochs"]) == ("published", "completed", 3)
-    assert select.best(rows)["score"] >= first["score"]
+    assert select.tuned(rows)["score"] >= first["score"]
 
 
 def test_asha_stops_some_and_only_at_its_rungs(swept) -> None:
@@ -101,7 +105,9 @@ def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -
 
 
 def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) -> None:
-    printed = run(script("all", tmp_path), "--trials", 1, "--train", "classifier", "--storage", tmp_path / "storage")
+    unconfirmed = ("--confirm-seeds", 0, "--confirm-originals", 0)
+    options = ("--trials", 1, "--train", "classifier", "--storage", tmp_path / "storage")
+    printed = run(script("all", tmp_path), *options, *unconfirmed)
     assert printed.returncode == 0, printed.stderr
     rows = store.read_all(tmp_path / "storage")
     refused = {"ssd", "svd", "influence", "retrain"}
@@ -122,7 +128,7 @@ def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) ->
 def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
     (tmp_path / "best.yaml").write_text(raymu("best", str(swept[0] / "salun"), "--yaml").stdout)
     best = json.loads(raymu("best", str(swept[0] / "salun"), "--json").stdout)
-    assert best == select.best(store.read(swept[0] / "salun"))
+    assert best == select.tuned(store.read(swept[0] / "salun"))
     printed = raymu("run", "salun", "--config", "best.yaml", "--out", "again")
     assert printed.returncode == 0, printed.stderr
     row = json.loads((tmp_path / "again" / "row.json").read_text())
@@ -222,12 +228,20 @@ def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None
             "source": "search",
             "status": status,
             "score": score,
+            "val_retain_acc": 0.9,
+            "val_probe_forget_acc": 0.9,
             "config": {"lr": 0.01, "epochs": 5},
             "curve": [[1, score]],
         }
         for status, score in (("stopped", 0.9), ("completed", 0.4))
     ]
-    searcher = _searcher(Sweep(RandomLabel, digits), done)
+    sweep = Sweep(RandomLabel, digits)
+    numbers = [2, 3]
+
+    def task(number, setting):
+        return sweep.task(0, number, setting)
+
+    searcher = Adaptive(sweep.protocol, 0, sweep.ranges, sweep.published, numbers, task, done, lambda: False)
     for trial_id in ("stopped", "completed"):
         searcher.suggest(trial_id)
         result = {"score": 0.9, "training_iteration": 1, "row/status": trial_id}
@@ -247,7 +261,7 @@ import torch
 
 from raymu.cli import sweep_main
 from raymu.method import Method, Range, tuned
-from raymu.protocol import Protocol
+from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
 from raymu.sweep import Sweep
 
@@ -269,7 +283,7 @@ class Fragile(Method):
                 yield loss * torch.inf if self.lr > 1 else loss
 
 
-sweep_main(lambda: Sweep(Fragile, SCENARIOS["digits"], Protocol(trials=7, seed=11)))
+sweep_main(lambda: Sweep(Fragile, SCENARIOS["digits"], Protocol(trials=7, search_seeds=(11,))))
 """
 
 
@@ -316,18 +330,107 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_labels": test_labels,
         }.items():
             np.save(entry / f"{part}.npy", array)
-        sweep = Sweep(RandomLabel, scenario, Protocol(trials=8))
-        rows = _sweep(sweep, tmp_path / f"rows-{poison}", concurrent=1)
-        searches.append(
-            [[row[key] for key in ("trial_id", "config", "status", "epochs", "curve", "score")] for row in rows]
-        )
-        searches[-1] = [[str(value).replace(f"rows-{poison}", "") for value in row] for row in searches[-1]]
+        sweep = Sweep(RandomLabel, scenario, Protocol(trials=8, confirmation=Confirmation(seeds=1, originals=1, top=2)))
+        rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows", concurrent=1)
+        seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
+        searches.append([[row[key] for key in seen] for row in rows])
+        searches[-1].append([select.tuned(rows)["trial"], [row["trial"] for row in select.ParetoFront().choose(rows)]])
         tests.append([row["test_retain_acc"] for row in rows])
-        best = select.best(rows)
-        searches[-1].append([best["trial"], best["score"]])
     assert searches[0] == searches[1]
     assert tests[0] != tests[1]
-    assert "stopped" in {row[2] for row in searches[0][:-1]}
+    assert "stopped" in {row[5] for row in searches[0][:-1]}
+    assert len(searches[0]) > 8 + 1
+
+
+def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) -> None:
+    (result,) = store.load(swept[0] / "salun")
+    rows = result.rows
+    columns = [column for column in rows[0] if column.startswith("test_")]
+    order = np.random.default_rng(0).permutation(len(rows))
+    shuffled = [
+        row | {column: rows[other][column] for column in columns} for row, other in zip(rows, order, strict=True)
+    ]
+    assert [row["test_retain_acc"] for row in rows] != [row["test_retain_acc"] for row in shuffled]
+    sweep = Sweep(SalUn, SCENARIOS["digits"], Protocol(trials=12, confirmation=Confirmation(2, 2, 3)))
+    original = result.references[SCENARIOS["digits"].hash]["original"]
+    for rule in (select.Best(5), select.ParetoFront(), select.Constrained(original, 0.2)):
+        assert [row["trial"] for row in rule.choose(rows)] == [row["trial"] for row in rule.choose(shuffled)]
+    assert sweep.confirmations(rows) == sweep.confirmations(shuffled)
+    assert select.tuned(rows)["trial"] == select.tuned(shuffled)["trial"]
+
+
+def test_every_searcher_and_scheduler(quick, tmp_path) -> None:
+    """Each is resumed from its first rows, too: nothing is drawn twice, and a design is what it would have been."""
+    protocols = {
+        "random": Protocol(trials=5, searcher="random", scheduler="median"),
+        "quasi": Protocol(trials=5, searcher="quasi_random", scheduler="asha"),
+        "grid": Protocol(trials=5, searcher="grid", scheduler="none", max_epochs=3),
+        "nsga2": Protocol(trials=6, searcher="nsga2", scheduler="none", objective="pareto", max_epochs=3),
+        "seeds": Protocol(trials=3, search_seeds=(0, 3), max_epochs=3),
+    }
+    with session(None):
+        for name, protocol in protocols.items():
+            sweep = Sweep(RandomLabel, quick, protocol)
+            rows = _sweep(sweep, tmp_path / name)
+            assert sorted(row["trial"] for row in rows) == [
+                number for seed in protocol.search_seeds for number in sweep.trials(seed)
+            ]
+            configs = [json.dumps([row["seed"], row["config"]]) for row in rows]
+            assert len(set(configs)) == len(rows)
+            assert [row["source"] for row in rows].count("published") == len(protocol.search_seeds)
+            assert all(row["seed"] == row["search_seed"] in protocol.search_seeds for row in rows)
+            if protocol.max_epochs:
+                assert max(row["config"]["epochs"] for row in rows) <= 3
+            if known := sweep.design(0):
+                by_trial = {row["trial"]: row for row in rows}
+                assert [by_trial[number + 1]["config"]["lr"] for number in range(4)] == [one["lr"] for one in known]
+                cut = tmp_path / f"{name}-cut"
+                shutil.copytree(tmp_path / name, cut)
+                (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:2]))
+                resumed = run_sweep(sweep, cut, Resources(), Console(quiet=True), resume=True)
+                assert [json.dumps(row["config"]) for row in sorted(resumed, key=lambda row: row["trial"])] == [
+                    json.dumps(row["config"]) for row in sorted(rows, key=lambda row: row["trial"])
+                ]
+
+
+def test_no_trial_begins_once_the_images_are_spent(quick, tmp_path) -> None:
+    protocol = Protocol(trials=20, max_images=8000, scheduler="none")
+    sweep = Sweep(RandomLabel, quick, protocol)
+    rows = _sweep(sweep, tmp_path / "spent", concurrent=1)
+    images = [row["images"] for row in rows]
+    assert sum(images[:-1]) < 8000 <= sum(images)
+    assert len(rows) < 20
+    before = (tmp_path / "spent" / store.ROWS).read_bytes()
+    assert len(_sweep(sweep, tmp_path / "spent")) == len(rows)  # it is finished
+    assert (tmp_path / "spent" / store.ROWS).read_bytes() == before
+
+
+def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(quick, tmp_path) -> None:
+    sweep = Sweep(
+        RandomLabel, quick, Protocol(trials=2, confirmation=Confirmation(seeds=2, originals=2, forget=((3,),)))
+    )
+    with session(None):
+        rows = _sweep(sweep, tmp_path / "whole")
+        confirmed = {row["trial"]: row for row in rows if row["source"] == "confirmation"}
+        assert len(confirmed) in (8, 16)  # the published setting may be the best
+        cut = tmp_path / "cut" / "whole"
+        shutil.copytree(tmp_path / "whole", cut)
+        (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:5]))
+        with pytest.raises(InputError, match="--resume"):
+            _sweep(sweep, cut)
+        resumed = run_sweep(sweep, cut, Resources(), Console(quiet=True), resume=True)
+    same = ("trial", "confirms", "model_seed", "forget", "seed", "config", "score", *keys())
+    assert sorted([[row[key] for key in same] for row in resumed], key=lambda row: row[0]) == sorted(
+        [[row[key] for key in same] for row in rows], key=lambda row: row[0]
+    )
+    scores = {(row["model_seed"], row["seed"], tuple(row["forget"])) for row in confirmed.values()}
+    assert scores == {(original, seed, forget) for original in (1, 2) for seed in (1, 2) for forget in ((8,), (3,))}
+    (result,) = store.load(tmp_path / "whole")
+    assert set(result.references) == {quick.hash} | {row["scenario_hash"] for row in confirmed.values()}
+    assert result.environment["versions"]["ray"]
+    assert result.features is not None
+    assert {len(result.features[model]["x"]) for model in ("original", "retrained", "tuned")} == {260}
+    assert result.features["trial_id"] == select.Best().choose(rows)[0]["trial_id"]
 
 
 def test_two_sweeps_at_once_train_the_references_once(tmp_path) -> None:

@@ -26,7 +26,8 @@ from raymu.method import Method, Range, Step, tuned
 from raymu.methods.salun import SalUn
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Scenario
-from raymu.sweep import Resources, Sweep, run_sweep, session
+from raymu.session import Resources, session
+from raymu.sweep import Sweep, run_sweep
 
 QUIET = Console(quiet=True)
 
@@ -54,7 +55,7 @@ def sweep_seconds(sweep: Sweep, slots: int) -> tuple[float, list[dict]]:
 
 def runner_share(scenario: Scenario, slots: int, trials: int, seed: int) -> None:
     """Print the share of the wall time that the runner takes."""
-    whole, rows = sweep_seconds(Sweep(SalUn, scenario, Protocol(trials=trials, seed=seed)), slots)
+    whole, rows = sweep_seconds(Sweep(SalUn, scenario, Protocol(trials=trials, search_seeds=(seed,))), slots)
     work = sum(row["unlearn_s"] + row["evaluate_s"] for row in rows) / slots
     running = max(row["ended_s"] for row in rows) - min(row["ended_s"] - row["wall_s"] for row in rows)
     print(
