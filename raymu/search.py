@@ -134,7 +134,7 @@ class Adaptive(OptunaSearch):
 
 def _sampler(protocol: Protocol, seed: int) -> BaseSampler:
     if protocol.searcher == "nsga2":
-        return NSGAIISampler(population_size=max(2, protocol.trials // GENERATIONS), seed=seed)
+        return NSGAIISampler(population_size=max(4, protocol.trials // GENERATIONS), seed=seed)
     return TPESampler(seed=seed)
 
 

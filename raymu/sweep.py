@@ -155,7 +155,8 @@ class Sweep:
     def task(self, seed: int, number: int, setting: Mapping[str, Any]) -> Task:
         """A trial of one search."""
         config = self.configured({**self.published, **setting}).config
-        source: Literal["published", "search"] = "published" if config == self.published else "search"
+        is_first = number == self.protocol.search_seeds.index(seed) * self.protocol.trials
+        source: Literal["published", "search"] = "published" if is_first else "search"
         return Task(number, config, self.scenario, seed, source, search_seed=seed)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:

@@ -376,7 +376,7 @@ def test_every_searcher_and_scheduler(quick, tmp_path) -> None:
                 number for seed in protocol.search_seeds for number in sweep.trials(seed)
             ]
             configs = [json.dumps([row["seed"], row["config"]]) for row in rows]
-            assert len(set(configs)) == len(rows)
+            assert len(set(configs)) == len(rows) or protocol.searcher == "nsga2"  # which may keep a parent as it is
             assert [row["source"] for row in rows].count("published") == len(protocol.search_seeds)
             assert all(row["seed"] == row["search_seed"] in protocol.search_seeds for row in rows)
             if protocol.max_epochs:
