@@ -20,6 +20,7 @@ from raymu.scenario import get as get_scenario
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.method import Method, Range
+    from raymu.results.store import Location
     from raymu.sweep import Sweep
 
 DEFAULT_SCENARIO = "digits"
@@ -114,6 +115,7 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
+    from raymu.results.store import locate
     from raymu.session import Resources
     from raymu.sweep import Sweep
 
@@ -205,7 +207,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         given = Resources(address, cpus_per_trial, gpus_per_trial, concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)
-            _sweep_and_show(sweep, f"{storage.rstrip('/')}/{name or sweep.name}", given, **options)
+            _sweep_and_show(sweep, locate(storage) / (name or sweep.name), given, **options)
             return
         if ranges:
             raise InputError("--range is for a sweep of one method")
@@ -219,27 +221,29 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             raise left_out[0]
         for reason in left_out:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
-        _sweep_and_rank(sweeps, f"{storage.rstrip('/')}/{name or 'all'}", given, **options)
+        _sweep_and_rank(sweeps, locate(storage) / (name or "all"), given, **options)
 
     return command
 
 
-def _sweep_and_rank(sweeps: "list[Sweep]", storage: str, resources: Any, **options: Any) -> None:
+def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, **options: Any) -> None:
     from raymu.results import ranking, report, store, tables
     from raymu.session import session
 
     with session(resources.address):
         for sweep in sweeps:
-            _sweep_and_show(sweep, f"{storage}/{sweep.name}", resources, **options)
+            _sweep_and_show(sweep, storage / sweep.name, resources, **options)
             console.print()
     ranked = ranking.rank(done := store.load(storage))
     console.print(tables.ranking(ranked))
-    path = Path("report.html" if "://" in storage else f"{storage}/report.html")
+    path = Path(storage.path if storage.local else ".") / "report.html"
     report.write(done, ranked, path)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _sweep_and_show(sweep: "Sweep", location: str, resources: Any, *, data_dir: Path | None, resume: bool) -> None:
+def _sweep_and_show(
+    sweep: "Sweep", location: "Location", resources: Any, *, data_dir: Path | None, resume: bool
+) -> None:
     """Run a sweep and print how it went."""
     from raymu import references
     from raymu.results import ranking, store, tables
@@ -661,7 +665,7 @@ def export(
 
 @app.command()
 def doctor(
-    storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = DEFAULT_STORAGE,
+    storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = Path(DEFAULT_STORAGE),
 ) -> None:
     """Say what works on this machine, and what is missing."""
     from raymu.doctor import examine

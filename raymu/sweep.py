@@ -226,7 +226,7 @@ class Sweep:
 
 def run_sweep(
     sweep: Sweep,
-    location: Path | str,
+    location: Path | str | store.Location,
     resources: Resources,
     console: Console,
     *,
@@ -236,7 +236,7 @@ def run_sweep(
     """Run a sweep, or what is missing of it, and return all its rows.
 
     Args:
-        location: the sweep's own directory, or a URI of one on object storage; holds its rows.
+        location: the sweep's own directory, local or on object storage; holds its rows.
         data_dir: where the dataset's original files are.
         resume: whether an unfinished sweep in `location` is continued.
 

@@ -96,6 +96,11 @@ def test_only_a_completed_trial_with_a_score_is_a_candidate(status) -> None:
         select.tuned(rows[1:])
 
 
+def test_the_published_setting_is_found_by_its_source() -> None:
+    assert select.published([row(1, 0.9, 0.5), row(0, 0.9, 0.9)])["trial"] == 0
+    assert select.published([row(1, 0.9, 0.5)]) is None
+
+
 @pytest.mark.parametrize("field", ["scenario_hash", "objective", "protocol_hash"])
 def test_rows_of_two_kinds_are_not_compared(field) -> None:
     with pytest.raises(InputError, match=field):

@@ -1,19 +1,28 @@
-"""Rows survive whatever happens to their writer."""
+"""Rows survive whatever happens to their writer, on a disk and on S3 as moto serves it."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import FileSystem
 
 from raymu.errors import InputError
-from raymu.results import select, store
+from raymu.results import store
 from raymu.results.store import Store
 
 IDENTITY = {"method": "salun", "protocol": {"trials": 3, "seed": 0}}
+NAMES = ["a b", "all/salun", "ü#1", "50%20?"]
 
 
 def row(trial: int, score: float | None = 0.5, status: str = "completed", **more) -> dict:
@@ -24,16 +33,220 @@ def row(trial: int, score: float | None = 0.5, status: str = "completed", **more
         "source": "search",
         "scenario_hash": "abc",
         "objective": "hmean",
+        "config": {"lr": 0.1},
         **more,
     }
 
 
-def test_what_is_appended_is_read(tmp_path: Path) -> None:
-    with Store(tmp_path / "a", IDENTITY, resume=False) as rows:
+def trials(rows: list[dict]) -> list[int]:
+    return [entry["trial"] for entry in rows]
+
+
+class Server:
+    """What is stored outlives a stop, as that of a service does."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self.start()
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
+        self._server.start()
+        self._port = self._server.get_host_and_port()[1]
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def uri(self, path: str) -> str:
+        return f"s3://key:p%2Fssword@{path}?endpoint_override=127.0.0.1:{self._port}&scheme=http"
+
+    def place(self) -> str:
+        """An empty one."""
+        return self.uri(f"bucket/{uuid.uuid4().hex}")
+
+    def refuse(self, refuse: bool) -> None:
+        """Whether to look at who asks; it knows nobody."""
+        url, headers = f"http://127.0.0.1:{self._port}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        request = urllib.request.Request(url, b"0" if refuse else b"inf", headers)
+        urllib.request.urlopen(request).close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Server]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = Server()
+    FileSystem.from_uri(server.uri("bucket") + "&allow_bucket_creation=true")[0].create_dir("bucket")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3").place()
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PART_ROWS", 3)
+
+
+# Wherever it is
+
+
+def test_what_is_appended_is_read(storage: str) -> None:
+    rows = [row(0), row(1, error="\u2028 \n \ud800")]
+    with Store(storage, IDENTITY, resume=False) as sweep:
+        assert store.read(storage) == []
+        sweep.append(rows[0])
+        assert store.read(storage) == rows[:1]
+        sweep.append(rows[1])
+    assert store.read_all(storage) == [rows[0], rows[1] | {"error": "\u2028 \n ?"}]
+
+
+def test_rows_stay_in_order_over_many_parts_and_writers(storage: str, small_parts: None) -> None:
+    for start in (0, 8, 16):
+        with Store(storage, IDENTITY, resume=True) as rows:
+            for trial in range(start, start + 8):
+                rows.append(row(trial))
+    assert trials(store.read(storage)) == list(range(24))
+    where = store.locate(storage)
+    assert where.local or len(store._parts(store._files(where))) == 9
+
+
+def test_another_sweep_is_refused_and_the_difference_named(storage: str) -> None:
+    with Store(storage, IDENTITY, resume=False) as rows:
         rows.append(row(0))
-        assert store.read(tmp_path / "a") == [row(0)]
+    for resume in (False, True):
+        other = {"method": "salun", "protocol": {"trials": 3, "seed": 1}}
+        with pytest.raises(InputError, match=r"protocol\.seed is 0 there, 1 here"):
+            Store(storage, other, resume=resume)
+    assert store.read(storage) == [row(0)]
+
+
+def test_an_unfinished_sweep_waits_for_resume(storage: str) -> None:
+    with Store(storage, IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    with pytest.raises(InputError, match="--resume"):
+        Store(storage, IDENTITY, resume=False)
+    with Store(storage, IDENTITY, resume=True) as rows:
         rows.append(row(1))
-    assert store.read_all(tmp_path) == [row(0), row(1)]
+        rows.append(row(2))
+    with Store(storage, IDENTITY, resume=False):
+        pass  # a finished one has nothing to lose
+    with pytest.raises(InputError, match="--resume"):
+        Store(storage, IDENTITY, resume=False, is_finished=lambda rows: len(rows) >= 4)
+
+
+def test_what_is_put_is_loaded(storage: str) -> None:
+    with Store(storage, IDENTITY, resume=False) as rows:
+        assert store.load(storage) == [(rows.name, IDENTITY, {}, {}, None, [])]
+        rows.put("environment.json", {"machine": "ü"})
+        rows.put("references.json", {"abc": {"original": row(0)}})
+        rows.put("features.json", {"labels": [1]})
+        rows.put("features.json", {"labels": [2]})
+        rows.append(row(0))
+        with pytest.raises(ValueError, match="JSON"):
+            rows.put("features.json", {"labels": [float("nan")]})
+    (loaded,) = store.load(storage)
+    assert loaded.name == rows.name == rows.directory.name == store.locate(storage).name
+    assert loaded.environment == {"machine": "ü"}
+    assert loaded.references == {"abc": {"original": row(0)}}
+    assert loaded.features == {"labels": [2]}
+    assert loaded.rows == [row(0)]
+
+
+def test_a_tree_of_sweeps_is_found_whatever_their_names(storage: str) -> None:
+    for name in (*NAMES, "unfinished"):
+        with Store(store.locate(storage) / name, IDENTITY | {"method": name}, resume=False) as rows:
+            if name != "unfinished":
+                rows.append(row(0, trial_id=name))
+    expected = sorted((*NAMES, "unfinished"))
+    assert [sweep.name for sweep in store.load(storage)] == expected
+    assert [sweep.identity["method"] for sweep in store.load(storage)] == expected
+    assert [directory.path for directory in store.sweeps(storage)] == [
+        f"{store.locate(storage).path}/{name}" for name in expected
+    ]
+    assert [entry["trial_id"] for entry in store.read_all(storage)] == sorted(NAMES)
+    assert store.sweeps(store.locate(storage) / "all") == [store.locate(storage) / "all" / "salun"]
+
+
+def test_a_name_can_be_part_of_the_uri(s3: Server) -> None:
+    place = s3.place()
+    path, _, query = place.partition("?")
+    with Store(f"{path}/a%20b?{query}", IDENTITY, resume=False) as rows:
+        assert rows.name == "a b"
+    assert store.sweeps(place) == [rows.directory]
+    assert str(rows.directory) == f"{path}/a%20b?{query}".replace("key:p%2Fssword", "***")
+
+
+def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
+    for name, config in (("salun", {"lr": 0.1, "clip": None}), ("all/scrub", {"lr": 0.2, "alpha": 3})):
+        with Store(store.locate(storage) / name, IDENTITY, resume=False) as rows:
+            rows.append(row(0, sweep="?", config=config, curve=[[1, 0.5]]))
+            rows.append(row(1, None, "error", sweep="?", config=config, curve=[]))
+    table = store.table(storage)
+    assert list(table["sweep"]) == ["all/scrub", "all/scrub", "salun", "salun"]
+    assert list(table["config.lr"]) == [0.2, 0.2, 0.1, 0.1]
+    assert list(table["config.alpha"].fillna(-1)) == [3, 3, -1, -1]
+    assert list(table["curve"]) == [[[1, 0.5]], [], [[1, 0.5]], []]
+    assert table["score"].mean() == 0.5
+    assert "config" not in table
+
+
+def test_where_nothing_is_there_is_no_sweep(storage: str) -> None:
+    with pytest.raises(InputError, match="no sweep in"):
+        store.load(storage)
+    assert store.read(storage) == []
+
+
+def test_not_a_number_is_never_stored(storage: str) -> None:
+    with Store(storage, IDENTITY, resume=False) as rows, pytest.raises(ValueError, match="JSON"):
+        rows.append(row(0, score=float("nan")))
+    assert store.read(storage) == []
+
+
+def test_a_reader_sees_the_first_rows_of_a_writer(storage: str, small_parts: None) -> None:
+    with Store(storage, IDENTITY, resume=False) as rows:
+        writer = threading.Thread(target=lambda: [rows.append(row(trial, padding="x" * 3000)) for trial in range(20)])
+        writer.start()
+        seen = [trials(store.read(storage))]
+        while writer.is_alive():
+            seen.append(trials(store.read(storage)))
+        writer.join()
+    assert all(numbers == list(range(len(numbers))) for numbers in seen)
+    assert [len(numbers) for numbers in seen] == sorted(len(numbers) for numbers in seen)
+    assert trials(store.read(storage)) == list(range(20))
+
+
+def _write_for_ever(location: str, reported: Path) -> None:
+    with Store(location, IDENTITY, resume=True) as rows:
+        for trial in range(10**9):
+            rows.append(row(trial, padding="x" * 3000))
+            reported.with_suffix(".new").write_text(str(trial))
+            os.replace(reported.with_suffix(".new"), reported)
+
+
+def test_a_killed_writer_loses_nothing_and_no_reader_sees_half(storage: str, tmp_path: Path) -> None:
+    reported = tmp_path / "reported"
+    writer = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(storage, reported))
+    writer.start()
+    while not reported.exists():
+        time.sleep(0.01)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        seen = store.read(storage)
+        assert trials(seen) == list(range(len(seen)))
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    last = int(reported.read_text())
+    with Store(storage, IDENTITY, resume=True) as rows:
+        left = trials(store.read(storage))
+        rows.append(row(len(left)))
+    assert len(left) >= last + 1
+    assert trials(store.read(storage)) == [*left, len(left)] == list(range(len(left) + 1))
+
+
+# In a directory
 
 
 def test_half_a_row_is_not_a_row_and_gives_way(tmp_path: Path) -> None:
@@ -45,33 +258,54 @@ def test_half_a_row_is_not_a_row_and_gives_way(tmp_path: Path) -> None:
     with Store(tmp_path, IDENTITY, resume=True) as rows:
         rows.append(row(2))
     assert store.read(tmp_path) == [row(0), row(2)]
+    for line in (tmp_path / store.ROWS).read_text().splitlines():
+        json.loads(line)
 
 
-def test_another_sweep_is_refused_and_the_difference_named(tmp_path: Path) -> None:
-    with Store(tmp_path, IDENTITY, resume=False) as rows:
+def _fill_the_disk(directory: Path, more: int) -> None:
+    import resource
+
+    with Store(directory, IDENTITY, resume=True) as rows:
         rows.append(row(0))
-    for resume in (False, True):
-        other = {"method": "salun", "protocol": {"trials": 3, "seed": 1}}
-        with pytest.raises(InputError, match=r"protocol\.seed is 0 there, 1 here"):
-            Store(tmp_path, other, resume=resume)
-    assert store.read(tmp_path) == [row(0)]
-
-
-def test_an_unfinished_sweep_waits_for_resume(tmp_path: Path) -> None:
-    with Store(tmp_path, IDENTITY, resume=False) as rows:
-        rows.append(row(0))
-    with pytest.raises(InputError, match="--resume"):
-        Store(tmp_path, IDENTITY, resume=False)
-    with Store(tmp_path, IDENTITY, resume=True) as rows:
-        rows.append(row(1))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        size = (directory / store.ROWS).stat().st_size + more
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match=r"No space left|File too large"):
+            rows.append(row(1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         rows.append(row(2))
-    with Store(tmp_path, IDENTITY, resume=False):
-        pass  # a finished one has nothing to lose
+
+
+@pytest.mark.parametrize("more", [0, 10])
+def test_a_full_disk_is_said_and_leaves_no_half_row(tmp_path: Path, more: int) -> None:
+    writer = multiprocessing.get_context("spawn").Process(target=_fill_the_disk, args=(tmp_path, more))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
+    assert store.read(tmp_path) == [row(0), row(2)]
+
+
+def test_what_a_link_leads_to_is_no_second_sweep(tmp_path: Path) -> None:
+    with Store(tmp_path / "salun", IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    (tmp_path / "latest").symlink_to(tmp_path / "salun")
+    (tmp_path / "salun" / "all").symlink_to(tmp_path)
+    assert [sweep.name for sweep in store.load(tmp_path)] == ["salun"]
+    assert store.read(tmp_path / "latest") == [row(0)]
+
+
+def test_what_is_not_json_is_said(tmp_path: Path) -> None:
+    Store(tmp_path, IDENTITY, resume=False).__exit__(None, None, None)
+    (tmp_path / store.ROWS).write_text("<<<<<<< HEAD\n")
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}: .*line 1"):
+        store.load(tmp_path)
 
 
 def test_a_directory_has_one_writer(tmp_path: Path) -> None:
     with Store(tmp_path, IDENTITY, resume=False), pytest.raises(InputError, match="in use"):
-        Store(tmp_path, IDENTITY, resume=True)
+        Store(f"file://{tmp_path}", IDENTITY, resume=True)
+    with Store(tmp_path, IDENTITY, resume=True):
+        pass
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -80,59 +314,142 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "sweep", IDENTITY, resume=False)
 
 
-def test_not_a_number_never_reaches_the_disk(tmp_path: Path) -> None:
-    with Store(tmp_path, IDENTITY, resume=False) as rows, pytest.raises(ValueError, match="JSON"):
-        rows.append(row(0, score=float("nan")))
-    assert store.read(tmp_path) == []
+# On object storage
 
 
-def _write_for_ever(directory: Path) -> None:
-    with Store(directory, IDENTITY, resume=True) as rows:
-        for trial in range(10**9):
-            rows.append(row(trial, padding="x" * 3000))
-            (directory / "reported").write_text(str(trial))
+def test_who_claims_a_sweep_takes_it_over(s3: Server) -> None:
+    place = s3.place()
+    with Store(place, IDENTITY, resume=False) as first:
+        first.append(row(0))
+        with Store(place, IDENTITY, resume=True) as second:
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match=rf"another writer: .*{os.getpid()}"):
+                    first.append(row(1))
+            with pytest.raises(RuntimeError, match="another writer"):
+                first.put("references.json", {})
+            second.append(row(2))
+    assert store.read(place) == [row(0), row(2)]
 
 
-@pytest.mark.parametrize("moment", [0.3, 0.5])
-def test_a_killed_writer_loses_nothing_and_no_reader_sees_half(tmp_path: Path, moment: float) -> None:
-    writer = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(tmp_path,))
-    writer.start()
-    while not (tmp_path / "reported").exists():
-        time.sleep(0.01)
-    end = time.monotonic() + moment
-    while time.monotonic() < end:
-        seen = store.read(tmp_path)
-        assert [entry["trial"] for entry in seen] == list(range(len(seen)))
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.join()
-    reported = int((tmp_path / "reported").read_text() or 0)
-    assert len(store.read(tmp_path)) >= reported + 1
-    with Store(tmp_path, IDENTITY, resume=True):
-        for line in (tmp_path / store.ROWS).read_text().splitlines():
-            json.loads(line)
+def test_two_that_write_in_one_moment_overwrite_nothing(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = s3.place()
+    with Store(place, IDENTITY, resume=True) as first, Store(place, IDENTITY, resume=True) as second:
+        monkeypatch.setattr(first, "_writer", second._writer)  # it looked just before the other came
+        first.append(row(0))
+        second.append(row(1))
+        first.append(row(2))
+    assert sorted(trials(store.read(place))) == [0, 1, 2]
 
 
-def test_best_is_the_highest_completed_score_and_the_earlier_of_equals() -> None:
-    rows = [
-        row(0, 0.3),
-        row(3, 0.6),
-        row(1, 0.6),
-        row(2, 0.9, "stopped"),
-        row(4, 0.0, "diverged"),
-        row(5, None, "error"),
-    ]
-    assert select.best(rows)["trial"] == 1
+def test_a_refused_claim_disturbs_no_writer(s3: Server) -> None:
+    place = s3.place()
+    with Store(place, IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+        with pytest.raises(InputError, match="--resume"):
+            Store(place, IDENTITY, resume=False)
+        with pytest.raises(InputError, match="another sweep"):
+            Store(place, {}, resume=True, is_finished=lambda rows: len(rows) >= 3)
+        rows.append(row(1))
 
 
-def test_best_refuses_what_does_not_compare() -> None:
-    with pytest.raises(InputError, match="no completed"):
-        select.best([row(0, None, "error")])
-    with pytest.raises(InputError, match="scenario_hash"):
-        select.best([row(0), row(1, scenario_hash="def")])
-    with pytest.raises(InputError, match="objective"):
-        select.best([row(0), row(1, objective="weighted")])
+def test_an_outage_loses_no_row(s3: Server) -> None:
+    place = s3.place()
+    with Store(place, IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+        s3.stop()
+        try:
+            writer = threading.Thread(target=rows.append, args=(row(1),))
+            writer.start()
+            writer.join(2)
+            assert writer.is_alive()
+        finally:
+            s3.start()
+        writer.join()
+        assert trials(store.read(place)) == [0, 1]
+        rows.append(row(2))
+    assert trials(store.read(place)) == [0, 1, 2]
 
 
-def test_published_is_found_by_its_source() -> None:
-    assert select.published([row(0), row(1, source="published")])["trial"] == 1
-    assert select.published([row(0)]) is None
+def test_an_outage_that_does_not_end_is_raised(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "OUTAGE_S", 0.5)
+    place = s3.place()
+    with Store(place, IDENTITY, resume=False) as rows:
+        s3.stop()
+        try:
+            with pytest.raises(OSError, match="Could not connect"):
+                rows.append(row(0))
+        finally:
+            s3.start()
+        rows.append(row(1))
+    assert trials(store.read(place)) == [1]
+
+
+def test_credentials_can_come_from_the_environment(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = s3.place().replace("key:p%2Fssword@", "")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "p/ssword")
+    with Store(place, IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    assert store.read(place) == [row(0)]
+    assert str(rows.directory) == place
+
+
+def test_a_missing_bucket_is_said(s3: Server) -> None:
+    place = s3.uri("elsewhere/salun")
+    with pytest.raises(InputError, match=r"cannot write to s3://\*\*\*@elsewhere/salun.* bucket does not exist"):
+        Store(place, IDENTITY, resume=False)
+    with pytest.raises(InputError, match="no sweep in"):
+        store.load(place)
+
+
+def test_missing_permission_is_said(s3: Server) -> None:
+    place = s3.place()
+    s3.refuse(True)
+    try:
+        for attempt in (lambda: Store(place, IDENTITY, resume=False), lambda: store.load(place)):
+            with pytest.raises(InputError, match=r"cannot read s3://\*\*\*@bucket.* AWS Error"):
+                attempt()
+    finally:
+        s3.refuse(False)
+
+
+def test_an_endpoint_that_does_not_answer_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = f"s3://key:secret@bucket/path?endpoint_override=127.0.0.1:{port}&scheme=http"
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"cannot read s3://\*\*\*@bucket.* Could not connect"):
+        Store(place, IDENTITY, resume=False)
+    with pytest.raises(InputError, match="Could not connect"):
+        store.load(place)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://key:secret@bucket/a b",
+        "s3://key:sec/secret@bucket/path",
+        "s3://key:secret@bucket/path?secret_key=secret",
+        "nowhere://key:secret@bucket/path",
+        "fsspec+nowhere://key:secret@bucket/path?token=secret&region=here",
+    ],
+)
+def test_what_is_no_uri_is_refused_without_a_word_of_its_secret(uri: str) -> None:
+    with pytest.raises(InputError, match=r"cannot open .*://\*\*\*@bucket") as refused:
+        store.load(uri)
+    assert "sec" not in str(refused.value).replace("secret_key", "")
+    assert refused.value.__suppress_context__
+
+
+def test_no_secret_is_printed_or_stored(s3: Server) -> None:
+    place = s3.place()
+    with Store(place, IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    where = rows.directory / "x"
+    for text in (str(where), repr(where), f"{where}"):
+        assert "ssword" not in text
+        assert "endpoint_override=127.0.0.1" in text
+    filesystem, path = FileSystem.from_uri(place)
+    for name in store._files(store.locate(place)):
+        assert b"ssword" not in filesystem.open_input_stream(f"{path}/{name}").read()

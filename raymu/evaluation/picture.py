@@ -22,13 +22,13 @@ def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
         models: by name.
 
     Returns:
-        `labels` of the images (N,), `is_forget` (N,), and for every model `x` and `y` (N,), as lists.
+        `labels` of the images (N,), the `forget` classes, and for every model `x` and `y` (N,), as lists.
     """
     from sklearn.manifold import TSNE
 
     parts = [_some(data.val.retain, RETAIN_IMAGES), _some(data.val.forget, FORGET_IMAGES)]
     labels = torch.cat([part.targets for part in parts]).tolist()
-    found: dict[str, Any] = {"labels": labels, "is_forget": [False] * len(parts[0]) + [True] * len(parts[1])}
+    found: dict[str, Any] = {"labels": labels, "forget": list(data.forgotten)}
     for name, model in models.items():
         copy = reading_copy(model)
         features = torch.cat([extract(copy, data, part).features for part in parts]).cpu().numpy()

@@ -1,0 +1,330 @@
+"""The report, opened in a real browser; its figures at known answers."""
+
+import itertools
+import math
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raymu.errors import InputError
+from raymu.results import figures, report
+from raymu.results.ranking import Estimate, Figures, Ranked
+from raymu.results.store import SweepResults
+from raymu.trial import NO_METRICS
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
+
+EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+SPACE = {
+    "lr": {"low": 1e-5, "high": 1e-1, "scale": "log"},
+    "epochs": {"low": 1, "high": 10, "scale": "int"},
+    "salient": {"low": 0.1, "high": 0.9, "scale": "linear"},
+}
+ACCURACIES = ("retain_acc", "forget_acc", "probe_retain_acc", "probe_forget_acc", "ncc_retain_acc", "ncc_forget_acc")
+REFERENCES = {
+    "original": {f"{split}_{metric}": 0.95 for split in ("val", "test") for metric in ACCURACIES},
+    "retrained": {f"{split}_{metric}": 0.8 for split in ("val", "test") for metric in ACCURACIES}
+    | {"val_forget_acc": 0.0, "test_forget_acc": 0.0, "test_ncc_forget_acc": None},
+}
+
+
+def make_row(name: str, trial: int, skill: float, source: str = "search", seed: int = 0, model_seed: int = 0) -> dict:
+    """A row such as a trial writes. Better settings have an lr near 0.001."""
+    rng = random.Random(f"{name} {trial} {seed} {model_seed}")
+    lr = 10 ** rng.uniform(-5, -1) if trial else 1e-4
+    good = skill * math.exp(-((math.log10(lr) + 3) ** 2) / 2) * rng.uniform(0.9, 1)
+    row: dict[str, Any] = {**NO_METRICS, "trial_id": f"{name}-{trial:04d}", "sweep": name, "trial": trial}
+    row |= {"source": source, "method": "salun", "scenario": "digits", "scenario_hash": f"hash{model_seed}"}
+    row |= {"forget": [8], "forget_share": 0.0, "head": "linear", "train": "all", "seed": seed, "threads": 1}
+    row |= {"search_seed": 0, "model_seed": model_seed, "objective": "hmean", "status": "completed", "error": None}
+    row |= {"config": {"lr": lr, "epochs": rng.randint(1, 10), "salient": rng.uniform(0.1, 0.9), "clip": None}}
+    row |= {"unlearn_s": 20 * rng.random(), "evaluate_s": 3 * rng.random(), "images": rng.randint(100, 10000)}
+    for split in ("val", "test"):
+        row[f"{split}_retain_acc"] = 0.97 - 0.2 * good * rng.random()
+        row[f"{split}_forget_acc"] = 0.9 * (1 - good) ** 3
+        row[f"{split}_probe_forget_acc"] = 0.95 - 0.6 * good
+    keep, forget = row["val_retain_acc"], 1 - row["val_probe_forget_acc"]
+    row["score"] = 2 * keep * forget / (keep + forget)
+    if trial % 5 == 3:
+        row |= {"status": "stopped"}
+    if trial % 11 == 7:
+        row |= {**NO_METRICS, "status": "diverged", "score": 0.0}
+    if trial % 13 == 9:
+        row |= {**NO_METRICS, "status": "error", "score": None, "error": f"ValueError: {EVIL}"}
+    return row
+
+
+def make_sweep(name: str, skill: float, trials: int = 25, originals: int = 3, pictures: bool = False) -> SweepResults:
+    rows = [make_row(name, trial, skill, "search" if trial else "published") for trial in range(trials)]
+    rows += [make_row(name, 1, skill, "confirmation", 1000 + m, model_seed=m) for m in range(originals)]
+    identity = {"raymu": "0.1.0", "method": "salun", "head": "linear", "train": "all", "space": SPACE}
+    identity["scenario"] = {"name": f"digits {EVIL}", "dataset": "digits", "architecture": "resnet", "forget": [8]}
+    identity["protocol"] = {"trials": trials, "seed": 0, "objective": "hmean", "scheduler": "asha"}
+    environment = {"versions": {"python": EVIL, "torch": "2.8"}, "git": {"commit": None, "dirty": True}}
+    references = {f"hash{m}": REFERENCES for m in range(max(originals, 1))}
+    return SweepResults(name, identity, environment, references, make_features() if pictures else None, rows)
+
+
+def make_features() -> dict[str, Any]:
+    rng = random.Random(0)
+    labels = [i % 10 for i in range(200)]
+    cluster = {c: (10 * math.cos(c), 10 * math.sin(c)) for c in range(10)}
+    maps = {
+        model: {axis: [cluster[c][k] + rng.gauss(0, spread) for c in labels] for k, axis in enumerate("xy")}
+        for model, spread in (("original", 1), ("retrained", 2), ("tuned", 3))
+    }
+    return {"trial_id": "x-0001", "forget": [8], "labels": labels, **maps}
+
+
+def make_ranked(sweeps: list[SweepResults], runs: int = 3) -> list[Ranked]:
+    """The best of each search, with intervals of a made-up width."""
+
+    def estimate(value: float | None) -> Estimate:
+        mean = math.nan if value is None else value
+        width = 0.02 if runs else 0.0
+        return Estimate(mean, mean - width, mean + width, runs, runs)
+
+    def figures_of(row: dict, score: float | None = None) -> Figures:
+        metrics = {f"test_{metric}": estimate(row[f"test_{metric}"]) for metric in ACCURACIES}
+        return Figures(estimate(score), metrics)
+
+    ranked = []
+    for sweep in sweeps:
+        search = [row for row in figures.search_rows(sweep) if row["status"] == "completed"]
+        if search:
+            best, published = max(search, key=lambda row: row["score"]), search[0]
+            of = {"tuned": figures_of(best, best["score"]), "published": figures_of(published, published["score"])}
+            of |= {which: figures_of(REFERENCES[which]) for which in ("original", "retrained")}
+            ranked.append(Ranked(0, False, sweep, best, published, of))
+    ranked.sort(key=lambda entry: -entry.score.mean)
+    return [entry._replace(rank=max(i, 1), shared=i < 2) for i, entry in enumerate(ranked)]
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> list[SweepResults]:
+    """Three methods, one of them not confirmed and one with a name that attacks the page, and one that all failed."""
+    lost = make_sweep("lost", 0.5, originals=0)
+    lost = lost._replace(rows=[make_row("lost", 9, 0.5), make_row("lost", 7, 0.5)])
+    return [
+        make_sweep("salun", 0.7),
+        make_sweep(EVIL, 0.9, pictures=True),
+        make_sweep("<b>ssd</b>", 0.4, originals=0),
+        lost,
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(sweeps: list[SweepResults], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    ranked = make_ranked(sweeps)
+    single = [make_ranked([ranked[2].sweep], runs=0)[0]]
+    single[0].figures["published"] = None
+    report.write(sweeps, ranked[:2] + single, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+
+
+DRAWN = """() => [...document.querySelectorAll(".js-plotly-plot")].map((plot) => {
+    const {width, height} = plot.querySelector("svg.main-svg").getBoundingClientRect();
+    const marks = plot.querySelectorAll(".scatterlayer path, .scatterlayer text, .barlayer path").length;
+    return {width, height, marks, box: plot.parentElement.getBoundingClientRect().height};
+})"""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_is_quiet_complete_and_fits(browser: Any, page: Path, width: int) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 800})
+    trouble: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.on("dialog", lambda dialog: (trouble.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri())
+    tab.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 10")
+    plots = tab.evaluate(DRAWN)
+    assert trouble == []
+    assert requests == [page.as_uri()]
+    assert len(plots) == 4 + 4 + 1 + 1  # the common ones, hyperparameters a sweep, cost, features
+    assert all(plot["width"] > 300 and plot["height"] > 100 and plot["marks"] > 0 for plot in plots)
+    assert all(plot["height"] <= plot["box"] + 1 for plot in plots), "a plot that covers what follows it"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    smallest = (
+        "Math.min(...[...document.querySelectorAll('body *')].map((e) => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert tab.evaluate(smallest) >= 11
+    assert tab.locator("img").count() == 0  # the name is text, wherever it stands
+    assert EVIL in tab.inner_text("h1")
+    assert "<b>ssd</b>" in tab.locator(".legend text").all_text_contents()
+    text = tab.inner_text("body")
+    for part in (
+        "lost: no completed trial (1 error, 1 diverged; first error: ValueError",
+        "Fewer than 5",
+        "1=",
+        "not conf",
+    ):
+        assert part in text
+
+
+@needs_browser
+def test_plots_follow_the_width_of_the_window(browser: Any, page: Path) -> None:
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    tab.goto(page.as_uri())
+    for width, smallest in ((400, 360), (1280, 1000)):
+        tab.set_viewport_size({"width": width, "height": 800})
+        drawn = "[...document.querySelectorAll('.js-plotly-plot svg.main-svg')].map((svg) => svg.clientWidth)"
+        tab.wait_for_function(f"{drawn}.every((drawn) => drawn > {smallest} && drawn < {width})", timeout=20_000)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@needs_browser
+def test_a_copied_config_is_the_tuned_row(browser: Any, page: Path, sweeps: list[SweepResults]) -> None:
+    context = browser.new_context()
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.locator(".config button").first.click()
+    tab.wait_for_selector("button:has-text('Copied')")
+    copied = yaml.safe_load(tab.evaluate("navigator.clipboard.readText()"))
+    tuned = make_ranked(sweeps)[0].tuned
+    assert copied["config"] == tuned["config"]
+    assert copied == {field: tuned[field] for field in report.CONFIG_FIELDS}
+
+
+def test_nothing_completed_is_a_page_too(sweeps: list[SweepResults], tmp_path: Path) -> None:
+    report.write([sweeps[3]], [], tmp_path / "report.html")
+    assert "No trial completed" in (tmp_path / "report.html").read_text()
+    with pytest.raises(InputError, match="cannot write"):
+        report.write([sweeps[3]], [], tmp_path / "missing" / "report.html")
+
+
+def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
+    bare = make_sweep("bare", 0.5)._replace(identity={}, references={}, environment={}, features=make_features())
+    bare.features["tuned"]["x"][0] = None
+    for row in bare.rows:
+        row |= {"val_retain_acc": math.nan, "test_forget_acc": None, "unlearn_s": None}
+        del row["search_seed"], row["model_seed"], row["val_forget_acc"]
+    gone = make_sweep("gone", 0.5)
+    for row in gone.rows:
+        row["config"]["salient"] = None
+    ranked = [entry._replace(published=None) for entry in make_ranked([bare, gone])]
+    for entry in ranked:
+        nothing = {"published": None, "original": None, "tuned": Figures(entry.score, {})}
+        entry.figures.update(nothing)
+    report.write([bare, gone], ranked, tmp_path / "report.html")
+    assert ">nan<" not in (tmp_path / "report.html").read_text().lower()
+
+
+def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) -> None:
+    first, second, third = make_ranked([make_sweep("b", 0.9), make_sweep("a", 0.6), make_sweep("c", 0.3)])
+    assert report.headline([first, second, third]).startswith("b and a share the first rank")
+    alone = [entry._replace(rank=rank, shared=False) for rank, entry in enumerate((first, second, third), start=1)]
+    assert report.headline(alone).startswith("b ranks first (hmean 0.")
+    all_shared = [entry._replace(rank=1, shared=True) for entry in alone]
+    assert report.headline(all_shared).startswith("No rank is significant. Highest mean: b")
+    unconfirmed = make_ranked([entry.sweep for entry in alone], runs=0)
+    assert "by a single run, so no rank is significant" in report.headline(unconfirmed)
+    assert [line[:21] for line in report.cautions(sweeps, unconfirmed)] == ["Nothing was confirmed"]
+
+
+def test_sweeps_that_do_not_compare_are_named() -> None:
+    one, other = make_sweep("a", 0.5, trials=12), make_sweep("b", 0.5, trials=25)
+    ranked = make_ranked([one, other], runs=5)
+    assert list(report.cautions([one, other], ranked)) == [
+        "The sweeps differ in their protocol, so they may not compare (see Protocol)."
+    ]
+    assert report.facts([one, other])["protocol.trials"] == {"12": ["a"], "25": ["b"]}
+    assert report.facts([one, other])["protocol.scheduler"] == {"asha": ["a", "b"]}
+
+
+@needs_browser
+def test_every_figure_as_png(tmp_path: Path) -> None:
+    pytest.importorskip("kaleido")
+    sweeps = [make_sweep(EVIL, 0.7, trials=6, pictures=True)]
+    paths = report.write_png(sweeps, make_ranked(sweeps), tmp_path / "png")
+    assert [path.name[:8] for path in paths][:4] == ["01-compa", "02-trade", "03-illus", "04-effor"]
+    assert {path.parent for path in paths} == {tmp_path / "png"}
+    assert sorted(paths) == sorted((tmp_path / "png").iterdir())
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths)
+
+
+def test_png_without_a_browser_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kaleido")
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
+    sweeps = [make_sweep("a", 0.7, trials=3)]
+    with pytest.raises(InputError, match="apt install chromium"):
+        report.write_png(sweeps, make_ranked(sweeps), tmp_path)
+
+
+def test_pareto_front_of_points() -> None:
+    points = [(0.5, 0.9), (0.2, 0.6), (0.5, 0.8), (0.3, 0.6), (0.1, 0.1), (0.9, 0.9), (0.2, 0.6), (0.95, 1.0)]
+    assert figures.pareto(points) == [(0.1, 0.1), (0.2, 0.6), (0.5, 0.9), (0.95, 1.0)]
+    assert figures.pareto([]) == []
+
+
+def test_expected_best_is_the_mean_over_all_draws() -> None:
+    scores = [0.3, 0.0, 0.9, 0.3, 0.6]
+    for n, best in enumerate(figures.expected_best(scores), start=1):
+        outcomes = [max(drawn) for drawn in itertools.product(scores, repeat=n)]
+        assert best == pytest.approx(sum(outcomes) / len(outcomes), abs=1e-12)
+    assert figures.expected_best([]) == []
+
+
+def test_what_a_trial_is_worth() -> None:
+    def trial(status: str, score: float | None, source: str = "search") -> dict:
+        return {"status": status, "score": score, "source": source}
+
+    completed = [trial("completed", 0.4), trial("completed", 0.7)]
+    assert figures.draws(
+        [*completed, trial("completed", 0.9, "published"), trial("completed", 1.0, "confirmation")]
+    ) == [
+        0.4,
+        0.7,
+    ]
+    others = [trial("stopped", 0.6), trial("stopped", 0.1), trial("diverged", 0.0), trial("error", None)]
+    assert figures.draws(completed + others) == [0.4, 0.7, 0.4, 0.1, 0.0, 0.0]
+    assert figures.draws([trial("stopped", 0.6)]) == [0.0]
+
+
+def test_importance_finds_what_matters_and_is_repeatable() -> None:
+    sweep = make_sweep("a", 0.9, trials=60)
+    for row in sweep.rows:
+        row["score"] = row["config"]["salient"] if row["status"] == "completed" else row["score"]
+    sweep.rows[:] = [row for row in sweep.rows if row["status"] == "completed"]
+    shares = figures.importance(sweep)
+    assert shares["salient"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert figures.importance(sweep) == shares
+    assert figures.importance(sweep._replace(rows=sweep.rows[:9])) == {}
+    for row in sweep.rows:
+        row["score"] = 0.5
+    assert figures.importance(sweep) == {}
+
+
+def test_fifteen_methods_differ_in_colour_and_shape_whatever_their_ranks() -> None:
+    sweeps = [make_sweep(f"all/method-{index:02d}", 0.5, trials=1) for index in range(15)]
+    style = figures.styles(sweeps)
+    assert len({its.colour for its in style.values()}) == len({its.symbol for its in style.values()}) == 15
+    assert figures.styles(sweeps[::-1]) == style
+    assert style["all/method-03"].label == "method-03"
+
+
+def test_two_names_of_the_same_label_stay_two_lines() -> None:
+    sweeps = [make_sweep(f"{'a' * 20}{middle}{'b' * 20}", 0.5, originals=0) for middle in "xy"]
+    axis = figures.cost(sweeps).layout.yaxis
+    assert axis.ticktext[0] == axis.ticktext[1]
+    assert axis.tickvals == (0, 1)
