@@ -234,7 +234,8 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, 
         for sweep in sweeps:
             _sweep_and_show(sweep, storage / sweep.name, resources, **options)
             console.print()
-    ranked = ranking.rank(done := store.load(storage))
+    done = [one for sweep in sweeps for one in store.load(storage / sweep.name)]
+    ranked = ranking.rank(done)
     console.print(tables.ranking(ranked))
     path = Path(storage.path if storage.local else ".") / "report.html"
     report.write(done, ranked, path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
@@ -172,24 +173,20 @@ class Sweep:
         first = select.published(rows)
         again = [*best, *([first] if first is not None and first not in best else [])]
         unseen = max(self.protocol.search_seeds) + 1
+        runs = itertools.product(self.confirmed(), again, range(unseen, unseen + asked.seeds))
         number = len(self.protocol.search_seeds) * self.protocol.trials
-        tasks: list[Task] = []
-        for scenario in self.confirmed():
-            for row in again:
-                for seed in range(unseen, unseen + asked.seeds):
-                    pictured = not tasks
-                    tasks.append(
-                        Task(
-                            number + len(tasks),
-                            row["config"],
-                            scenario,
-                            seed,
-                            "confirmation",
-                            confirms=row["trial_id"],
-                            pictured=pictured,
-                        )
-                    )
-        return tasks
+        return [
+            Task(
+                number + place,
+                row["config"],
+                scenario,
+                seed,
+                "confirmation",
+                confirms=row["trial_id"],
+                pictured=place == 0,
+            )
+            for place, (scenario, row, seed) in enumerate(runs)
+        ]
 
     def confirmed(self) -> list[Scenario]:
         """The scenarios of the confirmation: every original with every forget set."""

@@ -184,7 +184,8 @@ def about(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[str,
         "Scenario": _listed(f"{s.get('name')} ({s.get('dataset')}, {s.get('architecture')})" for s in scenarios),
         "To forget": _listed(map(_forgotten, scenarios)),
         "Budget": _listed(
-            f"{b.get('trials')} trials a method, scheduler {b.get('scheduler')}, objective {b.get('objective')}"
+            f"{b.get('trials')} trials a search, searcher {b.get('searcher')}, scheduler {b.get('scheduler')},"
+            f" objective {b.get('objective')}"
             for b in budgets
         ),
         "Confirmation": _listed(
