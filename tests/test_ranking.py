@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raymu.errors import InputError
 from raymu.objective import hmean
@@ -160,8 +161,17 @@ def test_the_interval_has_the_width_that_theory_says() -> None:
     found = estimate(runs)
     assert (found.runs, found.originals) == (80, 40)
     assert found.mean == pytest.approx(means.mean())
-    standard_error = means.std(ddof=1) / 40**0.5
-    assert (found.high - found.low) / (2 * 1.96 * standard_error) == pytest.approx(1, abs=0.06)
+    half = stats.t.ppf(0.975, 39) * means.std(ddof=1) / 40**0.5
+    assert (found.high - found.low) / (2 * half) == pytest.approx(1, abs=0.05)
+
+
+def test_two_originals_promise_little() -> None:
+    """A t interval over two means .4 and .6 is 12.7 standard errors of .1 wide to each side; all of [0, 1]."""
+    runs = {(original, "", seed): 0.4 + 0.2 * original for original in range(2) for seed in range(2)}
+    assert estimate(runs)[1:3] == (0.0, 1.0)
+    near = estimate({cell: 0.5 + (value - 0.5) / 10 for cell, value in runs.items()})
+    assert near.low < 0.45
+    assert near.high > 0.55
 
 
 def test_runs_on_one_original_stand_in_for_originals() -> None:
@@ -188,16 +198,21 @@ def test_differences_that_are_none_are_seldom_called_one() -> None:
     for trial in range(200):
         first, second = ({cell: shared[cell[0]][trial] + random.normal(0, 0.03) for cell in cells} for _ in range(2))
         called += p_value(first, second) < LEVEL
-    assert called / 200 < 0.15
+    assert called / 200 < 0.08
 
 
 def test_a_small_difference_on_the_same_originals_is_seen() -> None:
-    """Paired: the originals differ by more than the methods do."""
-    first = {(original, "", 1): 0.1 * original + 0.01 * (original % 2) for original in range(6)}
-    second = {cell: value + 0.03 for cell, value in first.items()}
-    assert p_value(first, second) < 0.001
+    """Paired: the originals differ by more than the methods do. With one run each it is the paired t test."""
+    first = {(original, "", 1): 0.1 * original for original in range(8)}
+    noise = np.random.default_rng(0).normal(0.03, 0.01, 8)
+    second = {cell: value + more for (cell, value), more in zip(first.items(), noise, strict=True)}
+    expected = stats.ttest_rel(list(first.values()), list(second.values())).pvalue
+    assert 0 < expected < 0.001
+    assert p_value(first, second) == p_value(second, first) == pytest.approx(expected, rel=0.25)
     assert p_value(first, first) == 1.0
     assert p_value(first, {(99, "", 1): 0.0}) == 1.0  # nothing was run on the same original
+    shifted = {cell: value + 0.03 for cell, value in first.items()}
+    assert p_value(first, shifted) == 2.0**-7  # all the same: eight signs
 
 
 # Ranking
@@ -281,5 +296,5 @@ def test_the_latex_table_has_all_cells_and_escapes_names() -> None:
     assert r"1 & random\_label & 90.0" in text
     assert r"b\&b" in text
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in lines} == {7}
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {8}
     assert len(lines) == 5

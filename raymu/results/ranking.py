@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from raymu.errors import InputError
 from raymu.objective import OBJECTIVES
@@ -21,6 +22,7 @@ Row = dict[str, Any]
 
 LEVEL = 0.05  # of a confidence interval and of a difference between two methods
 RESAMPLES = 10_000
+ROUNDING = 1e-9
 METRICS = (
     "test_retain_acc",
     "test_forget_acc",
@@ -161,34 +163,38 @@ def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cel
 
 
 def estimate(runs: Runs) -> Estimate:
-    """The mean of runs with its confidence interval: percentiles of a bootstrap that draws originals first, and then
-    runs within each (Davison and Hinkley, Bootstrap Methods, 1997, Section 3.8).
+    """The mean of runs, each in [0, 1], with its confidence interval: percentiles of a bootstrap that draws originals
+    first, and then runs within each (Davison and Hinkley, Bootstrap Methods, 1997, Section 3.8).
 
-    Draws from n originals vary (n - 1) / n as much as their mean does, so deviations are widened by the root of
-    n / (n - 1). Where there is one original, its runs stand in for them. Every original counts the same.
+    Few originals vary less among themselves than all that could be trained: deviations are widened as Student's t asks
+    for (Hesterberg, The American Statistician 2015, Section 4.4), so that two or three of them promise little. Where
+    there is one original, its runs stand in for them. Every original counts the same.
 
     Args:
         runs: at least one value.
     """
     groups = _groups(runs)
-    mean = float(np.mean([group.mean() for group in groups]))
-    means = mean + _deviations(groups)
-    low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
+    mean, count = _mean(groups), len(groups)
+    few = stats.t.ppf(1 - LEVEL / 2, count - 1) / stats.norm.ppf(1 - LEVEL / 2) if count > 1 else 1.0
+    low, high = np.clip(mean + few * np.quantile(_deviations(groups), [LEVEL / 2, 1 - LEVEL / 2]), 0, 1)
     return Estimate(mean, float(low), float(high), len(runs), len({original for original, _, _ in runs}))
 
 
 def p_value(runs: Runs, others: Runs) -> float:
-    """How likely a difference in means as large as that of two settings is, if there is none: from the bootstrap of
-    `estimate`, of the differences between runs on the same original, forget set and seed. 1 where they share none, or
-    only one.
+    """How likely a difference in means as large as that of two settings is, if there is none.
+
+    Student's t over the differences between runs on the same original, forget set and seed, with the bootstrap's
+    standard error and a degree of freedom less than there are originals. If all differences are the same, as coarse
+    accuracies may be, that of a sign test. 1 where they share no two runs.
     """
-    shared = {cell: runs[cell] - others[cell] for cell in runs.keys() & others.keys()}
+    shared = {cell: runs[cell] - others[cell] for cell in sorted(runs.keys() & others.keys())}
     if len(shared) < 2:
         return 1.0
-    groups = _groups(dict(sorted(shared.items())))
-    mean = abs(float(np.mean([group.mean() for group in groups])))
-    beyond = np.abs(_deviations(groups)) >= mean - 1e-12  # differences that are equal but for rounding
-    return float((1 + beyond.sum()) / (1 + RESAMPLES))
+    groups = _groups(shared)
+    mean, count, error = abs(_mean(groups)), len(groups), float(_deviations(groups).std())
+    if mean <= ROUNDING:
+        return 1.0
+    return float(2 * stats.t.sf(mean / error, count - 1)) if error > ROUNDING else 2.0 ** (1 - count)
 
 
 def _groups(runs: Runs) -> list[NDArray[np.float64]]:
@@ -201,17 +207,22 @@ def _groups(runs: Runs) -> list[NDArray[np.float64]]:
     return [np.array(values) for _, values in sorted(originals.items())]
 
 
+def _mean(groups: Sequence[NDArray[np.float64]]) -> float:
+    return float(np.mean([group.mean() for group in groups]))
+
+
 def _deviations(groups: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """How far the means of RESAMPLES bootstrap samples lie from the mean (RESAMPLES,)."""
+    """How far the means of RESAMPLES bootstrap samples lie from the mean (RESAMPLES,), without the bias of the
+    bootstrap's variance, which is (n - 1) / n of what it should be for n groups.
+    """
     count = len(groups)
     if count == 1:
         return np.zeros(RESAMPLES)
     random = np.random.default_rng(0)
-    within = np.stack([random.choice(group, (RESAMPLES, count, len(group))).mean(2) for group in groups])
     drawn = random.integers(count, size=(RESAMPLES, count))
-    means = within[drawn, np.arange(RESAMPLES)[:, None], np.arange(count)].mean(1)
-    centre = np.mean([group.mean() for group in groups])
-    deviations: NDArray[np.float64] = (means - centre) * (count / (count - 1)) ** 0.5
+    runs = np.stack([random.choice(group, (RESAMPLES, count, len(group))).mean(2) for group in groups])
+    means = np.take_along_axis(runs, drawn[np.newaxis], axis=0)[0].mean(1)
+    deviations: NDArray[np.float64] = (means - _mean(groups)) * (count / (count - 1)) ** 0.5
     return deviations
 
 

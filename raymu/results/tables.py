@@ -22,21 +22,23 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     """Models (by name) side by side on test; None stands for a model that is not there."""
     table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("model")
-    for heading in (*COLUMNS, objective):
+    confirmed = any(figures is not None and figures.score.runs for figures in models.values())
+    headings = [*COLUMNS, objective, *(["95 %"] if confirmed else [])]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, figures in models.items():
-        table.add_row(name, *_cells(figures))
+        table.add_row(name, *_cells(figures)[: len(headings)])
     return table
 
 
 def ranking(ranked: Sequence[Ranked]) -> Table:
     """Sweeps, best first; above them the references of the first."""
-    objective = ranked[0].sweep.identity["protocol"]["objective"]
     table = Table(title="Tuned, on test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
-    table.add_column("rank", justify="right")
-    table.add_column("method", no_wrap=True)
-    for heading in (*COLUMNS, objective, f"published {objective}"):
-        table.add_column(heading.replace("-", "-\n").replace(" ", "\n"), justify="right")
+    headings = ranking_headings(ranked)
+    for heading in headings:
+        justify: Any = "left" if heading == "method" else "right"
+        shown = heading.replace("-", "-\n").replace(" ", "\n") if heading != "95 %" else heading
+        table.add_column(shown, justify=justify, no_wrap=heading in ("method", "95 %"))
     for row in ranking_rows(ranked):
         table.add_row(*row)
     return table
@@ -44,25 +46,34 @@ def ranking(ranked: Sequence[Ranked]) -> Table:
 
 def latex(ranked: Sequence[Ranked]) -> str:
     """The ranking as a LaTeX table (package booktabs)."""
+    headings = ranking_headings(ranked)
+    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in [headings, *ranking_rows(ranked)]]
+    columns = "".join("l" if heading == "method" else "r" for heading in headings)
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def ranking_headings(ranked: Sequence[Ranked]) -> list[str]:
+    """Of what `ranking_rows` gives."""
     objective = ranked[0].sweep.identity["protocol"]["objective"]
-    headings = ["", "method", *COLUMNS, objective, f"published {objective}"]
-    lines = [
-        r"\begin{tabular}{rl" + "r" * (len(headings) - 2) + "}",
-        r"\toprule",
-        *(" & ".join(map(_escaped, row)) + r" \\" for row in [headings, *ranking_rows(ranked)]),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    lines.insert(3, r"\midrule")
-    return "\n".join(lines)
+    return ["rank", "method", *COLUMNS, objective, "95 %", f"published {objective}"]
 
 
 def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
-    """The cells of a ranking: rank, method, COLUMNS, the objective and the published setting's."""
+    """The cells of a ranking: rank, method, COLUMNS, the objective with its interval, and the published setting's."""
     rows = [["", which, *_cells(ranked[0].figures[which]), ""] for which in ("original", "retrained")]
     for one in ranked:
         published = one.figures["published"]
-        shown = "-" if published is None else score(published.score)
+        shown = "-" if published is None else f"{published.score.mean:.3f}"
         rank = f"{one.rank}{'=' if one.shared else ''}"
         rows.append([rank, one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"]), shown])
     return rows
@@ -70,15 +81,11 @@ def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
 
 def _cells(figures: Figures | None) -> list[str]:
     if figures is None:
-        return ["-"] * (len(COLUMNS) + 1)
+        return ["-"] * (len(COLUMNS) + 2)
     accuracies = (figures.metrics.get(f"test_{metric}") for metric in COLUMNS.values())
-    return [*(percent(one.mean if one else None) for one in accuracies), score(figures.score)]
-
-
-def score(estimate: Estimate) -> str:
-    """'0.431', with its confidence interval where it was confirmed: '0.431 [0.402, 0.455]'."""
-    interval = f" [{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.runs > 1 else ""
-    return f"{estimate.mean:.3f}{interval}"
+    score = figures.score
+    interval = f"{score.low:.2f}-{score.high:.2f}" if score.runs > 1 else ""
+    return [*(percent(one.mean if one else None) for one in accuracies), f"{score.mean:.3f}", interval]
 
 
 def _escaped(text: str) -> str:
