@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raymu.results.ranking import Estimate, Figures, Ranked
+from raymu.results.ranking import Figures, Ranked
 
 Row = Mapping[str, Any]
 
