@@ -87,7 +87,7 @@ class Adaptive(OptunaSearch):
         several = protocol.objective == PARETO
         first = {name: published[name] for name in ranges}
         super().__init__(
-            space={name: _distribution(search) for name, search in ranges.items()},
+            space={name: distribution(search) for name, search in ranges.items()},
             metric=list(PAIR) if several else SCORE,
             mode=["max"] * len(PAIR) if several else "max",
             # A resumed search must not draw again what it drew before.
@@ -110,7 +110,7 @@ class Adaptive(OptunaSearch):
                 state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
                 values=None if stopped else [learnt[name] for name in (PAIR if several else (SCORE,))],
                 params=setting,
-                distributions={name: _distribution(search) for name, search in ranges.items()},
+                distributions={name: distribution(search) for name, search in ranges.items()},
                 intermediate_values={} if several else dict(enumerate((score for _, score in row["curve"]), start=1)),
             )
         )
@@ -138,7 +138,8 @@ def _sampler(protocol: Protocol, seed: int) -> BaseSampler:
     return TPESampler(seed=seed)
 
 
-def _distribution(search: Range) -> FloatDistribution | IntDistribution:
+def distribution(search: Range) -> FloatDistribution | IntDistribution:
+    """A range as Optuna knows it."""
     if search.scale == "int":
         return IntDistribution(int(search.low), int(search.high))
     return FloatDistribution(search.low, search.high, log=search.scale == "log")

@@ -36,8 +36,9 @@ from raymu.progress import SweepProgress
 from raymu.protocol import Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
-from raymu.search import RUNG_SCORE, Adaptive, Listed, scheduler, targets
+from raymu.search import RUNG_SCORE, Adaptive, Listed, distribution, scheduler, targets
 from raymu.session import Resources, Slots, fit_to_cluster, session
+from raymu.trackers import Trackers, callbacks
 from raymu.trial import Row, blank_row, check, run_trial
 
 WORKER_RETRIES = 2  # of a trial whose process dies
@@ -229,6 +230,7 @@ def run_sweep(
     *,
     data_dir: Path | None = None,
     resume: bool = False,
+    trackers: Trackers | None = None,
 ) -> list[Row]:
     """Run a sweep, or what is missing of it, and return all its rows.
 
@@ -236,6 +238,7 @@ def run_sweep(
         location: the sweep's own directory, local or on object storage; holds its rows.
         data_dir: where the dataset's original files are.
         resume: whether an unfinished sweep in `location` is continued.
+        trackers: where its searches are shown as well.
 
     Raises:
         InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
@@ -253,7 +256,7 @@ def run_sweep(
             data.prepare(scenario, data_dir)
             data.check_split(scenario)
         with session(resources.address):
-            run = _Run(sweep, rows, fit_to_cluster(resources), console)
+            run = _Run(sweep, rows, fit_to_cluster(resources), console, trackers or Trackers())
             run.train_references([sweep.scenario])
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
@@ -293,8 +296,8 @@ def _is_spent(protocol: Protocol, rows: Iterable[Row]) -> bool:
 class _Run:
     """What is left of a sweep, on a Ray cluster."""
 
-    def __init__(self, sweep: Sweep, rows: store.Store, slots: Slots, console: Console) -> None:
-        self._sweep, self._rows, self._slots, self._console = sweep, rows, slots, console
+    def __init__(self, sweep: Sweep, rows: store.Store, slots: Slots, console: Console, trackers: Trackers) -> None:
+        self._sweep, self._rows, self._slots, self._console, self._trackers = sweep, rows, slots, console, trackers
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
         """Train those that are missing, side by side, and then compare every two."""
@@ -332,15 +335,34 @@ class _Run:
                 settings = dict(zip(sweep.trials(seed), [{}, *known], strict=True))
                 searcher = Listed((task(number, settings[number]) for number in missing), is_spent)
             longest = sweep.longest
-            self._tune(searcher, scheduler(protocol.scheduler, longest, done), len(missing), done, "trials")
+            followers = self._followers([row for row in everything if row["source"] != "confirmation"])
+            self._tune(searcher, scheduler(protocol.scheduler, longest, done), len(missing), done, "trials", followers)
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
         while tasks := _unconfirmed(self._sweep, everything := self._rows.read()):
             done = [row for row in everything if row["source"] == "confirmation"]
-            self._tune(Listed(tasks), FIFOScheduler(), len(tasks), done, "confirming")
+            self._tune(Listed(tasks), FIFOScheduler(), len(tasks), done, "confirming", [])
 
-    def _tune(self, searcher: Searcher, chosen: TrialScheduler, count: int, done: list[Row], what: str) -> None:
+    def _followers(self, done: list[Row]) -> list[tune.Callback]:
+        """The trackers, for which `done` are the rows that they may know."""
+
+        def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
+            task: Task = trial.config["task"]
+            return _trial_id(self._rows, task), task.config
+
+        space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
+        return callbacks(self._trackers, self._sweep, self._rows.name, space, done, describe, self._console)
+
+    def _tune(
+        self,
+        searcher: Searcher,
+        chosen: TrialScheduler,
+        count: int,
+        done: list[Row],
+        what: str,
+        followers: list[tune.Callback],
+    ) -> None:
         """Run so many trials at most; their rows are appended to `done`, too."""
         before = len(done)
         trainable = tune.with_parameters(
@@ -366,7 +388,7 @@ class _Run:
                         name=self._sweep.method.name(),
                         verbose=0,
                         failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
-                        callbacks=[recorder],
+                        callbacks=[recorder, *followers],
                     ),
                 ).fit()
         finally:
@@ -410,6 +432,10 @@ def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) 
     report(row, features={"trial_id": task.confirms, **picture(compared, loaded.data)})
 
 
+def _trial_id(rows: store.Store, task: Task) -> str:
+    return f"{rows.name}-{task.number:04d}"
+
+
 class _Recorder(tune.Callback):
     """Writes a row when a trial ends, and tells the progress display."""
 
@@ -447,11 +473,11 @@ class _Recorder(tune.Callback):
             return  # the process died after its last word
         self._recorded.add(trial.trial_id)
         task: Task = trial.config["task"]
-        sweep, name = self._sweep, self._rows.name
+        sweep = self._sweep
         is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
         row = {
-            "trial_id": f"{name}-{task.number:04d}",
-            "sweep": name,
+            "trial_id": _trial_id(self._rows, task),
+            "sweep": self._rows.name,
             "trial": task.number,
             "source": task.source,
             "search_seed": task.search_seed,
