@@ -28,6 +28,17 @@ def check_architecture(scenario: Scenario) -> None:
         raise InputError(unknown("architecture", scenario.architecture, similar))
 
 
+def timm_arguments(scenario: Scenario) -> dict[str, Any]:
+    """What `timm.create_model` takes for the scenario, beside the architecture's name."""
+    import timm
+
+    dataset = DATASETS[scenario.dataset]
+    arguments = {"num_classes": dataset.num_classes, "in_chans": dataset.channels, **dict(scenario.model_args)}
+    if getattr(timm.get_pretrained_cfg(scenario.architecture), "fixed_input_size", False):
+        arguments.setdefault("img_size", dataset.size)
+    return arguments
+
+
 def build(scenario: Scenario, seed: int) -> nn.Module:
     """The scenario's architecture with random weights that depend on `seed` alone.
 
@@ -36,17 +47,12 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     """
     import timm  # takes a second, which only who builds a model has to spend
 
-    dataset = DATASETS[scenario.dataset]
-    arguments: dict[str, Any] = dict(scenario.model_args)
-    if getattr(timm.get_pretrained_cfg(scenario.architecture), "fixed_input_size", False):
-        arguments.setdefault("img_size", dataset.size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = timm.create_model(
-            scenario.architecture, num_classes=dataset.num_classes, in_chans=dataset.channels, **arguments
-        )
+        model: Any = timm.create_model(scenario.architecture, **timm_arguments(scenario))
         if scenario.cifar_stem:
-            model.conv1 = nn.Conv2d(dataset.channels, model.conv1.out_channels, 3, 1, 1, bias=False)
+            channels = DATASETS[scenario.dataset].channels
+            model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, 1, 1, bias=False)
             nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
             model.maxpool = nn.Identity()
     network: nn.Module = model

@@ -1,0 +1,180 @@
+"""A model card in Hugging Face's format, for an unlearned model that is handed on."""
+
+import importlib.metadata
+import platform
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from raymu import method
+from raymu.data import DATASETS
+from raymu.models import timm_arguments
+from raymu.results.tables import COLUMNS, percent
+from raymu.scenario import Scenario
+
+Row = Mapping[str, Any]
+
+WEIGHTS = "model.safetensors"
+PACKAGES = ("raymu", "torch", "timm", "safetensors")
+METRICS = {
+    "retain": "Retain accuracy",
+    "forget": "Forget accuracy",
+    "probe-forget": "Linear-probe accuracy on the forget set",
+    "NCC-forget": "Nearest-class-centre accuracy on the forget set",
+}
+
+
+def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenario) -> str:
+    """Markdown with YAML front matter, the README.md beside `model.safetensors`.
+
+    Args:
+        row: the completed trial that made the model.
+        references: the rows "original" and "retrained" to compare with, where they are known.
+        scenario: what that trial had to forget; it says how the model is built.
+
+    Raises:
+        InputError: the row's method is none of `raymu/methods/`.
+    """
+    paper = method.get(row["method"]).paper
+    head = "class-mean features (CMF) as head" if row["head"] == "cmf" else "its own linear head"
+    part = "" if row["train"] == "all" else "; its classifier alone was changed, the features are the original's"
+    config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    models = {**(references or {}), "this model": row}
+    table = [
+        f"| model | {' | '.join(COLUMNS)} |",
+        f"|---|{'---:|' * len(COLUMNS)}",
+        *(
+            f"| {model} | {' | '.join(percent(figures[f'test_{column}']) for column in COLUMNS.values())} |"
+            for model, figures in models.items()
+        ),
+    ]
+    return "\n".join(
+        [
+            "---",
+            f"{_front_matter(row, scenario)}\n---\n",
+            f"# {_escaped(row['method'])} on {_escaped(scenario.name)}, without {scenario.forgotten}\n",
+            f"An image classifier, {_escaped(scenario.architecture)} trained on {_escaped(scenario.dataset)}, that was"
+            f" made to forget {scenario.forgotten} by {_escaped(row['method'])} ({_escaped(paper)}), with {head}{part}."
+            " Made with raymu.\n",
+            "## What it still knows\n",
+            "On test, accuracies in %:\n",
+            *table,
+            f"\n{_legend(scenario)}\n",
+            "## Setting\n",
+            *config,
+            f"\nSeed {row['seed']}; {row['epochs']} epochs of unlearning; {_escaped(row['objective'])} on validation:"
+            f" {row['score']:.4f}.\n",
+            "## Loading it\n",
+            f"```python\n{_snippet(row, scenario)}```\n",
+            "## Intended use and limits\n",
+            *_limits(scenario),
+            "\n## Versions\n",
+            f"Python {platform.python_version()}, {', '.join(versions)}.\n",
+        ]
+    )
+
+
+def _front_matter(row: Row, scenario: Scenario) -> str:
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_plain(scenario.dataset),
+            dataset_name=_plain(f"{scenario.name}, forgetting {scenario.forgotten}"),
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=METRICS[heading],
+            metric_value=row[f"test_{column}"],
+        )
+        for heading, column in COLUMNS.items()
+        if row[f"test_{column}"] is not None
+    ]
+    data = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["machine-unlearning", "raymu", _plain(row["method"])],
+        datasets=[_plain(scenario.dataset)],
+        metrics=["accuracy"],
+        model_name=_plain(f"{row['method']}-{scenario.name}"),
+        eval_results=results,
+    )
+    return data.to_yaml().rstrip()
+
+
+def _legend(scenario: Scenario) -> str:
+    retain, forget = (
+        ("all test images", "forgotten training images")
+        if scenario.forget_share
+        else ("test images of the other classes", f"those of {scenario.forgotten}")
+    )
+    return (
+        f"*retain* and *forget* are the model's own answers on {retain} and on {forget}. *probe-forget* and"
+        " *NCC-forget* are what a linear probe and the nearest class centre tell of the forget set from the model's"
+        " frozen features."
+        " *original* was trained on everything, *retrained* never saw the forget set."
+    )
+
+
+def _limits(scenario: Scenario) -> list[str]:
+    limits = [
+        "An output near 0 with a high probe is not forgetting: the answer is hidden, the features still tell it, and a"
+        " new head brings it back. What the probe reads of the retrained model is what features tell of images that"
+        " they never saw; memory is what exceeds it.",
+        "No figure here proves that the forgotten data cannot be recovered from the weights, and none is a legal"
+        " statement about deletion.",
+        "The figures hold for this dataset, this forget set and one seed.",
+    ]
+    if scenario.forget_share:
+        limits.insert(
+            0,
+            "Single samples were forgotten: a forget accuracy near the retrained model's is the aim, not 0, since a"
+            " model answers most images right that it never saw.",
+        )
+    return ["For research on machine unlearning.\n", *(f"- {limit}" for limit in limits)]
+
+
+def _snippet(row: Row, scenario: Scenario) -> str:
+    """Python that loads the weights and answers images; it runs as it stands, in the card's directory."""
+    dataset = DATASETS[scenario.dataset]
+    arguments = "".join(f", {key}={value!r}" for key, value in timm_arguments(scenario).items())
+    shape = f"(N, {dataset.channels}, {dataset.size}, {dataset.size})"
+    is_cmf = row["head"] == "cmf"
+    lines = ["import timm", "import torch", "from safetensors.torch import load_file"]
+    if is_cmf:
+        lines += ["", "from raymu.models import CMF"]
+    lines += ["", f"model = timm.create_model({scenario.architecture!r}{arguments})"]
+    if scenario.cifar_stem:
+        lines += [
+            f"model.conv1 = torch.nn.Conv2d({dataset.channels}, model.conv1.out_channels, 3, 1, 1, bias=False)",
+            "model.maxpool = torch.nn.Identity()",
+        ]
+    if is_cmf:
+        lines += [
+            f"model = CMF(model, num_classes={dataset.num_classes}, temperature={row['config']['temperature']!r})"
+        ]
+    lines += [
+        f'model.load_state_dict(load_file("{WEIGHTS}"))',
+        "model.eval()",
+        "",
+        f"mean = torch.tensor({list(dataset.mean)}).view(-1, 1, 1)",
+        f"std = torch.tensor({list(dataset.std)}).view(-1, 1, 1)",
+        "",
+        "",
+        "def logits(images):",
+        f'    """Logits (N, {dataset.num_classes}) of images {shape} with values in 0..1."""',
+        "    with torch.no_grad():",
+        "        return model((images - mean) / std)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text on one line."""
+    return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """Text on one line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|~$&])", r"\\\1", _plain(text))
