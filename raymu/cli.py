@@ -118,6 +118,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu.results.store import locate
     from raymu.session import Resources
     from raymu.sweep import Sweep
+    from raymu.trackers import Trackers
 
     default, resources = defaults[0], Resources()
     budget = default.protocol
@@ -179,6 +180,12 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         concurrent: Annotated[
             int | None, typer.Option(help="Trials at once, at most. (default: as many as fit)")
         ] = resources.concurrent,
+        tensorboard: Annotated[Path | None, typer.Option(help="Directory for TensorBoard's event files.")] = None,
+        mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking URI: sqlite:///mlflow.db")] = None,
+        wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases.")] = None,
+        optuna: Annotated[
+            str | None, typer.Option(help="Database for a study that optuna-dashboard opens: sqlite:///study.db")
+        ] = None,
     ) -> None:
         chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
         forget_sets = tuple(_numbers("--confirm-forget", text) for text in confirm_forget or [])
@@ -203,7 +210,8 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
                 train=train,  # type: ignore[arg-type]
             )
 
-        options: dict[str, Any] = {"data_dir": data_dir, "resume": resume}
+        trackers = Trackers(tensorboard, mlflow, wandb, optuna)
+        options: dict[str, Any] = {"data_dir": data_dir, "resume": resume, "trackers": trackers}
         given = Resources(address, cpus_per_trial, gpus_per_trial, concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)
@@ -242,9 +250,7 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, 
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _sweep_and_show(
-    sweep: "Sweep", location: "Location", resources: Any, *, data_dir: Path | None, resume: bool
-) -> None:
+def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **options: Any) -> None:
     """Run a sweep and print how it went."""
     from raymu import references
     from raymu.results import ranking, store, tables
@@ -258,7 +264,7 @@ def _sweep_and_show(
         soft_wrap=True,
     )
     try:
-        rows = run_sweep(sweep, location, resources, console, data_dir=data_dir, resume=resume)
+        rows = run_sweep(sweep, location, resources, console, **options)
     except KeyboardInterrupt:
         done = len(store.read(location))
         typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
@@ -432,7 +438,7 @@ def _unlearn(
         sys.exit(1)
     if model is not None:
         cache.save_tensors(out / "model.safetensors", model.state_dict())
-        (out / "README.md").write_text(model_card(row, references.metrics(task)))
+        (out / "README.md").write_text(model_card(row, references.metrics(task), task))
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)
     if row["status"] == "completed":
         console.print(tables.comparison({method: figures_of(row, goal)}, goal))
