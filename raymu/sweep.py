@@ -1,5 +1,6 @@
 """A sweep: scenario x method x protocol, searched and confirmed by Ray Tune."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -334,9 +335,10 @@ class _Run:
             else:
                 settings = dict(zip(sweep.trials(seed), [{}, *known], strict=True))
                 searcher = Listed((task(number, settings[number]) for number in missing), is_spent)
-            longest = sweep.longest
             followers = self._followers([row for row in everything if row["source"] != "confirmation"])
-            self._tune(searcher, scheduler(protocol.scheduler, longest, done), len(missing), done, "trials", followers)
+            self._tune(
+                searcher, scheduler(protocol.scheduler, sweep.longest, done), len(missing), done, "trials", followers
+            )
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
@@ -424,12 +426,13 @@ def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) 
         rungs=protocol.rungs(method.total_epochs, method.comparable_from) if task.source == "search" else [],
         report=report,
     )
-    if not task.pictured or model is None:
-        report(row)
-        return
-    compared = {**references.load_models(task.scenario, threads), "tuned": model}
-    loaded = references.load(task.scenario, references.default_device(), threads)
-    report(row, features={"trial_id": task.confirms, **picture(compared, loaded.data)})
+    more = {}
+    if task.pictured and model is not None:
+        with contextlib.suppress(Exception):  # a row is never lost for a picture
+            compared = {**references.load_models(task.scenario, threads), "tuned": model}
+            loaded = references.load(task.scenario, references.default_device(), threads)
+            more["features"] = {"trial_id": task.confirms, **picture(compared, loaded.data)}
+    report(row, **more)
 
 
 def _trial_id(rows: store.Store, task: Task) -> str:
