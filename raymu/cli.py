@@ -607,10 +607,10 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
 
     sweeps = store.load(storage)
     if method is not None:
-        known = sorted({sweep.identity["method"] for sweep in sweeps})
+        known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
         if method not in known:
             raise InputError(unknown("method in this storage", method, known))
-        sweeps = [sweep for sweep in sweeps if sweep.identity["method"] == method]
+        sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
     kind, _, argument = rule.partition(":")
     rows = [row for sweep in sweeps for row in sweep.rows]
     if kind == "pareto":

@@ -146,7 +146,7 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     if not found:
         raise InputError("no completed trial to choose from")
     for field in ("scenario_hash", "objective", "protocol_hash"):
-        values = sorted({row[field] for row in found})
+        values = sorted({str(row.get(field)) for row in found})
         if len(values) > 1:
             raise InputError(
                 f"rows of several kinds ({field}: {', '.join(values)}) do not compare; name one sweep's directory"
