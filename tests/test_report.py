@@ -232,6 +232,8 @@ def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
 def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) -> None:
     first, second, third = make_ranked([make_sweep("b", 0.9), make_sweep("a", 0.6), make_sweep("c", 0.3)])
     assert report.headline([first, second, third]).startswith("b and a share the first rank")
+    several = [first._replace(sweep=make_sweep(name, 0.5)) for name in "defg"]
+    assert report.headline([*several, third]).startswith("4 methods share the first rank. Highest mean: d")
     alone = [entry._replace(rank=rank, shared=False) for rank, entry in enumerate((first, second, third), start=1)]
     assert report.headline(alone).startswith("b ranks first (hmean 0.")
     all_shared = [entry._replace(rank=1, shared=True) for entry in alone]

@@ -34,6 +34,7 @@ CONFIG_FIELDS = [
     "config",
 ]
 ENOUGH_ORIGINALS = 5
+MANY = 4  # names are a number in the headline
 PNG_WIDTH = 900  # pixels, at scale 2
 
 
@@ -172,7 +173,8 @@ def headline(ranked: Sequence[Ranked]) -> str:
     if len(leaders) == len(ranked):
         return f"No rank is significant. Highest mean: {first.sweep.name} ({score})."
     if len(leaders) > 1:
-        return f"{' and '.join(leaders)} share the first rank. Highest mean: {first.sweep.name} ({score})."
+        who = " and ".join(leaders) if len(leaders) < MANY else f"{len(leaders)} methods"
+        return f"{who} share the first rank. Highest mean: {first.sweep.name} ({score})."
     return f"{first.sweep.name} ranks first ({score})."
 
 
