@@ -616,16 +616,17 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
     if kind == "pareto":
         return select.ParetoFront().choose(rows)
     if kind == "constrained":
+        try:
+            loss = float(argument)
+        except ValueError as error:
+            raise InputError(f"--rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
         scenario = select.candidates(rows)[0]["scenario_hash"]
         original = next(
             (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
         )
         if original is None:
             raise InputError(f"{storage} does not say what the original reached")
-        try:
-            return select.Constrained(original, float(argument)).choose(rows)
-        except ValueError as error:
-            raise InputError(f"--rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
+        return select.Constrained(original, loss).choose(rows)
     if kind not in ("tuned", "cheapest"):
         raise InputError(unknown("rule", kind, ["tuned", "pareto", "cheapest", "constrained"]))
     chosen, reasons = [], []

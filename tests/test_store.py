@@ -16,10 +16,17 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
+from rich.console import Console
 
 from raymu.errors import InputError
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Confirmation, Protocol
+from raymu.references import References
 from raymu.results import store
 from raymu.results.store import Store
+from raymu.scenario import Scenario
+from raymu.session import Resources
+from raymu.sweep import Sweep, run_sweep
 
 IDENTITY = {"method": "salun", "protocol": {"trials": 3, "seed": 0}}
 NAMES = ["a b", "all/salun", "ü#1", "50%20?"]
@@ -453,3 +460,15 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
     filesystem, path = FileSystem.from_uri(place)
     for name in store._files(store.locate(place)):
         assert b"ssword" not in filesystem.open_input_stream(f"{path}/{name}").read()
+
+
+def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: References) -> None:
+    place = s3.place()
+    sweep = Sweep(RandomLabel, quick, Protocol(trials=3, confirmation=Confirmation(seeds=1)))
+    rows = run_sweep(sweep, store.locate(place) / "rl", Resources(), Console(quiet=True))
+    (result,) = store.load(place)
+    assert (result.name, result.rows) == ("rl", rows)
+    assert sorted(trials(rows))[:4] == [0, 1, 2, 3]
+    assert set(result.references) == {quick.hash}
+    assert result.features is not None
+    assert run_sweep(sweep, store.locate(place) / "rl", Resources(), Console(quiet=True)) == rows  # it is finished

@@ -137,6 +137,39 @@ def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
     assert (tmp_path / "again" / "model.safetensors").stat().st_size > 0
 
 
+def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) -> None:
+    storage = str(swept[0] / "salun")
+    rows = store.read(swept[0] / "salun")
+    ranking = raymu("results", storage, "--ranking", COLUMNS="100")
+    assert ranking.returncode == 0, ranking.stderr
+    assert [line.split()[:2] for line in ranking.stdout.splitlines()[-1:]] == [["1", "salun"]]
+    assert r"1 & salun & " in raymu("results", storage, "--latex").stdout
+    front = json.loads(raymu("best", storage, "--rule", "pareto", "--json").stdout)
+    assert [row["trial"] for row in front] == [row["trial"] for row in select.ParetoFront().choose(rows)]
+    constrained = json.loads(raymu("best", storage, "--rule", "constrained:0.5", "--json").stdout)
+    original = references.metrics(SCENARIOS["digits"])["original"]
+    assert constrained["trial"] == select.Constrained(original, 0.5).choose(rows)[0]["trial"]
+    for rule, message in (
+        ("cheapest", "confirmed at least twice"),
+        ("constrained:much", "takes a share"),
+        ("constrained:-1", "no completed trial keeps"),
+        ("tunned", "did you mean 'tuned'"),
+    ):
+        refused = raymu("best", storage, "--rule", rule)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
+    assert raymu("report", storage, "-o", "page.html").returncode == 0
+    assert "salun" in (tmp_path / "page.html").read_text()
+
+
+def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) -> None:
+    printed = raymu("export", str(swept[0] / "salun"), "--out", "model")
+    assert printed.returncode == 0, printed.stderr
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"README.md", "model.safetensors", "row.json"}
+    row, tuned = json.loads((tmp_path / "model" / "row.json").read_text()), select.tuned(store.read(swept[0] / "salun"))
+    assert {key: row[key] for key in keys()} == {key: tuned[key] for key in keys()}
+    assert "machine-unlearning" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path) -> None:
     command = script("salun", tmp_path)
     before = (swept[0] / "salun" / store.ROWS).read_bytes()
