@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from raymu import data, method
-from raymu.results import select, store
+from raymu.protocol import Confirmation, Protocol
+from raymu.results import ranking, store
 from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
 from raymu.trial import run_trial
 
 SWEEPS = 10
+ORIGINALS, RUNS = 5, 4  # of every sweep's confirmation
 
 
 def write(storage: Path, rows: int) -> int:
@@ -29,20 +32,26 @@ def write(storage: Path, rows: int) -> int:
     scenario, chosen = SCENARIOS["digits"], method.get("salun")
     data.prepare(scenario)
     real, _ = run_trial(scenario, chosen.from_config(chosen.published_config(scenario)), seed=0)
-    names = ("trial_id", "sweep", "trial", "source", "search_seed", "model_seed", "confirms", "protocol_hash")
-    real = dict.fromkeys(names) | real | {"fallback": False, "ended_s": time.time()}
+    protocol = Protocol(trials=rows // SWEEPS, confirmation=Confirmation(seeds=RUNS, originals=ORIGINALS))
+    identity = Sweep(chosen, scenario, protocol).identity()
+    names = ("trial_id", "sweep", "trial", "source", "search_seed", "confirms")
+    real = dict.fromkeys(names) | real | {"protocol_hash": protocol.hash, "fallback": False, "ended_s": time.time()}
     numbers = [name for name, value in real.items() if isinstance(value, float)]
     generator = random.Random(0)
     written = 0
     for sweep in range(SWEEPS):
         directory = storage / f"method{sweep}"
-        with store.Store(directory, {"protocol": {"trials": 1}}, resume=False):
+        with store.Store(directory, identity, resume=False):
             lines = []
             for trial in range(rows // SWEEPS):
                 row = real | {name: generator.random() for name in numbers}
                 row |= {"trial_id": f"{directory.name}-{trial:04d}", "sweep": directory.name, "trial": trial}
                 row |= {"source": "search", "curve": [[epoch, generator.random()] for epoch in (1, 3, 9, 27)]}
                 row["config"] = {name: generator.random() for name in real["config"]}
+                if trial >= rows // SWEEPS - RUNS * ORIGINALS:
+                    original, seed = divmod(trial, RUNS)
+                    row |= {"source": "confirmation", "model_seed": original, "seed": seed}
+                    row["confirms"] = f"{directory.name}-0000"
                 lines.append(json.dumps(row) + "\n")
             written += (directory / store.ROWS).write_text("".join(lines))
     print(f"{rows} rows of {len(real)} columns, {written / rows:.0f} bytes each, in {SWEEPS} sweeps")
@@ -70,8 +79,8 @@ def main() -> None:
         write(storage, options.rows)
         measure("load", lambda: store.load(storage))
         measure("table", lambda: store.table(storage))
-        rows = store.read_all(storage)
-        measure("best", lambda: select.best(rows))
+        sweeps = store.load(storage)
+        measure("rank", lambda: ranking.rank(sweeps))
 
 
 if __name__ == "__main__":
