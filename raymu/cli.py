@@ -215,7 +215,9 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         given = Resources(address, cpus_per_trial, gpus_per_trial, concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)
-            _sweep_and_show(sweep, locate(storage) / (name or sweep.name), given, **options)
+            location = locate(storage) / (name or sweep.name)
+            if not _sweep_and_show(sweep, location, given, **options):
+                raise InputError(f"no completed trial to choose from; see: raymu results {location}")
             return
         if ranges:
             raise InputError("--range is for a sweep of one method")
@@ -244,14 +246,16 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, 
             console.print()
     done = [one for sweep in sweeps for one in store.load(storage / sweep.name)]
     ranked = ranking.rank(done)
+    if not ranked:
+        raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
     console.print(tables.ranking(ranked))
     path = Path(storage.path if storage.local else ".") / "report.html"
     report.write(done, ranked, path)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **options: Any) -> None:
-    """Run a sweep and print how it went."""
+def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **options: Any) -> bool:
+    """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import references
     from raymu.results import ranking, store, tables
     from raymu.sweep import run_sweep
@@ -269,10 +273,13 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         done = len(store.read(location))
         typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
         raise
+    statuses = [row["status"] for row in rows]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     console.print()
     ranked = ranking.rank(store.load(location))
     if not ranked:
-        raise InputError(f"no completed trial to choose from; see: raymu results {location}")
+        console.print(f"no completed trial: {counts}", highlight=False)
+        return False
     (end,) = ranked
     console.print(tables.comparison(end.figures, protocol.objective))
     if end.published is not None and end.published["fallback"]:
@@ -286,8 +293,6 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
             f"means over {end.score.runs} runs on {end.score.originals} originals, with 95 % intervals", highlight=False
         )
     console.print()
-    statuses = [row["status"] for row in rows]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     for line in (
         f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {protocol.objective}"
         f" {end.tuned['score']:.3f} on validation)",
@@ -296,6 +301,7 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         f"references: {references.directory(sweep.scenario)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return True
 
 
 def _with_forget(scenario: Scenario, forget: str | None, share: float | None) -> Scenario:
