@@ -421,14 +421,16 @@ def cost(sweeps: Sequence[SweepResults]) -> go.Figure:
     )
 
 
-def features(drawn: Mapping[str, Any]) -> go.Figure:
-    """Three t-SNE maps of the same validation images, under the original, retrained and tuned model.
+def features(drawn: Mapping[str, Any], unlearned: str = "tuned") -> go.Figure:
+    """Three t-SNE maps of the same validation images, under the original, retrained and unlearned model.
 
     Args:
         drawn: what `features.json` holds. Forgotten classes are coloured, the others grey.
+        unlearned: what the unlearned model is called.
     """
     models = [model for model in ("original", "retrained", "tuned") if model in drawn]
-    figure = _panels(models, 340, horizontal_spacing=0.02)
+    titles = [unlearned if model == "tuned" else model for model in models]
+    figure = _panels(titles, 340, horizontal_spacing=0.02)
     labels = drawn["labels"]
     colours = dict(zip(drawn["forget"], itertools.cycle([TUNED, *COLOURS]), strict=False))
     groups = [("other classes", "#BDBDBD", [i for i, of in enumerate(labels) if of not in colours])]

@@ -149,7 +149,10 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
         yield Drawing("cost", None, figures.cost(sweeps))
     for sweep in sweeps:
         if sweep.features:
-            yield Drawing("features", sweep.name, figures.features(sweep.features))
+            entry = of.get(sweep.name)
+            is_tuned = entry is None or entry.tuned["trial_id"] == sweep.features.get("trial_id")
+            drawn = figures.features(sweep.features, "tuned" if is_tuned else "best of the search")
+            yield Drawing("features", sweep.name, drawn)
 
 
 def _best_first(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> list[SweepResults]:
