@@ -241,6 +241,9 @@ def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) 
     unconfirmed = make_ranked([entry.sweep for entry in alone], runs=0)
     assert "by a single run, so no rank is significant" in report.headline(unconfirmed)
     assert [line[:21] for line in report.cautions(sweeps, unconfirmed)] == ["Nothing was confirmed"]
+    assert unconfirmed[0].published is not None
+    unconfirmed[0].published["fallback"] = True
+    assert list(report.cautions(sweeps, unconfirmed))[-1].startswith("“Published” is a fallback (b)")
 
 
 def test_sweeps_that_do_not_compare_are_named() -> None:

@@ -227,6 +227,11 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
             " most of the variance is between originals."
         )
 
+    fallback = [entry.sweep.name for entry in ranked if entry.published is not None and entry.published.get("fallback")]
+    if fallback:
+        who = "" if len(fallback) == len(ranked) else f" ({', '.join(fallback)})"
+        yield f"“Published” is a fallback{who}: the paper gives no setting for this dataset and head."
+
 
 def cost(sweep: SweepResults) -> Row:
     """What a search took: sums over its trials, and how they ended ("38 completed, 2 diverged")."""
