@@ -22,7 +22,7 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     """Models (by name) side by side on test; None stands for a model that is not there."""
     table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("model")
-    confirmed = any(figures is not None and figures.score.runs for figures in models.values())
+    confirmed = any(figures is not None and figures.score.runs > 1 for figures in models.values())
     headings = [*COLUMNS, objective, *(["95 %"] if confirmed else [])]
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -84,7 +84,7 @@ def _cells(figures: Figures | None) -> list[str]:
         return ["-"] * (len(COLUMNS) + 2)
     accuracies = (figures.metrics.get(f"test_{metric}") for metric in COLUMNS.values())
     score = figures.score
-    interval = f"{score.low:.2f}-{score.high:.2f}" if score.runs > 1 else ""
+    interval = "-".join(f"{end:.2f}".lstrip("0") for end in (score.low, score.high)) if score.runs > 1 else ""
     return [*(percent(one.mean if one else None) for one in accuracies), f"{score.mean:.3f}", interval]
 
 
