@@ -182,7 +182,10 @@ def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path)
     assert (swept[0] / "salun" / store.ROWS).read_bytes() == before
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+@pytest.mark.parametrize(
+    "blow",
+    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.long)],
+)
 def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""
     command = [*script("salun", tmp_path), "--trials", "9", "--storage", str(tmp_path / "storage"), "--name", "cut"]
@@ -363,7 +366,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_labels": test_labels,
         }.items():
             np.save(entry / f"{part}.npy", array)
-        sweep = Sweep(RandomLabel, scenario, Protocol(trials=8, confirmation=Confirmation(seeds=1, originals=1, top=2)))
+        sweep = Sweep(RandomLabel, scenario, Protocol(trials=6, confirmation=Confirmation(seeds=1, originals=1, top=2)))
         rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows", concurrent=1)
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
         searches.append([[row[key] for key in seen] for row in rows])
@@ -372,7 +375,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
     assert searches[0] == searches[1]
     assert tests[0] != tests[1]
     assert "stopped" in {row[5] for row in searches[0][:-1]}
-    assert len(searches[0]) > 8 + 1
+    assert len(searches[0]) > 6 + 1
 
 
 def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) -> None:
@@ -466,6 +469,7 @@ def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(quick, tmp_pat
     assert result.features["trial_id"] == select.Best().choose(rows)[0]["trial_id"]
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_train_the_references_once(tmp_path) -> None:
     """On a cache of their own; each on its own local Ray."""
     environment = {**os.environ, "RAYMU_CACHE": str(tmp_path / "cache")}
