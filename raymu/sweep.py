@@ -152,14 +152,17 @@ class Sweep:
         """The numbers of the trials of one search."""
         known = self.design(seed)
         size = self.protocol.trials if known is None else 1 + len(known)
-        first = self.protocol.search_seeds.index(seed) * self.protocol.trials
+        first = self._first(seed)
         return range(first, first + size)
+
+    def _first(self, seed: int) -> int:
+        """The number of a search's first trial, which is the published setting."""
+        return self.protocol.search_seeds.index(seed) * self.protocol.trials
 
     def task(self, seed: int, number: int, setting: Mapping[str, Any]) -> Task:
         """A trial of one search."""
         config = self.configured({**self.published, **setting}).config
-        is_first = number == self.protocol.search_seeds.index(seed) * self.protocol.trials
-        source: Literal["published", "search"] = "published" if is_first else "search"
+        source: Literal["published", "search"] = "published" if number == self._first(seed) else "search"
         return Task(number, config, self.scenario, seed, source, search_seed=seed)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:
@@ -249,8 +252,8 @@ def run_sweep(
     with store.Store(
         location, sweep.identity(), resume=resume, is_finished=lambda rows: is_finished(sweep, rows)
     ) as rows:
-        if is_finished(sweep, store.read(location)):
-            return store.read(location)
+        if is_finished(sweep, done := rows.read()):
+            return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
         for scenario in scenarios:
@@ -264,7 +267,7 @@ def run_sweep(
             run.train_references(scenarios)
             rows.put(store.REFERENCES, {one.hash: references.metrics(one) for one in scenarios})
             run.confirm()
-        return store.read(location)
+        return rows.read()
 
 
 def is_finished(sweep: Sweep, rows: Sequence[Row]) -> bool:
