@@ -5,7 +5,7 @@ copies or unpickles images.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from raymu import cache
 from raymu.errors import InputError
+from raymu.images import Images, Pixels
 from raymu.scenario import Scenario
+from raymu.workers import Workers
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 
@@ -74,11 +76,11 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of an array: `images` (uint8, N x C x H x W) and `labels` (int64, N) of the whole array, and `index`
-    (int64) of the rows that belong to the split.
+    """Some images of a source: all its `images` and their `labels` (int64, N), and `index` (int64), the positions of
+    those that belong to the split.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     index: Tensor
 
@@ -89,6 +91,10 @@ class Split:
     def targets(self) -> Tensor:
         """The true labels of its images."""
         return self.labels[self.index]
+
+    def read(self) -> Tensor:
+        """All its images at once, normalised (N, C, H, W)."""
+        return next(self.images.read([(self.index, None)]))
 
     def subset(self, chosen: Tensor) -> "Split":
         """Those of its images that are chosen, by position or by a mask."""
@@ -108,15 +114,15 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A scenario's three splits and how to turn pixels into model input.
+    """A scenario's three splits.
 
     Attributes:
         train: what the original was trained on.
         forget: which of them have to be forgotten (bool, one an image).
         probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
             learn them itself.
-        mean, std: of shape (C, 1, 1), in units of pixel / 255.
         forgotten: the classes that have to be forgotten; none where samples are.
+        workers: who share the work on it.
     """
 
     train: Split
@@ -125,13 +131,13 @@ class Data:
     val: HeldOut
     test: HeldOut
     num_classes: int
-    mean: Tensor
-    std: Tensor
     forgotten: tuple[int, ...] = ()
+    workers: Workers = field(default_factory=Workers)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 with about zero mean and unit variance."""
-        return (images.float() / 255 - self.mean) / self.std
+    @property
+    def device(self) -> torch.device:
+        """Where its images and labels are."""
+        return self.train.labels.device
 
     def is_forgotten(self, classes: Tensor) -> Tensor:
         """Which of these classes have to be forgotten (bool)."""
@@ -196,6 +202,12 @@ def load(scenario: Scenario, device: torch.device) -> Data:
         for path in prepare(scenario).glob("*.npy")
     }
     labels = arrays["train_labels"].cpu().numpy()
+    dataset = DATASETS[scenario.dataset]
+    images = {
+        name.removesuffix("_images"): Pixels(array, dataset.mean, dataset.std)
+        for name, array in arrays.items()
+        if name.endswith("_images")
+    }
 
     def hold_out(index: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rest, held_out = train_test_split(index, test_size=count, stratify=labels[index], random_state=scenario.seed)
@@ -205,7 +217,7 @@ def load(scenario: Scenario, device: torch.device) -> Data:
     num_val, num_test = (round(len(labels) * share) for share in (scenario.val_share, scenario.test_share))
 
     def split(part: str, index: NDArray[np.int64]) -> Split:
-        return Split(arrays[f"{part}_images"], arrays[f"{part}_labels"], torch.from_numpy(index).to(device))
+        return Split(images[part], arrays[f"{part}_labels"], torch.from_numpy(index).to(device))
 
     if num_test:
         train, test_index = hold_out(train, num_test)
@@ -213,12 +225,9 @@ def load(scenario: Scenario, device: torch.device) -> Data:
     else:
         test = split("test", np.arange(len(arrays["test_labels"])))
     train, val_index = hold_out(train, num_val)
-    dataset = DATASETS[scenario.dataset]
     return Data(
         **_forget_set(scenario, split("train", train), split("train", val_index), test),
         num_classes=dataset.num_classes,
-        mean=torch.tensor(dataset.mean, device=device).view(-1, 1, 1),
-        std=torch.tensor(dataset.std, device=device).view(-1, 1, 1),
     )
 
 

@@ -78,9 +78,13 @@ class Outputs(NamedTuple):
 
 
 def batches(data: Data, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images (B, C, H, W) and labels (B,) of a split, in order, in batches of nearly equal size."""
-    for index in split.index.tensor_split(max(1, -(-len(split) // EXTRACT_BATCH))):
-        yield data.normalise(split.images[index]), split.labels[index]
+    """Normalised images (B, C, H, W) and labels (B,) of this worker's share of a split, in order, in batches of nearly
+    equal size.
+    """
+    share = data.workers.share(split.index)
+    cuts = share.tensor_split(max(1, -(-len(share) // EXTRACT_BATCH)))
+    for images, index in zip(split.images.read((index, None) for index in cuts), cuts, strict=True):
+        yield images, split.labels[index]
 
 
 def outputs(model: nn.Module, data: Data, split: Split) -> Iterator[Outputs]:
@@ -130,22 +134,31 @@ class CMF(nn.Module):
         super().__init__()
         self.backbone: Any = backbone.requires_grad_(True)
         backbone.get_classifier().requires_grad_(False)
-        self.head = nn.Linear(backbone.head_hidden_size, num_classes, bias=False).requires_grad_(False)
+        self.head = nn.Linear(backbone.head_hidden_size, num_classes, bias=False)
+        weight = torch.zeros_like(self.head.weight)
+        del self.head.weight
+        self.head.register_buffer("weight", weight)  # not trained: what shards parameters leaves it alone
         self.temperature = temperature
         self.mu: Tensor
         self.register_buffer("mu", torch.zeros(backbone.head_hidden_size))
 
-    @torch.no_grad()
-    def update(self, features: Tensor, labels: Tensor) -> None:
-        """Make the head that of these backbone features (N, D) with true labels (N,).
-
-        A class without samples gets the logit 0.
+    def class_sums(self, data: Data) -> tuple[Tensor, Tensor]:
+        """Of this worker's share of the training set, the sum of every class's unit backbone features (K, D) and the
+        number of its images (K,), float64.
         """
-        unit = normalize(features.double())
-        sums = torch.zeros_like(self.head.weight, dtype=torch.float64).index_add_(0, labels, unit)
-        counts = labels.bincount(minlength=len(sums)).unsqueeze(1)
-        centred = torch.where(counts > 0, sums / counts - unit.mean(0), 0.0)
-        self.mu.copy_(unit.mean(0))
+        sums = torch.zeros_like(self.head.weight, dtype=torch.float64)
+        counts = torch.zeros_like(sums[:, 0])
+        for features, _, labels in outputs(self.backbone, data, data.train):
+            sums.index_add_(0, labels, normalize(features.double()))
+            counts += labels.bincount(minlength=len(counts))
+        return sums, counts
+
+    @torch.no_grad()
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Make the head from the class sums of the whole training set. A class without images gets the logit 0."""
+        mean, counts = sums.sum(0) / counts.sum(), counts.unsqueeze(1)
+        centred = torch.where(counts > 0, sums / counts - mean, 0.0)
+        self.mu.copy_(mean)
         self.head.weight.copy_(self.temperature * normalize(centred))
 
     def forward_features(self, images: Tensor) -> Tensor:

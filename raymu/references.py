@@ -197,7 +197,7 @@ class References:
         """A copy of the original model that may be changed."""
         model = models.build(self.scenario, self.scenario.model_seed)
         model.load_state_dict(self.original)
-        return model.to(self.data.mean.device)
+        return model.to(self.data.device)
 
     def cache_directory(self) -> Path:
         """Where methods keep what they compute from the original model."""

@@ -56,7 +56,7 @@ def run_trial(
         if method.start == "original":
             model = reference.model()
         else:
-            model = models.build(scenario, seed).to(reference.data.mean.device)
+            model = models.build(scenario, seed).to(reference.data.device)
         engine = Engine(
             model,
             reference.data,

@@ -2,25 +2,26 @@
 
 import copy
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from raymu import cache, models
 from raymu.data import Data
 from raymu.errors import Diverged
 from raymu.method import Clipped, Loss, Method, Part, Step
-from raymu.scenario import Scenario
+from raymu.scenario import Scenario, content_hash
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-CROP_PADDING = 4
+FOR_AUGMENTATION = 2**20  # an image's random number below that; what is above it is for its label
 READ = "images read"
 
 Tensors = dict[str, Tensor]
@@ -28,14 +29,17 @@ Rows = Literal["train", "retain", "forget"] | Tensor
 
 
 class Batch(NamedTuple):
-    """Some images of the training split: normalised `images` (B, C, H, W), true `labels` (B,), which of them belong to
-    the `forget` set (bool, B), and their positions `rows` (B,) in the split, -1 for images that are not from there.
+    """Some images of the training split, or this worker's share of them: normalised `images` (B, C, H, W), true
+    `labels` (B,), which of them belong to the `forget` set (bool, B), their positions `rows` (B,) in the split, -1 for
+    images that are not from there, and a random number of 62 bits for each, `seeds` (B,): what is drawn for an image is
+    drawn from it, so that it does not hang on the number of workers.
     """
 
     images: Tensor
     labels: Tensor
     forget: Tensor
     rows: Tensor
+    seeds: Tensor
 
 
 class Engine:
@@ -61,9 +65,11 @@ class Engine:
         self.epoch = 0
         self.images = 0
         self._data = data
-        self._device = data.mean.device
+        self._workers = data.workers
+        self._device = data.device
         self._cache_directory = cache_directory
-        self._random = torch.Generator().manual_seed(seed)
+        self._passes = 0  # in this epoch
+        self._cycled: list[int] = []  # batches that each `cycle` has given
         self._frozen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run(self, method: Method, end_of_epoch: Callable[[int], None] = lambda epoch: None) -> None:
@@ -78,7 +84,7 @@ class Engine:
             self.model.get_classifier().requires_grad_(True)  # type: ignore[operator]
         if method.head == "cmf":
             self.model = models.CMF(self.model, self._data.num_classes, method.temperature).to(self._device)
-            self._make_head(self._once("features", self._features))
+            self._make_head(self._once("class-sums", self._class_sums))
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)  # dropout and the like
             for step in method.unlearn(self):
@@ -131,30 +137,36 @@ class Engine:
             batch_size: at most so many images; None means the scenario's.
             extra: normalised images (M, C, H, W), their labels (M,), and how many times they are mixed in.
         """
-        rows = self._rows(part)
-        if extra is not None:
-            rows = torch.cat([rows, (-1 - torch.arange(len(extra[1]), device=rows.device)).repeat(extra[2])])
-        rows = rows[torch.randperm(len(rows), generator=self._random).to(rows.device)]
-        for chosen in rows.tensor_split(max(1, -(-len(rows) // (batch_size or self.scenario.recipe.batch_size)))):
-            batch = self._read(chosen.clamp(min=0), augment=self.scenario.recipe.augment)
+        self._passes += 1
+        for batch in self._read(self._pass(part, batch_size, extra, "pass", self.epoch, self._passes)):
             if extra is not None:
-                images, labels, forget, _ = batch
-                added = chosen < 0
-                images[added], labels[added] = extra[0][-1 - chosen[added]], extra[1][-1 - chosen[added]]
-                batch = Batch(images, labels, forget & ~added, chosen.clamp(min=-1))
+                added = batch.rows < 0
+                batch.images[added] = extra[0][-1 - batch.rows[added]]
+                batch.labels[added] = extra[1][-1 - batch.rows[added]]
+                batch = batch._replace(forget=batch.forget & ~added, rows=batch.rows.clamp(min=-1))
             yield batch
 
     def cycle(self, part: Rows) -> Iterator[Batch]:
         """Pass after pass, without end."""
-        while True:
-            yield from self.batches(part)
+        number = len(self._cycled)
+        self._cycled.append(0)
+
+        def chosen() -> Iterator[tuple[Tensor, Tensor]]:
+            begun, skipped = divmod(self._cycled[number], len(self._pass(part, None, None)))
+            for passes in itertools.count(begun):
+                yield from self._pass(part, None, None, "cycle", number, passes)[skipped:]
+                skipped = 0
+
+        for batch in self._read(chosen()):
+            self._cycled[number] += 1
+            yield batch
 
     def scan(self, part: Rows) -> Iterator[Batch]:
         """One pass in order, without augmentation; the model goes to eval mode, so that nothing of it changes."""
         self.model.eval()
         rows = self._rows(part)
-        for chosen in rows.tensor_split(max(1, -(-len(rows) // self.scenario.recipe.batch_size))):
-            yield self._read(chosen, augment=False)
+        cuts = rows.tensor_split(max(1, -(-len(rows) // self.scenario.recipe.batch_size)))
+        yield from self._read((chosen, None) for chosen in cuts)
 
     def classes(self, part: Part) -> list[int]:
         """The classes that occur in that part of the training set."""
@@ -175,16 +187,15 @@ class Engine:
         chosen = [rows[labels == label][:per_class] for label in labels.unique()]
         return torch.cat(chosen).sort().values
 
-    def random_labels(self, labels: Tensor) -> Tensor:
+    def random_labels(self, batch: Batch) -> Tensor:
         """Wrong labels (B,), drawn evenly: among the classes that are not forgotten; where samples are forgotten,
-        among all but each sample's own label (B,).
+        among all but each sample's own label.
         """
-        count = self._data.num_classes
+        count, drawn = self._data.num_classes, batch.seeds // FOR_AUGMENTATION
         if self.scenario.forget:
-            classes = torch.tensor([c for c in range(count) if c not in self.scenario.forget])
-            return classes[torch.randint(len(classes), (len(labels),), generator=self._random)].to(self._device)
-        shift = torch.randint(1, count, (len(labels),), generator=self._random)
-        return (labels + shift.to(self._device)) % count
+            classes = torch.tensor([c for c in range(count) if c not in self.scenario.forget], device=self._device)
+            return classes[drawn % len(classes)]
+        return (batch.labels + 1 + drawn % (count - 1)) % count
 
     def teacher(self, which: Literal["original", "random"]) -> Callable[[Batch], Tensor]:
         """Logits (B, K) of a frozen model in eval mode: of the model as it is now, before the first epoch, or of one
@@ -201,7 +212,7 @@ class Engine:
         split = self._data.train
 
         def logits() -> Tensors:
-            return {"logits": models.extract(model, self._data, split).logits}
+            return {"logits": self._workers.gather(models.extract(model, self._data, split).logits)}
 
         table = self.cached("teacher", logits) if which == "original" else self._once("random-teacher", logits)
         return lambda batch: table["logits"][batch.rows]
@@ -216,8 +227,13 @@ class Engine:
         """For every batch of a scan, the gradient of its summed or mean CE, by weight."""
         weights = self.weights()
         for batch in self.scan(part):
-            loss = cross_entropy(self.model(batch.images), batch.labels, reduction=reduction)
-            yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+            loss = cross_entropy(self.model(batch.images), batch.labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(weights.values()))
+            count = torch.tensor(len(batch.labels), device=self._device)
+            self._workers.sum(count, *gradients)
+            if reduction == "mean":
+                gradients = torch._foreach_div(gradients, float(count))
+            yield dict(zip(weights, gradients, strict=True))
 
     def curvature_product(self, part: Rows, vector: Tensors) -> Tensors:
         """The Gauss-Newton matrix of the mean CE times a vector, in one scan.
@@ -227,7 +243,7 @@ class Engine:
         """
         weights = self.weights()
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        count = 0
+        count = torch.tensor(0, device=self._device)
         detached = {name: weight.detach() for name, weight in weights.items()}
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
             for batch in self.scan(part):
@@ -243,6 +259,7 @@ class Engine:
                 for name, tensor in total.items():
                     tensor += pulled[name]
                 count += len(batch.labels)
+        self._workers.sum(count, *total.values())
         return {name: tensor / count for name, tensor in total.items()}
 
     def cached(self, name: str, compute: Callable[[], Tensors], **knobs: float) -> Tensors:
@@ -261,9 +278,9 @@ class Engine:
         noise, kept within what a real image can be. The model is in eval mode and does not change.
         """
         self.model.eval()
-        size = (count, len(self._data.mean), *self._data.train.images.shape[2:])
-        noise = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(self._device)
-        low, high = (self._data.normalise(torch.full((1, 1, 1), level, device=self._device)) for level in (0.0, 255.0))
+        source = self._data.train.images
+        noise = torch.randn((count, *source.shape), generator=torch.Generator().manual_seed(seed)).to(self._device)
+        low, high = source.limits
         images = noise.clamp(low, high).requires_grad_(True)
         optimizer = torch.optim.Adam([images], lr=lr)
         for _ in range(steps):
@@ -325,14 +342,15 @@ class Engine:
             tensors = compute()
             return {**tensors, READ: torch.tensor(self.images - before)}
 
+        def build(entry: Path | None) -> None:
+            tensors = measured()
+            if entry is not None:
+                cache.save_tensors(entry / "tensors.safetensors", tensors)
+
         if self._cache_directory is None:
             tensors = measured()
         else:
-            digest = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:12]
-            entry = cache.once(
-                self._cache_directory / f"{name}-{digest}",
-                lambda entry: cache.save_tensors(entry / "tensors.safetensors", measured()),
-            )
+            entry = self._workers.once(self._cache_directory / f"{name}-{content_hash(knobs)}", build)
             tensors = cache.load_tensors(entry / "tensors.safetensors", self._device)
         self.images = before + int(tensors.pop(READ))
         return tensors
@@ -344,14 +362,16 @@ class Engine:
 
     def _refresh_head(self) -> None:
         if isinstance(self.model, models.CMF):
-            self._make_head(self._features())
+            self._make_head(self._class_sums())
 
-    def _features(self) -> Tensors:
-        """The backbone's features of the training set."""
-        return {"features": models.extract(self.model.backbone, self._data, self._data.train).features}  # type: ignore[arg-type]
+    def _class_sums(self) -> Tensors:
+        """What the CMF head is made from."""
+        sums, counts = self.model.class_sums(self._data)  # type: ignore[operator]
+        self._workers.sum(sums, counts)
+        return {"sums": sums, "counts": counts}
 
-    def _make_head(self, features: Tensors) -> None:
-        self.model.update(features["features"], self._data.train.targets)  # type: ignore[operator]
+    def _make_head(self, found: Tensors) -> None:
+        self.model.update(found["sums"], found["counts"])  # type: ignore[operator]
 
     def _rows(self, part: Rows) -> Tensor:
         """Positions in the training split."""
@@ -364,23 +384,44 @@ class Engine:
         chosen = {"train": torch.ones_like(forget), "retain": ~forget, "forget": forget}[part]
         return chosen.nonzero().squeeze(1)
 
-    def _read(self, rows: Tensor, *, augment: bool) -> Batch:
-        split = self._data.train
-        index = split.index[rows]
-        images = split.images[index]
-        if augment:
-            images = self._crop_and_flip(images)
-        self.images += len(rows)
-        return Batch(self._data.normalise(images), split.labels[index], self._data.forget[rows], rows)
+    def _pass(
+        self, part: Rows, batch_size: int | None, extra: tuple[Tensor, Tensor, int] | None, *place: int | str
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Batches of shuffled rows, extra images as -1, -2, ..., and the images' random numbers. The seed and the
+        `place` of the pass decide alone.
+        """
+        rows, split = self._rows(part), self._data.train
+        digest = hashlib.sha256(repr((self.seed, *place)).encode()).digest()
+        random = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        order = split.images.shuffle(split.index[rows], random)
+        if extra is None:
+            chosen = rows[order]
+        else:
+            added = (-1 - torch.arange(len(extra[1]), device=rows.device)).repeat(extra[2])
+            chosen = torch.empty(len(rows) + len(added), dtype=rows.dtype, device=rows.device)
+            places = torch.randperm(len(chosen), generator=random).to(rows.device)
+            chosen[places[: len(added)]], chosen[places[len(added) :].sort().values] = added, rows[order]
+        seeds = torch.randint(2**62, (len(chosen),), generator=random).to(rows.device)
+        count = max(1, -(-len(chosen) // (batch_size or self.scenario.recipe.batch_size)))
+        return list(zip(chosen.tensor_split(count), seeds.tensor_split(count), strict=True))
 
-    def _crop_and_flip(self, images: Tensor) -> Tensor:
-        """A random crop after zero padding and a random horizontal flip, for every image its own."""
-        count, _, height, width = images.shape
-        top, left = torch.randint(2 * CROP_PADDING + 1, (2, count, 1), generator=self._random)
-        columns = torch.arange(width).expand(count, width)
-        flip = torch.randint(2, (count, 1), generator=self._random).bool()
-        columns = torch.where(flip, columns.flip(1), columns) + left
-        rows = torch.arange(height) + top
-        padded = pad(images, (CROP_PADDING,) * 4)
-        picture = torch.arange(count)[:, None, None]
-        return padded[picture, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    def _read(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
+        """This worker's share of batches, which are rows and perhaps random numbers. It may be read ahead."""
+        split, augment = self._data.train, self.scenario.recipe.augment
+        ahead = deque[tuple[int, Tensor, Tensor]]()
+
+        def shares() -> Iterator[tuple[Tensor, Tensor | None]]:
+            for rows, seeds in batches:
+                count = len(rows)
+                if count < self._workers.count:
+                    raise RuntimeError(f"a batch of {count} images is too small for {self._workers.count} workers")
+                rows = self._workers.share(rows)
+                drawn = torch.zeros_like(rows) if seeds is None else self._workers.share(seeds)
+                ahead.append((count, rows, drawn))
+                yield split.index[rows.clamp(min=0)], drawn if augment and seeds is not None else None
+
+        for images in split.images.read(shares()):
+            count, rows, drawn = ahead.popleft()
+            self.images += count
+            known = rows.clamp(min=0)
+            yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)

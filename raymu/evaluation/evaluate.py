@@ -217,7 +217,7 @@ def _relearn(model: nn.Module, data: Data, row: Metrics, baseline: Mapping[str, 
     columns = [f"{split}_forget_acc" for split in SPLITS]
     epochs = relearn_epochs(
         model,
-        data.normalise(few.images[few.index]),
+        few.read(),
         few.targets,
         accuracies,
         now=[row[column] for column in columns],

@@ -38,5 +38,5 @@ class RandomLabel(Method):
     def unlearn(self, run: Engine) -> Iterator[Step]:
         for _ in run.epochs(self.epochs, self.lr):
             for batch in run.batches("train"):
-                labels = torch.where(batch.forget, run.random_labels(batch.labels), batch.labels)
+                labels = torch.where(batch.forget, run.random_labels(batch), batch.labels)
                 yield Clipped(cross_entropy(run.model(batch.images), labels), self.clip)
