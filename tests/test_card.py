@@ -81,10 +81,10 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
     again, model = run_trial(digits, method.get("random_label").from_config(config, head=head), seed=0)
     assert again["test_probe_forget_acc"] == row["test_probe_forget_acc"]
     split = digits_data.test.retain
-    images = split.images[split.index[:40]]
+    some = split.subset(torch.arange(40))
     with torch.no_grad():
-        _, expected = models.features_and_logits(model.eval(), digits_data.normalise(images))
-    found = run_snippet(card, tmp_path / "out", images.float() / 255)
+        _, expected = models.features_and_logits(model.eval(), some.read())
+    found = run_snippet(card, tmp_path / "out", split.images.pixels[some.index].float() / 255)
     assert found.shape == (40, 10)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

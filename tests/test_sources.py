@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from raymu import data, models, references
-from raymu.engines.local import MOMENTUM, WEIGHT_DECAY, Engine
+from raymu.engines.local import MOMENTUM, WEIGHT_DECAY, Batch, Engine
+from raymu.images import Pixels
 from raymu.methods import neggrad_plus
 from raymu.methods.bad_teacher import BadTeacher
 from raymu.methods.finetune import Finetune
@@ -75,7 +76,7 @@ def gradient(model, loss) -> dict[str, torch.Tensor]:
 
 def true_labels(loaded, images) -> torch.Tensor:
     """The labels of normalised training images, found by comparing pixels."""
-    known = loaded.normalise(loaded.train.images[loaded.train.index])
+    known = loaded.train.read()
     position = torch.cdist(images.flatten(1), known.flatten(1)).argmin(1)
     return loaded.train.targets[position]
 
@@ -114,7 +115,8 @@ def test_random_label_is_never_right_on_forgotten_samples(digits, digits_data, m
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
     engine = ready(model, digits_data, RandomLabel(), scenario)
     labels = torch.arange(10).repeat(900)
-    drawn = engine.random_labels(labels)
+    seeds = torch.randint(2**62, labels.shape, generator=torch.Generator().manual_seed(0))
+    drawn = engine.random_labels(Batch(labels, labels, labels == labels, labels, seeds))
     assert not (drawn == labels).any()
     counts = torch.zeros(10, 10).index_put_((labels, drawn), torch.ones(len(labels)), accumulate=True)
     assert (counts + torch.eye(10) * 100 - 100).abs().max() < 50
@@ -133,7 +135,7 @@ def test_saliency_is_the_summed_absolute_gradient(model, digits_data) -> None:
     assert set(sums) == set(parameters)
 
     def loss(batch: torch.Tensor) -> float:
-        images = digits_data.normalise(train.images[train.index[batch]]).double()
+        images = train.subset(batch).read().double()
         return -model(images).log_softmax(1)[:, train.labels[train.index[batch]]].diagonal().sum().item()
 
     batches = rows.tensor_split(-(-len(rows) // 64))
@@ -154,11 +156,9 @@ def test_saliency_is_the_summed_absolute_gradient(model, digits_data) -> None:
 def _double(data):
     """The same data, normalised in double precision."""
 
-    class Double(type(data)):
-        def normalise(self, images):
-            return super().normalise(images).double()
-
-    return Double(**vars(data))
+    images = copy.copy(data.train.images)
+    images.mean, images.std = images.mean.double(), images.std.double()
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
 
 
 def test_saliency_leaves_the_model_as_it_was(model, digits_data) -> None:
@@ -312,7 +312,8 @@ def test_unsir_learns_noise_that_raises_the_classes_loss(model, digits_data, dig
     assert noise.shape == (64, 1, 16, 16)
     # Fix: the noise is learnt in eval mode. In train mode it would move the BatchNorm statistics.
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    real = digits_data.normalise(digits_data.train.images)
+    everything = torch.arange(len(digits_data.train.labels))
+    real = dataclasses.replace(digits_data.train, index=everything).read()
     assert real.min() - 1e-6 <= noise.min() <= noise.max() <= real.max() + 1e-6
     eights = real[digits_data.train.labels == 8]
     plain = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(real.min(), real.max())
@@ -361,7 +362,7 @@ def test_ssd_dampens_exactly_the_weights_that_the_rule_names(model, digits_data,
         total = {name: torch.zeros_like(weight) for name, weight in twin.named_parameters()}
         for batch in batches:
             twin.zero_grad()
-            images = digits_data.normalise(train.images[train.index[batch]])
+            images = train.subset(batch).read()
             cross_entropy(twin(images), train.labels[train.index[batch]]).backward()
             for name, weight in twin.named_parameters():
                 total[name] += weight.grad**2 / len(batches)
@@ -414,10 +415,9 @@ class Linear(nn.Module):
 
 def made(images: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, classes: int) -> data.Data:
     """Data whose training images are these (uint8, N x 1 x H x W), neither centred nor scaled but by 255."""
-    train = data.Split(images, labels, torch.arange(len(images)))
+    train = data.Split(Pixels(images, (0.0,), (1.0,)), labels, torch.arange(len(images)))
     nothing = data.HeldOut(train, train)
-    mean, std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-    return data.Data(train, forget, train, nothing, nothing, classes, mean, std)
+    return data.Data(train, forget, train, nothing, nothing, classes)
 
 
 def test_svd_removes_a_forget_direction_and_keeps_a_retain_one() -> None:
@@ -535,8 +535,9 @@ def test_cmf_is_ncc_with_cosine_distance_and_ignores_the_features_scale() -> Non
     labels = np.arange(90) % 4
     backbone = Linear(7, 4)
     head = models.CMF(backbone, 4, temperature=3.0)
-    head.update(torch.from_numpy(features).float(), torch.from_numpy(labels))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    sums = np.stack([unit[labels == label].sum(0) for label in range(4)])
+    head.update(torch.from_numpy(sums), torch.from_numpy(np.bincount(labels)))
     mean = unit.mean(0)
     centres = np.stack([unit[labels == label].mean(0) for label in range(4)]) - mean
     queries = generator.normal(size=(50, 7)) + 2
@@ -557,7 +558,7 @@ def test_cmf_follows_the_features_after_every_epoch(model, digits_data, digits) 
         network = engine.model
         assert isinstance(network, models.CMF)
         backbone = copy.deepcopy(network.backbone).eval()
-        images = digits_data.normalise(digits_data.train.images[digits_data.train.index])
+        images = digits_data.train.read()
         with torch.no_grad():
             unit = nn.functional.normalize(backbone.forward_head(backbone.forward_features(images), pre_logits=True))
         of_forget = unit[digits_data.forget].mean(0) - unit.mean(0)
@@ -569,10 +570,10 @@ def test_cmf_follows_the_features_after_every_epoch(model, digits_data, digits) 
     assert not torch.equal(*seen)
     # Fix: the head is looked at as z, so that a probe of a CMF model sees what the head sees.
     features, logits = models.features_and_logits(
-        engine.model.eval(), digits_data.normalise(digits_data.train.images[:5])
+        engine.model.eval(), digits_data.train.subset(torch.arange(5)).read()
     )
     torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
-    torch.testing.assert_close(logits, engine.model(digits_data.normalise(digits_data.train.images[:5])))
+    torch.testing.assert_close(logits, engine.model(digits_data.train.subset(torch.arange(5)).read()))
 
 
 # What the engine keeps methods from
