@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raymu.errors import InputError
 
@@ -22,6 +22,8 @@ class Recipe:
         patience: stop after so many epochs without a better validation accuracy, and keep the best weights;
             None trains all epochs and keeps the last.
         augment: random crops (4 pixels of padding) and horizontal flips, for unlearning as well.
+        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16 (torch.autocast), for unlearning
+            and evaluation as well. Weights are always float32.
     """
 
     lr: float
@@ -29,6 +31,7 @@ class Recipe:
     batch_size: int = 128
     patience: int | None = None
     augment: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The one-process engine: a method says what to minimise, the engine carries it out on one device."""
 
+import contextlib
 import copy
 import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from raymu import cache, models
 from raymu.data import Data
+from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import Diverged
 from raymu.method import Clipped, Loss, Method, Part, Step
 from raymu.scenario import Scenario, content_hash
@@ -56,7 +58,14 @@ class Engine:
     """
 
     def __init__(
-        self, model: nn.Module, data: Data, scenario: Scenario, *, seed: int, cache_directory: Path | None = None
+        self,
+        model: nn.Module,
+        data: Data,
+        scenario: Scenario,
+        *,
+        seed: int,
+        cache_directory: Path | None = None,
+        options: Options = DEFAULTS,
     ) -> None:
         """`cache_directory` keeps what `cached` computes; it belongs to this model and data."""
         self.model = model
@@ -65,6 +74,7 @@ class Engine:
         self.epoch = 0
         self.images = 0
         self._data = data
+        self._options = options
         self._workers = data.workers
         self._device = data.device
         self._cache_directory = cache_directory
@@ -105,25 +115,25 @@ class Engine:
                 its usual moments and no weight decay.
         """
         rate = lr if callable(lr) else lambda epoch: lr
-        weights = list(self.weights().values())
-        self._optimizer: torch.optim.Optimizer
-        if optimizer == "sgd":
-            self._optimizer = torch.optim.SGD(
-                weights, lr=rate(1), momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
-            )
-        else:
-            self._optimizer = torch.optim.Adam(weights, lr=rate(1))
-        for epoch in range(1, count + 1):
-            self._train_mode()
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate(epoch)
-            self._finite = torch.tensor(True, device=self._device)
-            self.epoch += 1
-            yield epoch
-            if not self._finite:  # looked at once an epoch: a look at every step would stall a GPU
-                raise Diverged(f"the loss was not finite in epoch {self.epoch}")
-            self._refresh_head()
-            self._end_of_epoch(self.epoch)
+        self._begin(optimizer, rate(1))
+        try:
+            for epoch in range(1, count + 1):
+                for group in self._optimizer.param_groups:
+                    group["lr"] = rate(epoch)
+                self._finite = torch.tensor(True, device=self._device)
+                self._passes = 0
+                self.epoch += 1
+                with self._training():
+                    self._train_mode()
+                    yield epoch
+                failed = (~self._finite).long()
+                self._workers.sum(failed)
+                if failed:  # looked at once an epoch: a look at every step would stall a GPU
+                    raise Diverged(f"the loss was not finite in epoch {self.epoch}")
+                self._refresh_head()
+                self._end_of_epoch(self.epoch)
+        finally:
+            self._end()
 
     def batches(
         self, part: Rows, *, batch_size: int | None = None, extra: tuple[Tensor, Tensor, int] | None = None
@@ -262,6 +272,10 @@ class Engine:
         self._workers.sum(count, *total.values())
         return {name: tensor / count for name, tensor in total.items()}
 
+    def sum(self, *tensors: Tensor) -> None:
+        """Add up what a method has gathered itself in a scan, in place, over the workers, each with its share."""
+        self._workers.sum(*tensors)
+
     def cached(self, name: str, compute: Callable[[], Tensors], **knobs: float) -> Tensors:
         """What `compute` returns, in any order, computed once per scenario, head, trained part and `knobs`.
 
@@ -307,6 +321,20 @@ class Engine:
         self._refresh_head()
 
     # How it is carried out:
+
+    def _begin(self, optimizer: Literal["sgd", "adam"], lr: float) -> None:
+        """Get ready for epochs of training."""
+        self._optimizer = make_optimizer(list(self.weights().values()), optimizer, lr)
+
+    def _end(self) -> None:
+        """Those epochs are over, or given up."""
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Run an epoch of steps."""
+        _checkpoint_gradients(self.model, self._options.checkpointing)
+        yield
+        _checkpoint_gradients(self.model, False)
 
     def _step(self, step: Step) -> None:
         self._optimizer.zero_grad()
@@ -425,3 +453,17 @@ class Engine:
             self.images += count
             known = rows.clamp(min=0)
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
+
+
+def make_optimizer(weights: list[nn.Parameter], kind: Literal["sgd", "adam"], lr: float) -> torch.optim.Optimizer:
+    """See Engine.epochs."""
+    if kind == "adam":
+        return torch.optim.Adam(weights, lr=lr)
+    return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+
+
+def _checkpoint_gradients(model: nn.Module, on: bool) -> None:
+    """Let a timm model compute activations anew in the backward pass instead of keeping them, or not."""
+    network: Any = model.backbone if isinstance(model, models.CMF) else model
+    if on or getattr(network, "grad_checkpointing", False):
+        network.set_grad_checkpointing(on)

@@ -84,6 +84,7 @@ def input_directions(run: Engine, rows: Rows) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
+    run.sum(*moments.values())
     directions = {}
     for name, moment in moments.items():
         energy, basis = np.linalg.eigh(moment.cpu().numpy())  # PyTorch's fails on moments of low rank

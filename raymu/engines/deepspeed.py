@@ -1,0 +1,147 @@
+"""The engine of several workers: every one has its share of each batch, and DeepSpeed shards what training needs."""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raymu.engines.local import Engine, _checkpoint_gradients, make_optimizer
+from raymu.method import Clipped, Step
+
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for no gain here
+
+NEVER = 10**9
+
+
+class DeepSpeed(Engine):
+    """Trains under ZeRO. What a method computes before the first epoch, and every evaluation, is done by plain copies of
+    the whole network side by side, each on its share of the images; so that one-shot methods need no sharding at all.
+
+    Memory a worker, beside activations: the whole network once (it is evaluated), and what the stage leaves of working
+    weights, gradients, master weights and optimizer state.
+    """
+
+    def _begin(self, optimizer: Literal["sgd", "adam"], lr: float) -> None:
+        self._plain, self._linear = self.model, torch.nn.functional.linear
+        network = copy.deepcopy(self.model)
+        self._trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        self._optimizer = make_optimizer(list(self._trained.values()), optimizer, lr)
+        network.register_forward_hook(self._weigh)
+        _checkpoint_gradients(network, self._options.checkpointing)
+        wrapped, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=self._optimizer,
+            config={
+                **self._options.deepspeed_config,
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_clipping": 0.0,  # left out, it is 1.0
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "torch_autocast": {"enabled": self.scenario.recipe.precision == "bf16", "dtype": "bfloat16"},
+                "steps_per_print": NEVER,
+            },
+        )
+        self._deepspeed: Any = wrapped
+        if self._frozen:
+            self._freeze()
+
+    def _end(self) -> None:
+        self.model = self._plain
+        self._deepspeed.destroy()
+        torch.nn.functional.linear = self._linear  # stage 3 puts one in its place that has no forward-mode derivative
+        del self._deepspeed, self._optimizer, self._trained
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        for buffer, value in zip(self._deepspeed.module.buffers(), self._plain.buffers(), strict=True):
+            buffer.copy_(value)  # a CMF head is made by the plain network
+        self.model = self._deepspeed
+        yield
+        self.model = self._plain
+        mine, theirs = (dict(network.named_parameters()) for network in (self._plain, self._deepspeed.module))
+        sharded = list(theirs.values()) if self._options.stage == 3 else []
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded):
+            for name, weight in mine.items():
+                weight.copy_(theirs[name])
+
+    def _step(self, step: Step) -> None:
+        parts, kept = step if isinstance(step, tuple) else (step,), list[Tensor]()
+        for part in parts:
+            loss, norm = (part.loss, part.norm) if isinstance(part, Clipped) else (part, None)
+            self._finite &= loss.detach().isfinite()
+            self._deepspeed.backward(loss)
+            gradients = self._gradients()
+            if norm is not None:
+                torch._foreach_mul_(gradients, (norm / self._length(gradients)).clamp(max=1))
+            if kept:
+                torch._foreach_add_(gradients, kept)
+            if part is not parts[-1]:  # each is clipped on its own, so they are kept apart and added up here
+                kept = [gradient.clone() for gradient in gradients]
+                self._forget_gradients()
+        self._deepspeed.step()
+
+    def _gradients(self) -> list[Tensor]:
+        """This worker's piece of the gradient, averaged over all workers: what the next step will take."""
+        optimizer = self._deepspeed.optimizer
+        if not self._options.stage:
+            return [weight.grad for weight in self._trained.values()]  # type: ignore[misc]
+        return [gradient for group in optimizer.averaged_gradients.values() for gradient in group]
+
+    def _forget_gradients(self) -> None:
+        """Where nothing is sharded the next backward pass would add to them; the stages of ZeRO replace them."""
+        if not self._options.stage:
+            for weight in self._trained.values():
+                weight.grad = None
+
+    def _length(self, gradients: list[Tensor]) -> Tensor:
+        """The norm of the whole gradient."""
+        square = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+        if self._options.stage:
+            self._workers.sum(square)
+        return square.sqrt()
+
+    def _weigh(self, network: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
+        """DeepSpeed averages over workers, whose shares differ by an image: a mean over a share is weighted here, so
+        that it becomes the mean over the batch.
+        """
+        if not logits.requires_grad or self._workers.count == 1:
+            return
+        share = torch.tensor(float(len(logits)), device=logits.device)
+        size = share.clone()
+        dist.all_reduce(size)
+        weight = share * self._workers.count / size
+        logits.register_hook(lambda gradient: gradient * weight)
+
+    def _freeze(self) -> None:
+        """Set back what must not move between the optimizer's step and the copy that DeepSpeed makes of its outcome."""
+        pieces = []
+        for name, weight in self._trained.items():
+            master, start = self._master(weight)
+            chosen = slice(start, start + len(master))
+            pieces.append((master, *(tensor.flatten()[chosen].to(master.device) for tensor in self._frozen[name])))
+
+        def set_back(*_: Any) -> None:
+            for master, mask, value in pieces:
+                torch.where(mask, master, value, out=master)
+
+        self._optimizer.register_step_post_hook(set_back)
+
+    def _master(self, weight: Any) -> tuple[Tensor, int]:
+        """This worker's piece of a weight's master copy, flat, and where in the weight it begins."""
+        if not self._options.stage:
+            return weight.data.view(-1), 0
+        if self._options.stage == 3:
+            optimizer = self._deepspeed.optimizer
+            group, place, count = optimizer.grad_position[optimizer.get_param_id(weight)]
+            piece, start = optimizer.fp32_partitioned_groups_flat[group].data.narrow(0, place, count), count * dist.get_rank()
+            return piece[: max(0, weight.ds_numel - start)], start
+        if weight._hp_mapping is None:
+            return weight.data.new_empty(0), 0
+        return weight._hp_mapping.get_hp_fragment().data, weight._hp_mapping.lp_fragment_address.start
