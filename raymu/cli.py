@@ -46,7 +46,14 @@ ShareFlag = Annotated[
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[Path | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to.")]
-CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial.")]
+CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial, or of each of its workers.")]
+WorkersFlag = Annotated[int, typer.Option(help="Processes that share a trial's work, under DeepSpeed.")]
+ZeroFlag = Annotated[int | None, typer.Option(help="What they share out: ZeRO stage 0 to 3. (default: 1)")]
+OffloadFlag = Annotated[bool, typer.Option("--offload", help="Keep the optimizer's state in the CPU's memory.")]
+CheckpointingFlag = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Compute activations anew instead of keeping them.")
+]
+DeepSpeedFlag = Annotated[Path | None, typer.Option(help="A DeepSpeed configuration (JSON) instead of the above.")]
 
 
 # Entry points
@@ -115,6 +122,7 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
+    from raymu.engines.options import Options
     from raymu.results.store import locate
     from raymu.session import Resources
     from raymu.sweep import Sweep
@@ -173,10 +181,16 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             str | None,
             typer.Option(help="Ray cluster to join. (default: this machine's, or a new local one)"),
         ] = resources.address,
-        cpus_per_trial: CpusFlag = resources.cpus_per_trial,
+        cpus_per_trial: CpusFlag = resources.options.threads,
         gpus_per_trial: Annotated[
-            float | None, typer.Option(help="GPUs of a trial, e.g. 0.25. (default: 1 where there are any)")
-        ] = resources.gpus_per_trial,
+            float | None,
+            typer.Option(help="GPUs of a trial or of each of its workers, e.g. 0.25. (default: 1 where there are any)"),
+        ] = resources.gpus_per_worker,
+        workers: WorkersFlag = resources.options.workers,
+        zero: ZeroFlag = resources.options.zero,
+        offload: OffloadFlag = resources.options.offload,
+        gradient_checkpointing: CheckpointingFlag = resources.options.checkpointing,
+        deepspeed: DeepSpeedFlag = None,
         concurrent: Annotated[
             int | None, typer.Option(help="Trials at once, at most. (default: as many as fit)")
         ] = resources.concurrent,
@@ -212,7 +226,8 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
 
         trackers = Trackers(tensorboard, mlflow, wandb, optuna)
         options: dict[str, Any] = {"data_dir": data_dir, "resume": resume, "trackers": trackers}
-        given = Resources(address, cpus_per_trial, gpus_per_trial, concurrent)
+        engine = Options(cpus_per_trial, workers, zero, offload, gradient_checkpointing, _text(deepspeed))
+        given = Resources(address, engine, gpus_per_trial, concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)
             location = locate(storage) / (name or sweep.name)
@@ -398,6 +413,7 @@ def _unlearn(
 ) -> None:
     """Unlearn as the row says that is given, and as the rest says, which wins over it."""
     from raymu import cache, data, models, references
+    from raymu.engines.options import Options
     from raymu.evaluation.layers import check_blocks, profile
     from raymu.method import get as get_method
     from raymu.results import tables
@@ -428,7 +444,7 @@ def _unlearn(
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     data.prepare(task, data_dir)
     data.check_split(task)
-    threads = cpus_per_trial or given.get("threads", 1)
+    engine = Options(threads=cpus_per_trial or given.get("threads", 1))
     missing = references.missing(task)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         row, model = run_trial(
@@ -436,7 +452,7 @@ def _unlearn(
             instance,
             seed=given.get("seed", 0) if seed is None else seed,
             objective=goal,
-            threads=threads,
+            options=engine,
         )
     cache.save_json(out / "row.json", row)
     if row["status"] == "error":
@@ -449,12 +465,20 @@ def _unlearn(
     if row["status"] == "completed":
         console.print(tables.comparison({method: figures_of(row, goal)}, goal))
     if layers and model is not None:
-        with console.status("probing every block"), references.cpu_threads(threads):
-            loaded = references.load(task, references.default_device(), threads)
-            profiles = {**references.profiles(task, threads), method: profile(model, loaded.data)}
+        with console.status("probing every block"), references.arithmetic(task, engine):
+            loaded = references.load(task, references.default_device(), engine)
+            profiles = {**references.profiles(task, engine), method: profile(model, loaded.data)}
         cache.save_json(out / "layers.json", profiles)
         console.print(tables.layers(profiles))
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
+
+
+def _text(path: Path | None) -> str | None:
+    """What the file says."""
+    try:
+        return None if path is None else path.read_text()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _read_row(path: Path | None) -> dict[str, Any]:

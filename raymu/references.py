@@ -12,12 +12,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, data, models
-from raymu.engines.local import Engine
+from raymu import cache, data, engines, models
+from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
 from raymu.methods.retrain import Retrain
 from raymu.scenario import Scenario
+from raymu.workers import Workers
 
 Which = Literal["original", "retrained"]
 REFERENCES: tuple[Which, ...] = ("original", "retrained")
@@ -55,52 +56,56 @@ def are_ready(scenario: Scenario) -> bool:
     return not missing(scenario) and _comparison(scenario).exists()
 
 
-def train(scenario: Scenario, which: Which, threads: int) -> Path:
+def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path:
     """Train one reference unless it is cached; return the directory that holds it.
 
     Args:
-        threads: CPU threads of torch.
+        options: what carries it out.
 
     Raises:
         Diverged: the recipe does not train this model.
     """
 
-    def build(entry: Path) -> None:
+    def build(entry: Path | None) -> None:
         started = time.perf_counter()
         device = default_device()
         scenario_data = data.load(scenario, device)
         model = models.build(scenario, scenario.model_seed).to(device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
-        with cpu_threads(threads):
-            epochs = fit(model, scenario_data, method, scenario)
+        with arithmetic(scenario, options):
+            epochs = fit(model, scenario_data, method, scenario, options)
+        if entry is None:
+            return
         cache.save_tensors(entry / WEIGHTS, model.state_dict())
         seconds = time.perf_counter() - started
         cache.save_json(entry / "training.json", {"epochs": epochs, "seconds": seconds})
         cache.save_json(entry / "scenario.json", scenario.as_dict())
 
-    return cache.once(directory(scenario) / which, build)
+    return Workers().once(directory(scenario) / which, build)
 
 
-def compare(scenario: Scenario, threads: int) -> Path:
+def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
     """Evaluate the two references unless that is cached; return the directory that holds the outcome. One that is
     missing is trained first.
 
     Args:
-        threads: CPU threads of torch.
+        options: what carries it out.
     """
 
-    def build(entry: Path) -> None:
+    def build(entry: Path | None) -> None:
         scenario_data = data.load(scenario, default_device())
-        trained = load_models(scenario, threads)
-        with cpu_threads(threads):
+        trained = load_models(scenario, options)
+        with arithmetic(scenario, options):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
             looked = look(trained["retrained"], scenario_data)
+        if entry is None:
+            return
         cache.save_tensors(entry / BASELINE, measure)
         cache.save_json(entry / METRICS, {which: row | gaps(row, rows["retrained"]) for which, row in rows.items()})
         cache.save_json(entry / LOOK, looked)
 
-    return cache.once(_comparison(scenario), build)
+    return Workers().once(_comparison(scenario), build)
 
 
 def metrics(scenario: Scenario) -> dict[str, dict[str, Any]]:
@@ -109,42 +114,45 @@ def metrics(scenario: Scenario) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def profiles(scenario: Scenario, threads: int) -> dict[str, list[dict[str, Any]]]:
+def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[dict[str, Any]]]:
     """The depth profile of each reference (`evaluation.profile`); computed once. One that is missing is trained first.
 
     Args:
-        threads: CPU threads of torch.
+        options: what carries it out.
     """
 
-    def build(entry: Path) -> None:
+    def build(entry: Path | None) -> None:
         scenario_data = data.load(scenario, default_device())
-        with cpu_threads(threads):
-            found = {which: profile(model, scenario_data) for which, model in load_models(scenario, threads).items()}
-        cache.save_json(entry / PROFILES, found)
+        with arithmetic(scenario, options):
+            found = {which: profile(model, scenario_data) for which, model in load_models(scenario, options).items()}
+        if entry is not None:
+            cache.save_json(entry / PROFILES, found)
 
-    entry = cache.once(directory(scenario) / "profiles", build)
+    entry = Workers().once(directory(scenario) / "profiles", build)
     profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES)
     return profiles
 
 
-def load_model(scenario: Scenario, which: Which, threads: int) -> nn.Module:
-    """One reference, from the cache; if it is missing it is trained, with so many CPU threads."""
+def load_model(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> nn.Module:
+    """One reference, from the cache; if it is missing it is trained."""
     device = default_device()
     model = models.build(scenario, scenario.model_seed).to(device)
-    model.load_state_dict(cache.load_tensors(train(scenario, which, threads) / WEIGHTS, device))
+    model.load_state_dict(cache.load_tensors(train(scenario, which, options) / WEIGHTS, device))
     return model
 
 
-def load_models(scenario: Scenario, threads: int) -> dict[str, nn.Module]:
+def load_models(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, nn.Module]:
     """Both references, by name."""
-    return {which: load_model(scenario, which, threads) for which in REFERENCES}
+    return {which: load_model(scenario, which, options) for which in REFERENCES}
 
 
 def _comparison(scenario: Scenario) -> Path:
     return directory(scenario) / "comparison"
 
 
-def fit(model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: Scenario) -> int:
+def fit(
+    model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: Scenario, options: Options = DEFAULTS
+) -> int:
     """Train the model in place by the scenario's recipe; return the epoch whose weights it ended with."""
     best_accuracy, best_epoch, best_weights = -1.0, method.epochs, None
     patience = scenario.recipe.patience
@@ -161,7 +169,8 @@ def fit(model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: S
             raise _Converged
 
     with contextlib.suppress(_Converged):
-        Engine(model, scenario_data, scenario, seed=scenario.model_seed).run(method, stop_early)
+        engine = engines.make(model, scenario_data, scenario, seed=scenario.model_seed, options=options)
+        engine.run(method, stop_early)
     if best_weights is not None:
         model.load_state_dict(best_weights)
     return best_epoch
@@ -205,11 +214,11 @@ class References:
 
 
 @functools.lru_cache(maxsize=1)
-def load(scenario: Scenario, device: torch.device, threads: int) -> References:
+def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) -> References:
     """A scenario's references, from the cache; kept in memory, so that a process which runs trial after trial of one
-    scenario reads them once. A reference that is missing is trained, with so many CPU threads.
+    scenario reads them once. A reference that is missing is trained.
     """
-    compared = compare(scenario, threads)
+    compared = compare(scenario, options)
     return References(
         scenario=scenario,
         data=data.load(scenario, device),
@@ -218,6 +227,16 @@ def load(scenario: Scenario, device: torch.device, threads: int) -> References:
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(directory(scenario) / "original" / WEIGHTS, device),
     )
+
+
+@contextlib.contextmanager
+def arithmetic(scenario: Scenario, options: Options) -> Iterator[None]:
+    """Run the body with the recipe's precision and the CPU threads that a worker has."""
+    device = default_device().type
+    # What autocast has cast once it would use again after a step has changed the weight: no cache.
+    bf16 = torch.autocast(device, torch.bfloat16, scenario.recipe.precision == "bf16", cache_enabled=False)
+    with cpu_threads(options.threads), bf16:
+        yield
 
 
 @contextlib.contextmanager

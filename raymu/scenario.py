@@ -103,6 +103,17 @@ SCENARIOS = {
             val_share=0.35,
             test_share=0.35,
         ),
+        # The same with a ViT, which several workers can train.
+        Scenario(
+            name="digits-vit",
+            dataset="digits",
+            architecture="test_vit",
+            model_args=(("patch_size", 4),),
+            recipe=Recipe(lr=0.1, epochs=80, batch_size=32),
+            forget=(8,),
+            val_share=0.35,
+            test_share=0.35,
+        ),
         # The paper's first setting (Gao et al., Table 1).
         Scenario(
             name="cifar10-resnet18",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import ray
 
+from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -23,31 +24,40 @@ class Resources:
     Attributes:
         address: of a Ray cluster to join; None joins the one of this machine (`ray start`, `RAY_ADDRESS`) or, where
             there is none, starts a local one that ends with the sweep.
-        cpus_per_trial: CPU cores, and threads of torch.
-        gpus_per_trial: GPUs, in fractions if need be; None means 1 where the cluster has any.
+        options: what carries a trial out; every worker gets as many CPU cores as it has threads.
+        gpus_per_worker: GPUs, in fractions if need be; None means 1 where the cluster has any.
         concurrent: at most so many trials at once; None means as many as fit.
     """
 
     address: str | None = None
-    cpus_per_trial: int = 1
-    gpus_per_trial: float | None = None
+    options: Options = DEFAULTS
+    gpus_per_worker: float | None = None
     concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        if self.cpus_per_trial < 1:
-            raise InputError(f"cpus per trial has to be at least 1, not {self.cpus_per_trial}")
-        if self.gpus_per_trial is not None and self.gpus_per_trial < 0:
-            raise InputError(f"gpus per trial has to be at least 0, not {self.gpus_per_trial}")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise InputError(f"gpus per worker has to be at least 0, not {self.gpus_per_worker}")
         if self.concurrent is not None and self.concurrent < 1:
             raise InputError(f"concurrent has to be at least 1, not {self.concurrent}")
 
 
 class Slots(NamedTuple):
-    """What a trial gets, and how many run at once."""
+    """What a trial gets, and how many run at once.
 
-    cpus: int
-    gpus: float
+    Attributes:
+        options: what carries it out.
+        bundle: what Ray reserves for each of its workers.
+        number: of trials at once.
+    """
+
+    options: Options
+    bundle: dict[str, float]
     number: int
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """Those of a trial."""
+        return [self.bundle] * self.options.workers
 
 
 @contextlib.contextmanager
@@ -110,15 +120,14 @@ def fit_to_cluster(resources: Resources) -> Slots:
         InputError: the cluster has too little for a single trial.
     """
     available: dict[str, float] = ray.cluster_resources()
-    gpus = resources.gpus_per_trial
+    options, gpus = resources.options, resources.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
-    number = int(available.get("CPU", 0) // resources.cpus_per_trial)
-    if gpus:
-        number = min(number, int(available.get("GPU", 0) // gpus))
+    bundle = {"CPU": float(options.threads)} | ({"GPU": gpus} if gpus else {})
+    number = int(min(available.get(kind, 0) // (count * options.workers) for kind, count in bundle.items()))
     if number < 1:
         raise InputError(
-            f"a trial needs {resources.cpus_per_trial} CPUs and {gpus:g} GPUs; the Ray cluster has"
-            f" {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
+            f"a trial needs {options.workers * options.threads} CPUs and {options.workers * gpus:g} GPUs; the Ray"
+            f" cluster has {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
         )
-    return Slots(resources.cpus_per_trial, gpus, min(number, resources.concurrent or number))
+    return Slots(options, bundle, min(number, resources.concurrent or number))

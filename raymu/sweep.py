@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -10,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is o
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once: what is measured is in the rows
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -28,8 +26,10 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 import raymu
-from raymu import cache, data, environment, references
+from raymu import cache, data, engines, environment, references
+from raymu.checkpoint import Checkpoints
 from raymu.design import design
+from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.evaluation import picture
 from raymu.method import Head, Method, Range, Train
@@ -41,9 +41,12 @@ from raymu.search import RUNG_SCORE, Adaptive, Listed, distribution, scheduler, 
 from raymu.session import Resources, Slots, fit_to_cluster, session
 from raymu.trackers import Trackers, callbacks
 from raymu.trial import Row, blank_row, check, run_trial
+from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
+from raymu.workers import Workers
 
 WORKER_RETRIES = 2  # of a trial whose process dies
 ADAPTIVE = ("tpe", "nsga2")
+CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def run_sweep(
             return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
+        engines.check(sweep.scenario, resources.options)
         for scenario in scenarios:
             data.prepare(scenario, data_dir)
             data.check_split(scenario)
@@ -311,10 +315,8 @@ class _Run:
         missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]
         started, count = time.monotonic(), len(missing)
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
-            task = ray.remote(num_cpus=self._slots.cpus, num_gpus=self._slots.gpus)(_run_with_cache)
-            start = functools.partial(task.remote, str(cache.base()))
-            ray.get([start(references.train, *one, self._slots.cpus) for one in missing])
-            ray.get([start(references.compare, scenario, self._slots.cpus) for scenario in scenarios])
+            for function, calls in ((references.train, missing), (references.compare, [(one,) for one in scenarios])):
+                side_by_side(self._slots, [(function, *call, self._slots.options) for call in calls])
         if missing:
             self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
 
@@ -371,16 +373,20 @@ class _Run:
         """Run so many trials at most; their rows are appended to `done`, too."""
         before = len(done)
         trainable = tune.with_parameters(
-            _trial, sweep=self._sweep, threads=self._slots.cpus, cache_base=str(cache.base())
+            _trial,
+            sweep=self._sweep,
+            options=self._slots.options,
+            directory=self._rows.directory,
+            cache_base=str(cache.base()),
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
         # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
         try:
             with SweepProgress(self._console, what, before + count, before) as progress:
-                recorder = _Recorder(self._sweep, self._rows, self._slots.cpus, progress, done)
+                recorder = _Recorder(self._sweep, self._rows, self._slots.options, progress, done)
                 tune.Tuner(
-                    tune.with_resources(trainable, {"cpu": self._slots.cpus, "gpu": self._slots.gpus}),
+                    tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),
                     tune_config=tune.TuneConfig(
                         num_samples=count,
                         max_concurrent_trials=self._slots.number,
@@ -402,40 +408,55 @@ class _Run:
             raise RuntimeError("Ray Tune ended without running a trial")
 
 
-def _run_with_cache(cache_base: str, function: Callable[..., Any], *arguments: Any) -> None:
-    os.environ["RAYMU_CACHE"] = cache_base
-    function(*arguments)
-
-
-def _trial(config: dict[str, Any], sweep: Sweep, threads: int, cache_base: str) -> None:
-    """What an actor of Tune does, trial after trial; data and references stay in its process."""
-    os.environ["RAYMU_CACHE"] = cache_base
+def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: store.Location, cache_base: str) -> None:
+    """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
-    protocol, method = sweep.protocol, sweep.configured(task.config)
+    checkpoints = Checkpoints(directory / CHECKPOINTS / str(task.number))
+    try:
+        in_group(options, _work, task, sweep, options, checkpoints, cache_base)
+    except WorkerError as error:
+        row = _blank(sweep, task, options)
+        tune.report(_result(row | {"status": "error", "error": "a worker failed", "traceback": str(error)}))
+    finally:
+        checkpoints.clear()
 
-    def report(row: Row, **more: Any) -> None:
-        result = {"epoch": row["epochs"], "row": row, **targets(row), **more}
-        if row["status"] == "stopped":  # for good, if the scheduler says so
-            result[RUNG_SCORE] = row["score"]
-        tune.report(result)
 
+def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, cache_base: str) -> None:
+    """What every worker of a trial does. The first one reports."""
+    os.environ["RAYMU_CACHE"] = cache_base
+    method = sweep.configured(task.config)
     row, model = run_trial(
         task.scenario,
         method,
         seed=task.seed,
-        objective=protocol.objective,
-        threads=threads,
+        objective=sweep.protocol.objective,
+        options=options,
         # Only a search stops trials; the published setting runs in full, or there were nothing to compare with.
-        rungs=protocol.rungs(method.total_epochs, method.comparable_from) if task.source == "search" else [],
-        report=report,
+        rungs=sweep.protocol.rungs(method.total_epochs, method.comparable_from) if task.source == "search" else [],
+        report=for_all(lambda row: tune.report(_result(row))),
+        checkpoints=checkpoints,
     )
     more = {}
     if task.pictured and model is not None:
         with contextlib.suppress(Exception):  # a row is never lost for a picture
-            compared = {**references.load_models(task.scenario, threads), "tuned": model}
-            loaded = references.load(task.scenario, references.default_device(), threads)
+            compared = {**references.load_models(task.scenario, options), "tuned": model}
+            loaded = references.load(task.scenario, references.default_device(), options)
             more["features"] = {"trial_id": task.confirms, **picture(compared, loaded.data)}
-    report(row, **more)
+    if Workers().rank == 0:
+        tune.report(_result(row) | more)
+
+
+def _result(row: Row) -> dict[str, Any]:
+    """What Tune is told."""
+    result = {"epoch": row["epochs"], "row": row, **targets(row)}
+    if row["status"] == "stopped":  # for good, if the scheduler says so
+        result[RUNG_SCORE] = row["score"]
+    return result
+
+
+def _blank(sweep: Sweep, task: Task, options: Options) -> Row:
+    objective = sweep.protocol.objective
+    return blank_row(task.scenario, sweep.configured(task.config), seed=task.seed, objective=objective, options=options)
 
 
 def _trial_id(rows: store.Store, task: Task) -> str:
@@ -445,8 +466,10 @@ def _trial_id(rows: store.Store, task: Task) -> str:
 class _Recorder(tune.Callback):
     """Writes a row when a trial ends, and tells the progress display."""
 
-    def __init__(self, sweep: Sweep, rows: store.Store, threads: int, progress: SweepProgress, done: list[Row]) -> None:
-        self._sweep, self._rows, self._threads, self._progress, self._done = sweep, rows, threads, progress, done
+    def __init__(
+        self, sweep: Sweep, rows: store.Store, options: Options, progress: SweepProgress, done: list[Row]
+    ) -> None:
+        self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
         self._recorded: set[str] = set()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -463,14 +486,7 @@ class _Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a trial whose process died comes here; what a method raises is in its row."""
-        task: Task = trial.config["task"]
-        row = blank_row(
-            task.scenario,
-            self._sweep.configured(task.config),
-            seed=task.seed,
-            objective=self._sweep.protocol.objective,
-            threads=self._threads,
-        )
+        row = _blank(self._sweep, trial.config["task"], self._options)
         error = f"the trial's process died, {WORKER_RETRIES + 1} times"
         self._record(trial, row | {"status": "error", "error": error, "traceback": str(trial.get_error())})
 
@@ -490,6 +506,7 @@ class _Recorder(tune.Callback):
             "confirms": task.confirms,
             "protocol_hash": sweep.protocol.hash,
             "fallback": is_fallback,
+            "restarts": trial.num_failures,
             **row,
         }
         row["ended_s"] = time.time()

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from raymu import data, memory, models, references
-from raymu.engines.local import Engine
+from raymu import data, engines, memory, models, references
+from raymu.checkpoint import Checkpoints
+from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
 from raymu.objective import OBJECTIVES
 from raymu.scenario import Scenario
+from raymu.workers import Workers
 
 Row = dict[str, Any]
 
@@ -26,19 +28,21 @@ def run_trial(
     *,
     seed: int,
     objective: str = "hmean",
-    threads: int = 1,
+    options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
     report: Callable[[Row], None] = lambda row: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Row, torch.nn.Module | None]:
     """Unlearn and evaluate.
 
     The same arguments give the same metrics, to the last digit on the same machine: everything random comes from
-    `seed`, and `threads` (CPU threads of torch) is part of the arguments.
+    `seed`, and the options are part of the arguments. Where these ask for several workers, each of them calls this.
 
     Args:
         rungs: epochs after which the accuracies are measured in between (`look`), and the row so far reported.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
+        checkpoints: where a trial that takes long keeps how far it is; one that is found there is gone on with.
 
     Returns:
         The final row and the unlearned model. The row's `status` is
@@ -47,20 +51,21 @@ def run_trial(
         - "diverged": loss or features are not finite: score 0, metrics None, no model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
     """
-    started = time.perf_counter()
-    row = blank_row(scenario, method, seed=seed, objective=objective, threads=threads)
+    started, workers = time.perf_counter(), Workers()
+    row = blank_row(scenario, method, seed=seed, objective=objective, options=options)
     unlearned: torch.nn.Module | None = None
     try:
-        reference = references.load(scenario, references.default_device(), threads)
-        started = time.perf_counter()  # what a process loads once is no trial's own time
+        reference = references.load(scenario, references.default_device(), options)
+        started = kept = time.perf_counter()  # what a process loads once is no trial's own time
         if method.start == "original":
             model = reference.model()
         else:
             model = models.build(scenario, seed).to(reference.data.device)
-        engine = Engine(
+        engine = engines.make(
             model,
             reference.data,
             scenario,
+            options=options,
             seed=seed,
             cache_directory=reference.cache_directory() if method.start == "original" else None,
         )
@@ -76,12 +81,23 @@ def run_trial(
             row["unlearn_s"] = row["wall_s"] - row["evaluate_s"]
 
         def end_of_epoch(epoch: int) -> None:
+            nonlocal kept
             row["epochs"], row["images"] = epoch, engine.images
             if epoch in rungs and epoch < method.total_epochs:
                 measure(lambda: look(engine.model, reference.data), reference.look)
                 report({**row, "status": "stopped"})
+            if checkpoints is not None and workers.tell(time.perf_counter() - kept >= checkpoints.every):
+                row["wall_s"] = time.perf_counter() - started
+                checkpoints.save(engine.state(), row, workers)
+                kept = time.perf_counter()
 
-        with references.cpu_threads(threads):
+        if checkpoints is not None and (found := checkpoints.load(workers)) is not None:
+            state, so_far = found
+            engine.resume(state)
+            row.update(so_far)
+            started -= row["wall_s"]
+
+        with references.arithmetic(scenario, options):
             memory.reset_peak(references.default_device())
             engine.run(method, end_of_epoch)
             row["epochs"], row["images"] = engine.epoch, engine.images
@@ -93,6 +109,8 @@ def run_trial(
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))
     except Exception as error:  # whatever a method raises belongs to its row; the sweep goes on
+        if workers.rank > 0:
+            raise  # the first worker writes the row, and cannot know
         row.update(NO_METRICS, status="error", score=None, error=f"{type(error).__name__}: {error}")
         row["traceback"] = traceback.format_exc()
     row["wall_s"] = time.perf_counter() - started
@@ -119,7 +137,7 @@ def check(scenario: Scenario, method: type[Method], objective: str) -> None:
             )
 
 
-def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, threads: int) -> Row:
+def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, options: Options) -> Row:
     """The row of a trial that has not begun: what is known is there, the rest is None or 0."""
     return {
         "method": method.name(),
@@ -131,7 +149,9 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "train": method.train,
         "model_seed": scenario.model_seed,
         "seed": seed,
-        "threads": threads,
+        "threads": options.threads,
+        "workers": options.workers,
+        "engine": options.engine,
         "config": method.config,
         "status": "completed",
         "objective": objective,

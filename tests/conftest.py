@@ -41,7 +41,7 @@ def quick(digits: Scenario) -> Scenario:
 
 @pytest.fixture(scope="session")
 def quick_references(quick: Scenario) -> references.References:
-    return references.load(quick, torch.device("cpu"), 1)
+    return references.load(quick, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_references_are_what_they_say(quick, quick_references) -> None:
     assert references.missing(quick) == []
     directory = references.directory(quick)
     stamp = (directory / "original").stat().st_mtime_ns
-    references.train(quick, "original", 1)
+    references.train(quick, "original")
     assert (directory / "original").stat().st_mtime_ns == stamp
     assert cache.load_json(directory / "original" / "scenario.json") == quick.as_dict()
     assert quick_references.metrics["retrained"]["test_forget_acc"] == 0.0

@@ -52,7 +52,7 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
 
 @pytest.fixture(scope="module")
 def original(scenario: Scenario) -> dict[str, float]:
-    references.compare(scenario, 1)
+    references.compare(scenario)
     return references.metrics(scenario)["original"]
 
 

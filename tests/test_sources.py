@@ -155,7 +155,6 @@ def test_saliency_is_the_summed_absolute_gradient(model, digits_data) -> None:
 
 def _double(data):
     """The same data, normalised in double precision."""
-
     images = copy.copy(data.train.images)
     images.mean, images.std = images.mean.double(), images.std.double()
     return dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
@@ -569,9 +568,7 @@ def test_cmf_follows_the_features_after_every_epoch(model, digits_data, digits) 
     assert len(seen) == 2
     assert not torch.equal(*seen)
     # Fix: the head is looked at as z, so that a probe of a CMF model sees what the head sees.
-    features, logits = models.features_and_logits(
-        engine.model.eval(), digits_data.train.subset(torch.arange(5)).read()
-    )
+    features, logits = models.features_and_logits(engine.model.eval(), digits_data.train.subset(torch.arange(5)).read())
     torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(logits, engine.model(digits_data.train.subset(torch.arange(5)).read()))
 

@@ -1,1 +1,44 @@
 """How a step is carried out."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+
+from raymu import models
+from raymu.data import Data
+from raymu.engines.local import Engine
+from raymu.engines.options import DEFAULTS, Options
+from raymu.errors import InputError
+from raymu.scenario import Scenario
+
+__all__ = ["DEFAULTS", "Engine", "Options", "check", "make"]
+
+
+def make(model: nn.Module, data: Data, scenario: Scenario, *, options: Options = DEFAULTS, **rest: Any) -> Engine:
+    """The engine that the options ask for. Takes what Engine takes."""
+    if options.stage is None:
+        return Engine(model, data, scenario, options=options, **rest)
+    from raymu.engines.deepspeed import DeepSpeed
+
+    return DeepSpeed(model, data, scenario, options=options, **rest)
+
+
+def check(scenario: Scenario, options: Options) -> None:
+    """Look whether the options can carry out trials of the scenario.
+
+    Raises:
+        InputError: DeepSpeed is not installed, or several workers shall train a model with BatchNorm.
+    """
+    if options.stage is None:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError("several workers and ZeRO need DeepSpeed: pip install 'raymu[deepspeed]'")
+    with torch.device("meta"):
+        model = models.build(scenario, seed=0)
+    if options.workers > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        raise InputError(
+            "several workers cannot train a model with BatchNorm, whose statistics would be those of a worker's share:"
+            " run more trials at once instead"
+        )

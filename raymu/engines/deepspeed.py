@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from raymu.engines.local import Engine, _checkpoint_gradients, make_optimizer
 from raymu.method import Clipped, Step
 
+os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for no gain here
 
@@ -100,6 +102,12 @@ class DeepSpeed(Engine):
             for weight in self._trained.values():
                 weight.grad = None
 
+    def _masters(self) -> list[Tensor]:
+        if self._options.stage == 3:
+            masters: list[Tensor] = self._deepspeed.optimizer.fp32_partitioned_groups_flat
+            return masters
+        return [weight for group in self._optimizer.param_groups for weight in group["params"]]
+
     def _length(self, gradients: list[Tensor]) -> Tensor:
         """The norm of the whole gradient."""
         square = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
@@ -140,8 +148,20 @@ class DeepSpeed(Engine):
         if self._options.stage == 3:
             optimizer = self._deepspeed.optimizer
             group, place, count = optimizer.grad_position[optimizer.get_param_id(weight)]
-            piece, start = optimizer.fp32_partitioned_groups_flat[group].data.narrow(0, place, count), count * dist.get_rank()
+            piece, start = (
+                optimizer.fp32_partitioned_groups_flat[group].data.narrow(0, place, count),
+                count * dist.get_rank(),
+            )
             return piece[: max(0, weight.ds_numel - start)], start
         if weight._hp_mapping is None:
             return weight.data.new_empty(0), 0
         return weight._hp_mapping.get_hp_fragment().data, weight._hp_mapping.lp_fragment_address.start
+
+
+def leave_group() -> None:
+    """Leave the process group, so that another one can be joined."""
+    if deepspeed.comm.comm.cdb is None:  # DeepSpeed has not seen it
+        dist.destroy_process_group()
+    else:
+        deepspeed.comm.destroy_process_group()
+        deepspeed.comm.comm.cdb = None

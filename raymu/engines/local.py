@@ -44,6 +44,18 @@ class Batch(NamedTuple):
     seeds: Tensor
 
 
+class State(NamedTuple):
+    """Where an engine stands after an epoch: its counts (see Engine; `cycled` of the batches that each `cycle` has given
+    so far), the network's `weights`, buffers included, and this worker's part of the optimizer's state.
+    """
+
+    epoch: int
+    images: int
+    cycled: list[int]
+    weights: Tensors
+    optimizer: Tensors
+
+
 class Engine:
     """Runs one method on one model. To a method it is `run`: what it may read, draw and ask for.
 
@@ -79,7 +91,8 @@ class Engine:
         self._device = data.device
         self._cache_directory = cache_directory
         self._passes = 0  # in this epoch
-        self._cycled: list[int] = []  # batches that each `cycle` has given
+        self._cycled: list[int] = []
+        self._saved: State | None = None
         self._frozen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def run(self, method: Method, end_of_epoch: Callable[[int], None] = lambda epoch: None) -> None:
@@ -96,9 +109,26 @@ class Engine:
             self.model = models.CMF(self.model, self._data.num_classes, method.temperature).to(self._device)
             self._make_head(self._once("class-sums", self._class_sums))
         with torch.random.fork_rng():
-            torch.manual_seed(self.seed)  # dropout and the like
             for step in method.unlearn(self):
                 self._step(step)
+        self._restore()
+
+    def resume(self, state: State) -> None:
+        """Make `run` go on from where another engine, the same in all else, stood: what precedes is not trained again.
+
+        The method starts as it always does, from the original model, and passes over the epochs that are done.
+        """
+        self._saved = state
+
+    def state(self) -> State:
+        """Where it stands; to be asked for at the end of an epoch."""
+        optimizer = {
+            f"{number}.{key}": value
+            for number, weight in enumerate(self._masters())
+            for key, value in self._optimizer.state[weight].items()
+            if isinstance(value, Tensor)
+        }
+        return State(self.epoch, self.images, self._cycled, self.model.state_dict(), optimizer)
 
     # What a method may read:
 
@@ -115,14 +145,24 @@ class Engine:
                 its usual moments and no weight decay.
         """
         rate = lr if callable(lr) else lambda epoch: lr
-        self._begin(optimizer, rate(1))
+        begun = False
         try:
             for epoch in range(1, count + 1):
+                if self._saved is not None and self.epoch < self._saved.epoch:
+                    self.epoch += 1
+                    continue
+                if not begun:
+                    moments = self._restore()
+                    self._begin(optimizer, rate(1))
+                    begun = True
+                    if epoch > 1:  # the saved epoch is one of these
+                        self._restore_moments(moments)
                 for group in self._optimizer.param_groups:
                     group["lr"] = rate(epoch)
                 self._finite = torch.tensor(True, device=self._device)
                 self._passes = 0
                 self.epoch += 1
+                torch.manual_seed(self._draw("dropout", self.epoch, self._workers.rank))
                 with self._training():
                     self._train_mode()
                     yield epoch
@@ -133,7 +173,8 @@ class Engine:
                 self._refresh_head()
                 self._end_of_epoch(self.epoch)
         finally:
-            self._end()
+            if begun:
+                self._end()
 
     def batches(
         self, part: Rows, *, batch_size: int | None = None, extra: tuple[Tensor, Tensor, int] | None = None
@@ -160,7 +201,9 @@ class Engine:
         """Pass after pass, without end."""
         number = len(self._cycled)
         self._cycled.append(0)
+        return self._cycle(part, number)
 
+    def _cycle(self, part: Rows, number: int) -> Iterator[Batch]:
         def chosen() -> Iterator[tuple[Tensor, Tensor]]:
             begun, skipped = divmod(self._cycled[number], len(self._pass(part, None, None)))
             for passes in itertools.count(begun):
@@ -329,6 +372,26 @@ class Engine:
     def _end(self) -> None:
         """Those epochs are over, or given up."""
 
+    def _masters(self) -> list[Tensor]:
+        """What the optimizer moves, or this worker's part of it."""
+        return list(self.weights().values())
+
+    def _restore(self) -> Tensors:
+        """Go to where the engine stood that is resumed, if there is one; return its optimizer's state."""
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return {}
+        self.model.load_state_dict(saved.weights)
+        self.images, self._cycled = saved.images, list(saved.cycled)
+        return saved.optimizer
+
+    def _restore_moments(self, saved: Tensors) -> None:
+        masters = self._masters()
+        for name, value in saved.items():
+            number, key = name.split(".")
+            master = masters[int(number)]
+            self._optimizer.state[master][key] = value.to(master.device) if value.ndim else value
+
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
         """Run an epoch of steps."""
@@ -419,8 +482,7 @@ class Engine:
         `place` of the pass decide alone.
         """
         rows, split = self._rows(part), self._data.train
-        digest = hashlib.sha256(repr((self.seed, *place)).encode()).digest()
-        random = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        random = torch.Generator().manual_seed(self._draw(*place))
         order = split.images.shuffle(split.index[rows], random)
         if extra is None:
             chosen = rows[order]
@@ -432,6 +494,10 @@ class Engine:
         seeds = torch.randint(2**62, (len(chosen),), generator=random).to(rows.device)
         count = max(1, -(-len(chosen) // (batch_size or self.scenario.recipe.batch_size)))
         return list(zip(chosen.tensor_split(count), seeds.tensor_split(count), strict=True))
+
+    def _draw(self, *place: int | str) -> int:
+        """A random number that the seed and the place alone decide."""
+        return int.from_bytes(hashlib.sha256(repr((self.seed, *place)).encode()).digest()[:7], "big")
 
     def _read(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
         """This worker's share of batches, which are rows and perhaps random numbers. It may be read ahead."""

@@ -1,9 +1,7 @@
 """How a trial is carried out. It changes its speed and memory, and of its figures the last digits."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raymu.errors import InputError
@@ -27,28 +25,31 @@ class Options:
     """What carries out a trial.
 
     Attributes:
+        threads: CPU threads of each worker.
         workers: processes, each with its share of every batch, and with its own GPU where there are any.
         zero: stage of DeepSpeed's ZeRO, what is shared out among the workers while a method trains: 0 nothing, 1 the
             optimizer's state, 2 gradients, too, 3 weights, too. None: 1 where there are several workers; where there is
             one, PyTorch alone.
         offload: keep the optimizer's state in the CPU's memory.
         checkpointing: compute activations anew in the backward pass instead of keeping them.
-        deepspeed: a DeepSpeed configuration that replaces the one made from `zero` and `offload`.
+        deepspeed: a DeepSpeed configuration, as JSON, that replaces the one made from `zero` and `offload`.
 
     Raises:
         InputError: no such stage, a configuration that decides what is not its to decide, or both a configuration and
             what it replaces.
     """
 
+    threads: int = 1
     workers: int = 1
     zero: int | None = None
     offload: bool = False
     checkpointing: bool = False
-    deepspeed: Mapping[str, Any] | None = None
+    deepspeed: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"workers has to be at least 1, not {self.workers}")
+        for name in ("threads", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} has to be at least 1, not {getattr(self, name)}")
         if self.zero is not None and self.zero not in STAGES:
             raise InputError(f"ZeRO has the stages 0 to 3, not {self.zero}")
         if self.offload and not self.stage:
@@ -57,14 +58,14 @@ class Options:
             if self.zero is not None or self.offload:
                 raise InputError("a DeepSpeed configuration says the ZeRO stage and what is offloaded itself")
             for key, reason in DECIDED.items():
-                if key in self.deepspeed:
+                if key in self._given():
                     raise InputError(f"DeepSpeed configuration: leave {key} out, {reason}")
 
     @property
     def stage(self) -> int | None:
         """Of ZeRO; None: DeepSpeed is not used."""
         if self.deepspeed is not None:
-            return int(self.deepspeed.get("zero_optimization", {}).get("stage", 0))
+            return int(self._given().get("zero_optimization", {}).get("stage", 0))
         return (1 if self.workers > 1 else None) if self.zero is None else self.zero
 
     @property
@@ -76,26 +77,20 @@ class Options:
     def deepspeed_config(self) -> dict[str, Any]:
         """The user's, or one that is made from the other attributes."""
         if self.deepspeed is not None:
-            return dict(self.deepspeed)
+            return self._given()
         sharding: dict[str, Any] = {"stage": self.stage}
         if self.offload:
             sharding["offload_optimizer"] = {"device": "cpu"}
         return {"zero_optimization": sharding}
 
+    def _given(self) -> dict[str, Any]:
+        try:
+            config = json.loads(self.deepspeed or "")
+        except ValueError as error:
+            raise InputError(f"DeepSpeed configuration: {error}") from error
+        if not isinstance(config, dict):
+            raise InputError("a DeepSpeed configuration has to be a JSON object")
+        return config
+
 
 DEFAULTS = Options()
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A DeepSpeed configuration from a JSON file.
-
-    Raises:
-        InputError: it cannot be read, or is no object.
-    """
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"DeepSpeed configuration {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"DeepSpeed configuration {path} has to be a JSON object")
-    return config

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from raymu import data, method, models, references
+from raymu.engines import Options
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.scenario import SCENARIOS, Recipe
@@ -53,7 +54,7 @@ def cifar10(directory: Path, threads: int) -> Features:
         val_share=0.02,
     )
     data.prepare(scenario, directory)
-    model = references.load_model(scenario, "original", threads)
+    model = references.load_model(scenario, "original", Options(threads))
     loaded = data.load(scenario, references.default_device())
     train = models.extract(model, loaded, loaded.train)
     test = [models.extract(model, loaded, part) for part in loaded.test]
@@ -145,7 +146,7 @@ def evaluation(threads: int) -> None:
     for name in ("random_label", "salun", "scrub", "neggrad_plus", "finetune"):
         chosen = method.get(name)
         published = chosen.from_config(chosen.published_config(scenario))
-        rows = [run_trial(scenario, published, seed=0, threads=threads)[0] for _ in range(10)][1:]
+        rows = [run_trial(scenario, published, seed=0, options=Options(threads))[0] for _ in range(10)][1:]
         unlearn, evaluate = (statistics.median(row[cost] for row in rows) for cost in ("unlearn_s", "evaluate_s"))
         print(f"{name:<14} unlearning {unlearn:.3f} s, evaluation {evaluate:.3f} s: {evaluate / unlearn:.0%}")
 

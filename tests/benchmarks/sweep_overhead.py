@@ -78,7 +78,7 @@ def main() -> None:
     for scenario in (digits, larger):
         data.prepare(scenario)
         for which in references.REFERENCES:
-            references.train(scenario, which, 1)
+            references.train(scenario, which)
 
     print("the runner's share:")
     for scenario in (digits, larger):

@@ -1,0 +1,105 @@
+"""Where a trial stands after an epoch, kept so that a process that dies costs no more than the epoch in flight."""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyarrow.fs import FileType
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raymu.engines.local import State
+from raymu.results.store import Location
+from raymu.workers import Workers
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """A trial's directory for them. It holds the last one alone: `state.json`, written when the rest is there, and the
+    directory that it names, with the network's weights and every worker's part of the optimizer's state.
+
+    Everything is done by all workers together.
+
+    Attributes:
+        location: the directory, one that the workers of a later try can read as well.
+        every: seconds after which the end of an epoch is worth a checkpoint.
+    """
+
+    location: Location
+    every: float = 30.0
+
+    def save(self, state: State, row: dict[str, Any], workers: Workers) -> None:
+        """Keep this state, with the trial's row so far, in the place of the one before.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        before = self._state() if workers.rank == 0 else None
+        folder = self.location / f"epoch-{state.epoch}"
+        digests = [self._write(folder, f"optimizer-{workers.rank}", state.optimizer)]
+        digests = [bytes(one.tolist()).hex() for one in workers.gather(torch.tensor([list(bytes.fromhex(digests[0]))]))]
+        if workers.rank > 0:
+            return
+        digests.append(self._write(folder, "weights", state.weights))
+        content = {
+            "folder": folder.name,
+            "epoch": state.epoch,
+            "images": state.images,
+            "cycled": state.cycled,
+            "digests": digests,
+            "row": row,
+        }
+        filesystem, path = self.location.filesystem, self.location.path
+        with filesystem.open_output_stream(f"{path}/.{STATE}") as stream:
+            stream.write(json.dumps(content).encode())
+        filesystem.move(f"{path}/.{STATE}", f"{path}/{STATE}")
+        if before is not None and before["folder"] != folder.name:
+            filesystem.delete_dir(f"{path}/{before['folder']}")
+
+    def load(self, workers: Workers) -> tuple[State, dict[str, Any]] | None:
+        """The last state and row; None if there is none, it is damaged, or other workers wrote it."""
+        content = workers.tell(self._state() if workers.rank == 0 else None)
+        if content is None or len(content["digests"]) != workers.count + 1:
+            return None
+        folder, (*parts, whole) = self.location / content["folder"], content["digests"]
+        optimizer = self._read(folder, f"optimizer-{workers.rank}", parts[workers.rank])
+        weights = self._read(folder, "weights", whole)
+        damaged = torch.tensor(int(optimizer is None or weights is None))
+        workers.sum(damaged)
+        if damaged or optimizer is None or weights is None:
+            return None
+        state = State(content["epoch"], content["images"], content["cycled"], weights, optimizer)
+        return state, content["row"]
+
+    def clear(self) -> None:
+        """Nothing of it is needed again."""
+        with contextlib.suppress(OSError):
+            self.location.filesystem.delete_dir(self.location.path)
+
+    def _state(self) -> dict[str, Any] | None:
+        place = self.location / STATE
+        if place.filesystem.get_file_info(place.path).type != FileType.File:
+            return None
+        with place.filesystem.open_input_stream(place.path) as stream:
+            content: dict[str, Any] = json.loads(stream.read())
+        return content
+
+    def _write(self, folder: Location, name: str, tensors: dict[str, Tensor]) -> str:
+        content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        folder.filesystem.create_dir(folder.path)
+        with folder.filesystem.open_output_stream(f"{folder.path}/{name}.safetensors") as stream:
+            stream.write(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def _read(self, folder: Location, name: str, digest: str) -> dict[str, Tensor] | None:
+        try:
+            with folder.filesystem.open_input_stream(f"{folder.path}/{name}.safetensors") as stream:
+                content = stream.read()
+        except OSError:
+            return None
+        return load(content) if hashlib.sha256(content).hexdigest() == digest else None

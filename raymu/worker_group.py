@@ -1,0 +1,194 @@
+"""Several processes for one trial, on a Ray cluster. They stay together from trial to trial."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raymu import cache
+from raymu.engines.options import Options
+from raymu.session import Slots
+from raymu.workers import Workers
+
+Result = TypeVar("Result")
+
+GRACE_S = 10.0  # for workers to end after the first one, or after one of them failed
+
+
+class Stopped(BaseException):
+    """The first worker gave up what all of them do, on demand."""
+
+
+class WorkerGroup:
+    """This process as the first worker, and an actor for each of the others, in a placement group with a bundle for
+    every worker; they form the default group of torch.distributed.
+
+    The others end with this process. One that dies takes this process with it, since it may wait for an answer that
+    never comes: whoever started it has to start it again.
+
+    Args:
+        placement: where this process runs in the first bundle.
+    """
+
+    def __init__(self, placement: PlacementGroup | None) -> None:
+        assert placement is not None, "workers need a placement group"
+        self._size = len(placement.bundle_specs)
+        self._others: list[Any] = []
+        for rank, bundle in enumerate(placement.bundle_specs[1:], start=1):
+            strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank)
+            actor = ray.remote(_Worker).options(
+                num_cpus=bundle.get("CPU", 0), num_gpus=bundle.get("GPU", 0), scheduling_strategy=strategy
+            )
+            self._others.append(actor.remote())
+        with socket.socket() as free:
+            free.bind(("", 0))
+            address = f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        joined = [other.join.remote(address, rank, self._size) for rank, other in enumerate(self._others, start=1)]
+        _join(address, 0, self._size)
+        ray.get(joined)
+
+    def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Let every worker call the function; return what the first one's call returns.
+
+        Raises:
+            WorkerError: another worker's call raised, and this one's may have for no other reason.
+        """
+        calls = [other.call.remote(function, arguments) for other in self._others]
+        errors: list[BaseException] = []
+        watch = threading.Thread(target=self._watch, args=(calls, errors), daemon=True)
+        watch.start()
+        try:
+            return function(*arguments)
+        finally:
+            watch.join(GRACE_S)
+            if errors or watch.is_alive():
+                self._disband()
+            if errors:
+                raise WorkerError(str(errors[0])) from errors[0]
+
+    def _disband(self) -> None:
+        from raymu.engines.deepspeed import leave_group  # loads DeepSpeed, which takes seconds
+
+        self._kill()
+        leave_group()
+
+    def _kill(self) -> None:
+        others, self._others = self._others, []
+        for other in others:
+            ray.kill(other)
+
+    def _watch(self, calls: Sequence[Any], errors: list[BaseException]) -> None:
+        """Wait for the others. Where one fails, end all, so that what this process waits for ends as well."""
+        left = list(calls)
+        while left:
+            (done,), left = ray.wait(left)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                errors.append(error)
+                self._kill()
+                return
+            except ray.exceptions.RayError:
+                if self._others:
+                    os._exit(1)
+
+
+class WorkerError(RuntimeError):
+    """Another worker failed; the message is its traceback."""
+
+
+class _Worker:
+    """A worker that is not the first."""
+
+    def join(self, address: str, rank: int, size: int) -> None:
+        _join(address, rank, size)
+
+    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        with suppress(Stopped):
+            function(*arguments)
+
+
+def _join(address: str, rank: int, size: int) -> None:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
+
+
+def for_all(report: Callable[..., None]) -> Callable[..., None]:
+    """A report that the first worker makes for all, who wait for it; where it raises to end the trial, all end."""
+
+    def shared(*arguments: Any) -> None:
+        workers = Workers()
+        if workers.rank > 0:
+            if not workers.tell():
+                raise Stopped
+            return
+        try:
+            report(*arguments)
+        except BaseException:
+            workers.tell(False)
+            raise
+        workers.tell(True)
+
+    return shared
+
+
+_group: WorkerGroup | None = None  # of this process
+
+
+def in_group(options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Let the workers that the options ask for call the function, this process being the first of them; it runs in a
+    placement group that has a bundle for each. They stay for the next call.
+
+    Raises:
+        WorkerError: see WorkerGroup.run.
+    """
+    global _group
+    if options.stage is None:
+        return function(*arguments)
+    if _group is None:
+        _group = WorkerGroup(ray.util.get_current_placement_group())
+    try:
+        return _group.run(function, *arguments)
+    except WorkerError:
+        _group = None
+        raise
+
+
+def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Make calls, each a function and its arguments, on the cluster, as many at once as fit, each by the workers of a
+    trial.
+
+    Raises what one of them raises.
+    """
+    waiting = {}
+    task = ray.remote(num_cpus=slots.bundle["CPU"], num_gpus=slots.bundle.get("GPU", 0), max_calls=1)(_call)
+    try:
+        for call in calls:
+            placement = placement_group(slots.bundles)
+            strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
+            done = task.options(scheduling_strategy=strategy).remote(str(cache.base()), slots.options, *call)
+            waiting[done] = placement
+        while waiting:
+            (done,), _ = ray.wait(list(waiting))
+            remove_placement_group(waiting.pop(done))
+            ray.get(done)
+    finally:
+        for placement in waiting.values():
+            remove_placement_group(placement)
+
+
+def _call(cache_base: str, options: Options, *call: Any) -> None:
+    in_group(options, _with_cache, cache_base, *call)
+
+
+def _with_cache(cache_base: str, function: Callable[..., Any], *arguments: Any) -> None:
+    os.environ["RAYMU_CACHE"] = cache_base
+    function(*arguments)
