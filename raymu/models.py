@@ -79,34 +79,45 @@ class Outputs(NamedTuple):
 
 def batches(data: Data, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images (B, C, H, W) and labels (B,) of this worker's share of a split, in order, in batches of nearly
-    equal size.
+    equal size. Of an empty share there is one batch: no label, but an image, as not every model takes none. The images
+    that count are as many as the labels.
     """
     share = data.workers.share(split.index)
     cuts = share.tensor_split(max(1, -(-len(share) // EXTRACT_BATCH)))
-    for images, index in zip(split.images.read((index, None) for index in cuts), cuts, strict=True):
+    read = cuts if len(share) else [split.index[:1]]
+    for images, index in zip(split.images.read((index, None) for index in read), cuts, strict=True):
         yield images, split.labels[index]
 
 
 def outputs(model: nn.Module, data: Data, split: Split) -> Iterator[Outputs]:
-    """Those of a split, batch by batch. The model is left in eval mode.
+    """Those of this worker's share of a split, batch by batch, in float32. The model is left in eval mode.
+
+    All workers have to read to the end, where they agree on whether to go on.
 
     Raises:
-        Diverged: a feature or logit is not finite.
+        Diverged: a feature or logit is not finite, of whichever worker's share. All workers raise it.
     """
     model.eval()
+    diverged = torch.zeros((), device=data.device)
     for images, labels in batches(data, split):
         with torch.no_grad():
-            features, logits = features_and_logits(model, images)
+            features, logits = (said[: len(labels)].float() for said in features_and_logits(model, images))
         if not (features.isfinite().all() and logits.isfinite().all()):
-            raise Diverged("the features or logits are not finite")
+            diverged += 1
+            break  # not raised here: the others would wait for this one
         yield Outputs(features, logits, labels)
+    data.workers.sum(diverged)
+    if diverged:
+        raise Diverged("the features or logits are not finite")
 
 
 def extract(model: nn.Module, data: Data, split: Split) -> Outputs:
-    """Those of a whole split. The model is left in eval mode.
+    """Those of this worker's share of a split: features (n, D) and logits (n, K) in float32, labels (n,); n may be 0.
+
+    The model is left in eval mode.
 
     Raises:
-        Diverged: a feature or logit is not finite.
+        Diverged: a feature or logit is not finite, of whichever worker's share. All workers raise it.
     """
     return Outputs(*(torch.cat(parts) for parts in zip(*outputs(model, data, split), strict=True)))
 

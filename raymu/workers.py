@@ -14,15 +14,18 @@ from raymu import cache
 class Workers:
     """The processes of torch.distributed's default group; one alone, if there is none.
 
-    Everything but `rank` and `count` is done by all of them together, in the same order.
+    Everything but `rank`, `count` and `share` is done by all of them together, in the same order.
+
+    Args:
+        alone: be one alone, whether there is a group or not.
 
     Attributes:
         rank: this one's number.
         count: how many they are.
     """
 
-    def __init__(self) -> None:
-        joined = dist.is_available() and dist.is_initialized()
+    def __init__(self, alone: bool = False) -> None:
+        joined = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.count = dist.get_world_size() if joined else 1
 
@@ -31,13 +34,15 @@ class Workers:
         return rows.tensor_split(self.count)[self.rank]
 
     def sum(self, *tensors: Tensor) -> None:
-        """Replace each tensor by the sum of all workers'."""
+        """Replace each tensor by the sum of all workers'. Every element is added up in one place, in one order, so that
+        all get the same bits, and may decide by them alike.
+        """
         if self.count > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def gather(self, part: Tensor) -> Tensor:
-        """All workers' parts (n, ...) of what was shared by `share`, in one (N, ...)."""
+        """All workers' parts (n, ...), which may be of any length, one after the other in one (N, ...)."""
         if self.count == 1:
             return part
         sizes = torch.zeros(self.count, dtype=torch.int64, device=part.device)
@@ -76,3 +81,6 @@ class Workers:
             return cache.once(entry, together)
         finally:
             self.tell(False)
+
+
+ALONE = Workers(alone=True)

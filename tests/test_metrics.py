@@ -2,14 +2,10 @@
 
 import dataclasses
 import math
-import os
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from raymu import data, evaluation, models, references
 from raymu.errors import Diverged, InputError, Undefined
@@ -63,25 +59,6 @@ def test_moments_are_precise_far_from_the_origin() -> None:
     shifted = Moments.of(features + 1e4, labels)
     torch.testing.assert_close(shifted.within, Moments.of(features, labels).within, rtol=1e-6, atol=1e-6)
     assert Moments.of(torch.full((9, 1), 0.1), torch.zeros(9, dtype=torch.long)).scale.tolist() == [1.0]  # constant
-
-
-def _reduce(rank: int, port: int, features: torch.Tensor, labels: torch.Tensor, expected: torch.Tensor) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    moments = Moments(int(labels.max()) + 1, features.shape[1], features.device)
-    mine = slice(0, 13) if rank == 0 else slice(13, None)  # uneven, and a class that only one worker sees
-    moments.update(features[mine], labels[mine])
-    moments.reduce()
-    torch.testing.assert_close(moments.within, expected)
-    dist.destroy_process_group()
-
-
-def test_moments_add_up_over_workers() -> None:
-    features, labels = noise(40, 3), torch.cat([torch.zeros(13), torch.arange(27) % 2 + 1]).long()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_reduce, (port, features, labels, Moments.of(features, labels).within), nprocs=2)
 
 
 # NCC
@@ -307,9 +284,9 @@ def test_evaluate_reads_each_split_and_part(quick, quick_references, trained) ->
     assert row["probe"] == "strong"
     for name, split in (("val", loaded.val), ("test", loaded.test)):
         right = {True: [], False: []}
-        index = torch.cat([split.retain.index, split.forget.index])
-        for image, label in zip(split.retain.images[index], split.retain.labels[index], strict=True):
-            answer = model(loaded.normalise(image[None])).argmax().item()
+        images = torch.cat([part.read() for part in split])
+        for image, label in zip(images, torch.cat([part.targets for part in split]), strict=True):
+            answer = model(image[None]).argmax().item()
             right[label.item() in quick.forget].append(answer == label.item())
         assert row[f"{name}_forget_acc"] == pytest.approx(sum(right[True]) / len(right[True]))
         assert row[f"{name}_retain_acc"] == pytest.approx(sum(right[False]) / len(right[False]))
@@ -398,8 +375,7 @@ def test_logits_are_the_models_own(digits_data, digits) -> None:
     model = models.build(digits, seed=3).eval()
     split = digits_data.val.retain
     said = models.extract(models.reading_copy(model), digits_data, split)
-    images = digits_data.normalise(split.images[split.index])
-    torch.testing.assert_close(said.logits, model(images).detach())
+    torch.testing.assert_close(said.logits, model(split.read()).detach())
     assert torch.equal(said.labels, split.targets)
 
 

@@ -1,6 +1,7 @@
 """A model and the data in, one flat row of metrics out."""
 
-from raymu.evaluation.evaluate import accuracy, baseline, evaluate, gaps, keys, look
+from raymu.evaluation.accuracy import accuracy
+from raymu.evaluation.evaluate import baseline, evaluate, gaps, keys, look
 from raymu.evaluation.layers import profile
 from raymu.evaluation.picture import picture
 

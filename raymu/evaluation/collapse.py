@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from raymu.errors import Undefined
+from raymu.evaluation.accuracy import fraction
 from raymu.evaluation.moments import Moments
+from raymu.workers import ALONE, Workers
 
 RANK = 1e-10  # a direction of the class means is none if it is shorter than this share of the longest
 
@@ -48,15 +50,17 @@ def nc3(moments: Moments, head: Tensor) -> float:
     return _distance_from_simplex(head[moments.classes].double() @ _centred(moments.means).mT)
 
 
-def nc4(answers: Tensor, nearest: Tensor) -> float:
-    """Share of the samples (N,) for which the classifier's answer is not that of the nearest class centre.
+def nc4(answers: Tensor, nearest: Tensor, workers: Workers = ALONE) -> float:
+    """Share of all workers' samples for which the classifier's answer is not that of the nearest class centre.
+
+    Args:
+        answers: the classifier's, to this worker's samples (n,).
+        nearest: the classes of the nearest centres (n,).
 
     Raises:
         Undefined: there is no sample.
     """
-    if not len(answers):
-        raise Undefined("there is no sample")
-    return (answers != nearest).double().mean().item()
+    return fraction(answers != nearest, workers)
 
 
 def alignment(head: Tensor, means: Tensor, centre: Tensor | None = None) -> Tensor:

@@ -1,4 +1,9 @@
-"""All metrics of a model. Features are extracted once a split and feed every metric."""
+"""All metrics of a model. Features are extracted once a split and feed every metric.
+
+Every worker reads its own share of a split and keeps its features to itself: what is added up are moments, counts,
+losses and gradients. Put together are labels, four numbers an image for membership inference, and the held-out features
+of the references, once.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,6 +13,7 @@ from torch import Tensor, nn
 
 from raymu.data import Data
 from raymu.errors import Diverged, Undefined
+from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.collapse import alignment, nc1, nc2, nc3, nc4
 from raymu.evaluation.membership import mia_auc
@@ -16,6 +22,7 @@ from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
 from raymu.models import Outputs, extract, outputs, reading_copy
+from raymu.workers import Workers
 
 SPLITS = ("val", "test")
 ACCURACIES = tuple(f"{prefix}{part}_acc" for prefix in ("", "probe_", "ncc_") for part in ("retain", "forget"))
@@ -36,7 +43,7 @@ Metrics = dict[str, Any]
 
 
 class Read(NamedTuple):
-    """What a model says of a held-out split."""
+    """What a model says of this worker's share of a held-out split, which is one of each part."""
 
     retain: Outputs
     forget: Outputs
@@ -54,10 +61,10 @@ def keys() -> list[str]:
 
 
 def read(model: nn.Module, data: Data) -> dict[str, Read]:
-    """What a model says of SPLITS. It is left in eval mode.
+    """What a model says of this worker's share of SPLITS. It is left in eval mode.
 
     Raises:
-        Diverged: a feature or logit is not finite.
+        Diverged: a feature or logit is not finite, on all workers.
     """
     return {
         split: Read(*(extract(model, data, part) for part in held_out))
@@ -74,14 +81,15 @@ def look(model: nn.Module, data: Data) -> dict[str, Any]:
         What `evaluate` returns; None for all that is no accuracy.
 
     Raises:
-        Diverged: a feature or logit is not finite.
+        Diverged: a feature or logit is not finite, on all workers.
     """
     model, moments = reading_copy(model), None
     for some in outputs(model, data, data.probed):
         moments = moments or Moments(data.num_classes, some.features.shape[1], some.features.device)
         moments.update(some.features, some.labels)
     assert moments is not None
-    accuracies = _accuracies(read(model, data), LDAProbe(moments), NearestClassCentre(moments))
+    moments.reduce(data.workers)
+    accuracies = _accuracies(read(model, data), LDAProbe(moments), NearestClassCentre(moments), data.workers)
     return dict.fromkeys(keys()) | accuracies | {"probe": LDAProbe.name}
 
 
@@ -92,16 +100,21 @@ def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tenso
         references: the "original" and the "retrained" model.
 
     Returns:
-        Of SPLITS `{split}_original` and `{split}_retrained`, the reference's features of all images of the split, and
-        `{split}_forget_acc`, the original's.
+        Of SPLITS `{split}_original` and `{split}_retrained`, the reference's features (N, D) of all images of the
+        split, whichever worker's: first those of its retain part, then those of its forget part; and
+        `{split}_forget_acc`, the original's. The same on all workers.
+
+    Raises:
+        Diverged: a feature or logit is not finite, on all workers.
     """
     tensors = {}
     for which, model in references.items():
         for split, said in read(reading_copy(model), data).items():
-            tensors[f"{split}_{which}"] = said.all.features
+            tensors[f"{split}_{which}"] = torch.cat([data.workers.gather(part.features) for part in said])
             if which == "original":
                 answers, labels = said.forget.logits.argmax(1), said.forget.labels
-                tensors[f"{split}_forget_acc"] = torch.tensor(accuracy(answers, labels), dtype=torch.float64)
+                right = accuracy(answers, labels, data.workers)
+                tensors[f"{split}_forget_acc"] = torch.tensor(right, dtype=torch.float64)
     return tensors
 
 
@@ -129,14 +142,16 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
 
         None: the metric is not defined on such data, as the alignment of forgotten classes if samples are forgotten.
 
+        The same on all workers, and as one alone would find it, but for rounding.
+
     Raises:
-        Diverged: a feature or logit is not finite.
+        Diverged: a feature or logit is not finite, on all workers.
     """
-    model = reading_copy(model)
+    model, workers = reading_copy(model), data.workers
     train, held_out = extract(model, data, data.probed), read(model, data)
-    moments = Moments.of(train.features, train.labels)
-    probe, centres = LinearProbe(train.features, train.labels, moments), NearestClassCentre(moments)
-    row = _accuracies(held_out, probe, centres)
+    moments = Moments.of(train.features, train.labels, workers)
+    probe, centres = LinearProbe(train.features, train.labels, moments, workers), NearestClassCentre(moments)
+    row = _accuracies(held_out, probe, centres, workers)
 
     head = model.get_classifier().weight.detach()  # type: ignore[operator]
     row |= {"train_nc1": _defined(nc1, moments), "train_nc2": _defined(nc2, moments)}
@@ -144,26 +159,18 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
     row |= {f"train_{name}": value for name, value in _alignments(head, moments, data).items()}
 
     epochs = _relearn(model, data, row, baseline)
-    for split, said in held_out.items():
+    for (split, said), parts in zip(held_out.items(), (data.val, data.test), strict=True):
         whole = said.all
-        row[f"{split}_nc4"] = _defined(nc4, whole.logits.argmax(1), centres.predict(whole.features))
+        row[f"{split}_nc4"] = _defined(nc4, whole.logits.argmax(1), centres.predict(whole.features), workers)
         for which in ("original", "retrained"):
-            row[f"{split}_cka_{which}"] = _defined(linear_cka, whole.features, baseline[f"{split}_{which}"])
+            theirs = baseline[f"{split}_{which}"].split([len(part) for part in parts])
+            others = torch.cat([workers.share(part) for part in theirs])
+            row[f"{split}_cka_{which}"] = _defined(linear_cka, whole.features, others, workers)
         members, unseen = (train.subset(data.is_forgotten(train.labels)), said.forget) if data.forgotten else said[::-1]
-        row[f"{split}_mia_auc"] = _defined(mia_auc, members.logits, members.labels, unseen.logits, unseen.labels)
+        told = (members.logits, members.labels, unseen.logits, unseen.labels)
+        row[f"{split}_mia_auc"] = _defined(mia_auc, *told, workers)
         row[f"{split}_relearn_epochs"] = epochs[split]
     return row | {"probe": probe.name}
-
-
-def accuracy(answers: Tensor, labels: Tensor) -> float:
-    """Share of the samples (N,) whose answer is right.
-
-    Raises:
-        Undefined: there is no sample.
-    """
-    if not len(answers):
-        raise Undefined("there is no sample")
-    return (answers == labels).double().mean().item()
 
 
 def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> Metrics:
@@ -172,9 +179,11 @@ def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> Metrics:
     return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
 
 
-def _accuracies(held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, centres: NearestClassCentre) -> Metrics:
+def _accuracies(
+    held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, centres: NearestClassCentre, workers: Workers
+) -> Metrics:
     return {
-        f"{split}_{prefix}{part}_acc": accuracy(answers, outputs.labels)
+        f"{split}_{prefix}{part}_acc": accuracy(answers, outputs.labels, workers)
         for split, said in held_out.items()
         for part, outputs in said._asdict().items()
         for prefix, answers in (
@@ -202,7 +211,7 @@ def _mean_alignment(head: Tensor, means: Tensor, centre: Tensor | None, chosen: 
 
 
 def _relearn(model: nn.Module, data: Data, row: Metrics, baseline: Mapping[str, Tensor]) -> dict[str, int]:
-    """Relearn time on SPLITS."""
+    """Relearn time on SPLITS. Every worker trains on the same images, and looks at its share of the others."""
     forgotten = data.train.subset(data.forget)
     labels = forgotten.targets
     few = forgotten.subset(torch.cat([(labels == one).nonzero()[:RELEARN_PER_CLASS, 0] for one in labels.unique()]))
@@ -212,7 +221,7 @@ def _relearn(model: nn.Module, data: Data, row: Metrics, baseline: Mapping[str, 
             said = [extract(relearnt, data, part.forget) for part in (data.val, data.test)]
         except Diverged:
             return [0.0, 0.0]
-        return [accuracy(each.logits.argmax(1), each.labels) for each in said]
+        return [accuracy(each.logits.argmax(1), each.labels, data.workers) for each in said]
 
     columns = [f"{split}_forget_acc" for split in SPLITS]
     epochs = relearn_epochs(

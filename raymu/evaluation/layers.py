@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from raymu.data import Data, Split
 from raymu.errors import InputError
-from raymu.evaluation.evaluate import SPLITS, accuracy
+from raymu.evaluation.accuracy import accuracy
+from raymu.evaluation.evaluate import SPLITS
 from raymu.evaluation.probe import LinearProbe
 from raymu.models import CMF, batches, features_and_logits
 
@@ -18,7 +19,7 @@ PENULTIMATE = "penultimate"
 def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
     """The strong probe on every block's output, averaged over positions, and on the penultimate features.
 
-    The model is left in eval mode. Memory: the averaged outputs of all blocks for the training images.
+    The model is left in eval mode. Memory: the averaged outputs of all blocks for this worker's training images.
 
     Returns:
         From the first block to the last, `layer` (timm's name of it; in the end "penultimate") and
@@ -26,15 +27,19 @@ def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
 
     Raises:
         InputError: timm does not say what the blocks of this model are.
+        Undefined: an output is not finite.
     """
     check_blocks(model)
+    workers = data.workers
     names = [*(info["module"] for info in _backbone(model).feature_info), PENULTIMATE]
-    probes = [LinearProbe(features, data.probed.targets) for features in _blocks(model, data, data.probed)]
+    labels = workers.share(data.probed.targets)
+    probes = [LinearProbe(features, labels, workers=workers) for features in _blocks(model, data, data.probed)]
     rows: list[dict[str, Any]] = [{"layer": name} for name in names]
     for split, held_out in zip(SPLITS, (data.val, data.test), strict=True):
         for part, some in held_out._asdict().items():
+            labels = workers.share(some.targets)
             for row, probe, features in zip(rows, probes, _blocks(model, data, some), strict=True):
-                row[f"{split}_probe_{part}_acc"] = accuracy(probe.predict(features), some.targets)
+                row[f"{split}_probe_{part}_acc"] = accuracy(probe.predict(features), labels, workers)
     return rows
 
 
@@ -53,7 +58,7 @@ def _backbone(model: Any) -> Any:
 
 
 def _blocks(model: nn.Module, data: Data, split: Split) -> list[Tensor]:
-    """Features (N, D) of every block, each with a D of its own, and the penultimate ones."""
+    """Of this worker's share, features (n, D) of every block, each with a D of its own, and the penultimate ones."""
 
     def of(images: Tensor) -> Iterator[Tensor]:
         for block in _backbone(model).forward_intermediates(images, intermediates_only=True):
@@ -62,5 +67,5 @@ def _blocks(model: nn.Module, data: Data, split: Split) -> list[Tensor]:
 
     model.eval()
     with torch.no_grad():
-        parts = [list(of(images)) for images, _ in batches(data, split)]
+        parts = [[block[: len(labels)] for block in of(images)] for images, labels in batches(data, split)]
     return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]

@@ -6,20 +6,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymu.errors import Undefined
+from raymu.workers import ALONE, Workers
 
 FOLDS = 3
 ROUNDING = 1e-12
 
 
-def mia_auc(members: Tensor, member_labels: Tensor, unseen: Tensor, unseen_labels: Tensor) -> float:
+def mia_auc(
+    members: Tensor, member_labels: Tensor, unseen: Tensor, unseen_labels: Tensor, workers: Workers = ALONE
+) -> float:
     """Area under the ROC curve of an attacker who tells forgotten training images from unseen ones: 0.5 is no leak.
 
     The attacker is scikit-learn's logistic regression on what `confidence` says, trained and judged on different folds;
-    the mean over the folds. Deterministic.
+    the mean over the folds. Deterministic. All workers' features are put together, and all train the same attacker.
 
     Args:
-        members: logits (M, K) of training images, with true labels (M,).
-        unseen: logits (U, K) of images of the same classes that no training saw, with true labels (U,).
+        members: logits (m, K) of this worker's training images, with true labels (m,).
+        unseen: logits (u, K) of its images of the same classes that no training saw, with true labels (u,).
 
     Raises:
         Undefined: there are fewer than two of either, or a logit is not finite.
@@ -27,14 +30,18 @@ def mia_auc(members: Tensor, member_labels: Tensor, unseen: Tensor, unseen_label
     from sklearn import config_context
     from sklearn.linear_model import LogisticRegression
 
-    folds = min(FOLDS, len(members), len(unseen))
+    told = [confidence(members, member_labels), confidence(unseen, unseen_labels)]
+    parts = [workers.gather(part) for part in told]
+    folds = min(FOLDS, *map(len, parts))
     if folds < 2:
         raise Undefined("membership inference needs two members and two unseen images")
-    both = torch.cat([confidence(members, member_labels), confidence(unseen, unseen_labels)])
+    both = torch.cat(parts)
+    if not both.isfinite().all():
+        raise Undefined("the logits are not finite")
     inputs = ((both - both.mean(0)) / both.std(0).clamp(min=ROUNDING)).cpu().numpy()
-    targets = np.repeat([True, False], [len(members), len(unseen)])
+    targets = np.repeat([True, False], [len(part) for part in parts])
     random = np.random.default_rng(0)
-    fold = np.concatenate([random.permutation(np.arange(len(part)) % folds) for part in (members, unseen)])
+    fold = np.concatenate([random.permutation(np.arange(len(part)) % folds) for part in parts])
     attacker = LogisticRegression(class_weight="balanced", solver="newton-cholesky")
     areas = []
     with config_context(assume_finite=True, skip_parameter_validation=True):  # both cost more than the fits
@@ -48,13 +55,8 @@ def mia_auc(members: Tensor, member_labels: Tensor, unseen: Tensor, unseen_label
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
     """What logits (N, K) say of how sure a model is of the true labels (N,), as features (N, 4): the log-odds of the
     label (Carlini et al., S&P 2022), its CE, the entropy, and the log-odds of the answer (Song and Mittal, USENIX
-    Security 2021).
-
-    Raises:
-        Undefined: a logit is not finite.
+    Security 2021). NaN where a logit is not finite.
     """
-    if not logits.isfinite().all():
-        raise Undefined("the logits are not finite")
     logs = logits.double().log_softmax(1)
     label = labels.unsqueeze(1)
     of_label = logs.gather(1, label).squeeze(1)

@@ -1,10 +1,10 @@
 """First and second moments of features: all that NCC, neural collapse and the cheap probe need to know of them."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from raymu.errors import Undefined
+from raymu.workers import ALONE, Workers
 
 ROWS = 2**14  # samples that are taken in at once
 ROUNDING = 1e-12  # a variance is none if it is below this share of the mean square
@@ -12,6 +12,8 @@ ROUNDING = 1e-12  # a variance is none if it is below this share of the mean squ
 
 class Moments:
     """Sums over samples, kept in float64, in one pass: no feature has to be kept, and parts simply add up.
+
+    A feature that is not finite makes them so.
 
     Memory: K (D + 1) + D^2 float64 for K classes and D features, and ROWS x D more during an update, however many
     samples there are.
@@ -28,27 +30,27 @@ class Moments:
         self.gram = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor) -> "Moments":
-        """Those of features (N, D) with labels (N,).
+    def of(cls, features: Tensor, labels: Tensor, workers: Workers = ALONE) -> "Moments":
+        """Those of all workers' features, where this one has (n, D) with labels (n,).
 
         Raises:
             Undefined: there is no sample, or a feature is not finite.
         """
-        if not len(labels):
+        known = workers.gather(labels)
+        if not len(known):
             raise Undefined("there is no sample")
-        moments = cls(int(labels.max()) + 1, features.shape[1], features.device)
+        moments = cls(int(known.max()) + 1, features.shape[1], features.device)
         moments.update(features, labels)
+        moments.reduce(workers)
+        if not moments.gram.diagonal().isfinite().all():  # looked at here, where all workers see it
+            raise Undefined("the features are not finite")
         return moments
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Take in features (B, D) with labels (B,) in 0..K-1.
-
-        Raises:
-            Undefined: a feature is not finite.
-        """
+        """Take in features (B, D) with labels (B,) in 0..K-1."""
+        if not len(labels):  # which have no mean
+            return
         for some, their in zip(features.split(ROWS), labels.split(ROWS), strict=True):
-            if not some.isfinite().all():
-                raise Undefined("the features are not finite")
             some = some.to(torch.promote_types(some.dtype, torch.float32))
             counts = their.bincount(minlength=len(self.counts))
             # Products of deviations from a centre are precise in the features' own precision, and take half the time.
@@ -61,18 +63,18 @@ class Moments:
             shift = torch.outer(total, centre)
             self.gram += gram + shift + shift.mT + len(some) * torch.outer(centre, centre)
 
-    def without(self, features: Tensor, labels: Tensor) -> "Moments":
-        """Those of the other samples, where these (B, D) with labels (B,) are among them."""
+    def without(self, features: Tensor, labels: Tensor, workers: Workers = ALONE) -> "Moments":
+        """Those of the other samples, where all workers' (B, D) with labels (B,) are among them."""
         num_classes, num_features = self.sums.shape
         rest, part = (Moments(num_classes, num_features, self.sums.device) for _ in range(2))
         part.update(features, labels)
+        part.reduce(workers)
         rest.counts, rest.sums, rest.gram = self.counts - part.counts, self.sums - part.sums, self.gram - part.gram
         return rest
 
-    def reduce(self) -> None:
-        """Add up the moments of all workers of the process group (torch.distributed); each then has those of all."""
-        for tensor in (self.counts, self.sums, self.gram):
-            dist.all_reduce(tensor)
+    def reduce(self, workers: Workers) -> None:
+        """Add up all workers' moments; each then has those of all samples."""
+        workers.sum(self.counts, self.sums, self.gram)
 
     @property
     def classes(self) -> Tensor:

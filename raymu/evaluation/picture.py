@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raymu.data import Data, Split
@@ -16,7 +18,8 @@ PERPLEXITY = 20.0
 def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     """Where t-SNE (van der Maaten and Hinton, JMLR 2008) places the same validation images by each model's features.
 
-    Deterministic. Distances between far points say nothing, nor do positions across models.
+    Deterministic, by the features of all workers. Distances between far points say nothing, nor do positions across
+    models.
 
     Args:
         models: by name.
@@ -24,18 +27,23 @@ def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     Returns:
         `labels` of the images (N,), the `forget` classes, and for every model `x` and `y` (N,), as lists.
     """
-    from sklearn.manifold import TSNE
-
     parts = [_some(data.val.retain, RETAIN_IMAGES), _some(data.val.forget, FORGET_IMAGES)]
     labels = torch.cat([part.targets for part in parts]).tolist()
     found: dict[str, Any] = {"labels": labels, "forget": list(data.forgotten)}
     for name, model in models.items():
         copy = reading_copy(model)
-        features = torch.cat([extract(copy, data, part).features for part in parts]).cpu().numpy()
-        perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
-        placed = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
-        found[name] = {"x": placed[:, 0].round(3).tolist(), "y": placed[:, 1].round(3).tolist()}
+        read = [data.workers.gather(extract(copy, data, part).features) for part in parts]
+        found[name] = data.workers.tell(_place(torch.cat(read).cpu().numpy()) if data.workers.rank == 0 else None)
     return found
+
+
+def _place(features: NDArray[np.float32]) -> dict[str, list[float]]:
+    """Coordinates of features (N, D), by name."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    placed = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    return {"x": placed[:, 0].round(3).tolist(), "y": placed[:, 1].round(3).tolist()}
 
 
 def _some(split: Split, count: int) -> Split:

@@ -3,13 +3,16 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.moments import ROWS, Moments
+from raymu.workers import ALONE, Workers
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2
@@ -41,6 +44,29 @@ class _Tried(NamedTuple):
     minimum: _Point
 
 
+@dataclass(frozen=True)
+class _Samples:
+    """Training samples in an order that all workers know, of which each has some. A slice of them is one of that order.
+
+    Attributes:
+        inputs: this worker's features (n, D), standardised.
+        targets: their classes (n,).
+        mine: which of the samples, in that order, are this worker's (bool, N).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    mine: Tensor
+    workers: Workers
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def __getitem__(self, part: slice) -> "_Samples":
+        first, last = (int(self.mine[:end].sum()) for end in part.indices(len(self))[:2])
+        return _Samples(self.inputs[first:last], self.targets[first:last], self.mine[part], self.workers)
+
+
 class LinearProbe:
     """The strong probe: multinomial logistic regression fitted to convergence, its L2 penalty chosen on held-out
     features.
@@ -58,13 +84,17 @@ class LinearProbe:
     L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, Algorithm 7.4) works in the principal axes of the
     features, each weight scaled by its curvature at the start: correlated features cost no more steps than others.
 
-    Deterministic, and on the device that the features are on. Memory beside the features: a float32 copy of them (4 N D
-    bytes), LOGITS float32 at a time, and in float64 the D x D moments and 2 REMEMBERED weights of C x D.
+    Deterministic, and on the device that the features are on. Memory beside the features: a float32 copy of them (4 n D
+    bytes), LOGITS float32 at a time, the labels of all workers, and in float64 the D x D moments and 2 REMEMBERED
+    weights of C x D.
+
+    Each worker keeps its features. All hold out the same samples as one alone would, add up losses and gradients, and
+    fit the same weights.
 
     Args:
-        features: training features (N, D).
-        labels: their true labels (N,). Classes that do not occur are never answered.
-        moments: those of the features, where they are known.
+        features: this worker's training features (n, D).
+        labels: their true labels (n,). Classes that no worker has are never answered.
+        moments: those of all workers' features, where they are known.
 
     Attributes:
         penalty: the one chosen; None where it is the cheap probe.
@@ -75,27 +105,32 @@ class LinearProbe:
 
     name = "strong"
 
-    def __init__(self, features: Tensor, labels: Tensor, moments: Moments | None = None) -> None:
-        moments = moments or Moments.of(features, labels)
+    def __init__(
+        self, features: Tensor, labels: Tensor, moments: Moments | None = None, workers: Workers = ALONE
+    ) -> None:
+        moments = moments or Moments.of(features, labels, workers)
         self._cheap = LDAProbe(moments)
         self._classes, self._mean, self._scale = moments.classes, moments.mean, moments.scale
         correlation = moments.total / torch.outer(self._scale, self._scale)
         one = torch.ones(1, 1, dtype=correlation.dtype, device=correlation.device)  # what the bias is multiplied with
         self._variances, self._axes = torch.linalg.eigh(torch.block_diag(correlation, one))
 
-        targets = torch.searchsorted(self._classes, labels)
-        order, num_fit = _hold_out(targets)
-        inputs, targets, held_out = self._inputs(features, order), targets[order], order[num_fit:]
-        chosen = self._choose(inputs, targets, num_fit)
+        order, num_fit = _hold_out(torch.searchsorted(self._classes, workers.gather(labels)))
+        owners = workers.gather(torch.full_like(labels, workers.rank))
+        mine = owners[order] == workers.rank
+        rows = order[mine] - (owners < workers.rank).sum()
+        targets = torch.searchsorted(self._classes, labels[rows])
+        samples = _Samples(self._inputs(features, rows), targets, mine, workers)
+        chosen = self._choose(samples, num_fit)
         self.penalty: float | None = chosen.penalty
-        if len(held_out):
+        if num_fit < len(samples):
+            held_out = rows[len(samples[:num_fit].targets) :]
             unseen, their = features[held_out], labels[held_out]
-            cheap = LDAProbe(moments.without(unseen, their)).predict(unseen)
-            if (cheap == their).double().mean() > chosen.accuracy:
+            cheap = LDAProbe(moments.without(unseen, their, workers)).predict(unseen)
+            if accuracy(cheap, their, workers) > chosen.accuracy:
                 self.penalty = None
                 return
-        start = _mean_ce(inputs, targets, chosen.minimum.place)
-        self._weights = self._fit(inputs, targets, chosen.penalty, start, EXACT).place
+        self._weights = self._fit(samples, chosen.penalty, _mean_ce(samples, chosen.minimum.place), EXACT).place
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels (M,) of features (M, D)."""
@@ -107,25 +142,26 @@ class LinearProbe:
         ]
         return self._classes[torch.cat(answers)]
 
-    def _choose(self, inputs: Tensor, targets: Tensor, num_fit: int) -> _Tried:
-        """The best penalty for the first rows, judged by the others."""
-        fit, unseen = (inputs[:num_fit], targets[:num_fit]), (inputs[num_fit:], targets[num_fit:])
+    def _choose(self, samples: _Samples, num_fit: int) -> _Tried:
+        """The best penalty for the first samples, judged by the others."""
+        fit, unseen = samples[:num_fit], samples[num_fit:]
         size = min(num_fit, max(PART, PER_CLASS * len(self._classes)))
-        part = inputs[:size], targets[:size]
-        zeros = torch.zeros(len(self._classes), inputs.shape[1] + 1, dtype=torch.float64, device=inputs.device)
-        minimum, tried = _mean_ce(*part, zeros), list[_Tried]()
+        part = fit[:size]
+        shape = len(self._classes), samples.inputs.shape[1] + 1
+        minimum = _mean_ce(part, torch.zeros(shape, dtype=torch.float64, device=samples.inputs.device))
+        tried = list[_Tried]()
         for penalty in PENALTIES:
-            minimum = self._fit(*part, penalty * num_fit / size, minimum, ROUGH)
-            tried.append(_Tried(*_quality(*unseen, minimum.place), penalty, minimum))
+            minimum = self._fit(part, penalty * num_fit / size, minimum, ROUGH)
+            tried.append(_Tried(*_quality(unseen, minimum.place), penalty, minimum))
             best = max(one.accuracy for one in tried)
-            error = math.sqrt(best * (1 - best) / max(1, len(unseen[0])))
+            error = math.sqrt(best * (1 - best) / max(1, len(unseen)))
             if tried[-1].accuracy < best - error or tried[-1].loss < NEGLIGIBLE:
                 break
         chosen = min((one for one in tried if not one.accuracy < best - error), key=lambda one: one.loss)
         if size == num_fit:
             return chosen
-        minimum = self._fit(*fit, chosen.penalty, _mean_ce(*fit, chosen.minimum.place), ROUGH)
-        return _Tried(*_quality(*unseen, minimum.place), chosen.penalty, minimum)
+        minimum = self._fit(fit, chosen.penalty, _mean_ce(fit, chosen.minimum.place), ROUGH)
+        return _Tried(*_quality(unseen, minimum.place), chosen.penalty, minimum)
 
     def _inputs(self, features: Tensor, order: Tensor) -> Tensor:
         """The features in that order, standardised, as float32."""
@@ -136,13 +172,13 @@ class LinearProbe:
             into.copy_((features[rows] - mean) / scale)
         return inputs
 
-    def _fit(self, inputs: Tensor, targets: Tensor, penalty: float, start: _Point, tolerance: float) -> _Point:
+    def _fit(self, samples: _Samples, penalty: float, start: _Point, tolerance: float) -> _Point:
         """Go from a point of the mean CE, as a function of the weights (C, D + 1), the biases last, to the one where CE
         plus penalty is minimal.
         """
         penalties = torch.full_like(start.place[0], penalty)
         penalties[-1] = 0  # the biases are free
-        curvature = _curvature(inputs[:PART], start.place)
+        curvature = _curvature(samples[:PART], start.place)
         scale = (curvature.unsqueeze(1) * self._variances + penalty).rsqrt()
 
         def scaled(ce: _Point) -> _Point:
@@ -154,7 +190,10 @@ class LinearProbe:
             unscaled: Tensor = (place * scale) @ self._axes.mT
             return unscaled
 
-        found = _minimise(lambda place: scaled(_mean_ce(inputs, targets, weights(place))), scaled(start), tolerance)
+        def objective(place: Tensor) -> _Point:
+            return scaled(_mean_ce(samples, weights(place)))
+
+        found = _minimise(objective, scaled(start), tolerance, samples.workers)
         place = weights(found.place)
         value = found.value - (penalties * place.square()).sum() / 2
         return _Point(place, value, (found.gradient / scale) @ self._axes.mT - penalties * place)
@@ -220,49 +259,57 @@ def _blocks(inputs: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, _logits(inputs[rows], weights)
 
 
-def _mean_ce(inputs: Tensor, targets: Tensor, weights: Tensor) -> _Point:
+def _mean_ce(samples: _Samples, weights: Tensor) -> _Point:
     """The mean CE at these weights (C, D + 1)."""
     loss, gradient = weights.new_zeros(()), torch.zeros_like(weights)
-    for rows, logits in _blocks(inputs, weights):
-        labels = targets[rows].unsqueeze(1)
+    for rows, logits in _blocks(samples.inputs, weights):
+        labels = samples.targets[rows].unsqueeze(1)
         logs = logits.log_softmax(1)
         loss -= logs.gather(1, labels).sum(dtype=torch.float64)
         errors = logs.exp_().scatter_add_(1, labels, -torch.ones_like(labels, dtype=logs.dtype))
-        gradient[:, :-1] += errors.mT @ inputs[rows]
+        gradient[:, :-1] += errors.mT @ samples.inputs[rows]
         gradient[:, -1] += errors.sum(0)
-    return _Point(weights, loss / len(inputs), gradient / len(inputs))
+    samples.workers.sum(loss, gradient)
+    return _Point(weights, loss / len(samples), gradient / len(samples))
 
 
-def _curvature(inputs: Tensor, weights: Tensor) -> Tensor:
+def _curvature(samples: _Samples, weights: Tensor) -> Tensor:
     """The mean of p (1 - p) by class (C,): what the Hessian of CE has on its diagonal, per unit of variance."""
     total = torch.zeros_like(weights[:, 0])
-    for _, logits in _blocks(inputs, weights):
+    for _, logits in _blocks(samples.inputs, weights):
         chances = logits.softmax(1)
         total += (chances * (1 - chances)).sum(0)
-    return total / len(inputs)
+    samples.workers.sum(total)
+    return total / len(samples)
 
 
-def _quality(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Accuracy and mean CE; NaN if there is no input."""
-    right = loss = 0.0
-    for rows, logits in _blocks(inputs, weights):
-        right += (logits.argmax(1) == targets[rows]).sum().item()
-        loss += cross_entropy(logits, targets[rows], reduction="sum").item()
-    return (right / len(inputs), loss / len(inputs)) if len(inputs) else (math.nan, math.nan)
+def _quality(samples: _Samples, weights: Tensor) -> tuple[float, float]:
+    """Accuracy and mean CE; NaN if there is no sample."""
+    sums = weights.new_zeros(2)
+    for rows, logits in _blocks(samples.inputs, weights):
+        sums[0] += (logits.argmax(1) == samples.targets[rows]).sum()
+        sums[1] += cross_entropy(logits, samples.targets[rows], reduction="sum")
+    samples.workers.sum(sums)
+    right, loss = sums.tolist()
+    return (right / len(samples), loss / len(samples)) if len(samples) else (math.nan, math.nan)
 
 
-def _minimise(objective: Callable[[Tensor], _Point], start: _Point, tolerance: float) -> _Point:
-    """Where a convex objective is above its minimum by about so small a share: L-BFGS."""
+def _minimise(objective: Callable[[Tensor], _Point], start: _Point, tolerance: float, workers: Workers) -> _Point:
+    """Where a convex objective is above its minimum by about so small a share: L-BFGS.
+
+    All workers take the same steps. The first says where a loop ends, for whoever rounds differently: one that left it
+    alone would wait for the others, and they for it.
+    """
     here, history = start, deque[tuple[Tensor, Tensor, Tensor]](maxlen=REMEMBERED)
     for _ in range(MAX_ITERATIONS):
         direction = _descent(here.gradient, history)
         expected = -(here.gradient * direction).sum() / 2  # decrease, if the curvature is known well
-        if expected <= tolerance * here.value.clamp(min=NEGLIGIBLE):
+        if workers.tell(bool(expected <= tolerance * here.value.clamp(min=NEGLIGIBLE))):
             break
         length = 1.0
         while True:
             there = objective(here.place + length * direction)
-            if there.value <= here.value - SUFFICIENT * length * expected:
+            if workers.tell(bool(there.value <= here.value - SUFFICIENT * length * expected)):
                 break
             length /= 2
             if length < SHORTEST:  # what is left is rounding
