@@ -1,7 +1,6 @@
 """Several processes that share an evaluation return what one alone returns. They are real ones, joined by gloo.
 
-Every check is a function of its own that is run by a group of two, by one of three, and by this process alone. As
-starting a group takes longest, all checks are run by the same one.
+Every check is a function of its own that is run by a group of two, by one of three, and by the tests' process alone.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raymu import data, evaluation, models
-from raymu.data import Data, HeldOut
+from raymu.data import HeldOut
 from raymu.errors import Diverged, Undefined
 from raymu.evaluation import probe as probes
 from raymu.evaluation.cka import linear_cka
@@ -31,6 +30,7 @@ from raymu.scenario import SCENARIOS
 from raymu.workers import ALONE, Workers
 
 SECONDS = 90  # that a group may take; one that waits for itself has to fail
+IMPORTS = ["raymu.evaluation", "timm", "sklearn.linear_model", "sklearn.manifold", "sklearn.model_selection"]
 CPU = torch.device("cpu")
 DIGITS = {
     "class": SCENARIOS["digits"],
@@ -109,7 +109,8 @@ def load(directory: Path, name: str) -> Any:
 def group(request: pytest.FixtureRequest, directory: Path) -> list[dict[str, Any]]:
     """What every process of a group found, by check."""
     count = request.param
-    processes = mp.spawn(_work, (count, directory), nprocs=count, join=False)
+    mp.set_forkserver_preload(IMPORTS)  # which take most of the time, once for all groups
+    processes = mp.start_processes(_work, (count, directory), count, join=False, start_method="forkserver")
     until = time.monotonic() + SECONDS
     while not processes.join(timeout=max(0.0, until - time.monotonic())):
         if time.monotonic() > until:
@@ -168,7 +169,7 @@ def collectives(workers: Workers, directory: Path) -> dict[str, Any]:
 def test_shares_are_consecutive_and_nothing_is_lost(group: list[dict[str, Any]]) -> None:
     count, found = len(group), [one["collectives"] for one in group]
     assert [one["place"] for one in found] == [[rank, count] for rank in range(count)]
-    assert sum((one["share"] for one in found), []) == list(range(20, 28))
+    assert [row for one in found for row in one["share"]] == list(range(20, 28))
     assert {len(one["share"]) for one in found} <= {8 // count, 8 // count + 1}
     for one in found:
         assert one["sums"] == [count**2 / 2, [[count * (count - 1) // 2] * 2] * 2]
@@ -193,7 +194,7 @@ def test_alone_is_alone_in_a_group_too(group: list[dict[str, Any]]) -> None:
 
 
 def uneven(workers: Workers, rows: Tensor, first: int = 13) -> Tensor:
-    """This worker's part: the first so many, none in the middle, and all others."""
+    """The part of a worker: the first so many rows, none in the middle, or all others."""
     return rows.tensor_split([first] * (workers.count - 1))[workers.rank]
 
 
