@@ -379,6 +379,14 @@ def test_logits_are_the_models_own(digits_data, digits) -> None:
     assert torch.equal(said.labels, split.targets)
 
 
+def test_what_is_extracted_is_in_full_precision_whatever_the_model_computes_in(digits_data, digits) -> None:
+    model = models.build(digits, seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert models.features_and_logits(model, digits_data.val.forget.read())[1].dtype == torch.bfloat16
+        said = models.extract(model, digits_data, digits_data.val.forget)
+    assert said.features.dtype == said.logits.dtype == torch.float32
+
+
 @pytest.mark.parametrize("measure", ["look", "evaluate"])
 def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
     model = models.build(digits, seed=3)

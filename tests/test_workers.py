@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from raymu import data, evaluation, models
 from raymu.data import HeldOut
 from raymu.errors import Diverged, Undefined
+from raymu.evaluation import layers
 from raymu.evaluation import probe as probes
 from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.membership import mia_auc
@@ -311,6 +312,24 @@ def test_the_probe_is_that_of_one_alone(name: str, group: list[dict[str, Any]], 
 
 
 @check
+def others_who_would_never_stop(workers: Workers, directory: Path) -> Tensor:
+    """They stand for workers that round differently."""
+    features, labels = (workers.share(rows) for rows in problem("long-tailed"))
+    with pytest.MonkeyPatch.context() as patch:
+        if workers.rank:
+            for name, value in (("ROUGH", 0.0), ("EXACT", 0.0), ("SUFFICIENT", 1e9)):
+                patch.setattr(probes, name, value)
+        probe = LinearProbe(features, labels, workers=workers)
+    return workers.gather(probe.predict(features))
+
+
+def test_the_first_says_when_the_fit_is_done(group: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    expected = alone["others_who_would_never_stop"]
+    for one in group:
+        assert (one["others_who_would_never_stop"] != expected).sum() <= 1
+
+
+@check
 def cheap_probe_for_few_of_a_class(workers: Workers, directory: Path) -> Any:
     """Where it is the better one, all take it."""
     labels = torch.arange(600) % 120
@@ -421,6 +440,8 @@ def one_image(workers: Workers, directory: Path) -> dict[str, Any]:
         "layer": evaluation.profile(model, loaded)[0],
         "shapes": [list(tensor.shape) for tensor in said],
         "logits": workers.gather(said.logits),
+        "read": [[len(images), len(labels)] for images, labels in models.batches(loaded, loaded.val.forget)],
+        "blocks": [len(block) for block in layers._blocks(model, loaded, loaded.val.forget)],
     }
 
 
@@ -430,6 +451,8 @@ def test_a_share_may_be_empty(group: list[dict[str, Any]], alone: dict[str, Any]
     for rank, one in enumerate(group):
         found, count = one["one_image"], int(rank == 0)
         assert found["shapes"] == [[count, width], [count, classes], [count]]
+        assert found["read"] == [[1, count]]  # not every model takes no image at all
+        assert set(found["blocks"]) == {count}
         torch.testing.assert_close(found["logits"], alone["one_image"]["logits"], rtol=1e-5, atol=1e-5)
         assert_same(found["row"], alone["one_image"]["row"])
         assert_same(found["layer"], alone["one_image"]["layer"])

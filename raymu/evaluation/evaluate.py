@@ -142,7 +142,7 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
 
         None: the metric is not defined on such data, as the alignment of forgotten classes if samples are forgotten.
 
-        The same on all workers, and as one alone would find it, but for rounding.
+        All workers return the first one's row, which is that of one alone, but for rounding.
 
     Raises:
         Diverged: a feature or logit is not finite, on all workers.
@@ -167,10 +167,11 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
             others = torch.cat([workers.share(part) for part in theirs])
             row[f"{split}_cka_{which}"] = _defined(linear_cka, whole.features, others, workers)
         members, unseen = (train.subset(data.is_forgotten(train.labels)), said.forget) if data.forgotten else said[::-1]
-        told = (members.logits, members.labels, unseen.logits, unseen.labels)
-        row[f"{split}_mia_auc"] = _defined(mia_auc, *told, workers)
+        sides = (members.logits, members.labels, unseen.logits, unseen.labels)
+        row[f"{split}_mia_auc"] = _defined(mia_auc, *sides, workers)
         row[f"{split}_relearn_epochs"] = epochs[split]
-    return row | {"probe": probe.name}
+    told: Metrics = workers.tell(row | {"probe": probe.name})
+    return told
 
 
 def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> Metrics:
