@@ -27,11 +27,9 @@ class Checkpoints:
 
     Attributes:
         location: the directory, one that the workers of a later try can read as well.
-        every: seconds after which the end of an epoch is worth a checkpoint.
     """
 
     location: Location
-    every: float = 30.0
 
     def save(self, state: State, row: dict[str, Any], workers: Workers) -> None:
         """Keep this state, with the trial's row so far, in the place of the one before.

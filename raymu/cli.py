@@ -191,6 +191,9 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         offload: OffloadFlag = resources.options.offload,
         gradient_checkpointing: CheckpointingFlag = resources.options.checkpointing,
         deepspeed: DeepSpeedFlag = None,
+        checkpoint_every: Annotated[
+            float, typer.Option(metavar="SECONDS", help="The end of an epoch is kept if the last was so long ago.")
+        ] = resources.options.checkpoint_s,
         concurrent: Annotated[
             int | None, typer.Option(help="Trials at once, at most. (default: as many as fit)")
         ] = resources.concurrent,
@@ -226,7 +229,9 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
 
         trackers = Trackers(tensorboard, mlflow, wandb, optuna)
         options: dict[str, Any] = {"data_dir": data_dir, "resume": resume, "trackers": trackers}
-        engine = Options(cpus_per_trial, workers, zero, offload, gradient_checkpointing, _text(deepspeed))
+        engine = Options(
+            cpus_per_trial, workers, zero, offload, gradient_checkpointing, _text(deepspeed), checkpoint_every
+        )
         given = Resources(address, engine, gpus_per_trial, concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)

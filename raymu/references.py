@@ -181,7 +181,10 @@ def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario
     retain, forget = scenario_data.val
     splits = [retain, forget] if scenario.forget and "forget" in method.needs else [retain]
     said = [models.extract(model, scenario_data, split) for split in splits]
-    return accuracy(torch.cat([one.logits for one in said]).argmax(1), torch.cat([one.labels for one in said]))
+    answers, labels = (
+        torch.cat(parts) for parts in zip(*((one.logits.argmax(1), one.labels) for one in said), strict=True)
+    )
+    return accuracy(answers, labels, scenario_data.workers)
 
 
 @dataclass(frozen=True)

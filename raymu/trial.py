@@ -47,7 +47,8 @@ def run_trial(
     Returns:
         The final row and the unlearned model. The row's `status` is
 
-        - "completed": all metrics are there, `score` is the objective on validation, `curve` lists [epoch, score];
+        - "completed": all metrics are there, `score` is the objective on validation, `curve` lists [epoch, score],
+          `resumed` the epochs after which it was gone on with;
         - "diverged": loss or features are not finite: score 0, metrics None, no model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
     """
@@ -86,7 +87,7 @@ def run_trial(
             if epoch in rungs and epoch < method.total_epochs:
                 measure(lambda: look(engine.model, reference.data), reference.look)
                 report({**row, "status": "stopped"})
-            if checkpoints is not None and workers.tell(time.perf_counter() - kept >= checkpoints.every):
+            if checkpoints is not None and workers.tell(time.perf_counter() - kept >= options.checkpoint_s):
                 row["wall_s"] = time.perf_counter() - started
                 checkpoints.save(engine.state(), row, workers)
                 kept = time.perf_counter()
@@ -95,6 +96,7 @@ def run_trial(
             state, so_far = found
             engine.resume(state)
             row.update(so_far)
+            row["resumed"] = [*so_far["resumed"], state.epoch]
             started -= row["wall_s"]
 
         with references.arithmetic(scenario, options):
@@ -157,6 +159,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "objective": objective,
         "score": None,
         "curve": [],
+        "resumed": [],
         "epochs": 0,
         "images": 0,
         "unlearn_s": 0.0,

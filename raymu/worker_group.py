@@ -36,7 +36,12 @@ class WorkerGroup:
 
     Args:
         placement: where this process runs in the first bundle.
+
+    Attributes:
+        ended: whether the others are gone, since a call failed.
     """
+
+    ended = False
 
     def __init__(self, placement: PlacementGroup | None) -> None:
         assert placement is not None, "workers need a placement group"
@@ -81,8 +86,8 @@ class WorkerGroup:
         leave_group()
 
     def _kill(self) -> None:
-        others, self._others = self._others, []
-        for other in others:
+        self.ended = True
+        for other in self._others:
             ray.kill(other)
 
     def _watch(self, calls: Sequence[Any], errors: list[BaseException]) -> None:
@@ -97,8 +102,9 @@ class WorkerGroup:
                 self._kill()
                 return
             except ray.exceptions.RayError:
-                if self._others:
+                if not self.ended:
                     os._exit(1)
+                return
 
 
 class WorkerError(RuntimeError):
@@ -153,13 +159,9 @@ def in_group(options: Options, function: Callable[..., Result], *arguments: Any)
     global _group
     if options.stage is None:
         return function(*arguments)
-    if _group is None:
+    if _group is None or _group.ended:
         _group = WorkerGroup(ray.util.get_current_placement_group())
-    try:
-        return _group.run(function, *arguments)
-    except WorkerError:
-        _group = None
-        raise
+    return _group.run(function, *arguments)
 
 
 def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:

@@ -3,17 +3,12 @@
 import dataclasses
 
 import pytest
-import torch
 from test_parity import CASES, SCENARIO, in_workers, setting
 
 from raymu import engines, models
 from raymu.checkpoint import Checkpoints
 from raymu.engines import Engine, Options
-from raymu.engines.local import State
-from raymu.methods.neggrad_plus import NegGradPlus
-from raymu.methods.random_label import RandomLabel
 from raymu.results.store import locate
-from raymu.trial import run_trial
 from raymu.workers import Workers
 
 
@@ -77,7 +72,12 @@ def sharded(directory: str) -> list[float]:
     shared = dataclasses.replace(images, workers=Workers())
     return [
         max(interrupted(name, Options(workers=2, zero=stage), shared, original, Path(directory)))
-        for name, stage in (("neggrad_plus-linear-all", 0), ("salun-linear-all", 1), ("unsir-linear-all", 2), ("salun-linear-all", 3))
+        for name, stage in (
+            ("neggrad_plus-linear-all", 0),
+            ("salun-linear-all", 1),
+            ("unsir-linear-all", 2),
+            ("salun-linear-all", 3),
+        )
     ]
 
 

@@ -19,7 +19,7 @@ from raymu.engines.options import STAGES
 from raymu.errors import InputError
 from raymu.method import Method
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.workers import Workers
+from raymu.workers import ALONE, Workers
 
 WORKERS = 2
 IMAGES = 61  # so that the workers' shares differ
@@ -52,7 +52,7 @@ def cases() -> dict[str, Method]:
 
 
 CASES = cases()
-EVERY = {name: STAGES for name in CASES}
+EVERY = dict.fromkeys(CASES, STAGES)
 # Every kind of step at every stage (clipped, of two parts, with frozen weights, by Adam), the rest at one of them.
 QUICK = {name: (place % 4,) for place, name in enumerate(CASES) if "linear-all" in name or name == "scrub-cmf-all"}
 QUICK |= {"neggrad_plus-linear-all": STAGES, "salun-linear-all": STAGES}
@@ -62,9 +62,7 @@ def setting() -> tuple[torch.nn.Module, data.Data]:
     """An original that has learnt a little, and its data."""
     whole = data.load(SCENARIO, torch.device("cpu"))
     chosen = torch.arange(IMAGES)
-    images = dataclasses.replace(
-        whole, train=whole.train.subset(chosen), forget=whole.forget[chosen], workers=_Alone()
-    )
+    images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen], workers=ALONE)
     original = models.build(SCENARIO, seed=1)
     engines.make(original, images, SCENARIO, seed=1).run(references.Train(lr=0.05, epochs=3))
     return original, images
@@ -110,13 +108,6 @@ def distances(chosen: dict[str, tuple[int, ...]]) -> dict[str, list[float]]:
             for stage in stages
         ]
     return found
-
-
-class _Alone(Workers):
-    """One process beside a process group."""
-
-    def __init__(self) -> None:
-        self.rank, self.count = 0, 1
 
 
 def _apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:

@@ -33,6 +33,7 @@ class Options:
         offload: keep the optimizer's state in the CPU's memory.
         checkpointing: compute activations anew in the backward pass instead of keeping them.
         deepspeed: a DeepSpeed configuration, as JSON, that replaces the one made from `zero` and `offload`.
+        checkpoint_s: seconds after which the end of an epoch is worth a checkpoint.
 
     Raises:
         InputError: no such stage, a configuration that decides what is not its to decide, or both a configuration and
@@ -45,6 +46,7 @@ class Options:
     offload: bool = False
     checkpointing: bool = False
     deepspeed: str | None = None
+    checkpoint_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("threads", "workers"):

@@ -1,0 +1,84 @@
+"""A sweep whose trials have two workers each, under DeepSpeed, through the command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raymu.results import store
+
+SCRIPT = """
+import dataclasses
+
+from raymu.cli import sweep_main
+from raymu.methods.random_label import RandomLabel
+from raymu.scenario import SCENARIOS, Recipe
+from raymu.sweep import Sweep
+
+vit = SCENARIOS["digits-vit"]
+sweep_main(lambda: Sweep(RandomLabel, dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))))
+"""
+TRIALS = 6
+
+
+def parents() -> dict[int, int]:
+    """Of every process its parent."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = status.read_text().rsplit(")", 1)
+        except OSError:
+            continue  # it has just ended
+        found[int(name.split()[0])] = int(rest.split()[1])
+    return found
+
+
+def worker_of(driver: int) -> int:
+    """A process of the driver's that is a worker, and not the first, of a trial."""
+    parent = parents()
+    for pid in parent:
+        ancestor = pid
+        while ancestor in parent and ancestor != driver:
+            ancestor = parent[ancestor]
+        if ancestor == driver and b"ray::_Worker.call" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
+            return pid
+    raise LookupError("no worker runs")
+
+
+@pytest.mark.timeout(280)
+def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_killed(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [
+        sys.executable,
+        str(script),
+        "--trials",
+        str(TRIALS),
+        "--workers",
+        "2",
+        "--zero",
+        "2",
+        "--max-epochs",
+        "6",
+    ]
+    sweep = subprocess.Popen([*command, "--checkpoint-every", "0"], cwd=tmp_path, text=True, stdout=subprocess.PIPE)
+    checkpoints = tmp_path / "raymu-results" / "random_label" / "checkpoints"
+    while not any(checkpoints.glob("*/state.json")):
+        assert sweep.poll() is None
+        time.sleep(0.05)
+    os.kill(worker_of(sweep.pid), signal.SIGKILL)
+    printed, _ = sweep.communicate()
+    assert sweep.returncode == 0, printed
+    rows = sorted(store.read_all(tmp_path), key=lambda row: row["trial"])
+    assert [row["trial"] for row in rows] == list(range(TRIALS))
+    assert {row["status"] for row in rows} == {"completed", "stopped"}
+    assert [row["restarts"] for row in rows].count(1) == 1
+    (struck,) = (row for row in rows if row["restarts"])
+    assert len(struck["resumed"]) == 1
+    assert {row["engine"] for row in rows} == {"zero-2"}
+    assert {row["workers"] for row in rows} == {2}
+    assert not any(checkpoints.iterdir())  # nothing of them is needed again
