@@ -1,11 +1,16 @@
-"""Datasets as memory-mapped arrays, and the train / validation / test split of a scenario.
+"""Datasets, and the train / validation / test split of a scenario.
 
-A dataset is converted once to `.npy` files in the cache; every process then maps the same pages, so that no trial
-copies or unpickles images.
+Small datasets are converted once to `.npy` files in the cache; every process then maps the same pages, so that no trial
+copies or unpickles images. Large ones stay as they are, and an index of them is mapped (see `raymu.index`).
 """
 
+import hashlib
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,21 +27,162 @@ from raymu.workers import Workers
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
-class Dataset(NamedTuple):
-    """A source of images.
+
+class Format(NamedTuple):
+    """What a model sees: `shape` (C, H, W), and (pixel / 255 - mean) / std with a number a channel."""
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Part(NamedTuple):
+    """The training set or the test set of a dataset: images, and their labels (int64, N) on the device."""
+
+    images: Images
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset(ABC):
+    """Where images and labels come from."""
+
+    num_classes: int
+    channels: int
+
+    @abstractmethod
+    def format(self, scenario: Scenario) -> Format:
+        """What the scenario's model sees of its images."""
+
+    @abstractmethod
+    def prepare(self, entry: Path, directory: Path | str | None) -> None:
+        """Make the cache entry, a directory, unless it is there.
+
+        Args:
+            directory: where the original files are.
+
+        Raises:
+            InputError: they are not there, or something is wrong with them.
+        """
+
+    @abstractmethod
+    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
+        """The parts "train" and, where the dataset brings one of its own, "test".
+
+        Args:
+            processes: how many decode images, if they have to be decoded.
+        """
+
+
+@dataclass(frozen=True)
+class ArrayDataset(Dataset):
+    """Images that are kept in memory as arrays.
 
     `size` is the height and the width of an image. `read(directory)` returns uint8 images (N, C, H, W) and int64
     labels (N,) as `train_images`, `train_labels` and, where the dataset brings its own test set, `test_images`,
     `test_labels`. It raises InputError where it can't.
     """
 
-    num_classes: int
-    channels: int
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     read: Callable[[Path], Arrays]
+
+    def format(self, scenario: Scenario) -> Format:
+        """See Dataset."""
+        return Format((self.channels, self.size, self.size), self.mean, self.std)
+
+    def prepare(self, entry: Path, directory: Path | str | None) -> None:
+        """See Dataset."""
+
+        def build(unfinished: Path) -> None:
+            for name, array in self.read(Path(directory or cache.root() / "downloads")).items():
+                np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
+
+        cache.once(entry, build)
+
+    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
+        """See Dataset. On the CPU they are shared memory maps, otherwise they are copied to the device once."""
+        arrays = {
+            path.stem: torch.from_numpy(np.load(path, mmap_mode="c")).to(device)  # "c": torch wants a writable view
+            for path in entry.glob("*.npy")
+        }
+        return {
+            part: Part(Pixels(arrays[f"{part}_images"], self.mean, self.std), arrays[f"{part}_labels"])
+            for part in ("train", "test")
+            if f"{part}_images" in arrays
+        }
+
+
+@dataclass(frozen=True)
+class EncodedDataset(Dataset):
+    """Colour images that stay encoded, as a folder or as shards (see `raymu.index`), in timm's format for the
+    scenario's architecture. The cache remembers where they are.
+    """
+
+    channels: int = 3
+
+    def format(self, scenario: Scenario) -> Format:
+        """See Dataset."""
+        from raymu.encoded import transform_of
+
+        transform = transform_of(scenario)
+        return Format(transform["input_size"], transform["mean"], transform["std"])
+
+    def prepare(self, entry: Path, directory: Path | str | None) -> None:
+        """See Dataset. Where a directory or URI is given, it is looked at anew."""
+        from raymu import index
+        from raymu.results.store import locate
+
+        if directory is None:
+            location = locate(_remembered(entry)["location"])
+            if location.local and not Path(location.path).is_dir():
+                raise InputError(f"{entry.name} is no longer in {location}; say with --data-dir where it is")
+            return
+        location = locate(directory)
+        built = index.build(location)
+        labels = index.load(built)["train"].labels
+        if len(found := np.unique(labels)) != self.num_classes or found[-1] != self.num_classes - 1:
+            raise InputError(
+                f"{location} has {len(found)} classes, {found[0]} to {found[-1]}; {entry.name} has {self.num_classes}"
+            )
+        entry.mkdir(parents=True, exist_ok=True)
+        content = {"location": location.path if location.local else str(directory), "index": built.name}
+        unfinished = entry / f".{os.getpid()}.json"
+        unfinished.touch(mode=0o600)  # a URI may hold a secret
+        cache.save_json(unfinished, content)
+        unfinished.replace(entry / "location.json")
+
+    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
+        """See Dataset."""
+        from raymu import index
+        from raymu.encoded import Encoded, transform_of
+        from raymu.results.store import locate
+
+        known, transform = _remembered(entry), transform_of(scenario)
+        where, name = known["location"], known["index"]
+        copies = None if locate(where).local else cache.root() / "shards" / name
+        return {
+            part: Part(
+                Encoded(found, where, copies, transform, device, processes),
+                torch.from_numpy(np.array(found.labels)).to(device),
+            )
+            for part, found in index.load(cache.root() / "indices" / name).items()
+        }
+
+
+def _remembered(entry: Path) -> dict[str, str]:
+    path = entry / "location.json"
+    if not path.exists():
+        raise InputError(
+            f"where is {entry.name}? Name with --data-dir a directory with train/<class>/*.JPEG and val/<class>/*.JPEG,"
+            " or a directory or URI with shards train-*.tar and val-*.tar"
+        )
+    remembered: dict[str, str] = cache.load_json(path)
+    return remembered
 
 
 def _read_digits(directory: Path) -> Arrays:
@@ -49,18 +195,18 @@ def _read_digits(directory: Path) -> Arrays:
     return {"train_images": images.to(torch.uint8).numpy(), "train_labels": labels.astype(np.int64)}
 
 
-def _read_cifar10(directory: Path) -> Arrays:
-    """CIFAR-10 through torchvision, which compares every file with its published checksum before it opens it."""
-    from torchvision.datasets import CIFAR10
+def _read_cifar(name: str, directory: Path) -> Arrays:
+    """CIFAR-10 or -100 through torchvision, which compares files with their published checksum before it opens them."""
+    from torchvision import datasets
 
-    arrays: Arrays = {}
+    cifar, arrays = getattr(datasets, name), Arrays()
     for part, train in (("train", True), ("test", False)):
         try:
-            source = CIFAR10(directory, train=train, download=True)
+            source = cifar(directory, train=train, download=True)
         except Exception as error:  # torchvision raises URLError, RuntimeError, OSError, ... as the network fails
             raise InputError(
-                f"CIFAR-10 is not in {directory} and could not be downloaded ({error}). Put {CIFAR10.filename} from"
-                f" {CIFAR10.url}, or the folder {CIFAR10.base_folder} unpacked from it, into a directory and name it"
+                f"{name} is not in {directory} and could not be downloaded ({error}). Put {cifar.filename} from"
+                f" {cifar.url}, or the folder {cifar.base_folder} unpacked from it, into a directory and name it"
                 " with --data-dir."
             ) from error
         arrays[f"{part}_images"] = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
@@ -68,9 +214,55 @@ def _read_cifar10(directory: Path) -> Arrays:
     return arrays
 
 
-DATASETS = {
-    "digits": Dataset(10, 1, 16, (0.305,), (0.319,), _read_digits),
-    "cifar10": Dataset(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _read_cifar10),
+def _read_tiny_imagenet(directory: Path) -> Arrays:
+    """Tiny-ImageNet from the zip file or the folder that is unpacked from it; what has labels, hence without its test
+    images.
+    """
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    folder = directory if (directory / "wnids.txt").exists() else directory / "tiny-imagenet-200"
+    if not folder.exists():
+        try:
+            download_and_extract_archive(TINY_IMAGENET_URL, str(directory), md5=TINY_IMAGENET_MD5)
+        except Exception as error:  # as above
+            raise InputError(
+                f"Tiny-ImageNet is not in {directory} and could not be downloaded ({error}). Put"
+                f" tiny-imagenet-200.zip from {TINY_IMAGENET_URL}, or the folder tiny-imagenet-200 unpacked from it,"
+                " into a directory and name it with --data-dir."
+            ) from error
+    try:
+        classes = sorted((folder / "wnids.txt").read_text().split())
+        lines = (folder / "val" / "val_annotations.txt").read_text().splitlines()
+        files = {
+            "train": [(path, name) for name in classes for path in sorted((folder / "train" / name).rglob("*.JPEG"))],
+            "test": [(folder / "val" / "images" / line.split("\t")[0], line.split("\t")[1]) for line in lines],
+        }
+        arrays = Arrays()
+        with ThreadPoolExecutor() as pool:
+            for part, found in files.items():
+                arrays[f"{part}_images"] = np.stack(list(pool.map(_pixels, (path for path, _ in found))))
+                arrays[f"{part}_labels"] = np.array([classes.index(name) for _, name in found])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is not Tiny-ImageNet as it was published: {error}") from error
+    return arrays
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"), np.uint8).transpose(2, 0, 1)
+
+
+DATASETS: dict[str, Dataset] = {
+    "digits": ArrayDataset(10, 1, 16, (0.305,), (0.319,), _read_digits),
+    "cifar10": ArrayDataset(
+        10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), partial(_read_cifar, "CIFAR10")
+    ),
+    "cifar100": ArrayDataset(
+        100, 3, 32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), partial(_read_cifar, "CIFAR100")
+    ),
+    "tinyimagenet": ArrayDataset(200, 3, 64, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _read_tiny_imagenet),
+    "imagenet": EncodedDataset(1000),
 }
 
 
@@ -164,21 +356,19 @@ def check_forget(scenario: Scenario) -> None:
         raise InputError("the forget set needs at least one class, and has to leave at least one")
 
 
-def prepare(scenario: Scenario, directory: Path | None = None) -> Path:
-    """Convert the scenario's dataset into the cache unless it is there; return the directory of its arrays.
+def prepare(scenario: Scenario, directory: Path | str | None = None) -> Path:
+    """Convert the scenario's dataset into the cache, or index it, unless that is done; return its cache entry.
 
     Args:
-        directory: where the original files are or shall be downloaded to.
+        directory: where the original files are or shall be downloaded to; of a dataset that stays encoded a directory
+            or a URI, without which it is where it was the last time.
 
     Raises:
-        InputError: the files are missing and cannot be fetched.
+        InputError: the files are missing and cannot be fetched, or something is wrong with them.
     """
-
-    def build(entry: Path) -> None:
-        for name, array in DATASETS[scenario.dataset].read(directory or cache.root() / "downloads").items():
-            np.save(entry / f"{name}.npy", array, allow_pickle=False)
-
-    return cache.once(cache.root() / "datasets" / scenario.dataset, build)
+    entry = cache.root() / "datasets" / scenario.dataset
+    DATASETS[scenario.dataset].prepare(entry, directory)
+    return entry
 
 
 def check_split(scenario: Scenario) -> None:
@@ -190,45 +380,59 @@ def check_split(scenario: Scenario) -> None:
     load(scenario, torch.device("cpu"))
 
 
-def load(scenario: Scenario, device: torch.device) -> Data:
-    """The scenario's data: on the CPU as shared memory maps, otherwise copied to the device once.
+def load(scenario: Scenario, device: torch.device, processes: int | None = None) -> Data:
+    """The scenario's data.
 
-    The split is stratified by class and drawn from the scenario's seed alone.
+    The split is stratified by class. It follows from the scenario's seed and the images' keys alone: neither from where
+    they lie, nor from their order.
+
+    Args:
+        processes: how many decode images that are not kept in memory, beside this one; 0: this one does. None: as many
+            as torch has CPU threads.
     """
-    from sklearn.model_selection import train_test_split
-
-    arrays = {
-        path.stem: torch.from_numpy(np.load(path, mmap_mode="c")).to(device)  # "c": torch wants a writable view
-        for path in prepare(scenario).glob("*.npy")
-    }
-    labels = arrays["train_labels"].cpu().numpy()
     dataset = DATASETS[scenario.dataset]
-    images = {
-        name.removesuffix("_images"): Pixels(array, dataset.mean, dataset.std)
-        for name, array in arrays.items()
-        if name.endswith("_images")
-    }
+    processes = torch.get_num_threads() if processes is None else processes
+    parts = dataset.load(prepare(scenario), scenario, device, processes)
+    train = parts["train"]
+    count = len(train.labels)
+    num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))
+    if not num_test and "test" not in parts:
+        raise InputError(f"{scenario.dataset} brings no test set (a directory or shards val); set a test_share")
+    order = _stratified(_draw(train.images.keys, scenario.seed, "split"), train.labels.cpu().numpy())
 
-    def hold_out(index: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rest, held_out = train_test_split(index, test_size=count, stratify=labels[index], random_state=scenario.seed)
-        return np.sort(rest), np.sort(held_out)
+    def split(part: Part, rows: NDArray[np.int64]) -> Split:
+        return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
 
-    train = np.arange(len(labels))
-    num_val, num_test = (round(len(labels) * share) for share in (scenario.val_share, scenario.test_share))
-
-    def split(part: str, index: NDArray[np.int64]) -> Split:
-        return Split(images[part], arrays[f"{part}_labels"], torch.from_numpy(index).to(device))
-
-    if num_test:
-        train, test_index = hold_out(train, num_test)
-        test = split("train", test_index)
-    else:
-        test = split("test", np.arange(len(arrays["test_labels"])))
-    train, val_index = hold_out(train, num_val)
+    test, val, rest = np.split(order, [num_test, num_test + num_val])
     return Data(
-        **_forget_set(scenario, split("train", train), split("train", val_index), test),
+        **_forget_set(
+            scenario,
+            split(train, rest),
+            split(train, val),
+            split(train, test) if num_test else split(parts["test"], np.arange(len(parts["test"].labels))),
+        ),
         num_classes=dataset.num_classes,
     )
+
+
+def _draw(keys: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint64]:
+    """A random number for each key (N,), by SplitMix64 (Steele et al., OOPSLA 2014) from a start that follows from the
+    seed and the purpose.
+    """
+    start = int.from_bytes(hashlib.sha256(repr((seed, purpose)).encode()).digest()[:8])
+    mixed = keys * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _stratified(drawn: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An order (N,), by random numbers, of which every part has so many of each class as its share is."""
+    by_class = np.lexsort((drawn, labels))
+    sizes = np.bincount(labels)
+    rank = np.empty(len(labels))
+    rank[by_class] = np.arange(len(labels)) - (sizes.cumsum() - sizes)[labels[by_class]]
+    return np.lexsort((drawn, (rank + 0.5) / sizes[labels]))
 
 
 def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> dict[str, Any]:
@@ -250,8 +454,8 @@ def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> di
     count = round(scenario.forget_share * len(train))
     if not 2 <= count < len(train):
         raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")
-    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(scenario.seed))[:count]
-    drawn = drawn.to(train.index.device)
+    numbers = _draw(train.images.keys[train.index.cpu().numpy()], scenario.seed, "forget")
+    drawn = torch.from_numpy(np.argsort(numbers)[:count]).to(train.index.device)
     forget = torch.zeros(len(train), dtype=torch.bool, device=drawn.device)
     forget[drawn] = True
     return {

@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -16,11 +18,13 @@ class Images(ABC):
     Attributes:
         shape: (C, H, W) of an image as a model sees it.
         mean, std: of shape (C, 1, 1), in units of pixel / 255: a model sees (pixel / 255 - mean) / std.
+        keys: a number for each image (uint64, N), by which it is chosen at random: the same wherever the image lies.
     """
 
     shape: tuple[int, int, int]
     mean: Tensor
     std: Tensor
+    keys: NDArray[np.uint64]
 
     @abstractmethod
     def read(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
@@ -35,6 +39,10 @@ class Images(ABC):
         """The order (N,) in which images at these positions (N,) are read in training: a random one."""
         return torch.randperm(len(rows), generator=random).to(rows.device)
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What a model sees of pixels (B, C, H, W), uint8, on the device of `mean`."""
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
     @property
     def limits(self) -> tuple[Tensor, Tensor]:
         """What the darkest and the brightest pixel become (C, 1, 1)."""
@@ -44,7 +52,7 @@ class Images(ABC):
 class Pixels(Images):
     """Images that are all in memory, or mapped into it, and all of one size.
 
-    Augmentation is a random crop after zero padding and a random horizontal flip.
+    Augmentation is a random crop after zero padding and a random horizontal flip. An image's key is its position.
 
     Args:
         pixels: uint8 (N, C, H, W), on the device that the images shall be on.
@@ -52,7 +60,8 @@ class Pixels(Images):
     """
 
     def __init__(self, pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        _, channels, height, width = pixels.shape
+        count, channels, height, width = pixels.shape
+        self.keys = np.arange(count, dtype=np.uint64)
         self.pixels, self.shape = pixels, (channels, height, width)
         self.mean, self.std = (torch.tensor(value, device=pixels.device).view(-1, 1, 1) for value in (mean, std))
 
@@ -62,7 +71,7 @@ class Pixels(Images):
             images = self.pixels[rows]
             if seeds is not None:
                 images = crop_and_flip(images, seeds.to(images.device))
-            yield (images.float() / 255 - self.mean) / self.std
+            yield self.normalise(images)
 
 
 def crop_and_flip(images: Tensor, seeds: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def timm_arguments(scenario: Scenario) -> dict[str, Any]:
     dataset = DATASETS[scenario.dataset]
     arguments = {"num_classes": dataset.num_classes, "in_chans": dataset.channels, **dict(scenario.model_args)}
     if getattr(timm.get_pretrained_cfg(scenario.architecture), "fixed_input_size", False):
-        arguments.setdefault("img_size", dataset.size)
+        arguments.setdefault("img_size", dataset.format(scenario).shape[-1])
     return arguments
 
 

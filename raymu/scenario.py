@@ -21,7 +21,8 @@ class Recipe:
         batch_size: images per step, for unlearning as well.
         patience: stop after so many epochs without a better validation accuracy, and keep the best weights;
             None trains all epochs and keeps the last.
-        augment: random crops (4 pixels of padding) and horizontal flips, for unlearning as well.
+        augment: random crops and horizontal flips, for unlearning as well: crops after 4 pixels of padding where
+            images are small (`raymu.images`), random resized ones where they are photographs (`raymu.encoded`).
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16 (torch.autocast), for unlearning
             and evaluation as well. Weights are always float32.
     """

@@ -138,8 +138,9 @@ def _limits(scenario: Scenario) -> list[str]:
 def _snippet(row: Row, scenario: Scenario) -> str:
     """Python that loads the weights and answers images; it runs as it stands, in the card's directory."""
     dataset = DATASETS[scenario.dataset]
+    seen = dataset.format(scenario)
     arguments = "".join(f", {key}={value!r}" for key, value in timm_arguments(scenario).items())
-    shape = f"(N, {dataset.channels}, {dataset.size}, {dataset.size})"
+    shape = f"(N, {', '.join(map(str, seen.shape))})"
     is_cmf = row["head"] == "cmf"
     lines = ["import timm", "import torch", "from safetensors.torch import load_file"]
     if is_cmf:
@@ -158,8 +159,8 @@ def _snippet(row: Row, scenario: Scenario) -> str:
         f'model.load_state_dict(load_file("{WEIGHTS}"))',
         "model.eval()",
         "",
-        f"mean = torch.tensor({list(dataset.mean)}).view(-1, 1, 1)",
-        f"std = torch.tensor({list(dataset.std)}).view(-1, 1, 1)",
+        f"mean = torch.tensor({list(seen.mean)}).view(-1, 1, 1)",
+        f"std = torch.tensor({list(seen.std)}).view(-1, 1, 1)",
         "",
         "",
         "def logits(images):",

@@ -1,0 +1,231 @@
+"""Processes that decode images. Run as a module, this file is one of them.
+
+They are no multiprocessing workers: these would import the main script again, or fork a process that has threads and
+perhaps a GPU. Instead one fresh process imports what is needed and forks; each of the others then answers requests on a
+socket of its own. It ends when that closes: also where the process that asked was killed.
+
+A request is a line of JSON, the answer a line of JSON and, if that holds no error, the pixels.
+"""
+
+import functools
+import io
+import json
+import os
+import queue
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raymu import cache
+
+OPEN_FILES = 64
+SOCKET_BUFFER = 2**20
+COPY_BUFFER = 2**23
+
+
+class Request(TypedDict):
+    """What is to be decoded, in JSON's types.
+
+    `transform` is what `timm.data.create_transform` takes; `images` are (file, offset, length, seed): where the bytes
+    are, and what the augmentation is drawn from, None for none. Files lie below `root`; those that are still missing
+    there are copied from `source`, a URI, unless that is None.
+    """
+
+    transform: dict[str, Any]
+    images: list[tuple[str, int, int, int | None]]
+    root: str
+    source: str | None
+
+
+class Undecodable(RuntimeError):
+    """The image at that position of a request cannot be read or decoded, for that reason."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(reason)
+        self.position = position
+
+
+def decode(request: Request) -> NDArray[np.uint8]:
+    """The images (N, C, H, W) of a request. The state of random generators is left as it was.
+
+    Raises:
+        Undecodable: one of them cannot be decoded.
+    """
+    from PIL import Image
+
+    options = json.dumps(request["transform"], sort_keys=True)
+    pixels, state = [], random.getstate()
+    try:
+        with torch.random.fork_rng(devices=()):
+            for file, offset, length, seed in request["images"]:
+                if seed is not None:
+                    random.seed(seed)
+                    torch.default_generator.manual_seed(seed)
+                content = os.pread(_opened(request["root"], file, request["source"]).fileno(), length, offset)
+                image = Image.open(io.BytesIO(content)).convert("RGB")
+                pixels.append(np.asarray(_transform(options, seed is not None)(image)))
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, ... as the bytes want
+        raise Undecodable(len(pixels), f"{type(error).__name__}: {error}") from error
+    finally:
+        random.setstate(state)
+    return np.stack(pixels, out=np.empty((len(pixels), *pixels[0].shape), np.uint8))  # in C order, as theirs is not
+
+
+@functools.lru_cache
+def _transform(options: str, augment: bool) -> Callable[[Any], Any]:
+    """PIL image -> uint8 (C, H, W), with timm's transform."""
+    from timm.data.transforms_factory import create_transform
+
+    # Not to floating point, which is left to who computes with it: a quarter of the bytes on the way there.
+    given = {**json.loads(options), "use_prefetcher": True, "color_jitter": None, "auto_augment": None}
+    transform: Callable[[Any], Any] = create_transform(**given, is_training=augment)
+    return transform
+
+
+@functools.lru_cache(OPEN_FILES)
+def _opened(root: str, file: str, source: str | None) -> BinaryIO:
+    """The file, open for unbuffered reading."""
+    path = Path(root, file)
+    if source is not None:
+        path = cache.once(path, lambda entry: _copy(source, file, entry / path.name)) / path.name
+    return path.open("rb", buffering=0)
+
+
+def _copy(source: str, file: str, target: Path) -> None:
+    from raymu.results.store import locate
+
+    location = locate(source)
+    with location.filesystem.open_input_stream(f"{location.path}/{file}") as stream, target.open("wb") as copy:
+        shutil.copyfileobj(stream, copy, COPY_BUFFER)
+
+
+class _Channel(NamedTuple):
+    """One decoding process, as seen from here."""
+
+    requests: BinaryIO
+    answers: BinaryIO
+
+
+class Decoders:
+    """So many processes that decode; with 0, this process does. They start at once and live as long as this object.
+
+    Attributes:
+        alive: False once one of them has died: this object is of no use any more.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.alive = count, True
+        if not count:
+            return
+        pairs = [socket.socketpair() for _ in range(count)]
+        theirs = [their.fileno() for _, their in pairs]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "raymu.decoding", *map(str, theirs)],
+            pass_fds=theirs,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        self._idle = queue.SimpleQueue[_Channel]()
+        for ours, their in pairs:
+            their.close()
+            with ours:  # the two files keep it open
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+                self._idle.put(_Channel(ours.makefile("wb"), ours.makefile("rb")))
+        self._threads = ThreadPoolExecutor(count, "decoder")
+
+    def submit(self, request: Request, out: NDArray[np.uint8]) -> Future[None]:
+        """Decode into `out` (N, C, H, W). The future raises Undecodable, or RuntimeError where a process died."""
+        if self.count:
+            return self._threads.submit(self._ask, request, out)
+        future = Future[None]()
+        try:
+            out[:] = decode(request)
+            future.set_result(None)
+        except Undecodable as error:
+            future.set_exception(error)
+        return future
+
+    def _ask(self, request: Request, out: NDArray[np.uint8]) -> None:
+        channel = self._idle.get()
+        try:
+            channel.requests.write(json.dumps(request).encode() + b"\n")
+            channel.requests.flush()
+            answer = json.loads(channel.answers.readline() or b"null")
+            if answer is None:
+                raise EOFError
+            if answer:
+                raise Undecodable(*answer)
+            pixels = out.data.cast("B")
+            while pixels:
+                received = channel.answers.readinto(pixels)  # type: ignore[attr-defined]
+                if not received:
+                    raise EOFError
+                pixels = pixels[received:]
+        except (OSError, EOFError) as error:
+            self.alive = False
+            raise RuntimeError("a process that decodes images died; was there too little memory?") from error
+        finally:
+            self._idle.put(channel)
+
+
+_decoders: dict[tuple[int, int], Decoders] = {}
+
+
+def decoders(count: int) -> Decoders:
+    """So many decoding processes; everybody in this process who asks for that number shares them."""
+    name = os.getpid(), count  # who was forked from this process has to have some of its own
+    if name not in _decoders or not _decoders[name].alive:
+        _decoders[name] = Decoders(count)
+    return _decoders[name]
+
+
+def _answer(channel: socket.socket) -> None:
+    """Answer requests until nobody asks any more."""
+    with channel, channel.makefile("rb") as requests:
+        for line in requests:
+            try:
+                pixels = decode(json.loads(line))
+            except Undecodable as error:
+                channel.sendall(json.dumps([error.position, str(error)]).encode() + b"\n")
+            else:
+                channel.sendall(b"[]\n")
+                channel.sendall(pixels.data.cast("B"))
+
+
+def _main(descriptors: Sequence[int]) -> None:
+    import PIL.Image
+    import timm.data.transforms_factory  # noqa: F401  # before the fork: imported and kept in memory once
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks
+    warnings.filterwarnings("ignore", module="PIL")  # such as EXIF data that nobody reads
+    torch.set_num_threads(1)
+    PIL.Image.init()
+    for mine in descriptors:
+        if os.fork() == 0:
+            for other in set(descriptors) - {mine}:  # or nobody would see the end of that process
+                os.close(other)
+            try:
+                _answer(socket.socket(fileno=mine))
+            except OSError:  # who asked is gone
+                os._exit(1)
+            os._exit(0)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for _ in descriptors:
+        os.wait()
+
+
+if __name__ == "__main__":
+    _main([int(argument) for argument in sys.argv[1:]])
