@@ -139,9 +139,9 @@ class Decoders:
         )
         self._idle = queue.SimpleQueue[_Channel]()
         for ours, their in pairs:
+            their.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             their.close()
             with ours:  # the two files keep it open
-                ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
                 self._idle.put(_Channel(ours.makefile("wb"), ours.makefile("rb")))
         self._threads = ThreadPoolExecutor(count, "decoder")
 

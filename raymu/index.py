@@ -201,10 +201,9 @@ def _read_shard(location: Location, position: int, file: _File) -> list[_Image]:
                 raise InputError(f"{shown}: {key} is there twice")
             if kind == "cls":
                 text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                try:
-                    labels[key] = int(text)
-                except ValueError:
-                    raise InputError(f"{shown}: {member.name} is no class number, but {text[:20]!r}") from None
+                if not text.strip().isdigit():
+                    raise InputError(f"{shown}: {member.name} is no class number, but {text[:20]!r}")
+                labels[key] = int(text)
             else:
                 places[key] = member.offset_data, member.size
         content.seek(archive.offset)

@@ -138,7 +138,7 @@ def test_tampered_cifar10_files_are_never_opened(cifar10, monkeypatch) -> None:
     (directory / CIFAR10.filename).unlink()
     monkeypatch.setattr(CIFAR10, "url", NOWHERE)
     with pytest.raises(InputError):
-        data._read_cifar10(directory)
+        data.DATASETS["cifar10"].read(directory)
     assert not (directory / "opened").exists()
 
 

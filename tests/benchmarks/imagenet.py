@@ -1,0 +1,241 @@
+"""What reading a large dataset costs. Run by hand, on an idle machine.
+
+    python tests/benchmarks/imagenet.py /tmp/imagenet
+
+Makes a simulated ImageNet in the directory, unless it is there (5 GB; some minutes): 22,000 JPEGs of 1,000 classes, as
+large as ImageNet's (500 x 375, about 110 KB), once as folders and once as shards. Then, side by side: the time to index
+them; images a second of the loader, on shards and on folders, and of torchvision's ImageFolder with a DataLoader, with
+the same transform, batch size and number of processes, taking turns; resident memory through a pass; the time to the
+first batch of ten classes that have to be forgotten; and the share of its time that a model waits for images.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import shutil
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raymu import data, models
+from raymu.scenario import Recipe, Scenario
+
+CLASSES, PER_CLASS, PER_SHARD = 1000, {"train": 20, "val": 2}, 1000
+BATCH = 128
+CPU = torch.device("cpu")
+
+
+# The simulated ImageNet
+
+
+def field(random: np.random.Generator) -> np.ndarray:
+    """Noise (375, 500, 3) whose power falls with frequency as a photograph's does, of mean 0 and variance 1."""
+    rows, columns = np.fft.fftfreq(375)[:, None], np.fft.rfftfreq(500)
+    spectrum = np.fft.rfft2(random.standard_normal((3, 375, 500))) / np.maximum(np.hypot(rows, columns), 2e-3)
+    grey = np.fft.irfft2(spectrum, (375, 500))
+    grey = grey.mean(0, keepdims=True) * 2 + grey  # colours go together
+    return ((grey - grey.mean()) / grey.std()).transpose(1, 2, 0).astype(np.float32)
+
+
+def write_class(directory: Path, label: int) -> None:
+    """All images of a class, as folders."""
+    random = np.random.default_rng(label)
+    fields = [field(random) for _ in range(4)]
+    for part, count in PER_CLASS.items():
+        folder = directory / "folders" / part / f"n{label:08d}"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            one, other = (fields[index] for index in random.choice(4, 2, replace=False))
+            other = np.roll(other, tuple(random.integers(0, 375, 2)), (0, 1))
+            texture = random.normal(0, 6, one.shape[:2])[..., None]
+            pixels = 120 + 35 * one + 35 * other + texture
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / f"n{label:08d}_{part}{number}.JPEG", quality=87)
+
+
+def write_shards(directory: Path) -> None:
+    """The same images in random order, as WebDataset keeps them."""
+    (directory / "shards").mkdir()
+    for part in PER_CLASS:
+        files = sorted((directory / "folders" / part).glob("*/*.JPEG"))
+        order = np.random.default_rng(0).permutation(len(files))
+        for number, chosen in enumerate(np.split(order, range(PER_SHARD, len(files), PER_SHARD))):
+            with tarfile.open(directory / "shards" / f"{part}-{number:04d}.tar", "w") as archive:
+                for index in chosen:
+                    archive.add(files[index], f"{files[index].stem}.jpg")
+                    label = str(int(files[index].parent.name[1:])).encode()
+                    member = tarfile.TarInfo(f"{files[index].stem}.cls")
+                    member.size = len(label)
+                    archive.addfile(member, io.BytesIO(label))
+
+
+def make(directory: Path) -> None:
+    """Both forms, unless they are there."""
+    if (directory / "complete").exists():
+        return
+    for part in ("folders", "shards"):
+        shutil.rmtree(directory / part, ignore_errors=True)
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        pool.starmap(write_class, ((directory, label) for label in range(CLASSES)))
+    write_shards(directory)
+    (directory / "complete").touch()
+
+
+# What is measured
+
+
+def load(directory: Path, form: str, scenario: Scenario, processes: int) -> data.Data:
+    data.prepare(scenario, directory / form)
+    return data.load(scenario, CPU, processes)
+
+
+def batches(loaded: data.Data, rows: Tensor, seed: int) -> Iterator[Tensor]:
+    """Shuffled, augmented images of the training split, as a method reads them."""
+    random, split = torch.Generator().manual_seed(seed), loaded.train
+    chosen = split.index[rows]
+    chosen = chosen[split.images.shuffle(chosen, random)]
+    seeds = torch.randint(2**62, (len(chosen),), generator=random)
+    return split.images.read(zip(chosen.split(BATCH), seeds.split(BATCH), strict=True))
+
+
+def image_folder(directory: Path, scenario: Scenario, processes: int) -> torch.utils.data.Dataset:
+    from timm.data import create_transform
+    from torchvision.datasets import ImageFolder
+
+    from raymu.encoded import transform_of
+
+    options = {"is_training": True, "color_jitter": None, "auto_augment": None}
+    return ImageFolder(directory / "folders" / "train", create_transform(**transform_of(scenario), **options))
+
+
+def loader(source: torch.utils.data.Dataset, processes: int) -> Iterable:
+    return torch.utils.data.DataLoader(
+        source, BATCH, shuffle=True, num_workers=processes, persistent_workers=True, prefetch_factor=2
+    )
+
+
+def rate(images: Iterable[Tensor], count: int) -> float:
+    """Images a second, over so many."""
+    started, seen = time.perf_counter(), 0
+    for batch in images:
+        seen += len(batch)
+        if seen >= count:
+            break
+    return seen / (time.perf_counter() - started)
+
+
+def resident(process: int | None = None) -> tuple[float, float]:
+    """Memory in MiB of this process, and of all it started: what is shared counts as a part (PSS)."""
+    process = process or os.getpid()
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return own, sum(sum(resident(int(child))) for child in children)
+
+
+def waiting(images: Iterator[Tensor], compute: float | torch.nn.Module, count: int) -> tuple[float, float]:
+    """The share of the time that a model waits for images, and images a second. The first batch does not count."""
+    first = next(images)
+    waited, seen, started = 0.0, 0, time.perf_counter()
+    batch: Tensor | None = first
+    while batch is not None and seen < count:
+        if isinstance(compute, float):
+            time.sleep(len(batch) / compute)
+        else:
+            compute(batch).square().mean().backward()
+        seen += len(batch)
+        before = time.perf_counter()
+        batch = next(images, None)
+        waited += time.perf_counter() - before
+    whole = time.perf_counter() - started
+    return waited / whole, seen / whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--images", type=int, default=2560, help="a measurement of speed")
+    parser.add_argument("--repetitions", type=int, default=5)
+    options = parser.parse_args()
+    make(options.directory)
+    sizes = [path.stat().st_size for path in (options.directory / "folders").rglob("*.JPEG")]
+    print(f"{len(sizes)} images of {statistics.mean(sizes) / 1e3:.0f} KB, {CLASSES} classes")
+    scenario = Scenario(
+        name="imagenet-simulated",
+        dataset="imagenet",
+        architecture="vit_small_patch16_224",
+        recipe=Recipe(lr=0.1, epochs=1, augment=True),
+        forget=tuple(range(0, CLASSES, CLASSES // 10)),
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["RAYMU_CACHE"] = cache
+        measure(options, scenario)
+
+
+def measure(options: argparse.Namespace, scenario: Scenario) -> None:
+    directory, processes = options.directory, options.processes
+    ours = {}
+    for form in ("folders", "shards"):
+        started = time.perf_counter()
+        ours[form] = load(directory, form, scenario, processes)
+        built = time.perf_counter() - started
+        started = time.perf_counter()
+        ours[form] = load(directory, form, scenario, processes)
+        print(f"index and split of {form}: {built:.2f} s, again {time.perf_counter() - started:.2f} s")
+    one, other = (ours[form].train for form in ours)
+    assert set(one.images.keys[one.index.numpy()]) == set(other.images.keys[other.index.numpy()])
+
+    started = time.perf_counter()
+    loaded = data.load(scenario, CPU, processes)
+    first = next(batches(loaded, loaded.forget.nonzero().squeeze(1), 0))
+    print(f"from nothing to the first {len(first)} of the {int(loaded.forget.sum())} images of 10 classes:", end=" ")
+    print(f"{time.perf_counter() - started:.2f} s, of which the processes' start is most", end="; ")
+    started = time.perf_counter()
+    next(batches(loaded, loaded.forget.nonzero().squeeze(1), 1))
+    print(f"once they run {time.perf_counter() - started:.2f} s")
+
+    theirs = loader(image_folder(directory, scenario, processes), processes)
+    rates: dict[str, list[float]] = {"ImageFolder": [], "shards": [], "folders": []}
+    rate((images for images, _ in theirs), BATCH)  # starts the processes
+    for repetition in range(options.repetitions):
+        rates["ImageFolder"].append(rate((images for images, _ in theirs), options.images))
+        for form, loaded in ours.items():
+            some = torch.arange(len(loaded.train))
+            rates[form].append(rate(batches(loaded, some, repetition), options.images))
+    print(f"images/s, {processes} processes, batches of {BATCH}, {options.images} images a measurement:")
+    for name, found in rates.items():
+        print(f"  {name:12} median {statistics.median(found):5.0f}   {' '.join(f'{value:.0f}' for value in found)}")
+    del theirs
+
+    print("memory (PSS, MiB) of this process and of those that decode, through a pass over the training set:")
+    seen, every = 0, len(ours["shards"].train) // 6
+    for number, images in enumerate(batches(ours["shards"], torch.arange(len(ours["shards"].train)), 0)):
+        if seen // every != (seen + len(images)) // every or number == 4:
+            print("  after {:6d} images: {:5.0f} + {:5.0f}".format(seen + len(images), *resident()))
+        seen += len(images)
+
+    speed = statistics.median(rates["shards"])
+    print("the share of time that a model waits for images:")
+    for share in (0.5, 0.8, 1.0):
+        loaded = ours["shards"]
+        found, reached = waiting(batches(loaded, torch.arange(len(loaded.train)), 0), share * speed, options.images)
+        print(f"  one that takes {share * speed:4.0f} images/s (it sleeps): {found:6.1%}, {reached:.0f} images/s")
+    torch.set_num_threads(processes)
+    model = models.build(scenario, 0)
+    rows = torch.arange(4 * BATCH)
+    found, reached = waiting(batches(ours["shards"], rows, 0), model, 3 * BATCH)
+    print(f"  a ViT-S that is trained on these CPU cores: {found:6.1%}, {reached:.1f} images/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,544 @@
+"""Images that stay encoded: folders and shards are one dataset, whoever reads them and wherever they lie."""
+
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
+from timm.data import create_transform
+from torchvision.datasets import CIFAR100
+
+from raymu import data, decoding, index
+from raymu.encoded import Encoded, transform_of
+from raymu.errors import InputError
+from raymu.index import Index
+from raymu.methods.random_label import RandomLabel
+from raymu.methods.unsir import UNSIR
+from raymu.results.store import locate
+from raymu.scenario import Recipe, Scenario
+from raymu.trial import run_trial
+
+CPU = torch.device("cpu")
+CLASSES, TRAIN, VAL = 4, 15, 6
+SCENARIO = Scenario(
+    name="photos",
+    dataset="photos",
+    architecture="test_vit",
+    model_args=(("img_size", 32),),
+    recipe=Recipe(lr=0.01, epochs=1, batch_size=8, augment=True),
+    forget=(1,),
+    val_share=0.2,
+)
+BY_SHARE = replace(SCENARIO, name="photos-share", forget=(), forget_share=0.2)
+
+
+def write_photos(root: Path) -> None:
+    """Of every class, images of several sizes and colour modes, as ImageNet has them."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", TRAIN), ("val", VAL)):
+        for label in range(CLASSES):
+            folder = root / part / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = generator.integers(40, 90, 2)
+                small = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                image = Image.fromarray(small).resize((width, height))
+                image = image.convert(("RGB", "L", "CMYK")[number % 3])
+                image.save(folder / f"n{label:08d}_{number}.JPEG", quality=90)
+
+
+def write_shards(folders: Path, root: Path, size: int = 16) -> None:
+    """The same images in another order, as WebDataset keeps them."""
+    root.mkdir(parents=True)
+    for part in ("train", "val"):
+        files = sorted((folders / part).glob("*/*.JPEG"))
+        random.Random(0).shuffle(files)
+        for start in range(0, len(files), size):
+            with tarfile.open(root / f"{part}-{start // size:04d}.tar", "w") as archive:
+                for file in files[start : start + size]:
+                    add(archive, f"some/{file.stem}.cls", str(int(file.parent.name[1:])).encode())
+                    add(archive, f"some/{file.stem}.json", b"{}")
+                    add(archive, f"some/{file.stem}.jpg", file.read_bytes())
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("photos")
+    write_photos(root / "folders")
+    write_shards(root / "folders", root / "shards")
+    return {"folders": root / "folders", "shards": root / "shards"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(data.DATASETS, "photos", data.EncodedDataset(CLASSES))
+
+
+def load(place: Path | str, scenario: Scenario = SCENARIO, processes: int = 0) -> data.Data:
+    data.prepare(scenario, place)
+    return data.load(scenario, CPU, processes)
+
+
+def read(split: data.Split, batch: int = 8, seed: int | None = None) -> torch.Tensor:
+    """All images of a split; of one seed, if they are to be augmented, with the same numbers for the same keys."""
+    rows = split.index.split(batch)
+    seeds = [None] * len(rows)
+    if seed is not None:
+        numbers = torch.from_numpy(split.images.keys.astype(np.int64) % 2**62 ^ seed)
+        seeds = [numbers[part] for part in rows]
+    return torch.cat(list(split.images.read(zip(rows, seeds, strict=True))))
+
+
+def by_key(split: data.Split, values: torch.Tensor) -> dict[int, torch.Tensor]:
+    return dict(zip(split.images.keys[split.index.numpy()].tolist(), values, strict=True))
+
+
+# What is read
+
+
+@pytest.mark.parametrize("scenario", [SCENARIO, BY_SHARE], ids=["classes", "share"])
+def test_folders_and_shards_are_one_dataset(places, scenario) -> None:
+    """The same images in the same splits, with the same labels, of which the same are to be forgotten."""
+    folders, shards = (load(place, scenario) for place in places.values())
+    assert folders.train.images.keys.tolist() != shards.train.images.keys.tolist()  # lies in another order
+    assert len(folders.train) == CLASSES * TRAIN * 0.8
+    for one, other in (
+        (folders.train, shards.train),
+        *zip(folders.val, shards.val, strict=True),
+        *zip(folders.test, shards.test, strict=True),
+        (folders.train.subset(folders.forget), shards.train.subset(shards.forget)),
+    ):
+        assert len(one)
+        assert by_key(one, one.targets) == by_key(other, other.targets)
+        for seed in (None, 5):
+            images, others = by_key(one, read(one, seed=seed)), by_key(other, read(other, seed=seed))
+            assert all(torch.equal(image, others[key]) for key, image in images.items())
+
+
+def test_images_are_those_of_timms_transform(places) -> None:
+    """To the bit, evaluated and augmented."""
+    split = load(places["folders"]).train
+    files = sorted((places["folders"] / "train").glob("*/*.JPEG"))
+    options = {"color_jitter": None, "auto_augment": None}
+    for seed in (None, 12345):
+        transform = create_transform(**transform_of(SCENARIO), is_training=seed is not None, **options)
+        for row, image in zip(split.index[:9], read(split.subset(torch.arange(9)), seed=seed), strict=True):
+            if seed is not None:
+                number = int(split.images.keys.astype(np.int64)[row] % 2**62 ^ seed)
+                random.seed(number)
+                torch.manual_seed(number)
+            assert torch.equal(image, transform(Image.open(files[row]).convert("RGB")))
+
+
+def test_the_format_is_that_of_the_architecture() -> None:
+    """timm: ViTs of Google take 0.5, the ResNet-50 of A1 crops 95 %; `img_size` wins."""
+    vit = transform_of(replace(SCENARIO, architecture="vit_small_patch16_224", model_args=()))
+    resnet = transform_of(replace(SCENARIO, architecture="resnet50", model_args=()))
+    assert (vit["input_size"], vit["mean"], vit["crop_pct"]) == ((3, 224, 224), (0.5, 0.5, 0.5), 0.9)
+    assert (resnet["mean"], resnet["crop_pct"]) == ((0.485, 0.456, 0.406), 0.95)
+    assert data.DATASETS["photos"].format(SCENARIO).shape == (3, 32, 32)
+
+
+def test_it_does_not_hang_on_the_number_of_processes(places) -> None:
+    alone, one, two = (load(places["shards"], processes=count).train for count in (0, 1, 2))
+    expected = read(alone, seed=7)
+    for split in (one, two):
+        assert torch.equal(read(split, seed=7), expected)
+        assert torch.equal(read(split, batch=5, seed=7), expected)  # nor on who shares a batch
+    assert not torch.equal(read(two, seed=8), expected)
+
+
+def test_random_generators_of_this_process_are_left_alone(places) -> None:
+    split = load(places["shards"]).train
+    states = random.getstate(), torch.random.get_rng_state()
+    read(split, seed=1)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.random.get_rng_state(), states[1])
+
+
+def test_two_readers_and_one_that_is_abandoned(places) -> None:
+    split = load(places["shards"], processes=2).train
+    expected, augmented = read(split).split(8), read(split, seed=3).split(8)
+    rows = split.index.split(8)
+    numbers = torch.from_numpy(split.images.keys.astype(np.int64) % 2**62 ^ 3)
+    abandoned = split.images.read([(part, None) for part in rows])
+    assert torch.equal(next(abandoned), expected[0])
+    abandoned.close()
+    for one, other, *images in zip(
+        split.images.read((part, None) for part in rows),
+        split.images.read((part, numbers[part]) for part in rows),
+        expected,
+        augmented,
+        strict=True,
+    ):
+        assert torch.equal(one, images[0])
+        assert torch.equal(other, images[1])
+
+
+def test_the_processes_are_started_once(places) -> None:
+    split = load(places["shards"], processes=2).train
+    read(split)
+    before = decoding.decoders(2)._process.pid
+    read(split)
+    read(load(places["folders"], processes=2).train)
+    assert decoding.decoders(2)._process.pid == before
+
+
+def test_a_process_that_is_killed_is_told_and_replaced(places) -> None:
+    split = load(places["shards"], processes=2).train
+    expected = read(split)
+    template = decoding.decoders(2)._process.pid
+    for child in Path(f"/proc/{template}/task/{template}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="a process that decodes images died"):
+        read(split)
+    assert torch.equal(read(split), expected)
+
+
+def test_no_process_outlives_the_one_that_asked() -> None:
+    code = (
+        "import os, signal; from raymu.decoding import Decoders; pool = Decoders(2);"
+        "print(pool._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{asked.stdout.strip()}").exists() and not _is_zombie(int(asked.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _is_zombie(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
+    shutil.copytree(places["folders"], tmp_path / "broken")
+    for path in (tmp_path / "broken" / "train" / "n00000002").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    for processes in (0, 2):
+        split = load(tmp_path / "broken", processes=processes).train
+        with pytest.raises(RuntimeError, match=r"n00000002_\d+ in train/n00000002/n00000002_\d+\.JPEG cannot be read"):
+            read(split)
+        assert len(read(split.subset(split.targets == 0))) == TRAIN * 0.8
+
+
+# The order of training
+
+
+def encoded(file: np.ndarray, labels: np.ndarray) -> Encoded:
+    """A source with that index alone: it cannot be read."""
+    count = len(labels)
+    zeros = np.zeros(count, np.int64)
+    files = np.array([str(number).encode() for number in range(file.max() + 1)])
+    positions = Index(files, np.arange(count).astype("S"), zeros.astype(np.uint64), labels, file, zeros, zeros)
+    return Encoded(positions, "nowhere", None, transform_of(SCENARIO), CPU, 0)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("mixed", 17), ("sorted", 64), ("folders", 6400)])
+def test_the_order_of_training(kind, most) -> None:
+    """Random; of mixed shards 16 at a time, so that not all are read at once."""
+    labels = np.random.default_rng(0).integers(0, 10, 6400)
+    labels = np.sort(labels) if kind == "sorted" else labels
+    file = np.arange(6400) if kind == "folders" else np.arange(6400) // 100
+    source, rows = encoded(file, labels), torch.arange(6400)[::2]
+    order = source.shuffle(rows, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(3200))
+    assert torch.equal(order, source.shuffle(rows, torch.Generator().manual_seed(0)))
+    assert not torch.equal(order, source.shuffle(rows, torch.Generator().manual_seed(1)))
+    read = rows[order].numpy()
+    touched = [len(set(file[read[start : start + 800]])) for start in range(0, 3200, 800)]
+    assert max(touched) <= most
+    if kind != "mixed":
+        assert min(touched) >= min(most, 600)
+    correlation = np.corrcoef(np.arange(800), read[:800])[0, 1]
+    assert abs(correlation) < 0.2
+    for start in range(0, 3200, 128):
+        assert len(set(labels[read[start : start + 128]])) == 10
+
+
+# The index
+
+
+def test_an_index_is_made_once_and_mapped(places, monkeypatch) -> None:
+    entry = index.build(locate(places["shards"]))
+    monkeypatch.setattr(tarfile, "open", None)  # would fail
+    assert index.build(locate(places["shards"])) == entry
+    for part, count in (("train", TRAIN), ("test", VAL)):
+        found = index.load(entry)[part]
+        assert all(isinstance(array, np.memmap) for array in found)
+        assert np.bincount(found.labels).tolist() == [count] * CLASSES
+
+
+def test_a_change_is_noticed(places, tmp_path) -> None:
+    shutil.copytree(places["folders"], tmp_path / "mine")
+    before = len(load(tmp_path / "mine").train)
+    for label in range(CLASSES):
+        next((tmp_path / "mine" / "train" / f"n{label:08d}").iterdir()).unlink()
+    assert len(load(tmp_path / "mine").train) < before
+
+
+def test_a_shard_of_another_writer_is_read(tmp_path, places) -> None:
+    """Long names (PAX and GNU headers), directories in the archive, shards in directories, and upper case."""
+    image = next((places["folders"] / "train").rglob("*.JPEG")).read_bytes()
+    for part, form in (("train", tarfile.PAX_FORMAT), ("validation", tarfile.GNU_FORMAT)):
+        (tmp_path / "shards" / part).mkdir(parents=True)
+        with tarfile.open(tmp_path / "shards" / part / "0.tar", "w", format=form) as archive:
+            for label in range(CLASSES):
+                folder = tarfile.TarInfo(f"{label}" + 120 * "x")
+                folder.type = tarfile.DIRTYPE
+                archive.addfile(folder)
+                for number in range(5):
+                    add(archive, f"{folder.name}/ü{label}{number}{90 * 'y'}.JPG", image)
+                    add(archive, f"{folder.name}/ü{label}{number}{90 * 'y'}.cls", f"{label}\n".encode())
+    loaded = load(tmp_path / "shards")
+    assert len(loaded.train) == 0.8 * 5 * CLASSES
+    images = read(loaded.train)
+    assert torch.equal(images, images[:1].expand_as(images))
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def edit(path: Path, **members: bytes | None) -> None:
+    """Members of a shard as they are, but for these; None leaves one out."""
+    with tarfile.open(path) as archive:
+        content = {one.name: archive.extractfile(one).read() for one in archive}
+    with tarfile.open(path, "w") as archive:
+        for name, one in {**content, **members}.items():
+            if one is not None:
+                add(archive, name, one)
+
+
+def a_member(path: Path, ending: str) -> str:
+    with tarfile.open(path) as archive:
+        return next(name for name in archive.getnames() if name.endswith(ending))
+
+
+def header_of_last(path: Path) -> int:
+    with tarfile.open(path) as archive:
+        return archive.getmembers()[-1].offset
+
+
+SHARD = "train-0000.tar"
+BREAKAGES = {
+    "nothing there": (lambda root: shutil.rmtree(root), r"broken has neither images train/.* nor shards"),
+    "no training set": (lambda root: [path.unlink() for path in root.glob("train*")], "has neither images"),
+    "cut in an image": (lambda root: cut(root / SHARD, 5000), r"cannot read .*train-0000\.tar: unexpected end"),
+    "cut in a header": (
+        lambda root: cut(root / SHARD, header_of_last(root / SHARD) + 100),
+        r"train-0000\.tar is cut off or damaged at byte \d+",
+    ),
+    "cut between images": (
+        lambda root: cut(root / SHARD, header_of_last(root / SHARD)),
+        r"train-0000\.tar is cut off or damaged at byte \d+",
+    ),
+    "no archive": (lambda root: (root / SHARD).write_text("no"), r"cannot read .*train-0000\.tar"),
+    "no number": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"cat"}),
+        r"train-0000\.tar: .*\.cls is no class number, but b'cat'",
+    ),
+    "no label": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): None}),
+        r"train-0000\.tar: .* has no label",
+    ),
+    "no image": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".jpg"): None}),
+        r"train-0000\.tar: .* has no image",
+    ),
+    "a key twice": (
+        lambda root: shutil.copy(root / SHARD, root / "train-9999.tar"),
+        r"class \d has the key .* twice: in .*train-0000\.tar and in .*train-9999\.tar",
+    ),
+    "a class too many": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
+        "has 5 classes, 0 to 4; photos has 4",
+    ),
+    "a class below 0": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"-1"}),
+        "is no class number, but b'-1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_what_is_wrong_with_shards_is_said_before_any_compute(places, tmp_path, breakage) -> None:
+    shutil.copytree(places["shards"], tmp_path / "broken")
+    change, message = BREAKAGES[breakage]
+    change(tmp_path / "broken")
+    with pytest.raises(InputError, match=message):
+        data.prepare(SCENARIO, tmp_path / "broken")
+
+
+def test_what_is_wrong_with_folders_is_said_before_any_compute(places, tmp_path) -> None:
+    root = tmp_path / "broken"
+    shutil.copytree(places["folders"], root)
+    images = root / "train" / "n00000000"
+    shutil.copy(images / "n00000000_0.JPEG", images / "n00000000_0.png")
+    with pytest.raises(InputError, match=r"class 0 has the key n00000000_0 twice: in .*0\.JPEG and in .*0\.png"):
+        data.prepare(SCENARIO, root)
+    (images / "n00000000_0.png").unlink()
+    (root / "val" / "n00000000").rename(root / "val" / "n5")
+    with pytest.raises(InputError, match=r"val/n5/.*: there is no class n5 in train"):
+        data.prepare(SCENARIO, root)
+    shutil.rmtree(root / "val")
+    data.prepare(SCENARIO, root)
+    with pytest.raises(InputError, match="photos brings no test set"):
+        data.check_split(SCENARIO)
+    assert sum(map(len, data.load(replace(SCENARIO, test_share=0.2), CPU, 0).test)) == 12
+    shutil.rmtree(images)
+    with pytest.raises(InputError, match="has 3 classes, 0 to 2; photos has 4"):
+        data.prepare(SCENARIO, root)
+
+
+def test_where_a_dataset_is_has_to_be_said_once(places, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"where is photos.*--data-dir"):
+        data.prepare(SCENARIO)
+    shutil.copytree(places["shards"], tmp_path / "mine")
+    data.prepare(SCENARIO, tmp_path / "mine")
+    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
+    shutil.rmtree(tmp_path / "mine")
+    with pytest.raises(InputError, match=r"photos is no longer in .*mine"):
+        data.load(SCENARIO, CPU, 0)
+
+
+# Object storage
+
+
+@pytest.fixture
+def bucket() -> Iterator[tuple[str, ThreadedMotoServer]]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    query = f"?endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http"
+    FileSystem.from_uri(f"s3://key:secret@photos{query}&allow_bucket_creation=true")[0].create_dir("photos")
+    yield "s3://key:secret@photos/{}" + query, server
+    server.stop()
+
+
+def upload(source: Path, uri: str) -> None:
+    filesystem, path = FileSystem.from_uri(uri)
+    copy_files(str(source), path, source_filesystem=LocalFileSystem(), destination_filesystem=filesystem)
+
+
+def test_shards_on_object_storage_are_copied_once(places, bucket) -> None:
+    uri, server = bucket[0].format("some/shards"), bucket[1]
+    upload(places["shards"], uri)
+    remote, local = load(uri, processes=2), load(places["shards"])
+    assert by_key(remote.train, remote.train.targets) == by_key(local.train, local.train.targets)
+    assert torch.equal(read(remote.train, seed=2), read(local.train, seed=2))
+    server.stop()
+    assert torch.equal(read(remote.train, seed=3), read(local.train, seed=3))
+    known = data.prepare(SCENARIO) / "location.json"
+    assert json.loads(known.read_text())["location"] == str(places["shards"])
+
+
+def test_what_is_wrong_on_object_storage_is_said_without_secrets(places, bucket) -> None:
+    folders, nothing = bucket[0].format("folders"), bucket[0].format("nothing")
+    upload(places["folders"], folders)
+    for uri in (folders, nothing):
+        with pytest.raises(InputError, match=r"has no shards train-\*\.tar") as error:
+            data.prepare(SCENARIO, uri)
+        assert "secret" not in str(error.value)
+    shards = bucket[0].format("shards")
+    upload(places["shards"], shards)
+    data.prepare(SCENARIO, shards)
+    assert (data.prepare(SCENARIO) / "location.json").stat().st_mode & 0o777 == 0o600  # holds the secret
+
+
+# Datasets in memory
+
+
+def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
+    """The zip file's layout, and the labels of its validation images by name."""
+    classes = [f"n{number:08d}" for number in (5, 3, 9)]
+    colours = dict(zip(classes, (40, 120, 220), strict=True))
+
+    def image(colour: int, mode: str = "RGB") -> bytes:
+        content = io.BytesIO()
+        Image.new("RGB", (64, 64), (colour, 0, 255 - colour)).convert(mode).save(content, "JPEG", quality=95)
+        return content.getvalue()
+
+    with zipfile.ZipFile(tmp_path / "tiny-imagenet-200.zip", "w") as archive:
+        top = "tiny-imagenet-200"
+        archive.writestr(f"{top}/wnids.txt", "\n".join(classes) + "\n")
+        for name in classes:
+            archive.writestr(f"{top}/train/{name}/{name}_boxes.txt", "")
+            for number in range(4):
+                archive.writestr(f"{top}/train/{name}/images/{name}_{number}.JPEG", image(colours[name]))
+        lines = [f"val_{number}.JPEG\t{classes[number % 3]}\t0\t0\t62\t62\n" for number in range(9)]
+        archive.writestr(f"{top}/val/val_annotations.txt", "".join(lines))
+        for number in range(9):
+            archive.writestr(f"{top}/val/images/val_{number}.JPEG", image(colours[classes[number % 3]]))
+        archive.writestr(f"{top}/test/images/test_0.JPEG", image(0, "L"))
+    scenario = replace(SCENARIO, dataset="tinyimagenet", val_share=0.25)
+    monkeypatch.setattr(data, "TINY_IMAGENET_URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
+    with pytest.raises(InputError, match=r"tiny-imagenet-200\.zip.*--data-dir"):
+        data.prepare(scenario, tmp_path)  # another checksum
+    monkeypatch.setattr(data, "TINY_IMAGENET_MD5", None)
+    data.prepare(scenario, tmp_path)
+    loaded = data.load(scenario, CPU)
+    assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (9, 3, 9)
+    for split in (loaded.train, *loaded.test):
+        red = split.images.pixels[split.index][:, 0].float().mean((1, 2))
+        expected = torch.tensor([colours[name] for name in sorted(classes)])[split.targets]
+        torch.testing.assert_close(red, expected.float(), atol=3, rtol=0)
+    (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(InputError, match="is not Tiny-ImageNet as it was published"):
+        data.DATASETS["tinyimagenet"].read(tmp_path)
+
+
+def test_cifar100_is_labelled_by_its_fine_classes(tmp_path, monkeypatch) -> None:
+    class Source:
+        def __init__(self, directory: Path, train: bool, download: bool) -> None:
+            self.data = np.zeros((200, 32, 32, 3), np.uint8)
+            self.data[:, 0, 0] = (1, 2, 3)
+            self.targets = [row % 100 for row in range(200)]
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Source)
+    read = data.DATASETS["cifar100"].read(tmp_path)
+    assert read["train_images"].shape == (200, 3, 32, 32)
+    assert read["test_images"][0, :, 0, 0].tolist() == [1, 2, 3]
+    assert len(set(read["train_labels"].tolist())) == data.DATASETS["cifar100"].num_classes == 100
+    assert CIFAR100.base_folder == "cifar-100-python"  # whose loader takes the fine labels
+
+
+# Trials
+
+
+def test_trials_on_shards(places) -> None:
+    """By class, with the UNSIR sample and its noise among the images, and by share."""
+    data.prepare(SCENARIO, places["shards"])
+    row, model = run_trial(SCENARIO, RandomLabel(lr=0.01, epochs=1), seed=0)
+    assert (row["status"], row["images"]) == ("completed", len(data.load(SCENARIO, CPU, 0).train)), row["traceback"]
+    assert model is not None
+    settings = {"impair_epochs": 1, "repair_epochs": 1, "noise_batches": 1, "retain_per_class": 4}
+    row, _ = run_trial(SCENARIO, UNSIR(**settings), seed=0)
+    assert row["status"] == "completed", row["traceback"]
+    row, _ = run_trial(BY_SHARE, RandomLabel(lr=0.01, epochs=1), seed=0, objective="oracle_gap")
+    assert row["status"] == "completed", row["traceback"]
