@@ -45,7 +45,9 @@ ShareFlag = Annotated[
 ]
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
-DataFlag = Annotated[Path | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to.")]
+DataFlag = Annotated[
+    str | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to; of shards also a URI.")
+]
 CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial, or of each of its workers.")]
 WorkersFlag = Annotated[int, typer.Option(help="Processes that share a trial's work, under DeepSpeed.")]
 ZeroFlag = Annotated[int | None, typer.Option(help="What they share out: ZeRO stage 0 to 3. (default: 1)")]
@@ -412,7 +414,7 @@ def _unlearn(
     train: str | None = None,
     objective: str | None = None,
     seed: int | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | None = None,
     cpus_per_trial: int | None = None,
     layers: bool = False,
 ) -> None:

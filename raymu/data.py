@@ -99,7 +99,7 @@ class ArrayDataset(Dataset):
         """See Dataset."""
 
         def build(unfinished: Path) -> None:
-            for name, array in self.read(Path(directory or cache.root() / "downloads")).items():
+            for name, array in self.read(Path(directory or cache.root() / "downloads").expanduser()).items():
                 np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
 
         cache.once(entry, build)
@@ -138,10 +138,12 @@ class EncodedDataset(Dataset):
         from raymu.results.store import locate
 
         if directory is None:
-            location = locate(_remembered(entry)["location"])
-            if location.local and not Path(location.path).is_dir():
+            known = _remembered(entry)
+            directory = known["location"]
+            if (location := locate(directory)).local and not Path(location.path).is_dir():
                 raise InputError(f"{entry.name} is no longer in {location}; say with --data-dir where it is")
-            return
+            if _index_entry(known).exists():
+                return
         location = locate(directory)
         built = index.build(location)
         labels = index.load(built)["train"].labels
@@ -163,15 +165,19 @@ class EncodedDataset(Dataset):
         from raymu.results.store import locate
 
         known, transform = _remembered(entry), transform_of(scenario)
-        where, name = known["location"], known["index"]
-        copies = None if locate(where).local else cache.root() / "shards" / name
+        where = known["location"]
+        copies = None if locate(where).local else cache.root() / "shards" / known["index"]
         return {
             part: Part(
                 Encoded(found, where, copies, transform, device, processes),
                 torch.from_numpy(np.array(found.labels)).to(device),
             )
-            for part, found in index.load(cache.root() / "indices" / name).items()
+            for part, found in index.load(_index_entry(known)).items()
         }
+
+
+def _index_entry(known: dict[str, str]) -> Path:
+    return cache.root() / "indices" / known["index"]
 
 
 def _remembered(entry: Path) -> dict[str, str]:

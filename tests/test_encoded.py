@@ -24,7 +24,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 from timm.data import create_transform
 from torchvision.datasets import CIFAR100
 
-from raymu import data, decoding, index
+from raymu import cache, data, decoding, index
 from raymu.encoded import Encoded, transform_of
 from raymu.errors import InputError
 from raymu.index import Index
@@ -422,6 +422,8 @@ def test_where_a_dataset_is_has_to_be_said_once(places, tmp_path) -> None:
         data.prepare(SCENARIO)
     shutil.copytree(places["shards"], tmp_path / "mine")
     data.prepare(SCENARIO, tmp_path / "mine")
+    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
+    shutil.rmtree(cache.root() / "indices")  # a cache may be deleted, in part as well
     assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(tmp_path / "mine")
     with pytest.raises(InputError, match=r"photos is no longer in .*mine"):
