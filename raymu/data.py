@@ -142,15 +142,17 @@ class EncodedDataset(Dataset):
             directory = known["location"]
             if (location := locate(directory)).local and not Path(location.path).is_dir():
                 raise InputError(f"{entry.name} is no longer in {location}; say with --data-dir where it is")
-            if _index_entry(known).exists():
+            if index.directory(known["index"]).exists():
                 return
         location = locate(directory)
         built = index.build(location)
-        labels = index.load(built)["train"].labels
-        if len(found := np.unique(labels)) != self.num_classes or found[-1] != self.num_classes - 1:
-            raise InputError(
-                f"{location} has {len(found)} classes, {found[0]} to {found[-1]}; {entry.name} has {self.num_classes}"
-            )
+        for part, found in index.load(built).items():
+            classes = np.unique(found.labels)
+            if classes[-1] >= self.num_classes or (part == "train" and len(classes) < self.num_classes):
+                raise InputError(
+                    f"the {part} set in {location} has {len(classes)} classes, {classes[0]} to {classes[-1]};"
+                    f" {entry.name} has {self.num_classes}"
+                )
         entry.mkdir(parents=True, exist_ok=True)
         content = {"location": location.path if location.local else str(directory), "index": built.name}
         unfinished = entry / f".{os.getpid()}.json"
@@ -172,12 +174,8 @@ class EncodedDataset(Dataset):
                 Encoded(found, where, copies, transform, device, processes),
                 torch.from_numpy(np.array(found.labels)).to(device),
             )
-            for part, found in index.load(_index_entry(known)).items()
+            for part, found in index.load(index.directory(known["index"])).items()
         }
-
-
-def _index_entry(known: dict[str, str]) -> Path:
-    return cache.root() / "indices" / known["index"]
 
 
 def _remembered(entry: Path) -> dict[str, str]:

@@ -103,7 +103,12 @@ def build(location: Location) -> Path:
             for name, array in _arrays(location, files, images)._asdict().items():
                 np.save(entry / f"{part}-{name}.npy", array, allow_pickle=False)
 
-    return cache.once(cache.root() / "indices" / _digest(listing), fill)
+    return cache.once(directory(_digest(listing)), fill)
+
+
+def directory(name: str) -> Path:
+    """The directory of the index of that name."""
+    return cache.root() / "indices" / name
 
 
 def load(entry: Path) -> dict[str, Index]:

@@ -380,6 +380,10 @@ BREAKAGES = {
         lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
         "has 5 classes, 0 to 4; photos has 4",
     ),
+    "a class that is in no training set": (
+        lambda root: edit(root / "val-0000.tar", **{a_member(root / "val-0000.tar", ".cls"): b"7"}),
+        r"the test set in .* has \d classes, 0 to 7; photos has 4",
+    ),
     "a class below 0": (
         lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"-1"}),
         "is no class number, but b'-1'",
