@@ -18,8 +18,9 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -98,16 +99,16 @@ def load(directory: Path, form: str, scenario: Scenario, processes: int) -> data
     return data.load(scenario, CPU, processes)
 
 
-def batches(loaded: data.Data, rows: Tensor, seed: int) -> Iterator[Tensor]:
+def batches(loaded: data.Data, rows: Tensor, seed: int, size: int = BATCH) -> Iterator[Tensor]:
     """Shuffled, augmented images of the training split, as a method reads them."""
     random, split = torch.Generator().manual_seed(seed), loaded.train
     chosen = split.index[rows]
     chosen = chosen[split.images.shuffle(chosen, random)]
     seeds = torch.randint(2**62, (len(chosen),), generator=random)
-    return split.images.read(zip(chosen.split(BATCH), seeds.split(BATCH), strict=True))
+    return split.images.read(zip(chosen.split(size), seeds.split(size), strict=True))
 
 
-def image_folder(directory: Path, scenario: Scenario, processes: int) -> torch.utils.data.Dataset:
+def image_folder(directory: Path, scenario: Scenario) -> torch.utils.data.Dataset:
     from timm.data import create_transform
     from torchvision.datasets import ImageFolder
 
@@ -123,23 +124,40 @@ def loader(source: torch.utils.data.Dataset, processes: int) -> Iterable:
     )
 
 
-def rate(images: Iterable[Tensor], count: int) -> float:
-    """Images a second, over so many."""
-    started, seen = time.perf_counter(), 0
+class Speed(NamedTuple):
+    """Images a second, and CPU time an image in ms of all processes, which others on the machine disturb less."""
+
+    rate: float
+    cpu: float
+
+
+def speed(images: Iterable[Tensor], count: int) -> Speed:
+    """Over so many images."""
+    started, before, seen = time.perf_counter(), sum(family(cpu_seconds)), 0
     for batch in images:
         seen += len(batch)
         if seen >= count:
             break
-    return seen / (time.perf_counter() - started)
+    return Speed(seen / (time.perf_counter() - started), 1e3 * (sum(family(cpu_seconds)) - before) / seen)
 
 
-def resident(process: int | None = None) -> tuple[float, float]:
-    """Memory in MiB of this process, and of all it started: what is shared counts as a part (PSS)."""
+def family(of: Callable[[int], float], process: int | None = None) -> tuple[float, float]:
+    """A figure of this process, and the sum of it over all it started."""
     process = process or os.getpid()
+    threads = Path(f"/proc/{process}/task").glob("*/children")
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return of(process), sum(sum(family(of, child)) for child in children)
+
+
+def cpu_seconds(process: int) -> float:
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(process: int) -> float:
+    """Memory in MiB, of which what is shared counts in parts (PSS)."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    own = next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return own, sum(sum(resident(int(child))) for child in children)
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def waiting(images: Iterator[Tensor], compute: float | torch.nn.Module, count: int) -> tuple[float, float]:
@@ -164,8 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--images", type=int, default=2560, help="a measurement of speed")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1280, help="a measurement of speed")
+    parser.add_argument("--repetitions", type=int, default=7)
     options = parser.parse_args()
     make(options.directory)
     sizes = [path.stat().st_size for path in (options.directory / "folders").rglob("*.JPEG")]
@@ -204,36 +222,37 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
     next(batches(loaded, loaded.forget.nonzero().squeeze(1), 1))
     print(f"once they run {time.perf_counter() - started:.2f} s")
 
-    theirs = loader(image_folder(directory, scenario, processes), processes)
-    rates: dict[str, list[float]] = {"ImageFolder": [], "shards": [], "folders": []}
-    rate((images for images, _ in theirs), BATCH)  # starts the processes
+    theirs = loader(image_folder(directory, scenario), processes)
+    speeds: dict[str, list[Speed]] = {"ImageFolder": [], "shards": [], "folders": []}
+    speed((images for images, _ in theirs), BATCH)  # starts the processes
     for repetition in range(options.repetitions):
-        rates["ImageFolder"].append(rate((images for images, _ in theirs), options.images))
+        speeds["ImageFolder"].append(speed((images for images, _ in theirs), options.images))
         for form, loaded in ours.items():
             some = torch.arange(len(loaded.train))
-            rates[form].append(rate(batches(loaded, some, repetition), options.images))
+            speeds[form].append(speed(batches(loaded, some, repetition), options.images))
     print(f"images/s, {processes} processes, batches of {BATCH}, {options.images} images a measurement:")
-    for name, found in rates.items():
-        print(f"  {name:12} median {statistics.median(found):5.0f}   {' '.join(f'{value:.0f}' for value in found)}")
+    for name, found in speeds.items():
+        rate, cpu = (statistics.median(column) for column in zip(*found, strict=True))
+        each = " ".join(f"{one.rate:.0f}" for one in found)
+        print(f"  {name:12} median {rate:4.0f} images/s, {cpu:.2f} ms of CPU an image   ({each})")
     del theirs
 
     print("memory (PSS, MiB) of this process and of those that decode, through a pass over the training set:")
     seen, every = 0, len(ours["shards"].train) // 6
     for number, images in enumerate(batches(ours["shards"], torch.arange(len(ours["shards"].train)), 0)):
         if seen // every != (seen + len(images)) // every or number == 4:
-            print("  after {:6d} images: {:5.0f} + {:5.0f}".format(seen + len(images), *resident()))
+            print("  after {:6d} images: {:5.0f} + {:5.0f}".format(seen + len(images), *family(resident)))
         seen += len(images)
 
-    speed = statistics.median(rates["shards"])
+    rate = statistics.median(one.rate for one in speeds["shards"])
     print("the share of time that a model waits for images:")
     for share in (0.5, 0.8, 1.0):
         loaded = ours["shards"]
-        found, reached = waiting(batches(loaded, torch.arange(len(loaded.train)), 0), share * speed, options.images)
-        print(f"  one that takes {share * speed:4.0f} images/s (it sleeps): {found:6.1%}, {reached:.0f} images/s")
+        found, reached = waiting(batches(loaded, torch.arange(len(loaded.train)), 0), share * rate, options.images)
+        print(f"  one that takes {share * rate:4.0f} images/s (it sleeps): {found:6.1%}, {reached:.0f} images/s")
     torch.set_num_threads(processes)
     model = models.build(scenario, 0)
-    rows = torch.arange(4 * BATCH)
-    found, reached = waiting(batches(ours["shards"], rows, 0), model, 3 * BATCH)
+    found, reached = waiting(batches(ours["shards"], torch.arange(1000), 0, size=16), model, 80)
     print(f"  a ViT-S that is trained on these CPU cores: {found:6.1%}, {reached:.1f} images/s")
 
 
