@@ -99,11 +99,13 @@ def load(directory: Path, form: str, scenario: Scenario, processes: int) -> data
     return data.load(scenario, CPU, processes)
 
 
-def batches(loaded: data.Data, rows: Tensor, seed: int, size: int = BATCH) -> Iterator[Tensor]:
-    """Shuffled, augmented images of the training split, as a method reads them."""
+def batches(
+    loaded: data.Data, rows: Tensor, seed: int, size: int = BATCH, count: int | None = None
+) -> Iterator[Tensor]:
+    """Shuffled, augmented images of the training split, as a method reads them; the first so many."""
     random, split = torch.Generator().manual_seed(seed), loaded.train
     chosen = split.index[rows]
-    chosen = chosen[split.images.shuffle(chosen, random)]
+    chosen = chosen[split.images.shuffle(chosen, random)][:count]
     seeds = torch.randint(2**62, (len(chosen),), generator=random)
     return split.images.read(zip(chosen.split(size), seeds.split(size), strict=True))
 
@@ -118,9 +120,14 @@ def image_folder(directory: Path, scenario: Scenario) -> torch.utils.data.Datase
     return ImageFolder(directory / "folders" / "train", create_transform(**transform_of(scenario), **options))
 
 
-def loader(source: torch.utils.data.Dataset, processes: int) -> Iterable:
+def loader(source: torch.utils.data.Dataset, processes: int, count: int) -> Iterable:
+    """Its images, in random order; the first so many: what a pass reads ahead would disturb the next measurement."""
     return torch.utils.data.DataLoader(
-        source, BATCH, shuffle=True, num_workers=processes, persistent_workers=True, prefetch_factor=2
+        source,
+        BATCH,
+        sampler=torch.utils.data.RandomSampler(source, num_samples=count),
+        num_workers=processes,
+        persistent_workers=True,
     )
 
 
@@ -131,13 +138,10 @@ class Speed(NamedTuple):
     cpu: float
 
 
-def speed(images: Iterable[Tensor], count: int) -> Speed:
-    """Over so many images."""
-    started, before, seen = time.perf_counter(), sum(family(cpu_seconds)), 0
-    for batch in images:
-        seen += len(batch)
-        if seen >= count:
-            break
+def speed(images: Iterable[Tensor]) -> Speed:
+    """Over all these images."""
+    started, before = time.perf_counter(), sum(family(cpu_seconds))
+    seen = sum(len(batch) for batch in images)
     return Speed(seen / (time.perf_counter() - started), 1e3 * (sum(family(cpu_seconds)) - before) / seen)
 
 
@@ -160,12 +164,12 @@ def resident(process: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def waiting(images: Iterator[Tensor], compute: float | torch.nn.Module, count: int) -> tuple[float, float]:
+def waiting(images: Iterator[Tensor], compute: float | torch.nn.Module) -> tuple[float, float]:
     """The share of the time that a model waits for images, and images a second. The first batch does not count."""
     first = next(images)
     waited, seen, started = 0.0, 0, time.perf_counter()
     batch: Tensor | None = first
-    while batch is not None and seen < count:
+    while batch is not None:
         if isinstance(compute, float):
             time.sleep(len(batch) / compute)
         else:
@@ -222,14 +226,14 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
     next(batches(loaded, loaded.forget.nonzero().squeeze(1), 1))
     print(f"once they run {time.perf_counter() - started:.2f} s")
 
-    theirs = loader(image_folder(directory, scenario), processes)
+    theirs = loader(image_folder(directory, scenario), processes, options.images)
     speeds: dict[str, list[Speed]] = {"ImageFolder": [], "shards": [], "folders": []}
-    speed((images for images, _ in theirs), BATCH)  # starts the processes
-    for repetition in range(options.repetitions):
-        speeds["ImageFolder"].append(speed((images for images, _ in theirs), options.images))
+    every = torch.arange(len(loaded.train))
+    for repetition in range(-1, options.repetitions):  # the first starts the processes, and does not count
+        speeds["ImageFolder"].append(speed(images for images, _ in theirs))
         for form, loaded in ours.items():
-            some = torch.arange(len(loaded.train))
-            speeds[form].append(speed(batches(loaded, some, repetition), options.images))
+            speeds[form].append(speed(batches(loaded, every, repetition + 1, count=options.images)))
+    speeds = {name: found[1:] for name, found in speeds.items()}
     print(f"images/s, {processes} processes, batches of {BATCH}, {options.images} images a measurement:")
     for name, found in speeds.items():
         rate, cpu = (statistics.median(column) for column in zip(*found, strict=True))
@@ -238,21 +242,29 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
     del theirs
 
     print("memory (PSS, MiB) of this process and of those that decode, through a pass over the training set:")
-    seen, every = 0, len(ours["shards"].train) // 6
-    for number, images in enumerate(batches(ours["shards"], torch.arange(len(ours["shards"].train)), 0)):
-        if seen // every != (seen + len(images)) // every or number == 4:
+    seen, step = 0, len(every) // 6
+    for number, images in enumerate(batches(ours["shards"], every, 0)):
+        if seen // step != (seen + len(images)) // step or number == 4:
             print("  after {:6d} images: {:5.0f} + {:5.0f}".format(seen + len(images), *family(resident)))
         seen += len(images)
 
     rate = statistics.median(one.rate for one in speeds["shards"])
-    print("the share of time that a model waits for images:")
+    pixels = torch.zeros((BATCH, *loaded.train.images.shape), dtype=torch.uint8)
+    started = time.perf_counter()
+    for _ in range(10):
+        loaded.train.images.normalise(pixels)
+    took = 1e3 * (time.perf_counter() - started) / 10 / BATCH
+    print(
+        f"the share of time that a model waits for images ({took:.2f} ms an image are for normalising them here, which"
+    )
+    print("a GPU would do):")
     for share in (0.5, 0.8, 1.0):
-        loaded = ours["shards"]
-        found, reached = waiting(batches(loaded, torch.arange(len(loaded.train)), 0), share * rate, options.images)
+        images = batches(ours["shards"], every, 0, count=2 * options.images)
+        found, reached = waiting(images, share * rate)
         print(f"  one that takes {share * rate:4.0f} images/s (it sleeps): {found:6.1%}, {reached:.0f} images/s")
     torch.set_num_threads(processes)
     model = models.build(scenario, 0)
-    found, reached = waiting(batches(ours["shards"], torch.arange(1000), 0, size=16), model, 80)
+    found, reached = waiting(batches(ours["shards"], every, 0, size=16, count=96), model)
     print(f"  a ViT-S that is trained on these CPU cores: {found:6.1%}, {reached:.1f} images/s")
 
 
