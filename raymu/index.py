@@ -31,7 +31,7 @@ from raymu.results.store import Location
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 PARTS = {"train": ("train",), "test": ("val", "validation", "test")}  # the first that is there
-THREADS = 16  # they wait for the disk or the network
+THREADS = 16  # where they wait for answers; at the headers of a local shard they would wait for each other
 READ_AHEAD = 2**23  # bytes; on object storage a request for each header would take longer than to read all
 
 
@@ -95,7 +95,7 @@ def build(location: Location) -> Path:
         classes = {name: label for label, name in enumerate(sorted({_class_of(file) for file in listing["train"]}))}
         for part, files in listing.items():
             if files[0].path.endswith(".tar"):
-                with ThreadPoolExecutor(THREADS) as pool:
+                with ThreadPoolExecutor(1 if location.local else THREADS) as pool:
                     read = pool.map(partial(_read_shard, location), range(len(files)), files)
                     images = [image for found in read for image in found]
             else:
