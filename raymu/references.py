@@ -69,7 +69,7 @@ def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path
     def build(entry: Path | None) -> None:
         started = time.perf_counter()
         device = default_device()
-        scenario_data = data.load(scenario, device)
+        scenario_data = data.load(scenario, device, options.threads)
         model = models.build(scenario, scenario.model_seed).to(device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with arithmetic(scenario, options):
@@ -93,7 +93,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
     """
 
     def build(entry: Path | None) -> None:
-        scenario_data = data.load(scenario, default_device())
+        scenario_data = data.load(scenario, default_device(), options.threads)
         trained = load_models(scenario, options)
         with arithmetic(scenario, options):
             measure = baseline(trained, scenario_data)
@@ -122,7 +122,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
     """
 
     def build(entry: Path | None) -> None:
-        scenario_data = data.load(scenario, default_device())
+        scenario_data = data.load(scenario, default_device(), options.threads)
         with arithmetic(scenario, options):
             found = {which: profile(model, scenario_data) for which, model in load_models(scenario, options).items()}
         if entry is not None:
@@ -224,7 +224,7 @@ def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) 
     compared = compare(scenario, options)
     return References(
         scenario=scenario,
-        data=data.load(scenario, device),
+        data=data.load(scenario, device, options.threads),
         metrics=metrics(scenario),
         look=cache.load_json(compared / LOOK),
         baseline=cache.load_tensors(compared / BASELINE, device),

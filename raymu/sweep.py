@@ -235,7 +235,7 @@ def run_sweep(
     resources: Resources,
     console: Console,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     resume: bool = False,
     trackers: Trackers | None = None,
 ) -> list[Row]:

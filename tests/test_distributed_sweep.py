@@ -20,7 +20,8 @@ from raymu.scenario import SCENARIOS, Recipe
 from raymu.sweep import Sweep
 
 vit = SCENARIOS["digits-vit"]
-sweep_main(lambda: Sweep(RandomLabel, dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))))
+vit = dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))
+sweep_main(lambda: Sweep(RandomLabel, vit))
 """
 TRIALS = 6
 
