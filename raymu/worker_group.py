@@ -28,8 +28,8 @@ class Stopped(BaseException):
 
 
 class WorkerGroup:
-    """This process as the first worker, and an actor for each of the others, in a placement group with a bundle for
-    every worker; they form the default group of torch.distributed.
+    """The process that makes it, as the first worker, and an actor for each of the others, in a placement group with a
+    bundle for every worker; they form the default group of torch.distributed.
 
     The others end with this process. One that dies takes this process with it, since it may wait for an answer that
     never comes: whoever started it has to start it again.

@@ -23,11 +23,11 @@ NEVER = 10**9
 
 
 class DeepSpeed(Engine):
-    """Trains under ZeRO. What a method computes before the first epoch, and every evaluation, is done by plain copies of
-    the whole network side by side, each on its share of the images; so that one-shot methods need no sharding at all.
+    """Trains under ZeRO (Rajbhandari et al., SC 2020). What a method computes before the first epoch, and all that is
+    evaluated, is computed by plain copies of the whole network, one a worker, each on its share of the images.
 
-    Memory a worker, beside activations: the whole network once (it is evaluated), and what the stage leaves of working
-    weights, gradients, master weights and optimizer state.
+    Memory of a worker, beside activations: the whole network once, and what the stage leaves of working weights,
+    gradients, master weights and the optimizer's state.
     """
 
     def _begin(self, optimizer: Literal["sgd", "adam"], lr: float) -> None:
@@ -90,7 +90,7 @@ class DeepSpeed(Engine):
         self._deepspeed.step()
 
     def _gradients(self) -> list[Tensor]:
-        """This worker's piece of the gradient, averaged over all workers: what the next step will take."""
+        """The piece that this worker has of the gradient, averaged over all workers: what the next step will take."""
         optimizer = self._deepspeed.optimizer
         if not self._options.stage:
             return [weight.grad for weight in self._trained.values()]  # type: ignore[misc]
@@ -142,7 +142,7 @@ class DeepSpeed(Engine):
         self._optimizer.register_step_post_hook(set_back)
 
     def _master(self, weight: Any) -> tuple[Tensor, int]:
-        """This worker's piece of a weight's master copy, flat, and where in the weight it begins."""
+        """The piece that this worker has of a weight's master copy, flat, and where in the weight it begins."""
         if not self._options.stage:
             return weight.data.view(-1), 0
         if self._options.stage == 3:

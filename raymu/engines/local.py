@@ -45,8 +45,8 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where an engine stands after an epoch: its counts (see Engine; `cycled` of the batches that each `cycle` has given
-    so far), the network's `weights`, buffers included, and this worker's part of the optimizer's state.
+    """Where an engine stands after an epoch: its counts (see Engine; `cycled` are the batches that each `cycle` has
+    given so far), the network's `weights`, buffers included, and this worker's part of the optimizer's state.
     """
 
     epoch: int
@@ -500,7 +500,7 @@ class Engine:
         return int.from_bytes(hashlib.sha256(repr((self.seed, *place)).encode()).digest()[:7], "big")
 
     def _read(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
-        """This worker's share of batches, which are rows and perhaps random numbers. It may be read ahead."""
+        """The share that this worker has of batches of rows and perhaps random numbers, which may be read ahead."""
         split, augment = self._data.train, self.scenario.recipe.augment
         ahead = deque[tuple[int, Tensor, Tensor]]()
 
