@@ -20,6 +20,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for no gain here
 
 NEVER = 10**9
+LINEAR = torch.nn.functional.linear
 
 
 class DeepSpeed(Engine):
@@ -31,33 +32,39 @@ class DeepSpeed(Engine):
     """
 
     def _begin(self, optimizer: Literal["sgd", "adam"], lr: float) -> None:
-        self._plain, self._linear = self.model, torch.nn.functional.linear
+        self._plain = self.model
         network = copy.deepcopy(self.model)
         self._trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self._optimizer = make_optimizer(list(self._trained.values()), optimizer, lr)
         network.register_forward_hook(self._weigh)
         _checkpoint_gradients(network, self._options.checkpointing)
-        wrapped, *_ = deepspeed.initialize(
-            model=network,
-            optimizer=self._optimizer,
-            config={
-                **self._options.deepspeed_config,
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_clipping": 0.0,  # left out, it is 1.0
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "torch_autocast": {"enabled": self.scenario.recipe.precision == "bf16", "dtype": "bfloat16"},
-                "steps_per_print": NEVER,
-            },
-        )
+        wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=self._config())
         self._deepspeed: Any = wrapped
         if self._frozen:
             self._freeze()
 
+    def _config(self) -> dict[str, Any]:
+        return {
+            **self._options.deepspeed_config,
+            "train_micro_batch_size_per_gpu": 1,  # a number has to be there
+            "gradient_clipping": 0.0,  # left out, it is 1.0
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "torch_autocast": {"enabled": self.scenario.recipe.precision == "bf16", "dtype": "bfloat16"},
+            "steps_per_print": NEVER,
+        }
+
+    def _spread(self, teacher: nn.Module) -> nn.Module:
+        if self._options.stage != 3:
+            return teacher
+        spread: nn.Module = deepspeed.initialize(model=teacher, config=self._config())[0]
+        spread.eval()
+        return spread
+
     def _end(self) -> None:
         self.model = self._plain
         self._deepspeed.destroy()
-        torch.nn.functional.linear = self._linear  # stage 3 puts one in its place that has no forward-mode derivative
+        torch.nn.functional.linear = LINEAR  # stage 3 puts one in its place that has no forward-mode derivative
         del self._deepspeed, self._optimizer, self._trained
 
     @contextlib.contextmanager
@@ -79,6 +86,8 @@ class DeepSpeed(Engine):
             loss, norm = (part.loss, part.norm) if isinstance(part, Clipped) else (part, None)
             self._finite &= loss.detach().isfinite()
             self._deepspeed.backward(loss)
+            if norm is None and len(parts) == 1:
+                continue
             gradients = self._gradients()
             if norm is not None:
                 torch._foreach_mul_(gradients, (norm / self._length(gradients)).clamp(max=1))
@@ -92,15 +101,17 @@ class DeepSpeed(Engine):
     def _gradients(self) -> list[Tensor]:
         """The piece that this worker has of the gradient, averaged over all workers: what the next step will take."""
         optimizer = self._deepspeed.optimizer
-        if not self._options.stage:
-            return [weight.grad for weight in self._trained.values()]  # type: ignore[misc]
+        if not self._options.stage or self._masters()[0].grad is not None:  # the latter where they are offloaded
+            return [weight.grad for weight in self._masters()]  # type: ignore[misc]
         return [gradient for group in optimizer.averaged_gradients.values() for gradient in group]
 
     def _forget_gradients(self) -> None:
-        """Where nothing is sharded the next backward pass would add to them; the stages of ZeRO replace them."""
+        """The next backward pass would add to them where nothing is sharded, or where they are offloaded."""
         if not self._options.stage:
             for weight in self._trained.values():
                 weight.grad = None
+        for gradient in getattr(self._deepspeed.optimizer, "accumulated_grads_in_cpu", {}).values():
+            gradient.zero_()
 
     def _masters(self) -> list[Tensor]:
         if self._options.stage == 3:

@@ -261,7 +261,8 @@ class Engine:
             model = models.build(self.scenario, seed).to(self._device)
         model.eval().requires_grad_(False)
         if self.scenario.recipe.augment:
-            return lambda batch: model(batch.images)
+            frozen = self._spread(model)
+            return lambda batch: frozen(batch.images)
         split = self._data.train
 
         def logits() -> Tensors:
@@ -391,6 +392,10 @@ class Engine:
             number, key = name.split(".")
             master = masters[int(number)]
             self._optimizer.state[master][key] = value.to(master.device) if value.ndim else value
+
+    def _spread(self, teacher: nn.Module) -> nn.Module:
+        """Share out the weights of a frozen network, where those of the trained one are."""
+        return teacher
 
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
