@@ -19,6 +19,7 @@ from raymu.scenario import SCENARIOS, Scenario
 from raymu.scenario import get as get_scenario
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    from raymu.engines.options import Options
     from raymu.method import Method, Range
     from raymu.results.store import Location
     from raymu.sweep import Sweep
@@ -49,7 +50,8 @@ DataFlag = Annotated[
     str | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to; of shards also a URI.")
 ]
 CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial, or of each of its workers.")]
-WorkersFlag = Annotated[int, typer.Option(help="Processes that share a trial's work, under DeepSpeed.")]
+WORKERS_HELP = "Processes that share a trial's work, under DeepSpeed."
+WorkersFlag = Annotated[int, typer.Option(help=WORKERS_HELP)]
 ZeroFlag = Annotated[int | None, typer.Option(help="What they share out: ZeRO stage 0 to 3. (default: 1)")]
 OffloadFlag = Annotated[bool, typer.Option("--offload", help="Keep the optimizer's state in the CPU's memory.")]
 CheckpointingFlag = Annotated[
@@ -382,13 +384,20 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads. (default: the row's, or 1)")] = None,
+    workers: Annotated[int | None, typer.Option(help=f"{WORKERS_HELP} (default: the row's, or 1)")] = None,
+    zero: ZeroFlag = None,
+    offload: OffloadFlag = False,
+    gradient_checkpointing: CheckpointingFlag = False,
+    deepspeed: DeepSpeedFlag = None,
     layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
 ) -> None:
-    """Unlearn once, without Ray, and keep the model."""
+    """Unlearn once and keep the model. One worker does without Ray."""
+    row = _read_row(config)
+    rest = {"offload": offload, "checkpointing": gradient_checkpointing, "deepspeed": _text(deepspeed)}
     _unlearn(
         method,
         out,
-        _read_row(config),
+        row,
         scenario=scenario,
         forget=forget,
         forget_share=forget_share,
@@ -397,7 +406,7 @@ def run(
         objective=objective,
         seed=seed,
         data_dir=data_dir,
-        cpus_per_trial=cpus_per_trial,
+        options=_engine(row, threads=cpus_per_trial, workers=workers, zero=zero, **rest),
         layers=layers,
     )
 
@@ -415,18 +424,16 @@ def _unlearn(
     objective: str | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
-    cpus_per_trial: int | None = None,
+    options: "Options",
     layers: bool = False,
 ) -> None:
     """Unlearn as the row says that is given, and as the rest says, which wins over it."""
-    from raymu import cache, data, models, references
-    from raymu.engines.options import Options
-    from raymu.evaluation.layers import check_blocks, profile
+    from raymu import cache, data, engines, keep, models, references
+    from raymu.evaluation.layers import check_blocks
     from raymu.method import get as get_method
     from raymu.results import tables
-    from raymu.results.card import model_card
     from raymu.results.ranking import figures_of
-    from raymu.trial import check, run_trial
+    from raymu.trial import check
 
     chosen = get_method(method)
     if given.get("method", method) != method:
@@ -439,10 +446,11 @@ def _unlearn(
     task = dataclasses.replace(_with_forget(task, forget, forget_share), model_seed=given.get("model_seed", 0))
     goal = objective or given.get("objective", "hmean")
     check(task, chosen, goal)
-    options: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
-    chosen.check_options(**options)
-    config_values = given["config"] if given else chosen.published_config(task, options["head"])
-    instance = chosen.from_config(config_values, **options)
+    kind: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
+    chosen.check_options(**kind)
+    config_values = given["config"] if given else chosen.published_config(task, kind["head"])
+    instance = chosen.from_config(config_values, **kind)
+    engines.check(task, options)
     if layers:
         check_blocks(models.build(task, task.model_seed))
     try:
@@ -451,33 +459,50 @@ def _unlearn(
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     data.prepare(task, data_dir)
     data.check_split(task)
-    engine = Options(threads=cpus_per_trial or given.get("threads", 1))
     missing = references.missing(task)
+    trial = (out.absolute(), task, instance, given.get("seed", 0) if seed is None else seed, goal, options, layers)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
-        row, model = run_trial(
-            task,
-            instance,
-            seed=given.get("seed", 0) if seed is None else seed,
-            objective=goal,
-            options=engine,
-        )
-    cache.save_json(out / "row.json", row)
+        if options.stage is None:
+            keep.keep(*trial)
+        else:
+            _in_workers(options, (keep.keep, *trial))
+    row = cache.load_json(out / keep.ROW)
     if row["status"] == "error":
         typer.echo(row["traceback"], err=True)
         sys.exit(1)
-    if model is not None:
-        cache.save_tensors(out / "model.safetensors", model.state_dict())
-        (out / "README.md").write_text(model_card(row, references.metrics(task), task))
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)
     if row["status"] == "completed":
         console.print(tables.comparison({method: figures_of(row, goal)}, goal))
-    if layers and model is not None:
-        with console.status("probing every block"), references.arithmetic(task, engine):
-            loaded = references.load(task, references.default_device(), engine)
-            profiles = {**references.profiles(task, engine), method: profile(model, loaded.data)}
-        cache.save_json(out / "layers.json", profiles)
-        console.print(tables.layers(profiles))
+        if layers:
+            console.print(tables.layers(cache.load_json(out / keep.LAYERS)))
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
+
+
+def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
+    """What carried out the row's trial, except for what is given."""
+    from raymu.engines.options import Options
+
+    kind, _, stage = row.get("engine", "").partition("-")
+    said = {
+        "threads": row.get("threads"),
+        "workers": row.get("workers"),
+        "zero": int(stage) if kind == "zero" else None,
+    }
+    if given.get("deepspeed"):
+        said["zero"] = None
+    return Options(**{**_known(said), **_known(given)})
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _in_workers(options: "Options", call: tuple[Any, ...]) -> None:
+    from raymu.session import Resources, fit_to_cluster, session
+    from raymu.worker_group import side_by_side
+
+    with session(None):
+        side_by_side(fit_to_cluster(Resources(options=options)), [call])
 
 
 def _text(path: Path | None) -> str | None:
@@ -705,7 +730,7 @@ def export(
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
     row = _choose(storage, method, "tuned")[0]
-    _unlearn(row["method"], out, row, data_dir=data_dir)
+    _unlearn(row["method"], out, row, data_dir=data_dir, options=_engine(row))
 
 
 @app.command()

@@ -1,0 +1,37 @@
+"""One trial whose model is kept."""
+
+from pathlib import Path
+
+from raymu import cache, references
+from raymu.engines import Options
+from raymu.evaluation import profile
+from raymu.method import Method
+from raymu.results.card import model_card
+from raymu.scenario import Scenario
+from raymu.trial import run_trial
+from raymu.workers import Workers
+
+ROW = "row.json"
+LAYERS = "layers.json"
+
+
+def keep(
+    out: Path, scenario: Scenario, method: Method, seed: int, objective: str, options: Options, layers: bool
+) -> None:
+    """Run a trial and write its row, its model with a card, and if asked for a depth profile, into a directory. Where
+    the options ask for several workers, each of them calls this, and the first one writes.
+    """
+    row, model = run_trial(scenario, method, seed=seed, objective=objective, options=options)
+    profiles = None
+    if layers and model is not None:
+        with references.arithmetic(scenario, options):
+            loaded = references.load(scenario, references.default_device(), options)
+            profiles = {**references.profiles(scenario, options), method.name(): profile(model, loaded.data)}
+    if Workers().rank > 0:
+        return
+    cache.save_json(out / ROW, row)
+    if model is not None:
+        cache.save_tensors(out / "model.safetensors", model.state_dict())
+        (out / "README.md").write_text(model_card(row, references.metrics(scenario), scenario))
+    if profiles is not None:
+        cache.save_json(out / LAYERS, profiles)
