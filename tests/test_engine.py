@@ -1,6 +1,7 @@
 """How steps are carried out, against independent computations."""
 
 import copy
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from raymu import models
+from raymu import engines, models, references
+from raymu.engines import Options
 from raymu.engines.local import MOMENTUM, WEIGHT_DECAY, Batch, Engine
-from raymu.errors import Diverged
+from raymu.errors import Diverged, InputError
 from raymu.images import crop_and_flip
 from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
@@ -169,3 +171,63 @@ def test_crops_and_flips_are_those_of_the_padded_image() -> None:
             seen.update(found)
     assert {flip for _, _, flip in seen} == {False, True}
     assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(9))
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    for message, wrong in (
+        ("stages 0 to 3", {"zero": 4}),
+        ("at least 1", {"workers": 0}),
+        ("offload needs ZeRO", {"offload": True}),
+        ("offload needs ZeRO", {"offload": True, "zero": 0}),
+        ("Expecting", {"deepspeed": "{"}),
+        ("JSON object", {"deepspeed": "[]"}),
+        ("leave gradient_clipping out, the method clips", {"deepspeed": '{"gradient_clipping": 1.0}'}),
+        ("itself", {"deepspeed": '{"zero_optimization": {"stage": 2}}', "zero": 1}),
+    ):
+        with pytest.raises(InputError, match=message):
+            Options(**wrong)
+    assert (Options().stage, Options(workers=2).stage, Options(zero=0).stage) == (None, 1, 0)
+    given = Options(deepspeed='{"zero_optimization": {"stage": 3, "sub_group_size": 1000}}')
+    assert (given.stage, given.engine) == (3, "zero-3")
+    assert given.deepspeed_config["zero_optimization"]["sub_group_size"] == 1000
+
+
+def test_batchnorm_is_refused_where_workers_would_have_statistics_of_their_own() -> None:
+    engines.check(SCENARIOS["digits"], Options(zero=2))
+    engines.check(SCENARIOS["digits-vit"], Options(workers=2))
+    with pytest.raises(InputError, match="BatchNorm"):
+        engines.check(SCENARIOS["digits"], Options(workers=2))
+
+
+def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
+    """Fix: autocast without its cache, which would keep what it cast before a step changed the weight."""
+    scenario = SCENARIOS["digits-vit"]
+    ends = {}
+    for precision in ("fp32", "bf16"):
+        chosen = dataclasses.replace(scenario, recipe=dataclasses.replace(scenario.recipe, precision=precision))
+        model = models.build(chosen, seed=1)
+        with references.arithmetic(chosen, Options()):
+            engine(model, digits_data, scenario=chosen).run(RandomLabel(lr=0.02, epochs=2))
+            logits = model(digits_data.train.subset(torch.arange(4)).read())
+        ends[precision] = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+        assert ends[precision].dtype == torch.float32
+        assert logits.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    start = torch.cat([weight.detach().flatten() for weight in models.build(scenario, seed=1).parameters()])
+    moved, apart = (ends["fp32"] - start).norm(), (ends["fp32"] - ends["bf16"]).norm()
+    assert 1e-4 * moved < apart < 0.3 * moved
+
+
+def test_checkpointed_gradients_are_the_same(digits_data) -> None:
+    scenario, ends = SCENARIOS["digits-vit"], []
+    for checkpointing in (False, True):
+        model = models.build(scenario, seed=1)
+        run = Engine(model, digits_data, scenario, seed=0, options=Options(checkpointing=checkpointing))
+        seen = []
+        block = model.blocks[0]
+        hook = block.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        run.run(RandomLabel(lr=0.02, epochs=1))
+        hook.remove()
+        ends.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+        assert len(seen) == (2 if checkpointing else 1) * math.ceil(len(digits_data.train) / scenario.recipe.batch_size)
+        assert not model.grad_checkpointing
+    torch.testing.assert_close(*ends)
