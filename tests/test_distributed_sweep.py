@@ -1,5 +1,6 @@
 """A sweep whose trials have two workers each, under DeepSpeed, through the command line."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -8,8 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
+from rich.console import Console
 
+from raymu.engines import Options
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Protocol
 from raymu.results import store
+from raymu.scenario import SCENARIOS, Recipe
+from raymu.session import Resources, session
+from raymu.sweep import Sweep, run_sweep
 
 SCRIPT = """
 import dataclasses
@@ -83,3 +92,19 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
     assert {row["engine"] for row in rows} == {"zero-2"}
     assert {row["workers"] for row in rows} == {2}
     assert not any(checkpoints.iterdir())  # nothing of them is needed again
+
+
+def test_workers_go_when_the_sweep_is_over(tmp_path) -> None:
+    """A cluster that was there before has all of itself back within seconds."""
+    vit = SCENARIOS["digits-vit"]
+    scenario = dataclasses.replace(vit, name="brief", recipe=Recipe(lr=0.1, epochs=1, batch_size=64))
+    sweep = Sweep(RandomLabel, scenario, Protocol(trials=2, max_epochs=1))
+    with session(None):
+        rows = run_sweep(sweep, tmp_path / "sweep", Resources(options=Options(workers=2)), Console(quiet=True))
+        ended = time.monotonic()
+        while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+            assert time.monotonic() < ended + 10
+            time.sleep(0.1)
+        tables = ray.util.placement_group_table().values()
+    assert len(rows) == 2
+    assert {table["state"] for table in tables} == {"REMOVED"}
