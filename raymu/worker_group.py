@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raymu import cache
+from raymu import cache, references
 from raymu.engines.options import Options
 from raymu.session import Slots
 from raymu.workers import Workers
@@ -123,6 +123,7 @@ class _Worker:
 
 
 def _join(address: str, rank: int, size: int) -> None:
+    references.load.cache_clear()  # it was shared with others, and has to be loaded by all of these together
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
 

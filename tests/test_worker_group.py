@@ -12,9 +12,11 @@ import ray
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from test_parity import CASES, setting, unlearned
+from test_parity import CASES, SCENARIO, setting, unlearned
 
+from raymu import references
 from raymu.engines import Options
+from raymu.scenario import Recipe
 from raymu.session import Slots, session
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
@@ -146,6 +148,22 @@ def test_deepspeed_works_in_a_second_group(first) -> None:
     with pytest.raises(WorkerError):
         call(first, fails_in, 1)
     assert call(first, trains) == before
+
+
+def loads() -> float:
+    scenario = dataclasses.replace(SCENARIO, name="loads", recipe=Recipe(lr=0.05, epochs=1))
+    loaded = references.load(scenario, torch.device("cpu"), OPTIONS)
+    count = torch.ones(())
+    loaded.data.workers.sum(count)
+    return count.item()
+
+
+def test_a_new_group_loads_what_only_its_first_worker_has(first) -> None:
+    """The others would wait for it to say whether references have to be trained."""
+    assert call(first, loads) == call(first, loads) == 2
+    with pytest.raises(WorkerError):
+        call(first, fails_in, 1)
+    assert call(first, loads) == 2
 
 
 def write(directory: str, name: str) -> None:
