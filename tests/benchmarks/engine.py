@@ -226,8 +226,8 @@ def compare(case: Case, rows: list[str | int], repeats: int) -> None:
             found[row].append(figures._replace(before=torch.empty(0), after=torch.empty(0)))
     print(
         f"\n{case.scenario.architecture}, images {case.size} x {case.size}, batches of {recipe.batch_size},"
-        f" {recipe.precision}, {case.threads} CPU threads; {repeats} rounds of {TIMED} epochs of {case.steps} steps;"
-        f" under DeepSpeed {case.workers} worker{'s' * (case.workers > 1)}"
+        f" {recipe.precision}, CPU threads: {case.threads}; {repeats} rounds of {TIMED} epochs of {case.steps} steps;"
+        f" workers under DeepSpeed: {case.workers}"
     )
     last = "GiB" if torch.cuda.is_available() else "CPU time, relative"
     print(f"{'':<12} {'images / s':<27} {'relative':<23} {last:<23} {'initialise':<14} weights apart")
