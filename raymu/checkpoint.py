@@ -16,6 +16,7 @@ from raymu.results.store import Location
 from raymu.workers import Workers
 
 STATE = "state.json"
+MISSING = bytes(32)  # in place of a hash
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,20 @@ class Checkpoints:
     location: Location
 
     def save(self, state: State, row: dict[str, Any], workers: Workers) -> None:
-        """Keep this state, with the trial's row so far, in the place of the one before.
-
-        Raises:
-            OSError: it cannot be written.
+        """Keep this state, with the trial's row so far, in the place of the one before; that one stays if the disk is
+        full or the storage does not answer, since a trial is worth more than its checkpoint.
         """
-        before = self._state() if workers.rank == 0 else None
         folder = self.location / f"epoch-{state.epoch}"
-        digests = [self._write(folder, f"optimizer-{workers.rank}", state.optimizer)]
-        digests = [bytes(one.tolist()).hex() for one in workers.gather(torch.tensor([list(bytes.fromhex(digests[0]))]))]
-        if workers.rank > 0:
-            return
-        digests.append(self._write(folder, "weights", state.weights))
+        mine = self._write(folder, f"optimizer-{workers.rank}", state.optimizer)
+        digests = [bytes(one).hex() for one in workers.gather(torch.tensor([list(mine)])).tolist()]
+        if workers.rank == 0:
+            digests.append(self._write(folder, "weights", state.weights).hex())
+            if MISSING.hex() not in digests:
+                with contextlib.suppress(OSError):
+                    self._replace(folder, state, row, digests)
+
+    def _replace(self, folder: Location, state: State, row: dict[str, Any], digests: list[str]) -> None:
+        before = self._state()
         content = {
             "folder": folder.name,
             "epoch": state.epoch,
@@ -87,12 +90,16 @@ class Checkpoints:
             content: dict[str, Any] = json.loads(stream.read())
         return content
 
-    def _write(self, folder: Location, name: str, tensors: dict[str, Tensor]) -> str:
+    def _write(self, folder: Location, name: str, tensors: dict[str, Tensor]) -> bytes:
+        """Its SHA-256, or MISSING."""
         content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-        folder.filesystem.create_dir(folder.path)
-        with folder.filesystem.open_output_stream(f"{folder.path}/{name}.safetensors") as stream:
-            stream.write(content)
-        return hashlib.sha256(content).hexdigest()
+        try:
+            folder.filesystem.create_dir(folder.path)
+            with folder.filesystem.open_output_stream(f"{folder.path}/{name}.safetensors") as stream:
+                stream.write(content)
+        except OSError:
+            return MISSING
+        return hashlib.sha256(content).digest()
 
     def _read(self, folder: Location, name: str, digest: str) -> dict[str, Tensor] | None:
         try:

@@ -1,15 +1,21 @@
 """A trial whose process dies goes on from its last epoch and ends as one that nothing happened to."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 from test_parity import CASES, SCENARIO, in_workers, setting
 
 from raymu import engines, models
 from raymu.checkpoint import Checkpoints
 from raymu.engines import Engine, Options
+from raymu.engines.local import State
+from raymu.evaluation import keys
+from raymu.methods.random_label import RandomLabel
 from raymu.results.store import locate
-from raymu.workers import Workers
+from raymu.trial import run_trial
+from raymu.workers import ALONE, Workers
 
 
 class Killed(BaseException):
@@ -22,8 +28,8 @@ def lengthened(name: str):
     return dataclasses.replace(method, **{knob: 3 for knob in method.ranges() if knob.endswith("epochs")})
 
 
-def interrupted(name: str, options: Options, images, original, place) -> list[float]:
-    """How far the weights of a run that was interrupted at every epoch end from those of one that was not."""
+def interrupted(name: str, options: Options, images, original, place, epochs) -> list[float]:
+    """How far the weights of a run that was interrupted after an epoch end from those of one that was not."""
     method, workers = lengthened(name), Workers()
 
     def start() -> Engine:
@@ -36,7 +42,7 @@ def interrupted(name: str, options: Options, images, original, place) -> list[fl
     whole.run(method)
     expected = whole.model.state_dict()
     apart = []
-    for last in range(1, method.total_epochs + 1):
+    for last in epochs:
         checkpoints = Checkpoints(locate(place / f"{name}-{options.engine}-{last}"))
         first = start()
 
@@ -58,25 +64,30 @@ def interrupted(name: str, options: Options, images, original, place) -> list[fl
     return apart
 
 
-@pytest.mark.parametrize("name", ["salun-cmf-all", "neggrad_plus-linear-all", "scrub-linear-all", "unsir-linear-all"])
-def test_an_engine_goes_on_where_another_stood(name, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("salun-cmf-all", (1, 3)),
+        ("neggrad_plus-linear-all", (2,)),
+        ("scrub-linear-all", (1,)),
+        ("unsir-linear-all", (2, 3, 5)),  # of two phases of three
+    ],
+)
+def test_an_engine_goes_on_where_another_stood(name, epochs, tmp_path) -> None:
     """To the bit: momentum, frozen weights, the place in an endless cycle, the teacher, the second of two phases."""
     original, images = setting()
-    assert set(interrupted(name, Options(), images, original, tmp_path)) == {0.0}
+    assert set(interrupted(name, Options(), images, original, tmp_path, epochs)) == {0.0}
 
 
 def sharded(directory: str) -> list[float]:
-    from pathlib import Path
-
     original, images = setting()
     shared = dataclasses.replace(images, workers=Workers())
     return [
-        max(interrupted(name, Options(workers=2, zero=stage), shared, original, Path(directory)))
-        for name, stage in (
-            ("neggrad_plus-linear-all", 0),
-            ("salun-linear-all", 1),
-            ("unsir-linear-all", 2),
-            ("salun-linear-all", 3),
+        max(interrupted(name, Options(workers=2, zero=stage), shared, original, Path(directory), [epoch]))
+        for name, stage, epoch in (
+            ("neggrad_plus-linear-all", 0, 1),
+            ("unsir-linear-all", 2, 4),
+            ("salun-linear-all", 3, 2),
         )
     ]
 
@@ -84,3 +95,62 @@ def sharded(directory: str) -> list[float]:
 def test_workers_go_on_with_their_parts_of_the_optimizer(tmp_path) -> None:
     for apart in in_workers(sharded, tmp_path, str(tmp_path)):
         assert max(apart) == 0.0
+
+
+def test_a_trial_that_was_killed_ends_as_one_that_was_not(quick, quick_references, tmp_path) -> None:
+    method, options = RandomLabel(lr=0.01, epochs=4), Options(checkpoint_s=0.0)
+    whole, _ = run_trial(quick, method, seed=0, rungs=[1, 3])
+    checkpoints = Checkpoints(locate(tmp_path / "trial"))
+    reported = []
+
+    def die(row: dict) -> None:
+        reported.append(row["epochs"])
+        if row["epochs"] == 3:
+            raise Killed
+
+    arguments = {"seed": 0, "rungs": [1, 3], "options": options, "checkpoints": checkpoints}
+    with pytest.raises(Killed):
+        run_trial(quick, method, **arguments, report=die)
+    row, _ = run_trial(quick, method, **arguments, report=lambda row: reported.append(row["epochs"]))
+    assert reported == [1, 3, 3]  # the third epoch was in flight
+    assert row["resumed"] == [2]
+    assert [epoch for epoch, _ in row["curve"]] == [1, 3, 4]
+    for key in ("score", "curve", "images", "epochs", "status", *keys()):
+        assert row[key] == whole[key], key
+    assert row["unlearn_s"] > 0
+    checkpoints.clear()
+    assert not (tmp_path / "trial").exists()
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(quick, quick_references, tmp_path) -> None:
+    """Its hash tells. What other workers wrote cannot be used either."""
+    checkpoints = Checkpoints(locate(tmp_path / "trial"))
+    state = State(2, 100, [7], {"weight": torch.arange(4.0)}, {"0.momentum_buffer": torch.ones(4)})
+    assert checkpoints.load(ALONE) is None
+    checkpoints.save(state, {"curve": [[1, 0.5]]}, ALONE)
+    found, row = checkpoints.load(ALONE)
+    assert (found.epoch, found.images, found.cycled, row) == (2, 100, [7], {"curve": [[1, 0.5]]})
+    assert torch.equal(found.weights["weight"], state.weights["weight"])
+    checkpoints.save(state._replace(epoch=3), {}, ALONE)
+    assert [path.name for path in (tmp_path / "trial").iterdir() if path.is_dir()] == ["epoch-3"]  # the last alone
+    for name in ("weights", "optimizer-0"):
+        file = tmp_path / "trial" / "epoch-3" / f"{name}.safetensors"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b"\xff")
+        assert checkpoints.load(ALONE) is None
+        file.write_bytes(whole)
+    assert checkpoints.load(ALONE) is not None
+    (tmp_path / "trial" / "epoch-3" / "weights.safetensors").unlink()
+    assert checkpoints.load(ALONE) is None
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_trial(quick, quick_references, tmp_path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    row, _ = run_trial(
+        quick,
+        RandomLabel(lr=0.01, epochs=2),
+        seed=0,
+        options=Options(checkpoint_s=0.0),
+        checkpoints=Checkpoints(locate(tmp_path / "file" / "trial")),
+    )
+    assert row["status"] == "completed"

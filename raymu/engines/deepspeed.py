@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raymu.engines.local import Engine, _checkpoint_gradients, make_optimizer
+from raymu.engines.local import Engine, checkpoint_gradients, make_optimizer
 from raymu.method import Clipped, Step
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
@@ -37,7 +37,7 @@ class DeepSpeed(Engine):
         self._trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self._optimizer = make_optimizer(list(self._trained.values()), optimizer, lr)
         network.register_forward_hook(self._weigh)
-        _checkpoint_gradients(network, self._options.checkpointing)
+        checkpoint_gradients(network, self._options.checkpointing)
         wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=self._config())
         self._deepspeed: Any = wrapped
         if self._frozen:
@@ -134,7 +134,7 @@ class DeepSpeed(Engine):
             return
         share = torch.tensor(float(len(logits)), device=logits.device)
         size = share.clone()
-        dist.all_reduce(size)
+        self._workers.sum(size)
         weight = share * self._workers.count / size
         logits.register_hook(lambda gradient: gradient * weight)
 
@@ -161,7 +161,7 @@ class DeepSpeed(Engine):
             group, place, count = optimizer.grad_position[optimizer.get_param_id(weight)]
             piece, start = (
                 optimizer.fp32_partitioned_groups_flat[group].data.narrow(0, place, count),
-                count * dist.get_rank(),
+                count * self._workers.rank,
             )
             return piece[: max(0, weight.ds_numel - start)], start
         if weight._hp_mapping is None:

@@ -400,9 +400,11 @@ class Engine:
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
         """Run an epoch of steps."""
-        _checkpoint_gradients(self.model, self._options.checkpointing)
-        yield
-        _checkpoint_gradients(self.model, False)
+        checkpoint_gradients(self.model, self._options.checkpointing)
+        try:
+            yield
+        finally:
+            checkpoint_gradients(self.model, False)
 
     def _step(self, step: Step) -> None:
         self._optimizer.zero_grad()
@@ -533,7 +535,7 @@ def make_optimizer(weights: list[nn.Parameter], kind: Literal["sgd", "adam"], lr
     return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
 
 
-def _checkpoint_gradients(model: nn.Module, on: bool) -> None:
+def checkpoint_gradients(model: nn.Module, on: bool) -> None:
     """Let a timm model compute activations anew in the backward pass instead of keeping them, or not."""
     network: Any = model.backbone if isinstance(model, models.CMF) else model
     if on or getattr(network, "grad_checkpointing", False):
