@@ -49,6 +49,13 @@ TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[
     str | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to; of shards also a URI.")
 ]
+WeightsFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Safetensors file with the scenario's pretrained weights. (default: from the Hugging Face hub)",
+    ),
+]
 CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial, or of each of its workers.")]
 WORKERS_HELP = "Processes that share a trial's work, under DeepSpeed."
 WorkersFlag = Annotated[int, typer.Option(help=WORKERS_HELP)]
@@ -142,6 +149,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         head: Annotated[str, typer.Option(help=HEAD_HELP)] = default.head,
         train: Annotated[str, typer.Option(help=TRAIN_HELP)] = default.train,
         data_dir: DataFlag = None,
+        weights_file: WeightsFlag = None,
         trials: Annotated[int, typer.Option(help="How many settings to try.")] = budget.trials,
         ranges: Annotated[
             list[str] | None,
@@ -232,7 +240,12 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             )
 
         trackers = Trackers(tensorboard, mlflow, wandb, optuna)
-        options: dict[str, Any] = {"data_dir": data_dir, "resume": resume, "trackers": trackers}
+        options: dict[str, Any] = {
+            "data_dir": data_dir,
+            "weights_file": weights_file,
+            "resume": resume,
+            "trackers": trackers,
+        }
         engine = Options(
             cpus_per_trial, workers, zero, offload, gradient_checkpointing, _text(deepspeed), checkpoint_every
         )
@@ -383,6 +396,7 @@ def run(
     objective: Annotated[str | None, typer.Option(help="Of the score. (default: the row's, or hmean)")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
+    weights_file: WeightsFlag = None,
     cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads. (default: the row's, or 1)")] = None,
     workers: Annotated[int | None, typer.Option(help=f"{WORKERS_HELP} (default: the row's, or 1)")] = None,
     zero: ZeroFlag = None,
@@ -407,6 +421,7 @@ def run(
         seed=seed,
         data_dir=data_dir,
         options=_engine(row, threads=cpus_per_trial, workers=workers, zero=zero, **rest),
+        weights_file=weights_file,
         layers=layers,
     )
 
@@ -424,11 +439,12 @@ def _unlearn(
     objective: str | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
+    weights_file: Path | None = None,
     options: "Options",
     layers: bool = False,
 ) -> None:
     """Unlearn as the row says that is given, and as the rest says, which wins over it."""
-    from raymu import cache, data, engines, keep, models, references
+    from raymu import cache, data, engines, keep, models, references, weights
     from raymu.evaluation.layers import check_blocks
     from raymu.method import get as get_method
     from raymu.results import tables
@@ -457,6 +473,7 @@ def _unlearn(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
+    weights.prepare(task, weights_file)
     data.prepare(task, data_dir)
     data.check_split(task)
     missing = references.missing(task)
@@ -596,8 +613,8 @@ def scenarios(as_json: JsonFlag = False) -> None:
         table.add_column(heading)
     for task in SCENARIOS.values():
         recipe = task.recipe
-        training = f"{recipe.epochs} epochs, lr {recipe.lr:g}, batch {recipe.batch_size}"
-        table.add_row(task.name, task.dataset, task.architecture, task.forgotten, training)
+        training = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"
+        table.add_row(task.name, task.dataset, task.pretrained or task.architecture, task.forgotten, training)
     console.print(table, highlight=False)
 
 
@@ -727,10 +744,11 @@ def export(
     storage: StorageArgument = DEFAULT_STORAGE,
     method: MethodFlag = None,
     data_dir: DataFlag = None,
+    weights_file: WeightsFlag = None,
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
     row = _choose(storage, method, "tuned")[0]
-    _unlearn(row["method"], out, row, data_dir=data_dir, options=_engine(row))
+    _unlearn(row["method"], out, row, data_dir=data_dir, weights_file=weights_file, options=_engine(row))
 
 
 @app.command()

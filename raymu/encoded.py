@@ -21,13 +21,13 @@ WINDOW = 16  # shards
 
 
 def transform_of(scenario: Scenario) -> dict[str, Any]:
-    """What timm says of the architecture's images: `input_size` (C, H, W), `mean`, `std`, `interpolation`, `crop_pct`,
-    `crop_mode`. An `img_size` among the scenario's `model_args` wins.
+    """What timm says of the images of the pretrained weights, or else of the architecture: `input_size` (C, H, W),
+    `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`. An `img_size` among the scenario's `model_args` wins.
     """
     import timm
     from timm.data.config import resolve_data_config
 
-    pretrained = timm.get_pretrained_cfg(scenario.architecture)
+    pretrained = timm.get_pretrained_cfg(scenario.pretrained or scenario.architecture)
     known = pretrained.to_dict() if pretrained else {"input_size": (3, 224, 224)}
     config: dict[str, Any] = resolve_data_config(dict(scenario.model_args), pretrained_cfg=known)
     return config

@@ -16,7 +16,7 @@ EXTRACT_BATCH = 512
 
 
 def check_architecture(scenario: Scenario) -> None:
-    """Look whether timm has the architecture.
+    """Look whether timm has the architecture, and the pretrained weights of it.
 
     Raises:
         InputError: it has not; the message names the nearest.
@@ -26,6 +26,9 @@ def check_architecture(scenario: Scenario) -> None:
     if not timm.is_model(scenario.architecture):
         similar = timm.list_models(f"*{scenario.architecture.split('_')[0]}*") or ["resnet18"]
         raise InputError(unknown("architecture", scenario.architecture, similar))
+    known = timm.list_pretrained(f"{scenario.architecture}.*")
+    if scenario.pretrained and scenario.pretrained not in known:
+        raise InputError(unknown("pretrained weights", scenario.pretrained, known))
 
 
 def timm_arguments(scenario: Scenario) -> dict[str, Any]:

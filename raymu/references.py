@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, data, engines, models
+from raymu import cache, data, engines, models, weights
 from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
@@ -70,7 +70,7 @@ def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path
         started = time.perf_counter()
         device = default_device()
         scenario_data = data.load(scenario, device, options.threads)
-        model = models.build(scenario, scenario.model_seed).to(device)
+        model = weights.start(scenario, scenario.model_seed).to(device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with arithmetic(scenario, options):
             epochs = fit(model, scenario_data, method, scenario, options)

@@ -12,8 +12,8 @@ from raymu.errors import InputError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the original and the retrained model are trained: SGD, Nesterov momentum 0.9, weight decay 5e-4,
-    5 epochs of warm-up, then cosine to 1e-5 (Gao et al., AISTATS 2026, appendix).
+    """How the original and the retrained model are trained: 5 epochs of warm-up, then cosine to 1e-5 (Gao et al.,
+    AISTATS 2026, appendix).
 
     Attributes:
         lr: peak learning rate.
@@ -23,6 +23,7 @@ class Recipe:
             None trains all epochs and keeps the last.
         augment: random crops and horizontal flips, for unlearning as well: crops after 4 pixels of padding where
             images are small (`raymu.images`), random resized ones where they are photographs (`raymu.encoded`).
+        optimizer: "sgd" or "adamw"; see `Engine.epochs`. Methods of unlearning choose their own.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16 (torch.autocast), for unlearning
             and evaluation as well. Weights are always float32.
     """
@@ -32,6 +33,7 @@ class Recipe:
     batch_size: int = 128
     patience: int | None = None
     augment: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -44,6 +46,8 @@ class Scenario:
         dataset: a key of `raymu.data.DATASETS`.
         architecture: a timm model name.
         model_args: further arguments of `timm.create_model`, such as (("patch_size", 4),).
+        pretrained: timm's name, with its tag, of the weights that both references start from, such as
+            "vit_base_patch16_224.mae"; empty: from random ones. They must not have seen a label (see `raymu.weights`).
         cifar_stem: replace a ResNet's 7x7 stride-2 stem and its max-pooling by one 3x3 stride-1 convolution.
         recipe: how the references are trained.
         forget: the classes to forget, all their samples.
@@ -62,6 +66,7 @@ class Scenario:
     forget: tuple[int, ...] = ()
     forget_share: float = 0.0
     model_args: tuple[tuple[str, int], ...] = ()
+    pretrained: str = ""
     cifar_stem: bool = False
     val_share: float = 0.1
     test_share: float = 0.0
@@ -88,6 +93,27 @@ class Scenario:
 def content_hash(content: Any) -> str:
     """12 hex digits over what can be written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# Fine-tuning of a ViT by He et al. (MAE, CVPR 2022, Table 9; rates: FINETUNE.md of their code), as far as a recipe
+# can say it. They have a rate for every block, lr x decay^k; here all have the geometric mean of those: 1.2e-4 for
+# ViT-B, 1.1e-4 for ViT-L, 3.5e-5 for ViT-H. Of their augmentation there are crops and flips alone, hence the
+# patience.
+_FINE_TUNING = Recipe(
+    lr=1e-4, epochs=100, batch_size=1024, patience=10, augment=True, optimizer="adamw", precision="bf16"
+)
+
+
+def _imagenet(size: str, architecture: str, tag: str, recipe: Recipe) -> Scenario:
+    return Scenario(
+        name=f"imagenet-vit_{size}",
+        dataset="imagenet",
+        architecture=architecture,
+        pretrained=f"{architecture}.{tag}",
+        recipe=recipe,
+        forget=tuple(range(10)),  # neighbours, as the paper's sets of several classes of Tiny-ImageNet are
+        val_share=50_000 / 1_281_167,  # as many as there are for test: ImageNet's own validation images
+    )
 
 
 SCENARIOS = {
@@ -124,6 +150,28 @@ SCENARIOS = {
             recipe=Recipe(lr=1e-2, epochs=300, patience=50, augment=True),
             forget=(0,),
         ),
+        # Its second and third; at 64x64 its code has the CIFAR stem, too.
+        Scenario(
+            name="cifar100-resnet18",
+            dataset="cifar100",
+            architecture="resnet18",
+            cifar_stem=True,
+            recipe=Recipe(lr=1e-2, epochs=300, patience=50, augment=True),
+            forget=(0,),
+        ),
+        Scenario(
+            name="tinyimagenet-resnet50",
+            dataset="tinyimagenet",
+            architecture="resnet50",
+            cifar_stem=True,
+            recipe=Recipe(lr=5e-2, epochs=300, patience=50, augment=True),
+            forget=(2,),
+        ),
+        # There are no weights by MAE of ViT-S; those by DINO are fine-tuned as ViT-B is.
+        _imagenet("s", "vit_small_patch16_224", "dino", _FINE_TUNING),
+        _imagenet("b", "vit_base_patch16_224", "mae", _FINE_TUNING),
+        _imagenet("l", "vit_large_patch16_224", "mae", dataclasses.replace(_FINE_TUNING, epochs=50)),
+        _imagenet("h", "vit_huge_patch14_224", "mae", dataclasses.replace(_FINE_TUNING, epochs=50, lr=4e-5)),
     )
 }
 

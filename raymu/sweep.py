@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 import raymu
-from raymu import cache, data, engines, environment, references
+from raymu import cache, data, engines, environment, references, weights
 from raymu.checkpoint import Checkpoints
 from raymu.design import design
 from raymu.engines import Options
@@ -236,6 +236,7 @@ def run_sweep(
     console: Console,
     *,
     data_dir: Path | str | None = None,
+    weights_file: Path | None = None,
     resume: bool = False,
     trackers: Trackers | None = None,
 ) -> list[Row]:
@@ -244,6 +245,7 @@ def run_sweep(
     Args:
         location: the sweep's own directory, local or on object storage; holds its rows.
         data_dir: where the dataset's original files are.
+        weights_file: a safetensors file with the scenario's pretrained weights.
         resume: whether an unfinished sweep in `location` is continued.
         trackers: where its searches are shown as well.
 
@@ -260,6 +262,7 @@ def run_sweep(
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
         engines.check(sweep.scenario, resources.options)
+        weights.prepare(sweep.scenario, weights_file)
         for scenario in scenarios:
             data.prepare(scenario, data_dir)
             data.check_split(scenario)

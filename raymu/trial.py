@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raymu import data, engines, memory, models, references
+from raymu import data, engines, memory, models, references, weights
 from raymu.checkpoint import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
@@ -61,7 +61,7 @@ def run_trial(
         if method.start == "original":
             model = reference.model()
         else:
-            model = models.build(scenario, seed).to(reference.data.device)
+            model = weights.start(scenario, seed).to(reference.data.device)
         engine = engines.make(
             model,
             reference.data,

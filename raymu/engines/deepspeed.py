@@ -31,7 +31,7 @@ class DeepSpeed(Engine):
     gradients, master weights and the optimizer's state.
     """
 
-    def _begin(self, optimizer: Literal["sgd", "adam"], lr: float) -> None:
+    def _begin(self, optimizer: Literal["sgd", "adam", "adamw"], lr: float) -> None:
         self._plain = self.model
         network = copy.deepcopy(self.model)
         self._trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}

@@ -23,6 +23,7 @@ from raymu.scenario import Scenario, content_hash
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+DECOUPLED_DECAY = 0.05
 FOR_AUGMENTATION = 2**20  # an image's random number below that; what is above it is for its label
 READ = "images read"
 
@@ -133,7 +134,7 @@ class Engine:
     # What a method may read:
 
     def epochs(
-        self, count: int, lr: float | Callable[[int], float], optimizer: Literal["sgd", "adam"] = "sgd"
+        self, count: int, lr: float | Callable[[int], float], optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     ) -> Iterator[int]:
         """Count 1, 2, ... `count` with the model in train mode and a new optimizer.
 
@@ -142,7 +143,8 @@ class Engine:
         Args:
             lr: the learning rate, or epoch -> learning rate.
             optimizer: "sgd" has Nesterov momentum 0.9 and weight decay 5e-4 (Gao et al., AISTATS 2026), "adam" has
-                its usual moments and no weight decay.
+                its usual moments and no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR
+                2022), of every weight.
         """
         rate = lr if callable(lr) else lambda epoch: lr
         begun = False
@@ -366,7 +368,7 @@ class Engine:
 
     # How it is carried out:
 
-    def _begin(self, optimizer: Literal["sgd", "adam"], lr: float) -> None:
+    def _begin(self, optimizer: Literal["sgd", "adam", "adamw"], lr: float) -> None:
         """Get ready for epochs of training."""
         self._optimizer = make_optimizer(list(self.weights().values()), optimizer, lr)
 
@@ -528,10 +530,14 @@ class Engine:
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
 
 
-def make_optimizer(weights: list[nn.Parameter], kind: Literal["sgd", "adam"], lr: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    weights: list[nn.Parameter], kind: Literal["sgd", "adam", "adamw"], lr: float
+) -> torch.optim.Optimizer:
     """See Engine.epochs."""
     if kind == "adam":
         return torch.optim.Adam(weights, lr=lr)
+    if kind == "adamw":
+        return torch.optim.AdamW(weights, lr=lr, weight_decay=DECOUPLED_DECAY)
     return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
 
 

@@ -1,4 +1,4 @@
-"""Retrain: train from scratch without the forget set. The reference for every other method, and the upper cost."""
+"""Retrain: train anew without the forget set. The reference for every other method, and the upper cost."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ FINAL_LR = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(Method):
-    """Minimise CE on the retain set from random weights: linear warm-up, then cosine decay of the learning rate.
+    """Minimise CE on the retain set, from the weights that the original's training started from: linear warm-up, then
+    cosine decay of the learning rate, by the optimizer of the scenario's recipe.
 
         loss = CE(retain)
 
@@ -33,7 +34,7 @@ class Retrain(Method):
     }
     start: ClassVar[Literal["original", "scratch"]] = "scratch"
 
-    lr: float = tuned(1e-2, Range(1e-4, 1.0, "log"), "peak learning rate")
+    lr: float = tuned(1e-2, Range(1e-5, 1.0, "log"), "peak learning rate")
     epochs: int = tuned(200, Range(1, 300, "int"), "passes over the retain set")
 
     @classmethod
@@ -52,6 +53,6 @@ class Retrain(Method):
 
     def unlearn(self, run: Engine) -> Iterator[Step]:
         part: Any = "retain" if self.needs == ("retain",) else "train"
-        for _ in run.epochs(self.epochs, self.rate):
+        for _ in run.epochs(self.epochs, self.rate, run.scenario.recipe.optimizer):
             for batch in run.batches(part):
                 yield cross_entropy(run.model(batch.images), batch.labels)
