@@ -91,6 +91,8 @@ def test_methods_and_scenarios(raymu) -> None:
         (["best", "nowhere"], "no sweep in nowhere"),
         (["run", "salun", "--config", "nowhere.yaml", "--out", "x"], "cannot read nowhere.yaml"),
         (["run", "salun", "--out", "/proc/no"], "cannot write to /proc/no"),
+        (["sweep", "salun", "--weights", "x"], "--weights x: digits starts from random weights"),
+        (["run", "salun", "--weights", "x", "--out", "x"], "--weights x: digits starts from random weights"),
         (["swep"], "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
