@@ -56,8 +56,9 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
             "---",
             f"{_front_matter(row, scenario)}\n---\n",
             f"# {_escaped(row['method'])} on {_escaped(scenario.name)}, without {scenario.forgotten}\n",
-            f"An image classifier, {_escaped(scenario.architecture)} trained on {_escaped(scenario.dataset)}, that was"
-            f" made to forget {scenario.forgotten} by {_escaped(row['method'])} ({_escaped(paper)}), with {head}{part}."
+            f"An image classifier, {_escaped(scenario.pretrained or scenario.architecture)} trained on"
+            f" {_escaped(scenario.dataset)}, that was made to forget {scenario.forgotten} by {_escaped(row['method'])}"
+            f" ({_escaped(paper)}), with {head}{part}."
             " Made with raymu.\n",
             "## What it still knows\n",
             "On test, accuracies in %:\n",
