@@ -610,7 +610,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("scenario", "dataset", "architecture", "forget", "training"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "scenario")
     for task in SCENARIOS.values():
         recipe = task.recipe
         training = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"

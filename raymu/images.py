@@ -41,7 +41,7 @@ class Images(ABC):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """What a model sees of pixels (B, C, H, W), uint8, on the device of `mean`."""
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
 
     @property
     def limits(self) -> tuple[Tensor, Tensor]:

@@ -56,11 +56,10 @@ def cases() -> dict[str, Method]:
 CASES = cases()
 SHARDED = [{"zero": stage} for stage in STAGES]
 OFFLOADED = [{"zero": stage, "offload": True} for stage in STAGES[1:]]
-# Every kind of step at every stage (clipped and of two parts, with frozen weights), the rest at one of them.
+# Every method at one stage; steps that are clipped and of two parts at all of them.
 QUICK = [(name, SHARDED[place % 4]) for place, name in enumerate(CASES) if name.endswith("linear-all")]
-QUICK += [(name, sharded) for name in ("neggrad_plus-linear-all", "salun-linear-all") for sharded in SHARDED]
-QUICK += [("scrub-cmf-all", SHARDED[3]), ("neggrad_plus-linear-all", OFFLOADED[1])]
-QUICK += [("finetune-linear-all", {"zero": 3, "checkpointing": True})]
+QUICK += [("neggrad_plus-linear-all", sharded) for sharded in SHARDED] + [("salun-cmf-all", SHARDED[3])]
+QUICK += [("neggrad_plus-linear-all", OFFLOADED[1]), ("finetune-linear-all", {"zero": 3, "checkpointing": True})]
 EVERY = [(name, sharded) for name in CASES for sharded in SHARDED]
 EVERY += [(name, offloaded) for name in CASES if name.endswith("linear-all") for offloaded in OFFLOADED]
 

@@ -462,6 +462,7 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
         assert b"ssword" not in filesystem.open_input_stream(f"{path}/{name}").read()
 
 
+@pytest.mark.long
 def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: References) -> None:
     place = s3.place()
     sweep = Sweep(RandomLabel, quick, Protocol(trials=3, confirmation=Confirmation(seeds=1)))

@@ -104,6 +104,7 @@ def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -
     assert {row["method"] for row in store.read_all(swept[0])} == {"salun", "random_label"}
 
 
+@pytest.mark.long
 def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) -> None:
     unconfirmed = ("--confirm-seeds", 0, "--confirm-originals", 0)
     options = ("--trials", 1, "--train", "classifier", "--storage", tmp_path / "storage")

@@ -360,11 +360,11 @@ def evaluations(workers: Workers, directory: Path) -> dict[str, Any]:
 
 
 def assert_same(row: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Equal, but for rounding: an image may lie on the border of two answers."""
+    """Equal, but for rounding: a few images may lie on the border of two answers."""
     assert row.keys() == expected.keys()
     for key, value in expected.items():
         if isinstance(value, float):
-            border = 0.002 if key.endswith(("_acc", "_nc4")) else 1e-9
+            border = 0.006 if key.endswith(("_acc", "_nc4")) else 1e-9
             assert row[key] == pytest.approx(value, rel=1e-5, abs=border), key
         else:
             assert row[key] == value, key
