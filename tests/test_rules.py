@@ -30,6 +30,10 @@ def test_few_files_import_ray() -> None:
     ]
 
 
+def test_one_file_imports_deepspeed() -> None:
+    assert offenders(r"^\s*(import deepspeed|from deepspeed)", SOURCES) == ["raymu/engines/deepspeed.py"]
+
+
 def test_nothing_from_the_disk_is_unpickled() -> None:
     assert not offenders(r"\bpickle\.|torch\.load\(|allow_pickle=True|joblib|Tuner\.restore", SOURCES)
     assert offenders(r"np\.load\(", SOURCES) == ["raymu/data.py", "raymu/index.py"]  # its default is allow_pickle=False
