@@ -12,7 +12,7 @@ from typing import Literal
 from raymu import cache
 
 PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "safetensors")
-OPTIONAL_PACKAGES = {"deepspeed": "for models that do not fit one GPU: pip install 'raymu[deepspeed]'"}
+OPTIONAL_PACKAGES = {"deepspeed": "for trials of several workers: pip install 'raymu[deepspeed]'"}
 LOW_DISK = 5 * 2**30  # bytes
 LOW_SHARED_MEMORY = 2**30
 
