@@ -98,7 +98,7 @@ def test_workers_go_when_the_sweep_is_over(tmp_path) -> None:
     """A cluster that was there before has all of itself back within seconds."""
     vit = SCENARIOS["digits-vit"]
     scenario = dataclasses.replace(vit, name="brief", recipe=Recipe(lr=0.1, epochs=1, batch_size=64))
-    sweep = Sweep(RandomLabel, scenario, Protocol(trials=2, max_epochs=1))
+    sweep = Sweep(RandomLabel, scenario, Protocol(trials=2, max_epochs=2))
     with session(None):
         rows = run_sweep(sweep, tmp_path / "sweep", Resources(options=Options(workers=2)), Console(quiet=True))
         ended = time.monotonic()

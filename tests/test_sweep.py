@@ -93,6 +93,7 @@ def test_the_comparison_is_printed(swept) -> None:
     assert "[12/12," in output  # plain lines where there is no terminal
 
 
+@pytest.mark.long
 def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -> None:
     directory = references.directory(SCENARIOS["digits"])
     before = {which: (directory / which / "model.safetensors").stat().st_mtime_ns for which in references.REFERENCES}

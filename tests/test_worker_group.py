@@ -143,6 +143,7 @@ def trains() -> float:
     return sum(tensor.sum().item() for tensor in got.parameters())
 
 
+@pytest.mark.long
 def test_deepspeed_works_in_a_second_group(first) -> None:
     before = call(first, trains)
     with pytest.raises(WorkerError):

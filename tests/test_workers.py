@@ -364,7 +364,9 @@ def assert_same(row: dict[str, Any], expected: dict[str, Any]) -> None:
     assert row.keys() == expected.keys()
     for key, value in expected.items():
         if isinstance(value, float):
-            border = 0.006 if key.endswith(("_acc", "_nc4")) else 1e-9
+            border = 1e-9
+            if key.endswith(("_acc", "_nc4")):
+                border = 0.02 if "forget" in key else 0.006  # of 61 images, of 568
             assert row[key] == pytest.approx(value, rel=1e-5, abs=border), key
         else:
             assert row[key] == value, key
