@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyarrow.fs import FileType
 from safetensors.torch import load, save
 from torch import Tensor
 
 from raymu.engines.local import State
-from raymu.results.store import Location
+from raymu.results.store import Location, read_bytes, read_json, write_bytes
 from raymu.workers import Workers
 
 STATE = "state.json"
@@ -55,12 +54,9 @@ class Checkpoints:
             "digests": digests,
             "row": row,
         }
-        filesystem, path = self.location.filesystem, self.location.path
-        with filesystem.open_output_stream(f"{path}/.{STATE}") as stream:
-            stream.write(json.dumps(content).encode())
-        filesystem.move(f"{path}/.{STATE}", f"{path}/{STATE}")
+        write_bytes(self.location, STATE, json.dumps(content).encode())
         if before is not None and before["folder"] != folder.name:
-            filesystem.delete_dir(f"{path}/{before['folder']}")
+            folder.filesystem.delete_dir((self.location / before["folder"]).path)
 
     def load(self, workers: Workers) -> tuple[State, dict[str, Any]] | None:
         """The last state and row; None if there is none, it is damaged, or other workers wrote it."""
@@ -82,29 +78,25 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             self.location.filesystem.delete_dir(self.location.path)
 
-    def _state(self) -> dict[str, Any] | None:
-        place = self.location / STATE
-        if place.filesystem.get_file_info(place.path).type != FileType.File:
-            return None
-        with place.filesystem.open_input_stream(place.path) as stream:
-            content: dict[str, Any] = json.loads(stream.read())
-        return content
+    def _state(self) -> Any:
+        """What `state.json` holds; None where it is missing or cannot be read."""
+        with contextlib.suppress(OSError):
+            return read_json(self.location, STATE)
+        return None
 
     def _write(self, folder: Location, name: str, tensors: dict[str, Tensor]) -> bytes:
         """Its SHA-256, or MISSING."""
         content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         try:
             folder.filesystem.create_dir(folder.path)
-            with folder.filesystem.open_output_stream(f"{folder.path}/{name}.safetensors") as stream:
-                stream.write(content)
+            write_bytes(folder, f"{name}.safetensors", content)
         except OSError:
             return MISSING
         return hashlib.sha256(content).digest()
 
     def _read(self, folder: Location, name: str, digest: str) -> dict[str, Tensor] | None:
         try:
-            with folder.filesystem.open_input_stream(f"{folder.path}/{name}.safetensors") as stream:
-                content = stream.read()
+            content = read_bytes(folder, f"{name}.safetensors")
         except OSError:
             return None
         return load(content) if hashlib.sha256(content).hexdigest() == digest else None

@@ -416,7 +416,7 @@ def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: st
     task: Task = config["task"]
     checkpoints = Checkpoints(directory / CHECKPOINTS / str(task.number))
     try:
-        in_group(options, _work, task, sweep, options, checkpoints, cache_base)
+        in_group(cache_base, options, _work, task, sweep, options, checkpoints)
     except WorkerError as error:
         row = _blank(sweep, task, options)
         tune.report(_result(row | {"status": "error", "error": "a worker failed", "traceback": str(error)}))
@@ -424,9 +424,8 @@ def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: st
         checkpoints.clear()
 
 
-def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, cache_base: str) -> None:
+def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints) -> None:
     """What every worker of a trial does. The first one reports."""
-    os.environ["RAYMU_CACHE"] = cache_base
     method = sweep.configured(task.config)
     row, model = run_trial(
         task.scenario,

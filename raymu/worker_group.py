@@ -1,5 +1,6 @@
 """Several processes for one trial, on a Ray cluster. They stay together from trial to trial."""
 
+import functools
 import os
 import socket
 import threading
@@ -150,19 +151,20 @@ def for_all(report: Callable[..., None]) -> Callable[..., None]:
 _group: WorkerGroup | None = None  # of this process
 
 
-def in_group(options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Let the workers that the options ask for call the function, this process being the first of them; it runs in a
-    placement group that has a bundle for each. They stay for the next call.
+def in_group(cache_base: str, options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Let the workers that the options ask for call the function, with the cache there, this process being the first
+    of them; it runs in a placement group that has a bundle for each. They stay for the next call.
 
     Raises:
         WorkerError: see WorkerGroup.run.
     """
     global _group
+    call = functools.partial(_with_cache, cache_base, function)
     if options.stage is None:
-        return function(*arguments)
+        return call(*arguments)
     if _group is None or _group.ended:
         _group = WorkerGroup(ray.util.get_current_placement_group())
-    return _group.run(function, *arguments)
+    return _group.run(call, *arguments)
 
 
 def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
@@ -172,7 +174,7 @@ def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
     Raises what one of them raises.
     """
     waiting = {}
-    task = ray.remote(num_cpus=slots.bundle["CPU"], num_gpus=slots.bundle.get("GPU", 0), max_calls=1)(_call)
+    task = ray.remote(num_cpus=slots.bundle["CPU"], num_gpus=slots.bundle.get("GPU", 0), max_calls=1)(in_group)
     try:
         for call in calls:
             placement = placement_group(slots.bundles)
@@ -188,10 +190,6 @@ def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
             remove_placement_group(placement)
 
 
-def _call(cache_base: str, options: Options, *call: Any) -> None:
-    in_group(options, _with_cache, cache_base, *call)
-
-
-def _with_cache(cache_base: str, function: Callable[..., Any], *arguments: Any) -> None:
+def _with_cache(cache_base: str, function: Callable[..., Result], *arguments: Any) -> Result:
     os.environ["RAYMU_CACHE"] = cache_base
-    function(*arguments)
+    return function(*arguments)

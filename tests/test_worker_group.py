@@ -14,7 +14,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from test_parity import CASES, SCENARIO, setting, unlearned
 
-from raymu import references
+from raymu import cache, references
 from raymu.engines import Options
 from raymu.scenario import Recipe
 from raymu.session import Slots, session
@@ -31,7 +31,7 @@ class First:
     """A process that is the first worker, as an actor of Tune is."""
 
     def do(self, function, *arguments):
-        return in_group(OPTIONS, function, *arguments)
+        return in_group(str(cache.base()), OPTIONS, function, *arguments)
 
 
 @pytest.fixture(scope="module", autouse=True)

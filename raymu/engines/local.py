@@ -207,7 +207,7 @@ class Engine:
 
     def _cycle(self, part: Rows, number: int) -> Iterator[Batch]:
         def chosen() -> Iterator[tuple[Tensor, Tensor]]:
-            begun, skipped = divmod(self._cycled[number], len(self._pass(part, None, None)))
+            begun, skipped = divmod(self._cycled[number], self._batch_count(self._rows(part)))
             for passes in itertools.count(begun):
                 yield from self._pass(part, None, None, "cycle", number, passes)[skipped:]
                 skipped = 0
@@ -220,7 +220,7 @@ class Engine:
         """One pass in order, without augmentation; the model goes to eval mode, so that nothing of it changes."""
         self.model.eval()
         rows = self._rows(part)
-        cuts = rows.tensor_split(max(1, -(-len(rows) // self.scenario.recipe.batch_size)))
+        cuts = rows.tensor_split(self._batch_count(rows))
         yield from self._read((chosen, None) for chosen in cuts)
 
     def classes(self, part: Part) -> list[int]:
@@ -501,8 +501,11 @@ class Engine:
             places = torch.randperm(len(chosen), generator=random).to(rows.device)
             chosen[places[: len(added)]], chosen[places[len(added) :].sort().values] = added, rows[order]
         seeds = torch.randint(2**62, (len(chosen),), generator=random).to(rows.device)
-        count = max(1, -(-len(chosen) // (batch_size or self.scenario.recipe.batch_size)))
+        count = self._batch_count(chosen, batch_size)
         return list(zip(chosen.tensor_split(count), seeds.tensor_split(count), strict=True))
+
+    def _batch_count(self, rows: Tensor, batch_size: int | None = None) -> int:
+        return max(1, -(-len(rows) // (batch_size or self.scenario.recipe.batch_size)))
 
     def _draw(self, *place: int | str) -> int:
         """A random number that the seed and the place alone decide."""

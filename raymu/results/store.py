@@ -205,7 +205,7 @@ class Store:
 
     def _claim(self, identity: dict[str, Any], resume: bool, is_finished: Callable[[list[Row]], bool]) -> None:
         with _mendable("read", self.directory):
-            stored = _content(self.directory, SWEEP)
+            stored = read_json(self.directory, SWEEP)
             parts = _parts(_files(self.directory))
         if stored is not None:
             differing = list(differences(stored, identity))
@@ -223,9 +223,9 @@ class Store:
                 self._drop_half_row()
             else:
                 self._part = len(parts)
-                _write(self.directory, WRITER, _as_json(self._writer))
+                write_bytes(self.directory, WRITER, _as_json(self._writer))
             if stored is None:
-                _write(self.directory, SWEEP, _as_json(identity))
+                write_bytes(self.directory, SWEEP, _as_json(identity))
 
     def _append(self, line: bytes) -> None:
         with open(f"{self.directory.path}/{ROWS}", "ab", buffering=0) as file:
@@ -248,9 +248,9 @@ class Store:
         pause = 0.5
         while True:
             try:
-                if not self.directory.local and (writer := _content(self.directory, WRITER)) != self._writer:
+                if not self.directory.local and (writer := read_json(self.directory, WRITER)) != self._writer:
                     raise RuntimeError(f"{self.directory} was taken over by another writer: {writer}")
-                return _write(self.directory, name, content)
+                return write_bytes(self.directory, name, content)
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise
@@ -332,7 +332,7 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
         directory = where / name if name else where
         with _mendable("read", directory):
             content = {
-                file: _content(directory, file) for file in (SWEEP, ENVIRONMENT, REFERENCES, FEATURES) if file in files
+                file: read_json(directory, file) for file in (SWEEP, ENVIRONMENT, REFERENCES, FEATURES) if file in files
             }
             results.append(
                 SweepResults(
@@ -399,7 +399,7 @@ def _rows(directory: Location, parts: list[str]) -> list[Row]:
         with ThreadPoolExecutor(READERS) as pool:
             return [
                 orjson.loads(line)
-                for content in pool.map(partial(_read, directory), parts)
+                for content in pool.map(partial(read_bytes, directory), parts)
                 for line in content.split(b"\n")[:-1]  # what follows the last newline is not a row yet
             ]
     finally:
@@ -407,21 +407,22 @@ def _rows(directory: Location, parts: list[str]) -> list[Row]:
             gc.enable()
 
 
-def _read(directory: Location, name: str) -> bytes:
+def read_bytes(directory: Location, name: str) -> bytes:
+    """What a file of the directory holds."""
     with directory.filesystem.open_input_stream(f"{directory.path}/{name}") as stream:
         content: bytes = stream.read()
         return content
 
 
-def _content(directory: Location, name: str) -> Any:
+def read_json(directory: Location, name: str) -> Any:
     """What a JSON file holds; None where it is missing."""
     try:
-        return orjson.loads(_read(directory, name))
+        return orjson.loads(read_bytes(directory, name))
     except FileNotFoundError:
         return None
 
 
-def _write(directory: Location, name: str, content: bytes) -> None:
+def write_bytes(directory: Location, name: str, content: bytes) -> None:
     """In one step for every reader: a file on object storage appears when it is closed, a local one is renamed."""
     path = f"{directory.path}/{name}"
     unfinished = f"{path}.tmp" if directory.local else path

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from raymu import data, engines, models
+from raymu import cache, data, engines, models
 from raymu.engines import Options
 from raymu.methods.finetune import Finetune
 from raymu.scenario import SCENARIOS
@@ -48,7 +48,7 @@ class First:
     """What an actor of Tune is: the process of a trial's first worker."""
 
     def start(self, options: Options) -> None:
-        in_group(options, start, options)
+        in_group(str(cache.base()), options, start, options)
 
 
 def main() -> None:
