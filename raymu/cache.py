@@ -1,15 +1,19 @@
 """What is computed once and shared by every process: datasets, pretrained weights, references, saliency.
 
 Everything below `root()` is derived and may be deleted at any time. An entry is a directory that appears in one
-atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry.
+atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It
+holds a hash of each of its files: one that was damaged since is built anew. On other nodes of a cluster than the
+driver's an entry comes from there, and what is built on them is given to it (see `raymu.nodes`).
 """
 
+import functools
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock
@@ -17,6 +21,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 VERSION = "v2"  # raise it when the meaning of anything below changes
+HASHES = "hashes.json"
+
+
+class Home(Protocol):
+    """The cache of the node that a sweep is driven from. Entries are named by their path below `root()`."""
+
+    def fetch(self, name: str, directory: Path) -> bool:
+        """Fill the empty directory with the entry's files; return whether it is there."""
+
+    def give(self, name: str, entry: Path) -> None:
+        """Let it have the entry, too."""
+
+
+home: Home | None = None  # None on that node itself
 
 
 def base() -> Path:
@@ -30,23 +48,98 @@ def root() -> Path:
 
 
 def once(entry: Path, build: Callable[[Path], None]) -> Path:
-    """Return the directory `entry`; where it is missing, let `build` fill it first.
+    """Return the directory `entry`; where it is missing or damaged, let `build` fill it first, unless home has it.
 
     Args:
         entry: the directory's final path.
         build: called with an empty temporary directory to fill. If it raises, nothing is kept.
     """
-    if entry.exists():
+    name = str(entry.relative_to(root())) if entry.is_relative_to(root()) else None
+    built = False
+
+    def fill(unfinished: Path) -> None:
+        nonlocal built
+        if home is not None and name is not None and home.fetch(name, unfinished):
+            if _hashes(unfinished) == _expected(unfinished):
+                return
+            raise RuntimeError(f"{name} arrived damaged")
+        build(unfinished)
+        save_json(unfinished / HASHES, _hashes(unfinished))
+        built = True
+
+    if not is_whole(entry):
+        atomically(entry, fill, is_whole)
+    if built and home is not None and name is not None:
+        home.give(name, entry)
+    return entry
+
+
+def atomically(entry: Path, build: Callable[[Path], None], is_there: Callable[[Path], bool] = Path.exists) -> Path:
+    """`once` without hashes and without home, for what is large and comes from elsewhere."""
+    if is_there(entry):
         return entry
     entry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(entry.with_name(f".{entry.name}.lock")):
-        if not entry.exists():
+        if not is_there(entry):
             unfinished = entry.with_name(f".{entry.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
             unfinished.mkdir()
             build(unfinished)
+            shutil.rmtree(entry, ignore_errors=True)  # damaged
             os.replace(unfinished, entry)
     return entry
+
+
+def find(entry: Path) -> bool:
+    """Whether the entry is there, or could be had from home."""
+    try:
+        once(entry, _missing)
+    except LookupError:
+        return False
+    return True
+
+
+def _missing(entry: Path) -> None:
+    raise LookupError
+
+
+def refresh(directory: Path) -> None:
+    """On other nodes than home, have the files of a directory as they are there: of one that is no entry, since they
+    change.
+    """
+    if home is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        home.fetch(str(directory.relative_to(root())), directory)
+
+
+def is_whole(entry: Path) -> bool:
+    """Whether the entry is there, as it was built. A process looks once at the content of each."""
+    try:
+        return _is_whole(entry, (entry / HASHES).stat().st_mtime_ns)
+    except OSError:
+        return False
+
+
+@functools.cache
+def _is_whole(entry: Path, built_ns: int) -> bool:
+    return bool(_hashes(entry) == _expected(entry))
+
+
+def _expected(entry: Path) -> Any:
+    try:
+        return load_json(entry / HASHES)
+    except ValueError:
+        return None
+
+
+def _hashes(entry: Path) -> dict[str, str]:
+    """The SHA-256 of every file but those hashes themselves, by its name."""
+    found = {}
+    for path in sorted(entry.iterdir()):
+        if path.name != HASHES:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

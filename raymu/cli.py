@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -195,9 +195,12 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         ] = resources.address,
         cpus_per_trial: CpusFlag = resources.options.threads,
         gpus_per_trial: Annotated[
-            float | None,
-            typer.Option(help="GPUs of a trial or of each of its workers, e.g. 0.25. (default: 1 where there are any)"),
-        ] = resources.gpus_per_worker,
+            str | None,
+            typer.Option(
+                help="GPUs of a trial or of each of its workers, e.g. 0.25; auto for as many trials a GPU as the memory"
+                " of the first one allows. (default: 1 where there are any)"
+            ),
+        ] = None,
         workers: WorkersFlag = resources.options.workers,
         zero: ZeroFlag = resources.options.zero,
         offload: OffloadFlag = resources.options.offload,
@@ -207,7 +210,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             float, typer.Option(metavar="SECONDS", help="The end of an epoch is kept if the last was so long ago.")
         ] = resources.options.checkpoint_s,
         concurrent: Annotated[
-            int | None, typer.Option(help="Trials at once, at most. (default: as many as fit)")
+            int | None, typer.Option(help="Trials at once; more than fit wait for nodes. (default: as many as fit now)")
         ] = resources.concurrent,
         tensorboard: Annotated[Path | None, typer.Option(help="Directory for TensorBoard's event files.")] = None,
         mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking URI: sqlite:///mlflow.db")] = None,
@@ -249,7 +252,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         engine = Options(
             cpus_per_trial, workers, zero, offload, gradient_checkpointing, _text(deepspeed), checkpoint_every
         )
-        given = Resources(address, engine, gpus_per_trial, concurrent)
+        given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
         if len(defaults) == 1:
             sweep = asked(default.method, default.space)
             location = locate(storage) / (name or sweep.name)
@@ -271,6 +274,15 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         _sweep_and_rank(sweeps, locate(storage) / (name or "all"), given, **options)
 
     return command
+
+
+def _gpus(text: str | None) -> "float | Literal['auto'] | None":
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--gpus-per-trial takes a number or auto, not {text!r}") from error
 
 
 def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, **options: Any) -> None:
@@ -482,7 +494,7 @@ def _unlearn(
         if options.stage is None:
             keep.keep(*trial)
         else:
-            _in_workers(options, (keep.keep, *trial))
+            _in_workers(out, options, (keep.keep, *trial))
     row = cache.load_json(out / keep.ROW)
     if row["status"] == "error":
         typer.echo(row["traceback"], err=True)
@@ -514,12 +526,14 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _in_workers(options: "Options", call: tuple[Any, ...]) -> None:
+def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
+    from raymu.nodes import at_home
+    from raymu.results.store import locate
     from raymu.session import Resources, fit_to_cluster, session
     from raymu.worker_group import side_by_side
 
-    with session(None):
-        side_by_side(fit_to_cluster(Resources(options=options)), [call])
+    with session(None), at_home(locate(out)) as home:
+        side_by_side(home, fit_to_cluster(Resources(options=options)), [call])
 
 
 def _text(path: Path | None) -> str | None:

@@ -138,11 +138,12 @@ class EncodedDataset(Dataset):
         from raymu.results.store import locate
 
         if directory is None:
+            cache.refresh(entry)
             known = _remembered(entry)
             directory = known["location"]
             if (location := locate(directory)).local and not Path(location.path).is_dir():
                 raise InputError(f"{entry.name} is no longer in {location}; say with --data-dir where it is")
-            if index.directory(known["index"]).exists():
+            if cache.find(index.directory(known["index"])):
                 return
         location = locate(directory)
         built = index.build(location)

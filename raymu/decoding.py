@@ -99,7 +99,7 @@ def _opened(root: str, file: str, source: str | None) -> BinaryIO:
     """The file, open for unbuffered reading."""
     path = Path(root, file)
     if source is not None:
-        path = cache.once(path, lambda entry: _copy(source, file, entry / path.name)) / path.name
+        path = cache.atomically(path, lambda entry: _copy(source, file, entry / path.name)) / path.name
     return path.open("rb", buffering=0)
 
 

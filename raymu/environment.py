@@ -20,7 +20,7 @@ def describe() -> dict[str, Any]:
         "versions": versions,
         "git": _git(),
         "machine": f"{platform.node()}, {platform.system()} {platform.machine()}",
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """What the user asked for cannot work; raised before any compute is spent (exit code 2)."""
 
 
+class NodeError(InputError):
+    """A node of the cluster is not fit for the sweep: it has other versions, or does not see the results."""
+
+
 class Diverged(ArithmeticError):
     """A trial's loss or features are no longer finite: a result (score 0), not a failure."""
 

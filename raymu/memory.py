@@ -16,6 +16,16 @@ def reset_peak(device: torch.device) -> None:
         counter.write_text(RESET_PEAK)
 
 
+def share(device: torch.device) -> float | None:
+    """The share of the GPU's memory that is taken now, by whoever it is, what torch keeps for later included; None on
+    a CPU.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return 1 - free / total
+
+
 def peak(device: torch.device) -> int | None:
     """The largest memory since then in bytes: on a GPU what torch allocated, on the CPU the resident size of the whole
     process, libraries and data included. None where the system does not say.

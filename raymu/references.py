@@ -48,12 +48,12 @@ def directory(scenario: Scenario) -> Path:
 
 def missing(scenario: Scenario) -> list[Which]:
     """The references that are still to be trained."""
-    return [which for which in REFERENCES if not (directory(scenario) / which).exists()]
+    return [which for which in REFERENCES if not cache.is_whole(directory(scenario) / which)]
 
 
 def are_ready(scenario: Scenario) -> bool:
     """Whether both are trained and compared."""
-    return not missing(scenario) and _comparison(scenario).exists()
+    return not missing(scenario) and cache.is_whole(_comparison(scenario))
 
 
 def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path:

@@ -6,15 +6,19 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
 
 CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
+NODE_TIMEOUT_S = 900.0  # for a cloud to start a machine and set it up
+MEMORY_MARGIN = 0.2  # of a GPU's memory, beyond what the first trial took
+MAX_PARTS = 10_000  # of a resource, to Ray
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,23 @@ class Resources:
         address: of a Ray cluster to join; None joins the one of this machine (`ray start`, `RAY_ADDRESS`) or, where
             there is none, starts a local one that ends with the sweep.
         options: what carries a trial out; every worker gets as many CPU cores as it has threads.
-        gpus_per_worker: GPUs, in fractions if need be; None means 1 where the cluster has any.
-        concurrent: at most so many trials at once; None means as many as fit.
+        gpus_per_worker: GPUs, a part of one if trials shall share it; "auto" for as small a part as the first trial
+            is seen to need; None means 1 where the cluster has any.
+        concurrent: so many trials at once; None means as many as fit now. More than fit wait for nodes to join, which
+            an autoscaler then starts.
     """
 
     address: str | None = None
     options: Options = DEFAULTS
-    gpus_per_worker: float | None = None
+    gpus_per_worker: float | Literal["auto"] | None = None
     concurrent: int | None = None
 
     def __post_init__(self) -> None:
-        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
-            raise InputError(f"gpus per worker has to be at least 0, not {self.gpus_per_worker}")
+        gpus = self.gpus_per_worker
+        if isinstance(gpus, float | int) and (gpus < 0 or (gpus > 1 and gpus % 1)):
+            raise InputError(f"gpus per worker has to be a part of one, or a whole number, not {gpus:g}")
+        if self.options.workers > 1 and gpus is not None and (gpus == "auto" or gpus % 1):
+            raise InputError(f"workers of one trial cannot share a GPU; {gpus} is for trials of one worker")
         if self.concurrent is not None and self.concurrent < 1:
             raise InputError(f"concurrent has to be at least 1, not {self.concurrent}")
 
@@ -113,21 +122,49 @@ def _alive() -> bool:
     return True
 
 
-def fit_to_cluster(resources: Resources) -> Slots:
-    """Fill in what the resources leave open.
+def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slots:
+    """Fill in what the resources leave open. Where they say how many trials run at once, and the cluster has no room
+    for one, wait for a node to join.
+
+    Args:
+        wait_s: for how many seconds.
 
     Raises:
         InputError: the cluster has too little for a single trial.
     """
     available: dict[str, float] = ray.cluster_resources()
     options, gpus = resources.options, resources.gpus_per_worker
-    if gpus is None:
+    if gpus == "auto":
+        gpus = 1.0
+    elif gpus is None:
         gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
     bundle = {"CPU": float(options.threads)} | ({"GPU": gpus} if gpus else {})
     number = int(min(available.get(kind, 0) // (count * options.workers) for kind, count in bundle.items()))
-    if number < 1:
+    slots = Slots(options, bundle, number)
+    if number < 1 and not (resources.concurrent and _is_ready(slots, wait_s)):
         raise InputError(
             f"a trial needs {options.workers * options.threads} CPUs and {options.workers * gpus:g} GPUs; the Ray"
             f" cluster has {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
+            + (f", and no node joined in {wait_s / 60:g} minutes" if resources.concurrent else "")
         )
-    return Slots(options, bundle, min(number, resources.concurrent or number))
+    return slots._replace(number=resources.concurrent or number)
+
+
+def part_of_gpu(used: float) -> float:
+    """The part of a GPU that a trial shall have, so that as many share it as its memory allows.
+
+    Args:
+        used: the share of its memory that a trial took which had it for itself.
+    """
+    trials = max(1, int(1 / (used * (1 + MEMORY_MARGIN))))
+    return int(MAX_PARTS / trials) / MAX_PARTS
+
+
+def _is_ready(slots: Slots, wait_s: float) -> bool:
+    """Whether there is room for a trial in time; asking for it is what an autoscaler goes by."""
+    room = placement_group(slots.bundles)
+    try:
+        ready: bool = room.wait(wait_s)
+        return ready
+    finally:
+        remove_placement_group(room)

@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 import raymu
-from raymu import cache, data, engines, environment, references, weights
+from raymu import data, engines, environment, memory, nodes, references, weights
 from raymu.checkpoint import Checkpoints
 from raymu.design import design
 from raymu.engines import Options
@@ -38,7 +38,7 @@ from raymu.protocol import Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
 from raymu.search import RUNG_SCORE, Adaptive, Listed, distribution, scheduler, targets
-from raymu.session import Resources, Slots, fit_to_cluster, session
+from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
 from raymu.trackers import Trackers, callbacks
 from raymu.trial import Row, blank_row, check, run_trial
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
@@ -266,8 +266,9 @@ def run_sweep(
         for scenario in scenarios:
             data.prepare(scenario, data_dir)
             data.check_split(scenario)
-        with session(resources.address):
-            run = _Run(sweep, rows, fit_to_cluster(resources), console, trackers or Trackers())
+        with session(resources.address), nodes.at_home(rows.directory) as home:
+            run = _Run(sweep, rows, home, resources, console, trackers or Trackers())
+            nodes.check(home, sweep.scenario)
             run.train_references([sweep.scenario])
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
@@ -307,8 +308,19 @@ def _is_spent(protocol: Protocol, rows: Iterable[Row]) -> bool:
 class _Run:
     """What is left of a sweep, on a Ray cluster."""
 
-    def __init__(self, sweep: Sweep, rows: store.Store, slots: Slots, console: Console, trackers: Trackers) -> None:
-        self._sweep, self._rows, self._slots, self._console, self._trackers = sweep, rows, slots, console, trackers
+    def __init__(
+        self,
+        sweep: Sweep,
+        rows: store.Store,
+        home: nodes.Home,
+        resources: Resources,
+        console: Console,
+        trackers: Trackers,
+    ) -> None:
+        self._sweep, self._rows, self._home, self._resources = sweep, rows, home, resources
+        self._console, self._trackers = console, trackers
+        with console.status("waiting for room on the cluster"):
+            self._slots = fit_to_cluster(resources)
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
         """Train those that are missing, side by side, and then compare every two."""
@@ -319,7 +331,7 @@ class _Run:
         started, count = time.monotonic(), len(missing)
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
             for function, calls in ((references.train, missing), (references.compare, [(one,) for one in scenarios])):
-                side_by_side(self._slots, [(function, *call, self._slots.options) for call in calls])
+                side_by_side(self._home, self._slots, [(function, *call, self._slots.options) for call in calls])
         if missing:
             self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
 
@@ -344,9 +356,9 @@ class _Run:
                 settings = dict(zip(sweep.trials(seed), [{}, *known], strict=True))
                 searcher = Listed((task(number, settings[number]) for number in missing), is_spent)
             followers = self._followers([row for row in everything if row["source"] != "confirmation"])
-            self._tune(
-                searcher, scheduler(protocol.scheduler, sweep.longest, done), len(missing), done, "trials", followers
-            )
+            # The first trial has a GPU for itself and shows how many may share one.
+            count = 1 if self._resources.gpus_per_worker == "auto" else len(missing)
+            self._tune(searcher, scheduler(protocol.scheduler, sweep.longest, done), count, done, "trials", followers)
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
@@ -375,19 +387,20 @@ class _Run:
     ) -> None:
         """Run so many trials at most; their rows are appended to `done`, too."""
         before = len(done)
+        used: list[float] = []
         trainable = tune.with_parameters(
             _trial,
             sweep=self._sweep,
             options=self._slots.options,
             directory=self._rows.directory,
-            cache_base=str(cache.base()),
+            home=self._home,
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
         # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
         try:
             with SweepProgress(self._console, what, before + count, before) as progress:
-                recorder = _Recorder(self._sweep, self._rows, self._slots.options, progress, done)
+                recorder = _Recorder(self._sweep, self._rows, self._slots.options, progress, done, used)
                 tune.Tuner(
                     tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),
                     tune_config=tune.TuneConfig(
@@ -409,14 +422,17 @@ class _Run:
             shutil.rmtree(scratch, ignore_errors=True)
         if len(done) == before:
             raise RuntimeError("Ray Tune ended without running a trial")
+        if self._resources.gpus_per_worker == "auto" and used:
+            self._resources = dataclasses.replace(self._resources, gpus_per_worker=part_of_gpu(max(used)))
+            self._slots = fit_to_cluster(self._resources)
 
 
-def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: store.Location, cache_base: str) -> None:
+def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: store.Location, home: nodes.Home) -> None:
     """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
     checkpoints = Checkpoints(directory / CHECKPOINTS / str(task.number))
     try:
-        in_group(cache_base, options, _work, task, sweep, options, checkpoints)
+        in_group(home, options, _work, task, sweep, options, checkpoints)
     except WorkerError as error:
         row = _blank(sweep, task, options)
         tune.report(_result(row | {"status": "error", "error": "a worker failed", "traceback": str(error)}))
@@ -445,7 +461,7 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints) 
             loaded = references.load(task.scenario, references.default_device(), options)
             more["features"] = {"trial_id": task.confirms, **picture(compared, loaded.data)}
     if Workers().rank == 0:
-        tune.report(_result(row) | more)
+        tune.report(_result(row) | {"gpu": memory.share(references.default_device())} | more)
 
 
 def _result(row: Row) -> dict[str, Any]:
@@ -469,9 +485,16 @@ class _Recorder(tune.Callback):
     """Writes a row when a trial ends, and tells the progress display."""
 
     def __init__(
-        self, sweep: Sweep, rows: store.Store, options: Options, progress: SweepProgress, done: list[Row]
+        self,
+        sweep: Sweep,
+        rows: store.Store,
+        options: Options,
+        progress: SweepProgress,
+        done: list[Row],
+        used: list[float],
     ) -> None:
-        self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
+        self._sweep, self._rows, self._options, self._progress = sweep, rows, options, progress
+        self._done, self._used = done, used
         self._recorded: set[str] = set()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -483,6 +506,8 @@ class _Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._record(trial, trial.last_result["row"])
+        if trial.last_result.get("gpu") is not None:
+            self._used.append(trial.last_result["gpu"])
         if "features" in trial.last_result:
             self._rows.put(store.FEATURES, trial.last_result["features"])
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raymu import cache, references
+from raymu import nodes, references
 from raymu.engines.options import Options
 from raymu.session import Slots
 from raymu.workers import Workers
@@ -151,15 +151,16 @@ def for_all(report: Callable[..., None]) -> Callable[..., None]:
 _group: WorkerGroup | None = None  # of this process
 
 
-def in_group(cache_base: str, options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Let the workers that the options ask for call the function, with the cache there, this process being the first
+def in_group(home: nodes.Home, options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Let the workers that the options ask for call the function, with the cache of home, this process being the first
     of them; it runs in a placement group that has a bundle for each. They stay for the next call.
 
     Raises:
         WorkerError: see WorkerGroup.run.
+        NodeError: see nodes.settle.
     """
     global _group
-    call = functools.partial(_with_cache, cache_base, function)
+    call = functools.partial(_settled, home, function)
     if options.stage is None:
         return call(*arguments)
     if _group is None or _group.ended:
@@ -167,7 +168,7 @@ def in_group(cache_base: str, options: Options, function: Callable[..., Result],
     return _group.run(call, *arguments)
 
 
-def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
+def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
     """Make calls, each a function and its arguments, on the cluster, as many at once as fit, each by the workers of a
     trial.
 
@@ -179,7 +180,7 @@ def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
         for call in calls:
             placement = placement_group(slots.bundles)
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
-            done = task.options(scheduling_strategy=strategy).remote(str(cache.base()), slots.options, *call)
+            done = task.options(scheduling_strategy=strategy).remote(home, slots.options, *call)
             waiting[done] = placement
         while waiting:
             (done,), _ = ray.wait(list(waiting))
@@ -190,6 +191,6 @@ def side_by_side(slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
             remove_placement_group(placement)
 
 
-def _with_cache(cache_base: str, function: Callable[..., Result], *arguments: Any) -> Result:
-    os.environ["RAYMU_CACHE"] = cache_base
+def _settled(home: nodes.Home, function: Callable[..., Result], *arguments: Any) -> Result:
+    nodes.settle(home)
     return function(*arguments)

@@ -71,7 +71,7 @@ class Workers:
         if self.rank > 0:
             while self.tell():
                 build(None)
-            return entry
+            return cache.once(entry, _not_built)  # on another node it comes from home
 
         def together(directory: Path) -> None:
             self.tell(True)
@@ -81,6 +81,10 @@ class Workers:
             return cache.once(entry, together)
         finally:
             self.tell(False)
+
+
+def _not_built(entry: Path) -> None:
+    raise RuntimeError("the first worker built it on another node, and there is no home to have it from")
 
 
 ALONE = Workers(alone=True)

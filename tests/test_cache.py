@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from raymu import cache, references
 
@@ -47,7 +49,49 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
         cache.once(tmp_path / "entry", fail)
     assert not (tmp_path / "entry").exists()
     cache.once(tmp_path / "entry", lambda entry: (entry / "whole").touch())
-    assert os.listdir(tmp_path / "entry") == ["whole"]
+    assert sorted(os.listdir(tmp_path / "entry")) == [cache.HASHES, "whole"]
+
+
+@pytest.mark.parametrize("blow", ["changed", "cut", "removed", "added", "unsaid"])
+def test_what_was_damaged_is_built_anew(tmp_path: Path, blow: str) -> None:
+    entry = cache.once(tmp_path / "entry", lambda entry: (entry / "whole").write_text("as it was"))
+    built = (entry / cache.HASHES).stat().st_mtime_ns
+    assert cache.is_whole(entry)
+    damaged = shutil.copytree(entry, tmp_path / "damaged")
+    if blow == "changed":
+        (damaged / "whole").write_text("as it Was")
+    elif blow == "cut":
+        os.truncate(damaged / "whole", 3)
+    elif blow == "removed":
+        (damaged / "whole").unlink()
+    elif blow == "added":
+        (damaged / "more").touch()
+    else:
+        (damaged / cache.HASHES).write_text("{")
+    assert not cache.is_whole(damaged)
+    assert not cache.find(damaged)
+    cache.once(damaged, lambda entry: (entry / "whole").write_text("new"))
+    assert cache.is_whole(damaged)
+    assert sorted(os.listdir(damaged)) == [cache.HASHES, "whole"]
+    cache.once(entry, lambda entry: pytest.fail("it is whole"))
+    assert (entry / cache.HASHES).stat().st_mtime_ns == built
+
+
+def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path, monkeypatch) -> None:
+    shutil.copytree(cache.base(), tmp_path / "cache")
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    assert references.are_ready(quick)
+    weights = references.directory(quick) / "original" / references.WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # a single bit of a weight
+    weights.write_bytes(content)
+    os.utime(references.directory(quick) / "original" / cache.HASHES)  # another process would look for itself
+    assert references.missing(quick) == ["original"]
+    references.train(quick, "original")
+    assert references.missing(quick) == []
+    trained = cache.load_tensors(weights, torch.device("cpu"))
+    for name, tensor in quick_references.original.items():
+        assert torch.equal(trained[name], tensor)
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:

@@ -30,10 +30,12 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     source = os.environ.get("RAYMU_TEST_CIFAR10")
     if not source:
         pytest.skip("RAYMU_TEST_CIFAR10 names no directory with CIFAR-10")
-    entry = cache.root() / "datasets" / "cifar10"
-    entry.mkdir(parents=True)
-    for name, array in data.DATASETS["cifar10"].read(Path(source)).items():
-        np.save(entry / f"{name}.npy", array[:TRAIN] if name.startswith("train") else array)
+
+    def fill(entry: Path) -> None:
+        for name, array in data.DATASETS["cifar10"].read(Path(source)).items():
+            np.save(entry / f"{name}.npy", array[:TRAIN] if name.startswith("train") else array)
+
+    cache.once(cache.root() / "datasets" / "cifar10", fill)
     return dataclasses.replace(
         SCENARIOS["cifar10-resnet18"],
         name="cifar10-subset",

@@ -132,7 +132,7 @@ def _backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return inner or state
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(5400)
 @pytest.mark.parametrize(
     "chosen", [pytest.param(QUICK, id="quick"), pytest.param(EVERY, marks=pytest.mark.long, id="every")]
 )

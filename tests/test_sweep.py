@@ -358,16 +358,18 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
     searches, tests = [], []
     for poison in (False, True):
         monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / f"cache-{poison}"))
-        entry = cache.root() / "datasets" / "cifar10"
-        entry.mkdir(parents=True)
-        test_labels = generator.permutation(labels[:300]) if poison else labels[:300]
-        for part, array in {
+        parts = {
             "train_images": images[:300].astype(np.uint8),
             "train_labels": labels[:300],
             "test_images": images[300:].astype(np.uint8),
-            "test_labels": test_labels,
-        }.items():
-            np.save(entry / f"{part}.npy", array)
+            "test_labels": generator.permutation(labels[:300]) if poison else labels[:300],
+        }
+
+        def fill(entry: Path, parts: dict = parts) -> None:
+            for part, array in parts.items():
+                np.save(entry / f"{part}.npy", array)
+
+        cache.once(cache.root() / "datasets" / "cifar10", fill)
         sweep = Sweep(RandomLabel, scenario, Protocol(trials=6, confirmation=Confirmation(seeds=1, originals=1, top=2)))
         rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows", concurrent=1)
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")

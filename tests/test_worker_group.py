@@ -14,8 +14,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from test_parity import CASES, SCENARIO, setting, unlearned
 
-from raymu import cache, references
+from raymu import references
 from raymu.engines import Options
+from raymu.nodes import Home, at_home
+from raymu.results.store import locate
 from raymu.scenario import Recipe
 from raymu.session import Slots, session
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
@@ -30,21 +32,24 @@ for module in (__name__, "test_parity"):
 class First:
     """A process that is the first worker, as an actor of Tune is."""
 
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
     def do(self, function, *arguments):
-        return in_group(str(cache.base()), OPTIONS, function, *arguments)
+        return in_group(self._home, OPTIONS, function, *arguments)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with session(None):
-        yield
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with session(None), at_home(locate(tmp_path_factory.mktemp("shared"))) as home:
+        yield home
 
 
 @pytest.fixture
-def first():
+def first(home):
     placement = placement_group([{"CPU": 1}] * 2)
     strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
-    yield First.options(scheduling_strategy=strategy).remote()
+    yield First.options(scheduling_strategy=strategy).remote(home)
     remove_placement_group(placement)
 
 
@@ -175,9 +180,9 @@ def write(directory: str, name: str) -> None:
         total()
 
 
-def test_calls_side_by_side(tmp_path) -> None:
+def test_calls_side_by_side(home, tmp_path) -> None:
     slots = Slots(OPTIONS, {"CPU": 1.0}, 1)
-    side_by_side(slots, [(write, str(tmp_path), name) for name in "abc"])
+    side_by_side(home, slots, [(write, str(tmp_path), name) for name in "abc"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     with pytest.raises(Exception, match="no luck in 1"):
-        side_by_side(slots, [(fails_in, 1)])
+        side_by_side(home, slots, [(fails_in, 1)])

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from raymu import cache, data, engines, models
+from raymu import data, engines, models
 from raymu.engines import Options
 from raymu.methods.finetune import Finetune
+from raymu.nodes import Home, at_home
+from raymu.results.store import locate
 from raymu.scenario import SCENARIOS
 from raymu.session import session
 from raymu.worker_group import in_group
@@ -47,8 +49,8 @@ def start(options: Options) -> None:
 class First:
     """What an actor of Tune is: the process of a trial's first worker."""
 
-    def start(self, options: Options) -> None:
-        in_group(str(cache.base()), options, start, options)
+    def start(self, home: Home, options: Options) -> None:
+        in_group(home, options, start, options)
 
 
 def main() -> None:
@@ -70,8 +72,8 @@ def main() -> None:
         run = RunConfig(storage_path=tempfile.mkdtemp(), name="startup")
         TorchTrainer(lambda: start(options), scaling_config=scaling, run_config=run).fit()
 
-    def by(first: Any) -> Callable[[], None]:
-        return lambda: ray.get(first.start.remote(options))
+    def by(home: Home, first: Any) -> Callable[[], None]:
+        return lambda: ray.get(first.start.remote(home, options))
 
     took: dict[str, list[float]] = {"Ray Train": [], "a new worker group": [], "one that stayed": []}
 
@@ -80,14 +82,14 @@ def main() -> None:
         begin()
         took[kind].append(time.perf_counter() - before)
 
-    with session(None):
+    with session(None), tempfile.TemporaryDirectory() as shared, at_home(locate(shared)) as home:
         for _ in range(given.rounds):
             measure("Ray Train", by_ray_train)
             placement = placement_group([{"CPU": 1}] * options.workers)
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
             first = ray.remote(First).options(num_cpus=1, scheduling_strategy=strategy).remote()
-            measure("a new worker group", by(first))
-            measure("one that stayed", by(first))
+            measure("a new worker group", by(home, first))
+            measure("one that stayed", by(home, first))
             remove_placement_group(placement)
     for kind, seconds in took.items():
         print(f"{kind:20} {statistics.median(seconds):6.2f} s  ({', '.join(f'{one:.2f}' for one in seconds)})")

@@ -1,0 +1,177 @@
+"""The nodes of a cluster: what they have to have in common with the one that a sweep is driven from, called home, and
+how its cache reaches them.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raymu import cache, data, weights
+from raymu.errors import InputError, NodeError
+from raymu.results.store import Location, read_bytes, write_bytes
+from raymu.scenario import Scenario
+from raymu.shelf import Shelf
+
+PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "deepspeed")
+MARKER = ".visible"
+CHUNK = 2**26  # bytes
+
+
+@dataclass(frozen=True)
+class Home:
+    """The node of the driver, for the processes of all nodes.
+
+    Attributes:
+        node: Ray's name of it.
+        base: the directory of its cache, which is that of every node.
+        versions: see `versions`.
+        shelf: the actor that serves its cache.
+        shared: a directory that every node has to see, for results or checkpoints.
+        mark: what stands there.
+    """
+
+    node: str
+    base: str
+    versions: dict[str, str]
+    shelf: Any
+    shared: Location
+    mark: bytes
+
+    def fetch(self, name: str, directory: Path) -> bool:
+        """See cache.Home."""
+        files = ray.get(self.shelf.files.remote(name))
+        for file, size, mode in files:
+            unfinished = directory / f".{file}.{uuid.uuid4().hex}"
+            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode & 0o777), "wb") as target:
+                for start in range(0, size, CHUNK):
+                    target.write(ray.get(self.shelf.read.remote(name, file, start, CHUNK)))
+            unfinished.replace(directory / file)
+        return bool(files)
+
+    def give(self, name: str, entry: Path) -> None:
+        """See cache.Home."""
+        begun = ray.get(self.shelf.begin.remote(name))
+        if begun is None:
+            return
+        for path in entry.iterdir():
+            with path.open("rb") as source:
+                while content := source.read(CHUNK):
+                    ray.get(self.shelf.write.remote(begun, path.name, content))
+        ray.get(self.shelf.end.remote(begun, name))
+
+
+@contextlib.contextmanager
+def at_home(shared: Location) -> Iterator[Home]:
+    """Make this node the home of what the body runs on the cluster.
+
+    Args:
+        shared: a directory that every node has to see.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    mark = uuid.uuid4().hex.encode()
+    write_bytes(shared, MARKER, mark)
+    shelf = ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=_on(node), max_restarts=-1, max_task_retries=-1)
+    home = Home(node, str(cache.base()), versions(), shelf.remote(str(cache.root())), shared, mark)
+    try:
+        yield home
+    finally:
+        ray.kill(home.shelf)
+        with contextlib.suppress(OSError):
+            shared.filesystem.delete_file(f"{shared.path}/{MARKER}")
+
+
+def check(home: Home, scenario: Scenario) -> None:
+    """Look at every other node that the cluster has now, and let it have the scenario's data.
+
+    Raises:
+        NodeError: one is not fit; says which and why.
+    """
+    task = ray.remote(num_cpus=0, max_calls=1)(_prepare)
+    looks = {
+        node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(home, scenario)
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != home.node
+    }
+    for address, look in looks.items():
+        try:
+            ray.get(look)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, NodeError):
+                raise error.cause from None
+            raise NodeError(f"node {address}: {str(error).strip().splitlines()[-1]}") from error
+        except ray.exceptions.RayError as error:
+            raise NodeError(f"node {address}: {error}") from error
+
+
+def settle(home: Home) -> None:
+    """Use the cache of home in this process. Comes before anything that needs the cache.
+
+    Raises:
+        NodeError: this node is not fit; says which it is and why.
+    """
+    os.environ["RAYMU_CACHE"] = home.base
+    is_home = ray.get_runtime_context().get_node_id() == home.node
+    cache.home = None if is_home else home
+    reasons = _unfit(home.versions, home.shared, home.mark)
+    if reasons:
+        raise NodeError(f"node {ray.util.get_node_ip_address()}: {'; '.join(reasons)}")
+
+
+def _prepare(home: Home, scenario: Scenario) -> None:
+    settle(home)
+    try:
+        data.prepare(scenario)
+        weights.prepare(scenario)
+    except (InputError, OSError) as error:
+        raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error
+
+
+_seen: dict[bytes, list[str]] = {}  # by mark: a process looks once
+
+
+def _unfit(expected: dict[str, str], shared: Location, mark: bytes) -> list[str]:
+    """What is wrong here."""
+    if mark not in _seen:
+        here = versions()
+        reasons = [
+            f"{name} is {here.get(name, 'missing')} there, {version} where the sweep was started"
+            for name, version in expected.items()
+            if here.get(name) != version
+        ]
+        try:
+            found = read_bytes(shared, MARKER)
+        except OSError:
+            found = b""
+        if found != mark:
+            reasons.append(
+                f"it does not see {shared}: every node has to reach the results, on a shared file system or at a URI"
+                " such as s3://bucket/path (--storage)"
+            )
+        _seen[mark] = reasons
+    return _seen[mark]
+
+
+def versions() -> dict[str, str]:
+    """Those of Python, of what computes, and of raymu itself, which is told by its source: it may have been edited."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    found = {"Python": ".".join(platform.python_version_tuple()[:2]), "raymu": source.hexdigest()[:12]}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package).partition("+")[0]
+    return found
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)

@@ -1,0 +1,128 @@
+"""Sweeps on a cluster whose other nodes have a file system of their own, as far as a mount namespace gives them one."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from conftest import REPOSITORY
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from raymu import cache, references
+from raymu.errors import InputError, NodeError
+from raymu.methods.random_label import RandomLabel
+from raymu.nodes import at_home, check
+from raymu.protocol import Protocol
+from raymu.results.store import locate
+from raymu.scenario import SCENARIOS, Recipe
+from raymu.session import Resources, fit_to_cluster, session
+from raymu.sweep import Sweep, run_sweep
+
+QUIET = Console(quiet=True)
+SCENARIO = dataclasses.replace(
+    SCENARIOS["cifar10-resnet18"],
+    name="far",
+    architecture="test_resnet",
+    cifar_stem=False,
+    recipe=Recipe(lr=0.05, epochs=1, batch_size=64),
+)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """A cache with images that are to be had nowhere else."""
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    random = np.random.default_rng(0)
+
+    def fill(entry: Path) -> None:
+        for part in ("train", "test"):
+            np.save(entry / f"{part}_images.npy", random.integers(0, 256, (200, 3, 32, 32), np.uint8))
+            np.save(entry / f"{part}_labels.npy", np.arange(200) % 10)
+
+    cache.once(cache.root() / "datasets" / "cifar10", fill)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address of a cluster where no trial has room."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@contextlib.contextmanager
+def node(address: str, *hidden: Path, **environment: str) -> Iterator[None]:
+    """A node with one CPU that sees nothing in some directories."""
+    mounts = "".join(f"mount -t tmpfs tmpfs {path}; " for path in hidden)
+    start = f"{sys.executable} -m ray.scripts.scripts start --address {address} --num-cpus 1 --block"
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", f"{mounts}exec {start}"],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def joined(count: int) -> None:
+    """Wait until so many nodes are there."""
+    until = time.monotonic() + 60
+    while sum(each["Alive"] for each in ray.nodes()) != count:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, tmp_path) -> None:
+    """It joins after the sweep has begun, and is the only one with room: all is computed there."""
+    sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2, max_epochs=2))
+    with session(head):
+        joined(1)
+        with pytest.raises(InputError, match="the Ray cluster has 0"):
+            fit_to_cluster(Resources())
+        with pytest.raises(InputError, match="no node joined in"):
+            fit_to_cluster(Resources(concurrent=1), wait_s=1)
+        late = contextlib.ExitStack()
+        start = threading.Timer(2, lambda: late.enter_context(node(head, own_cache)))
+        start.start()
+        with late:
+            rows = run_sweep(sweep, tmp_path / "results", Resources(head, concurrent=1), QUIET)
+        joined(1)
+    assert [row["status"] for row in rows] == ["completed"] * 2
+    assert references.are_ready(SCENARIO)
+    assert not (tmp_path / "results" / ".visible").exists()
+
+
+def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(head, own_cache, tmp_path) -> None:
+    sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2))
+    (tmp_path / "hidden").mkdir()
+    with session(head), node(head, tmp_path / "hidden"):
+        joined(2)
+        with pytest.raises(NodeError, match=r"^node \S+: it does not see .*hidden/results.*--storage"):
+            run_sweep(sweep, tmp_path / "hidden" / "results", Resources(head), QUIET)
+    assert not references.are_ready(SCENARIO)
+
+
+def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # processes of Ray look for modules where the driver is first
+    shutil.copytree(REPOSITORY / "raymu", tmp_path / "other" / "raymu")
+    with (tmp_path / "other" / "raymu" / "errors.py").open("a") as file:
+        file.write("# edited\n")
+    with session(head), node(head, PYTHONPATH=str(tmp_path / "other")), at_home(locate(tmp_path)) as home:
+        joined(2)
+        with pytest.raises(NodeError, match=r"^node \S+: raymu is \w{12} there, \w{12} where the sweep was started$"):
+            check(home, SCENARIO)
