@@ -31,9 +31,11 @@ SCENARIO = dataclasses.replace(
 )
 LR = {"unsir": 1e-3, "gradient_ascent": 1e-2}  # Adam, and an ascent that must not diverge; the others 0.02
 # How far apart weights may be, on average and at most, as a share of how far they moved, on average and at most: what
-# rounding does. Class-mean features centre and scale what is rounded; conjugate gradients amplify it; and the first
-# steps of Adam have the length of its learning rate even where the gradient is nothing but rounding.
-TOLERANCE = {"": (1e-5, 1e-5), "cmf": (1e-3, 5e-3), "influence": (2e-2, 2e-2), "unsir": (1e-3, 5e-2)}
+# rounding does. Class-mean features centre and scale what is rounded, and the first steps of Adam have the length of its
+# learning rate even where the gradient is nothing but rounding. Conjugate gradients that end before they converge
+# amplify anything: in float64, in one process, another 1e-16 in their target moved what they find by 2e-2; what they
+# are made of (gradients, products with the curvature) was 1e-16 apart there.
+TOLERANCE = {"": (1e-5, 1e-5), "cmf": (1e-3, 5e-3), "influence": (5e-2, 2e-1), "unsir": (1e-3, 5e-2)}
 ROUNDING = 2e-7  # of the largest weights
 
 
@@ -137,15 +139,20 @@ def _backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "chosen", [pytest.param(QUICK, id="quick"), pytest.param(EVERY, marks=pytest.mark.long, id="every")]
 )
 def test_weights_and_metrics_are_those_of_one_process(chosen, tmp_path) -> None:
+    wrong = []
     for worker in in_workers(distances, tmp_path, chosen):
         for (name, options), found in zip(chosen, worker, strict=True):
             case = f"{name} {options}"
             allowed = max(shares for kind, shares in TOLERANCE.items() if kind in name)
             assert found["moved"][1] > 1e-3, case
-            for apart, moved, share in zip(found["apart"], found["moved"], allowed, strict=True):
-                assert apart <= share * moved + ROUNDING, (case, found["apart"], found["moved"])
+            if any(
+                a > share * m + ROUNDING for a, m, share in zip(found["apart"], found["moved"], allowed, strict=True)
+            ):
+                wrong.append((case, found["apart"], found["moved"]))
             alone, shared = found["rows"]
             for key, value in alone.items():
                 within = 1.0 if key.endswith("relearn_epochs") else 0.02
                 expected = pytest.approx(value, rel=0.02, abs=within) if isinstance(value, float | int) else value
-                assert shared[key] == expected, (case, key)
+                if shared[key] != expected:
+                    wrong.append((case, key, value, shared[key]))
+    assert not wrong

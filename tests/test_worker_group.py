@@ -54,7 +54,7 @@ def first(home):
 
 
 def call(first, function, *arguments):
-    return ray.get(first.do.remote(function, *arguments), timeout=60)
+    return ray.get(first.do.remote(function, *arguments), timeout=150)
 
 
 def total() -> tuple[float, int]:
