@@ -97,7 +97,7 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
 def test_workers_go_when_the_sweep_is_over(tmp_path) -> None:
     """A cluster that was there before has all of itself back within seconds."""
     vit = SCENARIOS["digits-vit"]
-    scenario = dataclasses.replace(vit, name="brief", recipe=Recipe(lr=0.1, epochs=1, batch_size=64))
+    scenario = dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))  # trained above
     sweep = Sweep(RandomLabel, scenario, Protocol(trials=2, max_epochs=2))
     with session(None):
         rows = run_sweep(sweep, tmp_path / "sweep", Resources(options=Options(workers=2)), Console(quiet=True))
