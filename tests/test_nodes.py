@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,15 +19,18 @@ import ray
 from conftest import REPOSITORY
 from ray.cluster_utils import Cluster
 from rich.console import Console
+from torch.nn.functional import cross_entropy
 
-from raymu import cache, references
+from raymu import cache, memory, references
+from raymu.engines import Options
 from raymu.errors import InputError, NodeError
+from raymu.method import Method, Range, fixed, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.nodes import at_home, check
 from raymu.protocol import Protocol
 from raymu.results.store import locate
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.session import Resources, fit_to_cluster, session
+from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
 from raymu.sweep import Sweep, run_sweep
 
 QUIET = Console(quiet=True)
@@ -36,6 +41,8 @@ SCENARIO = dataclasses.replace(
     cifar_stem=False,
     recipe=Recipe(lr=0.05, epochs=1, batch_size=64),
 )
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes of Ray do not find the tests
 
 
 @pytest.fixture
@@ -126,3 +133,52 @@ def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypat
         joined(2)
         with pytest.raises(NodeError, match=r"^node \S+: raymu is \w{12} there, \w{12} where the sweep was started$"):
             check(home, SCENARIO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hungry(Method):
+    """Says that it took 30 % of the GPU, and how much of one it was given."""
+
+    paper = "none"
+    lr: float = tuned(0.1, Range(0.0, 1.0, "linear"), "of nothing")
+    epochs: int = fixed(1, "of nothing")
+    directory: ClassVar[str] = ""
+
+    def unlearn(self, run):
+        memory.share = lambda device: 0.3
+        given = ray.get_runtime_context().get_assigned_resources()["GPU"]
+        (Path(self.directory) / f"{self.lr}").write_text(f"{time.time()} {given}")
+        for _ in run.epochs(self.epochs, self.lr):
+            for batch in run.batches("forget"):
+                yield cross_entropy(run.model(batch.images), batch.labels)
+
+
+def test_as_many_trials_share_a_gpu_as_the_first_leaves_room_for(quick, tmp_path, monkeypatch) -> None:
+    """On a GPU that Ray believes in."""
+    monkeypatch.setattr(Hungry, "directory", str(tmp_path))
+    sweep = Sweep(Hungry, quick, Protocol(trials=4, searcher="random", scheduler="none"))
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker="auto"), QUIET)
+    finally:
+        ray.shutdown()
+    assert [row["status"] for row in rows] == ["completed"] * 4
+    said = sorted((tmp_path / f"{row['config']['lr']}").read_text().split() for row in rows)
+    assert [given for _, given in said] == ["1.0", "0.5", "0.5", "0.5"]
+
+
+@pytest.mark.parametrize(("used", "trials"), [(0.9, 1), (0.5, 1), (0.4, 2), (0.1, 8), (0.0001, 8333)])
+def test_the_part_of_a_gpu_is_one_that_ray_knows(used, trials) -> None:
+    part = part_of_gpu(used)
+    assert 1 // part == trials
+    assert part * trials <= 1
+    assert used < part
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "message"),
+    [(1, 1.5, "a part of one, or a whole number"), (1, -1.0, "not -1"), (2, 0.5, "cannot share"), (2, "auto", "share")],
+)
+def test_parts_that_make_no_sense_are_refused(workers, gpus, message) -> None:
+    with pytest.raises(InputError, match=message):
+        Resources(options=Options(workers=workers), gpus_per_worker=gpus)

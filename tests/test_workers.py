@@ -106,7 +106,7 @@ def load(directory: Path, name: str) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
 def group(request: pytest.FixtureRequest, directory: Path) -> list[dict[str, Any]]:
     """What every process of a group found, by check."""
     count = request.param
