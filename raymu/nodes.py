@@ -104,13 +104,11 @@ def check(home: Home, scenario: Scenario) -> None:
     }
     for address, look in looks.items():
         try:
-            ray.get(look)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, NodeError):
-                raise error.cause from None
+            returned(look)
+        except NodeError:
+            raise
+        except Exception as error:  # whatever it is, it keeps trials from running there
             raise NodeError(f"node {address}: {str(error).strip().splitlines()[-1]}") from error
-        except ray.exceptions.RayError as error:
-            raise NodeError(f"node {address}: {error}") from error
 
 
 def settle(home: Home) -> None:
@@ -125,6 +123,14 @@ def settle(home: Home) -> None:
     reasons = _unfit(home.versions, home.shared, home.mark)
     if reasons:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {'; '.join(reasons)}")
+
+
+def returned(call: Any) -> Any:
+    """What a call on the cluster returned. Raises what it raised, here as there."""
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _prepare(home: Home, scenario: Scenario) -> None:

@@ -186,7 +186,7 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
         while waiting:
             (done,), _ = ray.wait(list(waiting))
             remove_placement_group(waiting.pop(done))
-            ray.get(done)
+            nodes.returned(done)
     finally:
         for placement in waiting.values():
             remove_placement_group(placement)
