@@ -1,0 +1,102 @@
+"""`ray up`, `ray submit` and `ray down` with `cluster/local.yaml`, over ssh, on machines that are made for it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from raymu import references
+from raymu.results import store
+from raymu.scenario import Scenario
+
+HEAD, WORKER = "10.77.0.2", "10.77.0.3"  # of tests/machines.sh
+FILLED_IN = {
+    "head_ip: HEAD": f"head_ip: {HEAD}",
+    "worker_ips: []": f"worker_ips: [{WORKER}]",
+    "ssh_user: USER": "ssh_user: root",
+}
+USER = """
+set -e
+cd ~/checkout
+echo 0123456789abcdef0123456789abcdef > ~/.ray/auth_token
+ray up --yes cluster.yaml
+ray exec cluster.yaml 'until ray status | grep -q "/$(($(nproc) * 2)).0 CPU"; do sleep 0.5; done'
+ray submit cluster.yaml sweeps/salun.py --trials 2 --storage {shared}/results
+ray down --yes cluster.yaml
+"""
+
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="machines are made of namespaces, which only root can make")
+
+
+@pytest.fixture
+def server(tmp_path: Path, cache: Path, digits: Scenario) -> Path:
+    """The home directory on machines that one can log in to. What raymu needs is installed there, raymu is not, and
+    nothing can be downloaded. The references are there, since other tests train them as well.
+    """
+    home = tmp_path / "server"
+    references.load(digits, torch.device("cpu"))
+    shutil.copytree(cache, home / ".cache" / "raymu")
+    (home / ".ssh").mkdir(parents=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh" / "host_key"], check=True)
+    (home / ".config" / "pip").mkdir(parents=True)
+    (home / ".config" / "pip" / "pip.conf").write_text("[global]\nno-index = true\nno-build-isolation = 0\n")
+    environment = home / "raymu-venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    site_packages = next(environment.glob("lib/python*/site-packages"))
+    (site_packages / "installed.pth").write_text(sysconfig.get_path("purelib"))
+    ray = environment / "bin" / "ray"
+    ray.write_text("#!/home/root/raymu-venv/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
+    ray.chmod(0o755)
+    return home
+
+
+@pytest.fixture
+def user(tmp_path: Path, server: Path) -> Path:
+    """The home directory of the user, who has a checkout with an edit in it, and may log in on the machines."""
+    home = tmp_path / "user"
+    checkout = home / "checkout"
+    shutil.copytree(REPOSITORY, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__"))
+    config = (checkout / "cluster" / "local.yaml").read_text()
+    for line, filled_in in FILLED_IN.items():
+        assert config.count(line) == 1
+        config = config.replace(line, filled_in)
+    (checkout / "cluster.yaml").write_text(config)
+    for command in ("init --quiet", "add .", "-c user.name=a -c user.email=b commit --quiet --message all"):
+        subprocess.run(["git", "-C", checkout, *command.split()], check=True)
+    with (checkout / "sweeps" / "salun.py").open("a") as script:
+        script.write("# edited\n")
+    (home / ".ray").mkdir()
+    (home / ".ssh").mkdir()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh" / "id_ed25519"], check=True)
+    shutil.copy(home / ".ssh" / "id_ed25519.pub", server / ".ssh" / "authorized_keys")
+    return home
+
+
+def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    environment = {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "TERM": "dumb", "LANG": "C.UTF-8"}
+    namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    machines = [REPOSITORY / "tests" / "machines.sh", server, user, shared]
+    command = ["bash", "-c", USER.format(shared=shared)]
+    with (shared / "printed").open("w+") as printed:
+        ended = subprocess.run(
+            [*namespaces, *machines, *command], stdout=printed, stderr=subprocess.STDOUT, timeout=240, env=environment
+        )
+        printed.seek(0)
+        output = printed.read()
+    assert ended.returncode == 0, output
+    assert "tuned setting" in output
+    (result,) = store.load(shared / "results")
+    assert sorted(row["trial"] for row in result.rows) == [0, 1]
+    assert all(row["status"] in ("completed", "stopped") for row in result.rows)
+    git = ["git", "-C", str(user / "checkout"), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    assert result.environment["git"] == {"commit": commit, "dirty": True}
