@@ -210,7 +210,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             float, typer.Option(metavar="SECONDS", help="The end of an epoch is kept if the last was so long ago.")
         ] = resources.options.checkpoint_s,
         concurrent: Annotated[
-            int | None, typer.Option(help="Trials at once; more than fit wait for nodes. (default: as many as fit now)")
+            int | None, typer.Option(help="Trials at once, at most; how far a cluster grows. (default: as many as fit)")
         ] = resources.concurrent,
         tensorboard: Annotated[Path | None, typer.Option(help="Directory for TensorBoard's event files.")] = None,
         mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking URI: sqlite:///mlflow.db")] = None,

@@ -16,6 +16,7 @@ from raymu.errors import InputError
 
 CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
+NODE_GROUP = "ray.io/node-group"  # a label of Ray's own
 NODE_TIMEOUT_S = 900.0  # for a cloud to start a machine and set it up
 MEMORY_MARGIN = 0.2  # of a GPU's memory, beyond what the first trial took
 MAX_PARTS = 10_000  # of a resource, to Ray
@@ -31,8 +32,8 @@ class Resources:
         options: what carries a trial out; every worker gets as many CPU cores as it has threads.
         gpus_per_worker: GPUs, a part of one if trials shall share it; "auto" for as small a part as the first trial
             is seen to need; None means 1 where the cluster has any.
-        concurrent: so many trials at once; None means as many as fit now. More than fit wait for nodes to join, which
-            an autoscaler then starts.
+        concurrent: at most so many trials at once; None means as many as fit. A cluster whose nodes come when they are
+            needed grows to so many.
     """
 
     address: str | None = None
@@ -123,14 +124,13 @@ def _alive() -> bool:
 
 
 def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slots:
-    """Fill in what the resources leave open. Where they say how many trials run at once, and the cluster has no room
-    for one, wait for a node to join.
+    """Fill in what the resources leave open. Where the cluster has no room yet, but may grow, wait for a node.
 
     Args:
         wait_s: for how many seconds.
 
     Raises:
-        InputError: the cluster has too little for a single trial.
+        InputError: the cluster has too little for a single trial, and none came, or how far it shall grow is not said.
     """
     available: dict[str, float] = ray.cluster_resources()
     options, gpus = resources.options, resources.gpus_per_worker
@@ -140,14 +140,15 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
         gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
     bundle = {"CPU": float(options.threads)} | ({"GPU": gpus} if gpus else {})
     number = int(min(available.get(kind, 0) // (count * options.workers) for kind, count in bundle.items()))
-    slots = Slots(options, bundle, number)
-    if number < 1 and not (resources.concurrent and _is_ready(slots, wait_s)):
+    grows, asked = _has_autoscaler(), resources.concurrent
+    slots = Slots(options, bundle, (asked or number) if grows else min(number, asked or number))
+    if number < 1 and not (grows and asked and _is_ready(slots, wait_s)):
+        hint = f", and no node came in {wait_s / 60:g} minutes" if asked else "; --concurrent says how far it shall grow"
         raise InputError(
             f"a trial needs {options.workers * options.threads} CPUs and {options.workers * gpus:g} GPUs; the Ray"
-            f" cluster has {available.get('CPU', 0):g} and {available.get('GPU', 0):g}"
-            + (f", and no node joined in {wait_s / 60:g} minutes" if resources.concurrent else "")
+            f" cluster has {available.get('CPU', 0):g} and {available.get('GPU', 0):g}" + (hint if grows else "")
         )
-    return slots._replace(number=resources.concurrent or number)
+    return slots
 
 
 def part_of_gpu(used: float) -> float:
@@ -158,6 +159,11 @@ def part_of_gpu(used: float) -> float:
     """
     trials = max(1, int(1 / (used * (1 + MEMORY_MARGIN))))
     return int(MAX_PARTS / trials) / MAX_PARTS
+
+
+def _has_autoscaler() -> bool:
+    """Whether `ray up` or KubeRay started the cluster: they name the kinds of its nodes."""
+    return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def _is_ready(slots: Slots, wait_s: float) -> bool:

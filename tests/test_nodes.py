@@ -94,14 +94,17 @@ def joined(count: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, tmp_path) -> None:
+def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, tmp_path, monkeypatch) -> None:
     """It joins after the sweep has begun, and is the only one with room: all is computed there."""
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2, max_epochs=2))
     with session(head):
         joined(1)
         with pytest.raises(InputError, match="the Ray cluster has 0"):
             fit_to_cluster(Resources())
-        with pytest.raises(InputError, match="no node joined in"):
+        monkeypatch.setattr("raymu.session._has_autoscaler", lambda: True)
+        with pytest.raises(InputError, match="--concurrent says"):
+            fit_to_cluster(Resources())
+        with pytest.raises(InputError, match="no node came in"):
             fit_to_cluster(Resources(concurrent=1), wait_s=1)
         late = contextlib.ExitStack()
         start = threading.Timer(2, lambda: late.enter_context(node(head, own_cache)))

@@ -58,9 +58,10 @@ def server(tmp_path: Path, cache: Path, digits: Scenario) -> Path:
 
 
 @pytest.fixture
-def user(tmp_path: Path, server: Path) -> Path:
+def user(tmp_path: Path, cache: Path, server: Path) -> Path:
     """The home directory of the user, who has a checkout with an edit in it, and may log in on the machines."""
     home = tmp_path / "user"
+    shutil.copytree(cache, home / ".cache" / "raymu")
     checkout = home / "checkout"
     shutil.copytree(REPOSITORY, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__"))
     config = (checkout / "cluster" / "local.yaml").read_text()
@@ -79,13 +80,13 @@ def user(tmp_path: Path, server: Path) -> Path:
     return home
 
 
-def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
-    shared = tmp_path / "shared"
+def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> store.SweepResults:
+    """Let the user give commands that sweep with two trials; return what is in the storage then."""
     shared.mkdir()
     environment = {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "TERM": "dumb", "LANG": "C.UTF-8"}
     namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     machines = [REPOSITORY / "tests" / "machines.sh", server, user, shared]
-    command = ["bash", "-c", USER.format(shared=shared)]
+    command = ["bash", "-c", commands.format(shared=shared)]
     with (shared / "printed").open("w+") as printed:
         ended = subprocess.run(
             [*namespaces, *machines, *command], stdout=printed, stderr=subprocess.STDOUT, timeout=240, env=environment
@@ -97,6 +98,54 @@ def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
     (result,) = store.load(shared / "results")
     assert sorted(row["trial"] for row in result.rows) == [0, 1]
     assert all(row["status"] in ("completed", "stopped") for row in result.rows)
+    return result
+
+
+def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
+    result = sweep_on_machines(server, user, tmp_path / "shared", USER)
     git = ["git", "-C", str(user / "checkout"), "rev-parse", "HEAD"]
     commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     assert result.environment["git"] == {"commit": commit, "dirty": True}
+
+
+AUTOSCALING = """
+set -e
+cd ~/checkout
+export RAY_AUTH_MODE=token PYTHONPATH=$PWD
+python -c '
+import subprocess, sys
+from ray.cluster_utils import AutoscalingCluster
+worker = {{"resources": {{"CPU": 1}}, "node_config": {{}}, "min_workers": 0, "max_workers": 2}}
+cluster = AutoscalingCluster({{"CPU": 0}}, {{"worker": worker}}, autoscaler_v2=True)
+cluster.start()
+command = [sys.executable, "sweeps/salun.py", "--trials", "2", "--storage", "{shared}/results"]
+sys.exit(subprocess.run(command).returncode)
+'
+"""
+
+
+def test_a_sweep_begins_where_the_autoscaler_has_no_worker_yet(server, user, tmp_path) -> None:
+    """As in the cloud. On a machine of its own, since Ray ends whatever Ray there is on one before it starts this."""
+    sweep_on_machines(server, user, tmp_path / "shared", AUTOSCALING)
+
+
+SLURM = """
+set -e
+cd ~/checkout
+ln -s {prefix} .venv
+mkdir ~/bin
+echo 'echo "$3"' > ~/bin/scontrol
+echo 'while [[ $1 = --* ]]; do shift; done; exec "$@"' > ~/bin/srun
+chmod +x ~/bin/*
+export PATH=~/bin:$PATH SLURM_SUBMIT_DIR=$PWD SLURM_JOB_NODELIST=10.77.0.1 SLURM_JOB_NUM_NODES=2 SLURM_CPUS_PER_TASK=1
+for SLURM_JOB_ID in 7 8; do
+    export SLURM_JOB_ID
+    PYTHONPATH=$PWD bash cluster/slurm.sh sweeps/salun.py --trials 2 --storage {{shared}}/results
+    ! pgrep raylet
+done
+"""
+
+
+def test_slurms_script_starts_a_head_and_a_worker_and_ends_them(server, user, tmp_path) -> None:
+    """Twice, as when the job is requeued; without Slurm, whose commands run here what they would run on a node."""
+    sweep_on_machines(server, user, tmp_path / "shared", SLURM.format(prefix=sys.prefix))
