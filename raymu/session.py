@@ -143,7 +143,7 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
     grows, asked = _has_autoscaler(), resources.concurrent
     slots = Slots(options, bundle, (asked or number) if grows else min(number, asked or number))
     if number < 1 and not (grows and asked and _is_ready(slots, wait_s)):
-        hint = f", and no node came in {wait_s / 60:g} minutes" if asked else "; --concurrent says how far it shall grow"
+        hint = f", and none came in {wait_s / 60:g} minutes" if asked else "; --concurrent says how far it shall grow"
         raise InputError(
             f"a trial needs {options.workers * options.threads} CPUs and {options.workers * gpus:g} GPUs; the Ray"
             f" cluster has {available.get('CPU', 0):g} and {available.get('GPU', 0):g}" + (hint if grows else "")

@@ -17,6 +17,8 @@ if [ "$1" = inside ]; then
     mount -t proc proc /mnt/root/proc
     mount --rbind /dev /mnt/root/dev
     mount -t tmpfs tmpfs /mnt/root/dev/shm
+    mkdir -p /mnt/root/tmp/ray
+    mount -t tmpfs tmpfs /mnt/root/tmp/ray
     mount --bind "$shared" "/mnt/root$shared"
     mkdir -p /mnt/root/run/sshd
     cp -a "$home" /mnt/root/home/root

@@ -98,9 +98,7 @@ def account(tmp_path, monkeypatch) -> Iterator[Any]:
     with mock_aws():
         boto3.client("iam", region_name="eu-central-1").create_instance_profile(InstanceProfileName="raymu")
         ec2 = boto3.resource("ec2", region_name="eu-central-1")
-        group = ec2.create_security_group(
-            GroupName="raymu", Description="raymu", VpcId=next(iter(ec2.vpcs.all())).id
-        )
+        group = ec2.create_security_group(GroupName="raymu", Description="raymu", VpcId=next(iter(ec2.vpcs.all())).id)
         group.authorize_ingress(IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="192.0.2.1/32")
         yield ec2, group
 

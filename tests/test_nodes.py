@@ -104,7 +104,7 @@ def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, t
         monkeypatch.setattr("raymu.session._has_autoscaler", lambda: True)
         with pytest.raises(InputError, match="--concurrent says"):
             fit_to_cluster(Resources())
-        with pytest.raises(InputError, match="no node came in"):
+        with pytest.raises(InputError, match="and none came in"):
             fit_to_cluster(Resources(concurrent=1), wait_s=1)
         late = contextlib.ExitStack()
         start = threading.Timer(2, lambda: late.enter_context(node(head, own_cache)))

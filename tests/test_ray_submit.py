@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import REPOSITORY
+from ray.autoscaler._private import readonly
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from raymu import references
 from raymu.results import store
@@ -80,8 +83,8 @@ def user(tmp_path: Path, cache: Path, server: Path) -> Path:
     return home
 
 
-def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> store.SweepResults:
-    """Let the user give commands that sweep with two trials; return what is in the storage then."""
+def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> tuple[store.SweepResults, str]:
+    """Let the user give commands that sweep with two trials; return what is stored then, and what they print."""
     shared.mkdir()
     environment = {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "TERM": "dumb", "LANG": "C.UTF-8"}
     namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -98,11 +101,11 @@ def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> 
     (result,) = store.load(shared / "results")
     assert sorted(row["trial"] for row in result.rows) == [0, 1]
     assert all(row["status"] in ("completed", "stopped") for row in result.rows)
-    return result
+    return result, output
 
 
 def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
-    result = sweep_on_machines(server, user, tmp_path / "shared", USER)
+    result, _ = sweep_on_machines(server, user, tmp_path / "shared", USER)
     git = ["git", "-C", str(user / "checkout"), "rev-parse", "HEAD"]
     commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     assert result.environment["git"] == {"commit": commit, "dirty": True}
@@ -111,22 +114,27 @@ def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
 AUTOSCALING = """
 set -e
 cd ~/checkout
-export RAY_AUTH_MODE=token PYTHONPATH=$PWD
-python -c '
-import subprocess, sys
-from ray.cluster_utils import AutoscalingCluster
-worker = {{"resources": {{"CPU": 1}}, "node_config": {{}}, "min_workers": 0, "max_workers": 2}}
-cluster = AutoscalingCluster({{"CPU": 0}}, {{"worker": worker}}, autoscaler_v2=True)
-cluster.start()
-command = [sys.executable, "sweeps/salun.py", "--trials", "2", "--storage", "{shared}/results"]
-sys.exit(subprocess.run(command).returncode)
-'
+export PYTHONPATH=$PWD RAY_AUTH_MODE=token RAY_FAKE_CLUSTER=1 RAY_enable_autoscaler_v2=1
+export RAY_CLOUD_INSTANCE_ID={head} RAY_OVERRIDE_NODE_ID_FOR_TESTING={head} AUTOSCALER_UPDATE_INTERVAL_S=1
+export RAY_NODE_TYPE_NAME=ray.head.default
+ray get-auth-token --generate > /dev/null
+ray start --head --num-cpus=0 --include-dashboard=false --autoscaling-config={config}
+unset RAY_OVERRIDE_NODE_ID_FOR_TESTING
+! python sweeps/salun.py --storage {{shared}}/results
+python sweeps/salun.py --trials 2 --storage {{shared}}/results --concurrent 2
 """
 
 
 def test_a_sweep_begins_where_the_autoscaler_has_no_worker_yet(server, user, tmp_path) -> None:
-    """As in the cloud. On a machine of its own, since Ray ends whatever Ray there is on one before it starts this."""
-    sweep_on_machines(server, user, tmp_path / "shared", AUTOSCALING)
+    """As in the cloud, with Ray's provider of pretended machines. The head's own CPUs are not for trials."""
+    config = yaml.safe_load((Path(readonly.__file__).parent / "defaults.yaml").read_text())
+    config["provider"] |= {"type": "fake_multinode", "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True}
+    config["available_node_types"]["worker"] = {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 2}
+    config["max_workers"] = 2
+    (user / "autoscaling.yaml").write_text(yaml.safe_dump(config))
+    commands = AUTOSCALING.format(head=FAKE_HEAD_NODE_ID, config="~/autoscaling.yaml")
+    _, output = sweep_on_machines(server, user, tmp_path / "shared", commands)
+    assert "the Ray cluster has 0 and 0; --concurrent says how far it shall grow" in output
 
 
 SLURM = """
