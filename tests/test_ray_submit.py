@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY
 from ray.autoscaler._private import readonly
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node import node_provider
 
 from raymu import references
 from raymu.results import store
@@ -117,10 +117,11 @@ cd ~/checkout
 export PYTHONPATH=$PWD RAY_AUTH_MODE=token RAY_FAKE_CLUSTER=1 RAY_enable_autoscaler_v2=1
 export RAY_CLOUD_INSTANCE_ID={head} RAY_OVERRIDE_NODE_ID_FOR_TESTING={head} AUTOSCALER_UPDATE_INTERVAL_S=1
 export RAY_NODE_TYPE_NAME=ray.head.default
+cp autoscaling.yaml {defaults} # which Ray reads and does not ship; on this machine alone
 ray get-auth-token --generate > /dev/null
-ray start --head --num-cpus=0 --include-dashboard=false --autoscaling-config={config}
+ray start --head --num-cpus=0 --include-dashboard=false --autoscaling-config=autoscaling.yaml
 unset RAY_OVERRIDE_NODE_ID_FOR_TESTING
-! python sweeps/salun.py --storage {{shared}}/results
+! python sweeps/salun.py --trials 2 --storage {{shared}}/results
 python sweeps/salun.py --trials 2 --storage {{shared}}/results --concurrent 2
 """
 
@@ -128,11 +129,16 @@ python sweeps/salun.py --trials 2 --storage {{shared}}/results --concurrent 2
 def test_a_sweep_begins_where_the_autoscaler_has_no_worker_yet(server, user, tmp_path) -> None:
     """As in the cloud, with Ray's provider of pretended machines. The head's own CPUs are not for trials."""
     config = yaml.safe_load((Path(readonly.__file__).parent / "defaults.yaml").read_text())
-    config["provider"] |= {"type": "fake_multinode", "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True}
+    config["provider"] |= {
+        "type": "fake_multinode",
+        "head_node_id": node_provider.FAKE_HEAD_NODE_ID,
+        "launch_multiple": True,
+    }
     config["available_node_types"]["worker"] = {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 2}
     config["max_workers"] = 2
-    (user / "autoscaling.yaml").write_text(yaml.safe_dump(config))
-    commands = AUTOSCALING.format(head=FAKE_HEAD_NODE_ID, config="~/autoscaling.yaml")
+    (user / "checkout" / "autoscaling.yaml").write_text(yaml.safe_dump(config))
+    defaults = Path(node_provider.__file__).with_name("example.yaml")
+    commands = AUTOSCALING.format(head=node_provider.FAKE_HEAD_NODE_ID, defaults=defaults)
     _, output = sweep_on_machines(server, user, tmp_path / "shared", commands)
     assert "the Ray cluster has 0 and 0; --concurrent says how far it shall grow" in output
 
@@ -154,6 +160,7 @@ done
 """
 
 
+@pytest.mark.long
 def test_slurms_script_starts_a_head_and_a_worker_and_ends_them(server, user, tmp_path) -> None:
     """Twice, as when the job is requeued; without Slurm, whose commands run here what they would run on a node."""
     sweep_on_machines(server, user, tmp_path / "shared", SLURM.format(prefix=sys.prefix))
