@@ -54,7 +54,8 @@ class Checkpoints:
             "digests": digests,
             "row": row,
         }
-        write_bytes(self.location, STATE, json.dumps(content).encode())
+        sealed = {"sha256": _digest(content), "state": content}
+        write_bytes(self.location, STATE, json.dumps(sealed).encode())
         if before is not None and before["folder"] != folder.name:
             folder.filesystem.delete_dir((self.location / before["folder"]).path)
 
@@ -79,9 +80,11 @@ class Checkpoints:
             self.location.filesystem.delete_dir(self.location.path)
 
     def _state(self) -> Any:
-        """What `state.json` holds; None where it is missing or cannot be read."""
-        with contextlib.suppress(OSError):
-            return read_json(self.location, STATE)
+        """What `state.json` holds; None where it is missing, cannot be read or is damaged."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            sealed = read_json(self.location, STATE)
+            if sealed["sha256"] == _digest(sealed["state"]):
+                return sealed["state"]
         return None
 
     def _write(self, folder: Location, name: str, tensors: dict[str, Tensor]) -> bytes:
@@ -100,3 +103,7 @@ class Checkpoints:
         except OSError:
             return None
         return load(content) if hashlib.sha256(content).hexdigest() == digest else None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

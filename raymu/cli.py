@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from raymu.errors import InputError
+from raymu.errors import InputError, StorageError
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.scenario import get as get_scenario
@@ -94,7 +94,7 @@ def _run(program: Callable[[], None]) -> None:
     """Turn the errors that a user can mend into one line and exit code 2, Ctrl-C into 130."""
     try:
         program()
-    except InputError as error:
+    except (InputError, StorageError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:

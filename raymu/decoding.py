@@ -146,7 +146,7 @@ class Decoders:
         self._threads = ThreadPoolExecutor(count, "decoder")
 
     def submit(self, request: Request, out: NDArray[np.uint8]) -> Future[None]:
-        """Decode into `out` (N, C, H, W). The future raises Undecodable, or RuntimeError where a process died."""
+        """Decode into `out` (N, C, H, W). The future raises Undecodable, or ChildProcessError where a process died."""
         if self.count:
             return self._threads.submit(self._ask, request, out)
         future = Future[None]()
@@ -175,7 +175,7 @@ class Decoders:
                 pixels = pixels[received:]
         except (OSError, EOFError) as error:
             self.alive = False
-            raise RuntimeError("a process that decodes images died; was there too little memory?") from error
+            raise ChildProcessError("a process that decodes images died; was there too little memory?") from error
         finally:
             self._idle.put(channel)
 

@@ -82,7 +82,8 @@ class Encoded(Images):
         """See Images.
 
         Raises:
-            RuntimeError: an image cannot be read or decoded, or a process that decodes died.
+            RuntimeError: an image cannot be read or decoded.
+            ChildProcessError: a process that decodes died.
         """
         begun = deque[_Batch]()
         try:

@@ -9,6 +9,12 @@ class NodeError(InputError):
     """A node of the cluster is not fit for the sweep: it has other versions, or does not see the results."""
 
 
+class StorageError(RuntimeError):
+    """A sweep's rows cannot be stored any more, and it ends: the disk is full, the storage does not come back, or
+    another writer took the sweep over. What is stored stays (exit code 2).
+    """
+
+
 class Diverged(ArithmeticError):
     """A trial's loss or features are no longer finite: a result (score 0), not a failure."""
 

@@ -41,9 +41,14 @@ class SweepProgress:
         self._task: TaskID = self._bar.add_task("", total=trials, completed=done, state="starting")
 
     def started(self, trial: str) -> None:
-        """A trial has begun, perhaps once more since its process died."""
+        """A trial has begun, perhaps once more."""
         self._started = self._started or time.monotonic()
         self._running.add(trial)
+        self._show()
+
+    def failed(self, trial: str) -> None:
+        """A trial has to begin again."""
+        self._running.discard(trial)
         self._show()
 
     def ended(self, trial: str, row: Row) -> None:

@@ -1,17 +1,25 @@
-"""What is tried next, and what is stopped: the searchers and schedulers of a protocol, as Ray Tune takes them."""
+"""What is tried next, and what is stopped: the searchers and schedulers of a protocol, as Ray Tune takes them.
+
+Both know a sweep by its rows alone, whichever process or node ran a trial and however often, so that a sweep which was
+interrupted goes on as it would have.
+"""
 
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.samplers import NSGAIISampler, TPESampler
+from optuna.study import Study
 from optuna.trial import TrialState, create_trial
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from raymu.method import Range
 from raymu.objective import PARETO, pair
@@ -20,122 +28,107 @@ from raymu.protocol import GRACE_EPOCHS, REDUCTION_FACTOR, Protocol
 Row = dict[str, Any]
 Setting = Mapping[str, Any]
 
+EPOCH = "epoch"
 SCORE = "score"
-RUNG_SCORE = "rung_score"  # what schedulers compare: the cheap probe's, in a result that is not a trial's last
-PAIR = ("retain", "forgotten")  # what a search under `pareto` maximises
 GENERATIONS = 4  # at least, of nsga2
 
 
-def targets(row: Row) -> dict[str, float]:
-    """What a searcher learns of a row, by the names it is told."""
-    if row["status"] in ("diverged", "error"):
-        return {SCORE: 0.0, **dict.fromkeys(PAIR, 0.0)}
-    return {SCORE: row["score"], **dict(zip(PAIR, pair(row), strict=True))}
-
-
-class Listed(Searcher):
-    """Trials that are known before, one after the other.
+class Queue(Searcher):
+    """Trials one after the other, and again those that failed.
 
     Args:
-        tasks: what to try.
-        is_spent: whether the budget is, so that no trial may begin any more.
-    """
-
-    def __init__(self, tasks: Iterable[Any], is_spent: Callable[[], bool] = lambda: False) -> None:
-        super().__init__()
-        self._tasks = list(tasks)
-        self._is_spent = is_spent
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next task, if there is one."""
-        return Searcher.FINISHED if self._is_spent() or not self._tasks else {"task": self._tasks.pop(0)}
-
-    def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
-        """Nothing is learnt."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Rows are the only state of a sweep; Tune wants a file."""
-        Path(checkpoint_path).touch()
-
-
-class Adaptive(OptunaSearch):
-    """TPE or NSGA-II, for which a trial that was stopped is worse than any that was not.
-
-    Its score says no more than that: it is the cheap probe's, which reads less, and so looks better.
-
-    Args:
-        ranges: the search space.
-        published: the setting to try first, unless it is done.
-        numbers: of the trials to come, in this order.
-        task: makes what is tried of number and setting.
-        done: the rows of this search so far.
+        numbers: of the trials, in this order.
+        task: makes what is run of a number, once its turn has come; it has that `number`.
         is_spent: whether the budget is, so that no trial may begin any more.
     """
 
     def __init__(
-        self,
-        protocol: Protocol,
-        seed: int,
-        ranges: Mapping[str, Range],
-        published: Setting,
-        numbers: Sequence[int],
-        task: Callable[[int, Setting], Any],
-        done: Sequence[Row],
-        is_spent: Callable[[], bool],
+        self, numbers: Iterable[int], task: Callable[[int], Any], is_spent: Callable[[], bool] = lambda: False
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        several = protocol.objective == PARETO
-        first = {name: published[name] for name in ranges}
-        super().__init__(
-            space={name: distribution(search) for name, search in ranges.items()},
-            metric=list(PAIR) if several else SCORE,
-            mode=["max"] * len(PAIR) if several else "max",
-            # A resumed search must not draw again what it drew before.
-            sampler=_sampler(protocol, seed + len(done)),
-            points_to_evaluate=[] if any(row["source"] == "published" for row in done) else [first],
-        )
-        self._numbers, self._task, self._is_spent = iter(numbers), task, is_spent
-        for row in done:
-            self._learn(row, ranges, several)
+        super().__init__()
+        self._numbers, self._task, self._is_spent = deque(numbers), task, is_spent
+        self._running: set[str] = set()
+        self._failed: list[tuple[float, Any]] = []  # when it may begin again, and what
 
-    def _learn(self, row: Row, ranges: Mapping[str, Range], several: bool) -> None:
-        """Take in a trial of an earlier run."""
-        setting = {name: row["config"][name] for name in ranges}
-        if row["status"] == "error" or not all(value in ranges[name] for name, value in setting.items()):
-            return
-        stopped, learnt = row["status"] == "stopped", targets(row)
-        assert self._ot_study is not None
-        self._ot_study.add_trial(
-            create_trial(
-                state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
-                values=None if stopped else [learnt[name] for name in (PAIR if several else (SCORE,))],
-                params=setting,
-                distributions={name: distribution(search) for name, search in ranges.items()},
-                intermediate_values={} if several else dict(enumerate((score for _, score in row["curve"]), start=1)),
-            )
-        )
+    def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+        """Tune pickles its searcher for a restore of its own, which raymu does not use."""
+        return Searcher, ()
 
     def suggest(self, trial_id: str) -> Any:
-        """The next task, if the budget allows one."""
-        number = None if self._is_spent() else next(self._numbers, None)
-        if number is None:
-            return Searcher.FINISHED
-        return {"task": self._task(number, super().suggest(trial_id) or {})}
+        """The next task; None as long as one that runs may fail and come back."""
+        now = time.monotonic()
+        ready = next((entry for entry in self._failed if entry[0] <= now), None)
+        if ready is not None:
+            self._failed.remove(ready)
+            task = ready[1]
+        elif self._numbers and not self._is_spent():
+            task = self._task(self._numbers.popleft())
+        else:
+            return None if self._failed or self._running else Searcher.FINISHED
+        self._running.add(trial_id)
+        return {"task": task}
+
+    def again(self, task: Any, pause_s: float) -> None:
+        """Let a task that failed begin again after so many seconds."""
+        self._failed.append((time.monotonic() + pause_s, task))
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:
-        """Learn from a trial's end."""
-        stopped = result is not None and result["row/status"] == "stopped"
-        super().on_trial_complete(trial_id, None if stopped else result, error)
+        """Nothing is learnt: what is suggested next depends on rows."""
+        self._running.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Rows are the only state of a sweep; Tune wants a file."""
         Path(checkpoint_path).touch()
 
 
-def _sampler(protocol: Protocol, seed: int) -> BaseSampler:
-    if protocol.searcher == "nsga2":
-        return NSGAIISampler(population_size=max(4, protocol.trials // GENERATIONS), seed=seed)
-    return TPESampler(seed=seed)
+def suggest(protocol: Protocol, seed: int, number: int, ranges: Mapping[str, Range], done: Iterable[Row]) -> Setting:
+    """What TPE or NSGA-II tries as a trial of a search. It depends on these arguments alone, and not on the order of
+    the rows.
+
+    Args:
+        seed: of the search.
+        number: of the trial.
+        ranges: the search space.
+        done: the rows of this search so far.
+    """
+    drawn = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    asked = study(protocol, ranges, done, drawn).ask({name: distribution(search) for name, search in ranges.items()})
+    return asked.params
+
+
+def study(protocol: Protocol, ranges: Mapping[str, Range], done: Iterable[Row], seed: int) -> Study:
+    """What an adaptive searcher knows of a search whose rows are `done`, in Optuna's terms.
+
+    A trial that was stopped is worse than any that was not: its score is the cheap probe's, which reads less, and so
+    looks better.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    several, nsga2 = protocol.objective == PARETO, protocol.searcher == "nsga2"
+    population = max(4, protocol.trials // GENERATIONS)
+    made = optuna.create_study(
+        directions=["maximize"] * (2 if several else 1),
+        sampler=NSGAIISampler(population_size=population, seed=seed) if nsga2 else TPESampler(seed=seed),
+    )
+    known = [row for row in sorted(done, key=lambda row: row["trial"]) if _is_learnt(row, ranges)]
+    for place, row in enumerate(known):
+        stopped, lost = row["status"] == "stopped", row["status"] == "diverged"
+        values = [0.0, 0.0] if lost else list(pair(row)) if several else [row["score"]]
+        made.add_trial(
+            create_trial(
+                state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
+                values=None if stopped else values[: 2 if several else 1],
+                params={name: row["config"][name] for name in ranges},
+                distributions={name: distribution(search) for name, search in ranges.items()},
+                intermediate_values={} if several else dict(enumerate((score for _, score in row["curve"]), start=1)),
+                system_attrs={NSGAIISampler._get_generation_key(): place // population} if nsga2 else {},
+            )
+        )
+    return made
+
+
+def _is_learnt(row: Row, ranges: Mapping[str, Range]) -> bool:
+    """The published setting may lie outside the space, and an error says nothing of a setting."""
+    return row["status"] != "error" and all(row["config"][name] in search for name, search in ranges.items())
 
 
 def distribution(search: Range) -> FloatDistribution | IntDistribution:
@@ -154,41 +147,49 @@ def scheduler(kind: str, longest: int, done: Iterable[Row]) -> TrialScheduler:
     """
     if kind == "none":
         return FIFOScheduler()
-    chosen: TrialScheduler
+    compared: dict[str, Any] = {"time_attr": EPOCH, "metric": SCORE, "mode": "max", "grace_period": GRACE_EPOCHS}
     if kind == "asha":
-        chosen = ASHAScheduler(
-            time_attr="epoch",
-            metric=RUNG_SCORE,
-            mode="max",
-            max_t=max(longest, GRACE_EPOCHS),
-            grace_period=GRACE_EPOCHS,
-            reduction_factor=REDUCTION_FACTOR,
-        )
-    else:
-        chosen = _MedianRule(
-            time_attr="epoch",
-            metric=RUNG_SCORE,
-            mode="max",
-            grace_period=GRACE_EPOCHS,
-            min_time_slice=math.inf,  # type: ignore[arg-type] # it must not pause a trial, which would begin anew
-        )
-    for row in done:
-        if row["source"] == "search":
-            trial: Any = _Done(row["trial_id"])
-            controller: Any = None
-            chosen.on_trial_add(controller, trial)
-            at_rungs = row["curve"] if row["status"] == "stopped" else row["curve"][:-1]
-            for epoch, score in at_rungs:
-                chosen.on_trial_result(controller, trial, {"epoch": epoch, RUNG_SCORE: score})
-    return chosen
+        longest = max(longest, GRACE_EPOCHS)
+        return _Rungs(ASHAScheduler(max_t=longest, reduction_factor=REDUCTION_FACTOR, **compared), done)
+    # It must not pause a trial, which would begin anew.
+    return _Rungs(MedianStoppingRule(min_time_slice=math.inf, **compared), done)  # type: ignore[arg-type]
 
 
-class _Done(NamedTuple):
+class _Compared(NamedTuple):
     """All that a scheduler looks at of a trial."""
 
     trial_id: str
 
 
-class _MedianRule(MedianStoppingRule):
-    def on_trial_complete(self, *arguments: Any) -> None:
-        """A trial's last result is the strong probe's, which does not compare."""
+class _Rungs(FIFOScheduler):
+    """Tells a scheduler of Tune of every trial at each of its rungs, once.
+
+    What it is told comes from the curve of the row that a trial reports. So it also learns where a trial that goes on
+    from a checkpoint stood before, and one that comes to a rung a second time, since its process died, goes on as it
+    did the first time.
+    """
+
+    def __init__(self, judge: TrialScheduler, done: Iterable[Row]) -> None:
+        super().__init__()
+        self._judge: Any = judge
+        self._told: dict[int, set[int]] = {}  # the rungs of every trial
+        for row in done:
+            self._tell(row["trial"], row["status"], row["curve"])
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: Row) -> str:
+        """Whether the trial goes on."""
+        row = result["row"]
+        return self._tell(trial.config["task"].number, row["status"], row["curve"])
+
+    def _tell(self, number: int, status: str, curve: Sequence[tuple[int, float]]) -> str:
+        decision: str = TrialScheduler.CONTINUE
+        trial = _Compared(str(number))
+        if number not in self._told:
+            self._told[number] = set()
+            self._judge.on_trial_add(None, trial)
+        # A completed trial's last score is the strong probe's, which does not compare.
+        for epoch, score in curve[:-1] if status == "completed" else curve:
+            if epoch not in self._told[number]:
+                self._told[number].add(epoch)
+                decision = self._judge.on_trial_result(None, trial, {EPOCH: epoch, SCORE: score})
+        return decision if status == "stopped" else TrialScheduler.CONTINUE

@@ -6,10 +6,12 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,35 +19,36 @@ from typing import Any, Literal
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would write every row a second time
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once: what is measured is in the rows
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"  # rows are the only state of a sweep
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 from rich.console import Console
 
 import raymu
 from raymu import data, engines, environment, memory, nodes, references, weights
+from raymu.attempts import Failure, Ledger
 from raymu.checkpoint import Checkpoints
 from raymu.design import design
 from raymu.engines import Options
-from raymu.errors import InputError
+from raymu.errors import InputError, NodeError, StorageError
 from raymu.evaluation import picture
 from raymu.method import Head, Method, Range, Train
 from raymu.progress import SweepProgress
 from raymu.protocol import Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
-from raymu.search import RUNG_SCORE, Adaptive, Listed, distribution, scheduler, targets
+from raymu.search import Queue, distribution, scheduler, suggest
 from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
 from raymu.trackers import Trackers, callbacks
-from raymu.trial import Row, blank_row, check, run_trial
+from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 
-WORKER_RETRIES = 2  # of a trial whose process dies
 ADAPTIVE = ("tpe", "nsga2")
+NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
 CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun
 
 
@@ -252,6 +255,7 @@ def run_sweep(
     Raises:
         InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
             cannot be reached and resources that the cluster does not have.
+        StorageError: rows cannot be stored any more; those so far are kept.
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     with store.Store(
@@ -275,7 +279,9 @@ def run_sweep(
             run.train_references(scenarios)
             rows.put(store.REFERENCES, {one.hash: references.metrics(one) for one in scenarios})
             run.confirm()
-        return rows.read()
+        if not is_finished(sweep, done := rows.read()):
+            raise RuntimeError("Ray Tune ended before the sweep did")
+        return done
 
 
 def is_finished(sweep: Sweep, rows: Sequence[Row]) -> bool:
@@ -319,6 +325,7 @@ class _Run:
     ) -> None:
         self._sweep, self._rows, self._home, self._resources = sweep, rows, home, resources
         self._console, self._trackers = console, trackers
+        self._ledger = Ledger(rows)
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
 
@@ -337,34 +344,44 @@ class _Run:
 
     def search(self, seed: int) -> None:
         """Run the trials of one search that are missing."""
-        sweep, protocol = self._sweep, self._sweep.protocol
-        # Once is enough, unless Tune loses a trial, which it may when a process or a node dies.
-        while missing := _missing(sweep, seed, everything := self._rows.read()):
-            done = _of_search(seed, everything)
+        sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
+        missing, done = _missing(sweep, seed, everything), _of_search(seed, everything)
+        known, first = sweep.design(seed), sweep.trials(seed)[0]
 
-            def is_spent(done: list[Row] = done) -> bool:
-                return _is_spent(protocol, done)
+        def task(number: int) -> Task:
+            setting: Mapping[str, Any] = {}
+            if number in self._ledger:
+                setting = self._ledger.config(number)
+            elif number > first:
+                place = number - first - 1
+                setting = suggest(protocol, seed, number, sweep.ranges, done) if known is None else known[place]
+            return sweep.task(seed, number, setting)
 
-            def task(number: int, setting: Mapping[str, Any]) -> Task:
-                return sweep.task(seed, number, setting)
-
-            known = sweep.design(seed)
-            searcher: Searcher
-            if known is None:
-                searcher = Adaptive(protocol, seed, sweep.ranges, sweep.published, missing, task, list(done), is_spent)
-            else:
-                settings = dict(zip(sweep.trials(seed), [{}, *known], strict=True))
-                searcher = Listed((task(number, settings[number]) for number in missing), is_spent)
-            followers = self._followers([row for row in everything if row["source"] != "confirmation"])
-            # The first trial has a GPU for itself and shows how many may share one.
-            count = 1 if self._resources.gpus_per_worker == "auto" else len(missing)
-            self._tune(searcher, scheduler(protocol.scheduler, sweep.longest, done), count, done, "trials", followers)
+        # Of trials that shall share GPUs the first has one for itself, and shows how many may.
+        alone = int(self._resources.gpus_per_worker == "auto")
+        for numbers in filter(None, (missing[:alone], missing[alone:])):
+            queue = Queue(numbers, self._begun(task), lambda: _is_spent(protocol, done))
+            followers = self._followers([row for row in self._rows.read() if row["source"] != "confirmation"])
+            chosen = scheduler(protocol.scheduler, sweep.longest, done)
+            self._tune(queue, chosen, len(numbers), done, "trials", followers)
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
-        while tasks := _unconfirmed(self._sweep, everything := self._rows.read()):
-            done = [row for row in everything if row["source"] == "confirmation"]
-            self._tune(Listed(tasks), FIFOScheduler(), len(tasks), done, "confirming", [])
+        everything = self._rows.read()
+        tasks = {task.number: task for task in _unconfirmed(self._sweep, everything)}
+        done = [row for row in everything if row["source"] == "confirmation"]
+        self._tune(Queue(tasks, self._begun(tasks.__getitem__)), FIFOScheduler(), len(tasks), done, "confirming", [])
+
+    def _begun(self, make: Callable[[int], Task]) -> Callable[[int], Task]:
+        """What makes a task, and enters it in the ledger."""
+
+        def begin(number: int) -> Task:
+            task = make(number)
+            with _or_end():
+                self._ledger.begin(number, dict(task.config))
+            return task
+
+        return begin
 
     def _followers(self, done: list[Row]) -> list[tune.Callback]:
         """The trackers, for which `done` are the rows that they may know."""
@@ -373,12 +390,15 @@ class _Run:
             task: Task = trial.config["task"]
             return _trial_id(self._rows, task), task.config
 
+        def is_over(trial: Trial) -> bool:
+            return trial.config["task"].number not in self._ledger
+
         space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
-        return callbacks(self._trackers, self._sweep, self._rows.name, space, done, describe, self._console)
+        return callbacks(self._trackers, self._sweep, self._rows.name, space, done, describe, is_over, self._console)
 
     def _tune(
         self,
-        searcher: Searcher,
+        queue: Queue,
         chosen: TrialScheduler,
         count: int,
         done: list[Row],
@@ -386,8 +406,9 @@ class _Run:
         followers: list[tune.Callback],
     ) -> None:
         """Run so many trials at most; their rows are appended to `done`, too."""
+        if not count:
+            return
         before = len(done)
-        used: list[float] = []
         trainable = tune.with_parameters(
             _trial,
             sweep=self._sweep,
@@ -400,13 +421,13 @@ class _Run:
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
         try:
             with SweepProgress(self._console, what, before + count, before) as progress:
-                recorder = _Recorder(self._sweep, self._rows, self._slots.options, progress, done, used)
+                recorder = _Recorder(self._sweep, self._rows, self._slots.options, progress, done, self._ledger, queue)
                 tune.Tuner(
                     tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),
                     tune_config=tune.TuneConfig(
-                        num_samples=count,
+                        num_samples=-1,  # the queue says when it is over
                         max_concurrent_trials=self._slots.number,
-                        search_alg=searcher,
+                        search_alg=queue,
                         scheduler=chosen,
                         reuse_actors=True,
                     ),
@@ -414,30 +435,33 @@ class _Run:
                         storage_path=scratch,
                         name=self._sweep.method.name(),
                         verbose=0,
-                        failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
+                        failure_config=tune.FailureConfig(max_failures=0),  # the recorder says what is tried again
                         callbacks=[recorder, *followers],
                     ),
                 ).fit()
+        except _Ended as end:
+            raise end.error from end.error.__cause__
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if len(done) == before:
-            raise RuntimeError("Ray Tune ended without running a trial")
-        if self._resources.gpus_per_worker == "auto" and used:
-            self._resources = dataclasses.replace(self._resources, gpus_per_worker=part_of_gpu(max(used)))
+        if self._resources.gpus_per_worker == "auto" and recorder.gpu is not None:
+            self._resources = dataclasses.replace(self._resources, gpus_per_worker=part_of_gpu(recorder.gpu))
             self._slots = fit_to_cluster(self._resources)
 
 
 def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: store.Location, home: nodes.Home) -> None:
     """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
-    checkpoints = Checkpoints(directory / CHECKPOINTS / str(task.number))
     try:
-        in_group(home, options, _work, task, sweep, options, checkpoints)
+        in_group(home, options, _work, task, sweep, options, _checkpoints(directory, task.number))
     except WorkerError as error:
+        if isinstance(error.__cause__, OF_THE_MACHINE):
+            raise
         row = _blank(sweep, task, options)
         tune.report(_result(row | {"status": "error", "error": "a worker failed", "traceback": str(error)}))
-    finally:
-        checkpoints.clear()
+
+
+def _checkpoints(directory: store.Location, number: int) -> Checkpoints:
+    return Checkpoints(directory / CHECKPOINTS / str(number))
 
 
 def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints) -> None:
@@ -465,11 +489,8 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints) 
 
 
 def _result(row: Row) -> dict[str, Any]:
-    """What Tune is told."""
-    result = {"epoch": row["epochs"], "row": row, **targets(row)}
-    if row["status"] == "stopped":  # for good, if the scheduler says so
-        result[RUNG_SCORE] = row["score"]
-    return result
+    """What Tune is told. In a dict it would find every number, and keep statistics of each."""
+    return {"row": UserDict(row)}
 
 
 def _blank(sweep: Sweep, task: Task, options: Options) -> Row:
@@ -481,8 +502,31 @@ def _trial_id(rows: store.Store, task: Task) -> str:
     return f"{rows.name}-{task.number:04d}"
 
 
+class _Ended(BaseException):
+    """What ends the sweep, on its way out of Tune, which would take an Exception for the trial's."""
+
+    def __init__(self, error: StorageError | NodeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _or_end() -> Iterator[None]:
+    """End the sweep where the body cannot store what has to be stored."""
+    try:
+        yield
+    except StorageError as error:
+        raise _Ended(error) from error
+
+
 class _Recorder(tune.Callback):
-    """Writes a row when a trial ends, and tells the progress display."""
+    """Writes a row when a trial ends, lets one that failed be tried again, and tells the progress display.
+
+    Attributes:
+        gpu: the share of its GPU's memory that was taken when the last trial ended; None without a GPU.
+    """
+
+    gpu: float | None = None
 
     def __init__(
         self,
@@ -491,11 +535,11 @@ class _Recorder(tune.Callback):
         options: Options,
         progress: SweepProgress,
         done: list[Row],
-        used: list[float],
+        ledger: Ledger,
+        queue: Queue,
     ) -> None:
-        self._sweep, self._rows, self._options, self._progress = sweep, rows, options, progress
-        self._done, self._used = done, used
-        self._recorded: set[str] = set()
+        self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
+        self._ledger, self._queue = ledger, queue
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
@@ -505,22 +549,32 @@ class _Recorder(tune.Callback):
         self._progress.started(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._record(trial, trial.last_result["row"])
-        if trial.last_result.get("gpu") is not None:
-            self._used.append(trial.last_result["gpu"])
         if "features" in trial.last_result:
-            self._rows.put(store.FEATURES, trial.last_result["features"])
+            with _or_end():
+                self._rows.put(store.FEATURES, trial.last_result["features"])
+        self.gpu = trial.last_result.get("gpu")
+        self._record(trial, trial.last_result["row"].data)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Only a trial whose process died comes here; what a method raises is in its row."""
-        row = _blank(self._sweep, trial.config["task"], self._options)
-        error = f"the trial's process died, {WORKER_RETRIES + 1} times"
-        self._record(trial, row | {"status": "error", "error": error, "traceback": str(trial.get_error())})
+        """Only a trial comes here whose process died or whose machine failed; what a method raises is in its row."""
+        task: Task = trial.config["task"]
+        if task.number not in self._ledger:
+            return  # the process died after its last word
+        text = Path(trial.error_file or os.devnull).read_text()
+        if unfit := NODE_ERROR.search(text):
+            raise _Ended(NodeError(unfit[1]))
+        failure = Failure.of(text)
+        with _or_end():
+            pause = self._ledger.fail(task.number, failure)
+        if pause is not None:
+            self._progress.failed(trial.trial_id)
+            self._queue.again(task, pause)
+            return
+        row = _blank(self._sweep, task, self._options)
+        error = f"{failure}; tried {self._ledger.begun(task.number)} times"
+        self._record(trial, row | {"status": "error", "error": error, "traceback": failure.text})
 
     def _record(self, trial: Trial, row: Row) -> None:
-        if trial.trial_id in self._recorded:
-            return  # the process died after its last word
-        self._recorded.add(trial.trial_id)
         task: Task = trial.config["task"]
         sweep = self._sweep
         is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
@@ -533,10 +587,13 @@ class _Recorder(tune.Callback):
             "confirms": task.confirms,
             "protocol_hash": sweep.protocol.hash,
             "fallback": is_fallback,
-            "restarts": trial.num_failures,
+            "restarts": self._ledger.begun(task.number) - 1,
             **row,
         }
         row["ended_s"] = time.time()
-        self._rows.append(row)
+        with _or_end():
+            self._rows.append(row)
+            self._ledger.end(task.number)
         self._done.append(row)
+        _checkpoints(self._rows.directory, task.number).clear()
         self._progress.ended(trial.trial_id, row)

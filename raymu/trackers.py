@@ -94,6 +94,7 @@ def callbacks(
     space: Mapping[str, Distribution],
     done: Sequence[Row],
     describe: Callable[[Trial], tuple[str, Mapping[str, Any]]],
+    is_over: Callable[[Trial], bool],
     console: Console,
 ) -> list[tune.Callback]:
     """What tells the trackers of a sweep's trials, for `tune.RunConfig`.
@@ -105,6 +106,7 @@ def callbacks(
         space: the search space as Optuna knows it.
         done: the rows that the sweep has already.
         describe: the `trial_id` that a trial's row will have, and its setting.
+        is_over: whether a trial that failed has its row, or else is to begin again.
     """
     tags = {"method": sweep.method.name(), "scenario": sweep.scenario.name, "head": sweep.head, "train": sweep.train}
     makers: dict[str, Callable[[], LoggerCallback]] = {}
@@ -118,15 +120,18 @@ def callbacks(
         widened = {key: _widened(search, sweep.published[key]) for key, search in space.items()}
         makers["optuna"] = lambda: _Study(url, name, widened, done)
 
+    first: dict[str, str] = {}  # what Tune called a trial when it began
+
     def shown(trial: Trial, tracker: str) -> _Shown:
         trial_id, config = describe(trial)
         directory = Path(trial.local_path or "")
         if tracker == "tensorboard" and trackers.tensorboard is not None:  # Tune's own is deleted with the sweep's end
             directory = trackers.tensorboard.expanduser() / name / trial_id
         setting = {key: value for key, value in config.items() if value is not None}
-        return _Shown(trial.trial_id, trial_id, setting, trial.last_result, directory)
+        tune_id = first.setdefault(trial_id, trial.trial_id)
+        return _Shown(tune_id, trial_id, setting, trial.last_result, directory)
 
-    return [_Tracker(tracker, make, shown, console) for tracker, make in makers.items()]
+    return [_Tracker(tracker, make, shown, is_over, console) for tracker, make in makers.items()]
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Shown:
     """A trial as the trackers see it: what Ray's loggers and `_Study` read of Tune's.
 
     Attributes:
-        trial_id: Tune's.
+        trial_id: Tune's, when it began for the first time.
         name: the `trial_id` of its row.
         config: its hyperparameters.
         last_result: what it reported last.
@@ -145,7 +150,7 @@ class _Shown:
     name: str
     config: dict[str, Any] = field(compare=False)
     last_result: dict[str, Any] = field(compare=False)
-    directory: Path
+    directory: Path = field(compare=False)
 
     def __str__(self) -> str:
         return self.name
@@ -169,11 +174,17 @@ class _Tracker(tune.Callback):
     """Hands what Tune says on to one tracker, as numbers, until the tracker fails."""
 
     def __init__(
-        self, name: str, make: Callable[[], LoggerCallback], shown: Callable[[Trial, str], _Shown], console: Console
+        self,
+        name: str,
+        make: Callable[[], LoggerCallback],
+        shown: Callable[[Trial, str], _Shown],
+        is_over: Callable[[Trial], bool],
+        console: Console,
     ) -> None:
         self._name = name
         self._make = make
         self._shown = shown
+        self._is_over = is_over
         self._console = console
         self._tracker: LoggerCallback | None = None
         self._ended: set[str] = set()
@@ -202,7 +213,8 @@ class _Tracker(tune.Callback):
         self._end(trial, failed=trial.last_result["row"]["status"] == "error")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, failed=True)
+        if self._is_over(trial):
+            self._end(trial, failed=True)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         if self._tracker is not None:

@@ -20,6 +20,20 @@ from raymu.workers import Workers
 Row = dict[str, Any]
 
 NO_METRICS = {"probe": None} | {column: None for key in keys() for column in (key, f"{key}_gap")}
+IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is another's
+    "method",
+    "scenario_hash",
+    "head",
+    "train",
+    "model_seed",
+    "seed",
+    "threads",
+    "workers",
+    "engine",
+    "config",
+    "objective",
+)
+OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
 def run_trial(
@@ -42,7 +56,8 @@ def run_trial(
         rungs: epochs after which the accuracies are measured in between (`look`), and the row so far reported.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
-        checkpoints: where a trial that takes long keeps how far it is; one that is found there is gone on with.
+        checkpoints: where a trial that takes long keeps how far it is; one of the same trial that is found there is
+            gone on with.
 
     Returns:
         The final row and the unlearned model. The row's `status` is
@@ -51,6 +66,10 @@ def run_trial(
           `resumed` the epochs after which it was gone on with;
         - "diverged": loss or features are not finite: score 0, metrics None, no model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
+
+    Raises:
+        OSError, MemoryError, torch.OutOfMemoryError: the machine failed, not the method, as a full disk does; the trial
+            may well work if it is tried again.
     """
     started, workers = time.perf_counter(), Workers()
     row = blank_row(scenario, method, seed=seed, objective=objective, options=options)
@@ -92,7 +111,8 @@ def run_trial(
                 checkpoints.save(engine.state(), row, workers)
                 kept = time.perf_counter()
 
-        if checkpoints is not None and (found := checkpoints.load(workers)) is not None:
+        found = None if checkpoints is None else checkpoints.load(workers)
+        if found is not None and all(found[1][key] == row[key] for key in IDENTITY):
             state, so_far = found
             engine.resume(state)
             row.update(so_far)
@@ -110,6 +130,8 @@ def run_trial(
         unlearned = engine.model
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))
+    except OF_THE_MACHINE:
+        raise
     except Exception as error:  # whatever a method raises belongs to its row; the sweep goes on
         if workers.rank > 0:
             raise  # the first worker writes the row, and cannot know

@@ -175,7 +175,9 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
     Raises what one of them raises.
     """
     waiting = {}
-    once = {} if slots.options.stage is None else {"max_calls": 1}  # a group ends with its placement group
+    once: dict[str, Any] = (
+        {} if slots.options.stage is None else {"max_calls": 1}
+    )  # a group ends with its placement group
     task = ray.remote(num_cpus=slots.bundle["CPU"], num_gpus=slots.bundle.get("GPU", 0), **once)(in_group)
     try:
         for call in calls:

@@ -1,7 +1,8 @@
 """Sweeps' results, in a local directory or on object storage.
 
 One sweep's directory holds what was asked for (`sweep.json`), one row a trial (`rows*.jsonl`, read in order of their
-names), and whatever else its writer puts there (`environment.json`, `references.json`, `features.json`).
+names), and whatever else its writer puts there (`running.json`, `environment.json`, `references.json`,
+`features.json`).
 """
 
 import contextlib
@@ -29,7 +30,7 @@ import orjson
 from filelock import FileLock, Timeout
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
-from raymu.errors import InputError
+from raymu.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     import pandas
@@ -40,6 +41,7 @@ ROWS = "rows.jsonl"
 LOCK = ".lock"
 WRITER = "writer.json"
 SWEEP = "sweep.json"
+RUNNING = "running.json"
 ENVIRONMENT = "environment.json"
 REFERENCES = "references.json"
 FEATURES = "features.json"
@@ -114,7 +116,8 @@ def locate(location: "Path | str | Location") -> Location:
 class Store:
     """Writes one sweep's rows. Use it as a context manager: a sweep has one writer at a time.
 
-    `append` returns when the row is stored, so a killed writer loses nothing, and a reader never sees half a row.
+    `append` returns when the row is stored, so a killed writer loses nothing, and a reader never sees half a row. What
+    cannot be written is tried again for `OUTAGE_S` seconds: a disk may have room again, a storage may come back.
 
     - A local directory is locked. A row is appended by a single write and flushed to the disk; a line without its
       newline is not a row yet.
@@ -122,9 +125,9 @@ class Store:
       which the last is written anew, as a whole, with every row. Whoever claims a sweep takes it over: a writer looks
       at `writer.json` before each write, and stops when another has put its name there. Parts carry their writer's
       token, so even two that write in the same moment overwrite nothing of each other; they may then store one trial
-      twice, and two that claim a new place within a moment are not kept from storing different sweeps there.
-      Storage that does not answer is tried again for `OUTAGE_S` seconds. This holds where a file appears as a whole
-      when it is written (S3, GCS, Azure), hence not on HDFS.
+      twice, of which readers see one, and two that claim a new place within a moment are not kept from storing
+      different sweeps there. This holds where a file appears as a whole when it is written (S3, GCS, Azure), hence not
+      on HDFS.
 
     Args:
         location: the sweep's own directory: a path, made if missing, or a URI (see `locate`).
@@ -149,6 +152,7 @@ class Store:
         self._held = contextlib.ExitStack()
         self._token = uuid.uuid4().hex[:12]
         self._writer = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid()}
+        self._end = 0  # of the rows in a local directory, in bytes
         self._part = 0
         self._lines: list[bytes] = []  # of this part
         try:
@@ -169,18 +173,17 @@ class Store:
 
         Raises:
             ValueError: a value is not JSON, such as a NaN.
-            OSError: it could not be stored.
-            RuntimeError: another writer took the sweep over.
+            StorageError: it could not be stored, or another writer took the sweep over.
         """
         line = json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace") + b"\n"
         if self.directory.local:
-            self._append(line)
+            self._persist(lambda: self._append(line))
             return
         if len(self._lines) == PART_ROWS:
             self._part += 1
             self._lines.clear()
         name = f"rows-{self._part:05d}-{self._token}.jsonl"
-        self._persist(name, b"".join([*self._lines, line]))
+        self._persist(lambda: self._write(name, b"".join([*self._lines, line])))
         self._lines.append(line)
 
     def put(self, name: str, content: Any) -> None:
@@ -189,7 +192,14 @@ class Store:
         Raises:
             As `append`.
         """
-        self._persist(name, _as_json(content))
+        encoded = _as_json(content)
+        self._persist(lambda: self._write(name, encoded))
+
+    def get(self, name: str) -> Any:
+        """What was put there; None where nothing was, or what is there is damaged."""
+        with _mendable("read", self.directory), contextlib.suppress(orjson.JSONDecodeError):
+            return read_json(self.directory, name)
+        return None
 
     def read(self) -> list[Row]:
         """All rows so far."""
@@ -229,31 +239,40 @@ class Store:
 
     def _append(self, line: bytes) -> None:
         with open(f"{self.directory.path}/{ROWS}", "ab", buffering=0) as file:
-            before = file.tell()
+            if file.tell() > self._end:
+                file.truncate(self._end)  # what an attempt left that failed
             if file.write(line) < len(line):
-                file.truncate(before)
+                file.truncate(self._end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
             os.fsync(file.fileno())
+        self._end += len(line)
 
     def _drop_half_row(self) -> None:
         """Cut off what a writer that was killed in the middle of a write left behind."""
         path = Path(self.directory.path) / ROWS
         if path.exists():
             content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)
+            self._end = content.rfind(b"\n") + 1
+            os.truncate(path, self._end)
 
-    def _persist(self, name: str, content: bytes) -> None:
-        """Write a file, however often it takes while the storage is away."""
-        deadline = time.monotonic() + (0 if self.directory.local else OUTAGE_S)
+    def _write(self, name: str, content: bytes) -> None:
+        if not self.directory.local and (writer := read_json(self.directory, WRITER)) != self._writer:
+            raise StorageError(f"{self.directory} was taken over by another writer: {writer}")
+        write_bytes(self.directory, name, content)
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        """Write, however often it takes while the storage is away or full."""
+        deadline = time.monotonic() + OUTAGE_S
         pause = 0.5
         while True:
             try:
-                if not self.directory.local and (writer := read_json(self.directory, WRITER)) != self._writer:
-                    raise RuntimeError(f"{self.directory} was taken over by another writer: {writer}")
-                return write_bytes(self.directory, name, content)
+                return write()
             except OSError as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise StorageError(
+                        f"cannot write to {self.directory}: {_reason(error)}. What is there stays, and the same command"
+                        " with --resume continues"
+                    ) from error
                 logging.getLogger(__name__).warning(
                     "cannot write to %s, trying again: %s", self.directory, _reason(error)
                 )
@@ -397,14 +416,30 @@ def _rows(directory: Location, parts: list[str]) -> list[Row]:
     gc.disable()  # it would look through all rows again and again: two thirds of the time
     try:
         with ThreadPoolExecutor(READERS) as pool:
-            return [
-                orjson.loads(line)
-                for content in pool.map(partial(read_bytes, directory), parts)
-                for line in content.split(b"\n")[:-1]  # what follows the last newline is not a row yet
-            ]
+            contents = pool.map(partial(read_bytes, directory), parts)
+            by_trial: dict[int, Row] = {}
+            for name, content in zip(parts, contents, strict=True):
+                for row in _parsed(directory, name, content):
+                    by_trial.setdefault(row["trial"], row)
+            return list(by_trial.values())
     finally:
         if collecting:
             gc.enable()
+
+
+def _parsed(directory: Location, name: str, content: bytes) -> list[Row]:
+    """The rows of a part. What follows the last newline is not a row yet.
+
+    Raises:
+        InputError: a line is damaged.
+    """
+    rows = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            rows.append(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise InputError(f"cannot read {directory}: line {number} of {name} is damaged ({error})") from error
+    return rows
 
 
 def read_bytes(directory: Location, name: str) -> bytes:
@@ -426,10 +461,16 @@ def write_bytes(directory: Location, name: str, content: bytes) -> None:
     """In one step for every reader: a file on object storage appears when it is closed, a local one is renamed."""
     path = f"{directory.path}/{name}"
     unfinished = f"{path}.tmp" if directory.local else path
-    with directory.filesystem.open_output_stream(unfinished) as stream:
-        stream.write(content)
-    if directory.local:
-        os.replace(unfinished, path)
+    try:
+        with directory.filesystem.open_output_stream(unfinished) as stream:
+            stream.write(content)
+        if directory.local:
+            os.replace(unfinished, path)
+    except OSError:
+        if directory.local:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)  # the disk may be full
+        raise
 
 
 def _as_json(content: Any) -> bytes:

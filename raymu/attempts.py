@@ -1,0 +1,127 @@
+"""How often a trial was begun, what ended it before its row was there, and whether it is tried again."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raymu.results import store
+
+RETRIES = 2  # of a trial whose process dies, or which its machine fails
+LOST_NODES = 20  # that a trial outlives: a node that goes is no fault of it
+PAUSES_S = (10.0, 60.0)  # before what was refused memory, disk or storage is tried again: they may be back by then
+
+NODE = re.compile(r"actor \w* ?is unavailable|node has died|node it was running on is dead|raylet died|preempt", re.I)
+PROCESS = re.compile(r"\bactor (died|is dead)|worker (process has )?died", re.I)
+MEMORY = re.compile(r"node running low on memory|memory pressure", re.I)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended an attempt.
+
+    Attributes:
+        kind: a lost "node"; a "process" that died; "memory", for which Ray killed the process; or "machine", which
+            raised what a method is not to blame for.
+        text: what Ray says of it.
+    """
+
+    kind: Literal["node", "process", "memory", "machine"]
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> "Failure":
+        """Ray tells it by words alone."""
+        if MEMORY.search(text):
+            return cls("memory", text)
+        # The traceback of what was raised in a trial, which may quote anything.
+        if "Traceback" in text or "ray::" in text:
+            return cls("machine", text)
+        if NODE.search(text):
+            return cls("node", text)
+        return cls("process" if PROCESS.search(text) else "machine", text)
+
+    def __str__(self) -> str:
+        if self.kind == "node":
+            return "the trial's node was lost"
+        if self.kind == "process":
+            return "the trial's process died"
+        if self.kind == "memory":
+            return "out of memory: Ray ended the trial's process"
+        return (self.text.strip().splitlines() or ["unknown"])[-1]
+
+
+@dataclass
+class _Attempts:
+    """Those of one trial.
+
+    Attributes:
+        config: its setting.
+        begun: how often it was.
+        failures: those that count against it.
+        lost_nodes: those that do not, unless they are too many.
+    """
+
+    config: dict[str, Any]
+    begun: int = 0
+    failures: int = 0
+    lost_nodes: int = 0
+
+
+class Ledger:
+    """The trials that have begun and have no row yet. It stands in the sweep's directory (`running.json`), so that a
+    sweep that is resumed goes on with their settings, and counts on.
+
+    Args:
+        rows: of the sweep.
+    """
+
+    def __init__(self, rows: store.Store) -> None:
+        self._rows = rows
+        over = {row["trial"] for row in rows.read()}
+        stored = rows.get(store.RUNNING) or {}
+        self._trials = {int(number): _Attempts(**entry) for number, entry in stored.items() if int(number) not in over}
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._trials
+
+    def config(self, number: int) -> dict[str, Any]:
+        """The setting of a trial that has begun."""
+        return self._trials[number].config
+
+    def begin(self, number: int, config: dict[str, Any]) -> None:
+        """A trial is about to be run, perhaps not for the first time."""
+        self._trials.setdefault(number, _Attempts(config)).begun += 1
+        self._store()
+
+    def fail(self, number: int, failure: Failure) -> float | None:
+        """An attempt has ended without a row.
+
+        Returns:
+            Seconds until the next one, which is counted as begun; None: the trial is given up.
+        """
+        trial = self._trials[number]
+        if failure.kind == "node":
+            trial.lost_nodes += 1
+            again = trial.lost_nodes <= LOST_NODES
+        else:
+            trial.failures += 1
+            again = trial.failures <= RETRIES
+        trial.begun += again
+        self._store()
+        if not again:
+            return None
+        return PAUSES_S[trial.failures - 1] if failure.kind in ("memory", "machine") else 0.0
+
+    def begun(self, number: int) -> int:
+        """How often the trial was begun."""
+        return self._trials[number].begun
+
+    def end(self, number: int) -> None:
+        """The trial has its row."""
+        del self._trials[number]
+        self._store()
+
+    def _store(self) -> None:
+        content = {str(number): dataclasses.asdict(trial) for number, trial in self._trials.items()}
+        self._rows.put(store.RUNNING, content)
