@@ -213,7 +213,7 @@ def test_a_process_that_is_killed_is_told_and_replaced(places) -> None:
     template = decoding.decoders(2)._process.pid
     for child in Path(f"/proc/{template}/task/{template}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="a process that decodes images died"):
+    with pytest.raises(ChildProcessError, match="a process that decodes images died"):
         read(split)
     assert torch.equal(read(split), expected)
 

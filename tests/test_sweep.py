@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from raymu.methods.salun import SalUn
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import select, store
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.search import Adaptive
+from raymu.search import scheduler, study, suggest
 from raymu.session import Resources, session
 from raymu.sweep import Sweep, run_sweep
 
@@ -259,35 +261,82 @@ def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) 
     assert table in again.stdout
 
 
+def searched(trial: int, score: float, status: str = "completed", **config) -> dict:
+    return {
+        "trial": trial,
+        "source": "search",
+        "status": status,
+        "score": score,
+        "val_retain_acc": score,
+        "val_probe_forget_acc": 0.9 if score is None else 1 - score,
+        "config": {"lr": 0.01, "epochs": 5, **config},
+        "curve": [[1, score]],
+    }
+
+
 def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None:
     """Its score is the cheap probe's, which reads less: it must not win over one that ran to its end."""
-    done = [
-        {
-            "source": "search",
-            "status": status,
-            "score": score,
-            "val_retain_acc": 0.9,
-            "val_probe_forget_acc": 0.9,
-            "config": {"lr": 0.01, "epochs": 5},
-            "curve": [[1, score]],
-        }
-        for status, score in (("stopped", 0.9), ("completed", 0.4))
-    ]
+    done = [searched(1, 0.9, "stopped"), searched(2, 0.4), searched(3, None, "error"), searched(4, 0.8, lr=100.0)]
     sweep = Sweep(RandomLabel, digits)
-    numbers = [2, 3]
+    trials = study(sweep.protocol, sweep.ranges, done, 0).trials
+    assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE"]  # of what is no error, and in the space
+    assert trials[0].intermediate_values == {1: 0.9}
+    assert trials[1].value == 0.4
 
-    def task(number, setting):
-        return sweep.task(0, number, setting)
 
-    searcher = Adaptive(sweep.protocol, 0, sweep.ranges, sweep.published, numbers, task, done, lambda: False)
-    for trial_id in ("stopped", "completed"):
-        searcher.suggest(trial_id)
-        result = {"score": 0.9, "training_iteration": 1, "row/status": trial_id}
-        searcher.on_trial_result(trial_id, result)
-        searcher.on_trial_complete(trial_id, result)
-    trials = searcher._ot_study.trials
-    assert sorted(trial.state.name for trial in trials) == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
-    assert all(trial.intermediate_values[1] == 0.9 for trial in trials if trial.state.name == "PRUNED")
+PARETO = {"searcher": "nsga2", "objective": "pareto", "scheduler": "none"}
+
+
+@pytest.mark.parametrize("asked", [{}, PARETO], ids=["tpe", "nsga2"])
+def test_a_suggestion_depends_on_what_is_known_and_on_nothing_else(digits, asked) -> None:
+    protocol = Protocol(24, **asked)
+    sweep = Sweep(RandomLabel, digits, protocol)
+    done: list[dict] = []
+    for number in range(1, 24):
+        config = suggest(protocol, 0, number, sweep.ranges, done)
+        again = suggest(protocol, 0, number, sweep.ranges, done[::-1])
+        assert config == again
+        done.append(searched(number, 1 / (1 + abs(np.log10(config["lr"] / 0.003))), **config))
+    assert len({json.dumps(row["config"]) for row in done}) > 15  # nsga2 may keep a parent as it is
+    assert suggest(protocol, 1, 24, sweep.ranges, done) != suggest(protocol, 0, 24, sweep.ranges, done)
+    first, last = ([row["score"] for row in part] for part in (done[:8], done[-8:]))
+    assert np.mean(last) > np.mean(first)  # it learns
+
+
+def test_generations_follow_the_rows(digits) -> None:
+    protocol = Protocol(24, **PARETO)
+    sweep = Sweep(RandomLabel, digits, protocol)
+    made = study(protocol, sweep.ranges, [searched(number, 0.5) for number in range(14)], 0)
+    assert [len(made.sampler.get_population(made, generation)) for generation in range(4)] == [6, 6, 2, 0]
+
+
+class Asked(NamedTuple):
+    """What a scheduler looks at of a trial of Tune's."""
+
+    trial_id: str
+    config: dict
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_scheduler_knows_trials_by_their_number(kind) -> None:
+    """Whoever runs them: a rung is compared once, also where its trial goes on from a checkpoint behind it."""
+    plain = {"status": "stopped", "epochs": 1}
+    others = [searched(number, 0.5 + number / 10) | plain for number in range(4)]
+
+    def ask(judge, number: int, *curve: list) -> str:
+        trial = Asked(f"{number}-{len(curve)}", {"task": SimpleNamespace(number=number)})
+        return judge.on_trial_result(None, trial, {"row/status": "stopped", "row/curve": list(curve)})
+
+    judge, late = scheduler(kind, 9, others), scheduler(kind, 9, others)
+    assert ask(judge, 4, [1, 0.9]) == "CONTINUE"
+    assert ask(judge, 5, [1, 0.1]) == "STOP"
+    assert ask(judge, 5, [1, 0.1]) == "CONTINUE"  # what was told is not told again
+    assert ask(late, 4, [1, 0.9], [3, 0.8]) == "CONTINUE"  # its first rung is from before
+    assert ask(late, 5, [1, 0.1]) == "STOP"
+    ended = searched(4, 0.9) | {"curve": [[1, 0.9], [2, 0.3]]}  # the last is the strong probe's
+    for one in (judge, late, scheduler(kind, 9, [*others, ended, searched(5, 0.1, "stopped")])):
+        assert ask(one, 6, [1, 0.85]) == "CONTINUE"
+        assert ask(one, 7, [1, 0.45]) == "STOP"
 
 
 FRAGILE = """

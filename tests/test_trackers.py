@@ -240,7 +240,7 @@ class Diary(LoggerCallback):
 def test_a_tracker_hears_numbers_only_and_nothing_after_the_end() -> None:
     """A trial may be started again by Tune after its process died, even after its last word."""
     diary = Diary()
-    tracker = _Tracker("diary", lambda: diary, lambda trial, name: trial, Console(quiet=True))
+    tracker = _Tracker("diary", lambda: diary, lambda trial, name: trial, lambda trial: True, Console(quiet=True))
     tracker.setup()
     final = row("error", None, []) | {"traceback": "long", "val_mia_auc": 0.5, "flag": True}
     trial = shown("t", row=final)
