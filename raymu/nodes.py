@@ -96,7 +96,7 @@ def check(home: Home, scenario: Scenario) -> None:
     Raises:
         NodeError: one is not fit; says which and why.
     """
-    task = ray.remote(num_cpus=0, max_calls=1)(_prepare)
+    task = ray.remote(num_cpus=0, max_calls=1)(prepare)
     looks = {
         node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(home, scenario)
         for node in ray.nodes()
@@ -133,7 +133,12 @@ def returned(call: Any) -> Any:
         raise error.cause from error
 
 
-def _prepare(home: Home, scenario: Scenario) -> None:
+def prepare(home: Home, scenario: Scenario) -> None:
+    """Settle, and have the scenario's data and pretrained weights here.
+
+    Raises:
+        NodeError: this node is not fit; says which it is and why.
+    """
     settle(home)
     try:
         data.prepare(scenario)

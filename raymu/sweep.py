@@ -452,9 +452,9 @@ def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: st
     """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
     try:
-        in_group(home, options, _work, task, sweep, options, _checkpoints(directory, task.number))
+        in_group(home, options, _work, task, sweep, options, _checkpoints(directory, task.number), home)
     except WorkerError as error:
-        if isinstance(error.__cause__, OF_THE_MACHINE):
+        if isinstance(error.__cause__, (*OF_THE_MACHINE, NodeError)):
             raise
         row = _blank(sweep, task, options)
         tune.report(_result(row | {"status": "error", "error": "a worker failed", "traceback": str(error)}))
@@ -464,8 +464,9 @@ def _checkpoints(directory: store.Location, number: int) -> Checkpoints:
     return Checkpoints(directory / CHECKPOINTS / str(number))
 
 
-def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints) -> None:
+def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, home: nodes.Home) -> None:
     """What every worker of a trial does. The first one reports."""
+    nodes.prepare(home, task.scenario)
     method = sweep.configured(task.config)
     row, model = run_trial(
         task.scenario,

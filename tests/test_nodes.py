@@ -28,6 +28,7 @@ from raymu.method import Method, Range, fixed, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.nodes import at_home, check
 from raymu.protocol import Protocol
+from raymu.results import store
 from raymu.results.store import locate
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
@@ -128,14 +129,22 @@ def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(h
 
 
 def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypatch) -> None:
+    """Before anything is trained; where it joins later, by the first trial that it is given."""
     monkeypatch.chdir(tmp_path)  # processes of Ray look for modules where the driver is first
     shutil.copytree(REPOSITORY / "raymu", tmp_path / "other" / "raymu")
     with (tmp_path / "other" / "raymu" / "errors.py").open("a") as file:
         file.write("# edited\n")
-    with session(head), node(head, PYTHONPATH=str(tmp_path / "other")), at_home(locate(tmp_path)) as home:
+    references.compare(SCENARIO)
+    sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2))
+    reason = r"^node \S+: raymu is \w{12} there, \w{12} where the sweep was started$"
+    with session(head), node(head, PYTHONPATH=str(tmp_path / "other")):
         joined(2)
-        with pytest.raises(NodeError, match=r"^node \S+: raymu is \w{12} there, \w{12} where the sweep was started$"):
+        with at_home(locate(tmp_path)) as home, pytest.raises(NodeError, match=reason):
             check(home, SCENARIO)
+        monkeypatch.setattr("raymu.nodes.check", lambda home, scenario: None)
+        with pytest.raises(NodeError, match=reason):
+            run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
+    assert not store.read(tmp_path / "results")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +179,7 @@ def test_as_many_trials_share_a_gpu_as_the_first_leaves_room_for(quick, tmp_path
     assert [given for _, given in said] == ["1.0", "0.5", "0.5", "0.5"]
 
 
-@pytest.mark.parametrize(("used", "trials"), [(0.9, 1), (0.5, 1), (0.4, 2), (0.1, 8), (0.0001, 8333)])
+@pytest.mark.parametrize(("used", "trials"), [(0.9, 1), (0.5, 1), (0.4, 2), (0.1, 8), (0.01, 83)])
 def test_the_part_of_a_gpu_is_one_that_ray_knows(used, trials) -> None:
     part = part_of_gpu(used)
     assert 1 // part == trials

@@ -37,7 +37,7 @@ LR = {"unsir": 1e-3, "gradient_ascent": 1e-2}  # Adam, and an ascent that must n
 TOLERANCE = {"": (1e-5, 1e-5), "cmf": (1e-3, 5e-3), "unsir": (1e-3, 5e-2)}
 # At its own damping the conjugate gradients of influence end before they converge, and amplify anything: in float64, in
 # one process, another 1e-16 in their target moved what they find by 2e-2.
-DAMPED = {"influence": {"damping": 1.0, "scale": 10.0}}
+DAMPED = {"influence": {"damping": 10.0, "scale": 100.0}}
 ROUNDING = 2e-7  # of the largest weights
 
 
