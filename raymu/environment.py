@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ GIT_TIMEOUT_S = 10
 
 def describe() -> dict[str, Any]:
     """In JSON's types: "versions" by package, "git" (commit and whether it is "dirty", of the checkout that raymu is
-    imported from; None outside one), "machine", and when it "started".
+    imported from, or the commit that pip installed; None if neither is known), "machine", and when it "started".
     """
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     return {
@@ -34,7 +35,14 @@ def _git() -> dict[str, Any] | None:
 
     try:
         if not ask("ls-files", "--", __file__):
-            return None  # the repository of something else, with a virtual environment inside
+            return _installed()  # the repository of something else, with a virtual environment inside
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
-        return None
+        return _installed()
+
+
+def _installed() -> dict[str, Any] | None:
+    """What pip says of a package that it installed from a repository (PEP 610)."""
+    said = json.loads(importlib.metadata.distribution("raymu").read_text("direct_url.json") or "{}")
+    commit = said.get("vcs_info", {}).get("commit_id")
+    return {"commit": commit, "dirty": False} if commit else None

@@ -118,6 +118,25 @@ def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, t
     assert not (tmp_path / "results" / ".visible").exists()
 
 
+def test_entries_travel_in_pieces(head, own_cache, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("raymu.nodes.CHUNK", 10)
+    content = {"empty": b"", "one": bytes(10), "more": bytes(range(25))}
+    entry, there = tmp_path / "entry", tmp_path / "there"
+    entry.mkdir()
+    there.mkdir()
+    for name, value in content.items():
+        (entry / name).write_bytes(value)
+    (entry / "more").chmod(0o600)
+    with session(head), at_home(locate(tmp_path)) as home:
+        assert not home.fetch("some/entry", there)
+        home.give("some/entry", entry)
+        (entry / "one").write_bytes(b"a second time")
+        home.give("some/entry", entry)  # what is there stays
+        assert home.fetch("some/entry", there)
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == content
+    assert [path.name for path in (cache.root() / "some").iterdir()] == ["entry"]
+
+
 def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(head, own_cache, tmp_path) -> None:
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2))
     (tmp_path / "hidden").mkdir()
