@@ -1,0 +1,360 @@
+"""What fails around a trial costs time, and no row."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import steady
+from rich.console import Console
+
+from raymu import attempts, cli
+from raymu.attempts import Failure
+from raymu.checkpoint import Checkpoints
+from raymu.engines import Options
+from raymu.errors import InputError
+from raymu.evaluation import keys
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Protocol
+from raymu.results import store
+from raymu.results.store import Store, locate
+from raymu.session import Resources, session
+from raymu.sweep import run_sweep
+from raymu.trial import run_trial
+from raymu.workers import ALONE
+
+ray.cloudpickle.register_pickle_by_value(steady)  # processes of Ray do not find the tests
+
+SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
+PARETO = {"searcher": "nsga2", "objective": "pareto", "scheduler": "none"}
+
+
+def by_trial(rows: list[dict]) -> list[list]:
+    return [[row[key] for key in SAME] for row in sorted(rows, key=lambda row: row["trial"])]
+
+
+def run(protocol: Protocol, directory: Path, *, resume: bool = False, concurrent: int = 1) -> list[dict]:
+    resources = Resources(options=Options(checkpoint_s=0.0), concurrent=concurrent)
+    return run_sweep(steady.sweep(protocol), directory, resources, Console(quiet=True), resume=resume)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ray, and the file that says what its processes are refused."""
+    refused = tmp_path_factory.mktemp("machine") / "refused"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEADY_REFUSES", str(refused))
+        with session(None):
+            yield refused
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "PAUSES_S", (0.0, 0.0))
+
+
+# Checkpoints
+
+
+def killed_after(epochs: int, scenario, method: RandomLabel, checkpoints: Checkpoints, **options) -> None:
+    """Leave what a process leaves that is killed after so many epochs."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(row: dict) -> None:
+        if row["epochs"] > epochs:
+            raise Killed
+
+    arguments = {"seed": 0, "rungs": range(1, 9), "options": Options(checkpoint_s=0.0), **options}
+    with pytest.raises(Killed):
+        run_trial(scenario, method, **arguments, checkpoints=checkpoints, report=die)
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        (RandomLabel(lr=0.02, epochs=3), {}),
+        (RandomLabel(lr=0.01, epochs=3), {"seed": 1}),
+        (RandomLabel(lr=0.01, epochs=3, head="cmf"), {}),
+        (RandomLabel(lr=0.01, epochs=3), {"objective": "weighted"}),
+    ],
+    ids=["setting", "seed", "head", "objective"],
+)
+def test_a_checkpoint_serves_the_trial_alone_that_wrote_it(quick, quick_references, tmp_path, method, changed) -> None:
+    checkpoints = Checkpoints(locate(tmp_path / "trial"))
+    killed_after(1, quick, RandomLabel(lr=0.01, epochs=3), checkpoints)
+    assert checkpoints.load(ALONE) is not None
+    arguments = {"seed": 0, "options": Options(checkpoint_s=0.0), **changed}
+    row, _ = run_trial(quick, method, **arguments, checkpoints=checkpoints)
+    whole, _ = run_trial(quick, method, **arguments)
+    assert row["resumed"] == []
+    assert {key: row[key] for key in SAME[1:]} == {key: whole[key] for key in SAME[1:]}
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"sha256": "0", "state": {}}'], ids=["empty", "cut", "list", "other"]
+)
+def test_a_damaged_state_is_as_good_as_none(quick, quick_references, tmp_path, damage) -> None:
+    method, checkpoints = RandomLabel(lr=0.01, epochs=3), Checkpoints(locate(tmp_path / "trial"))
+    killed_after(1, quick, method, checkpoints)
+    state = tmp_path / "trial" / "state.json"
+    flipped = state.read_text().replace('"epoch": 1', '"epoch": 2')
+    assert flipped != state.read_text()
+    for content in (damage, flipped):
+        state.write_text(content)
+        row, _ = run_trial(quick, method, seed=0, checkpoints=checkpoints)
+        assert (row["status"], row["resumed"], row["epochs"]) == ("completed", [], 3)
+
+
+# A sweep that is resumed
+
+
+@pytest.mark.parametrize("asked", [{}, PARETO], ids=["tpe-asha", "nsga2"])
+def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp_path, asked) -> None:
+    """One trial at a time: the same settings, stopped at the same rungs, to the last digit."""
+    protocol = Protocol(trials=8, **asked)
+    whole = run(protocol, tmp_path / "whole")
+    lines = (tmp_path / "whole" / store.ROWS).read_text().splitlines(keepends=True)
+    assert not asked or len({row["score"] for row in whole}) > 2
+    assert asked or "stopped" in {row["status"] for row in whole}
+    for rows in (1, 3, 6):
+        cut = tmp_path / f"cut-{rows}"
+        shutil.copytree(tmp_path / "whole", cut)
+        (cut / store.ROWS).write_text("".join(lines[:rows]))
+        assert by_trial(run(protocol, cut, resume=True)) == by_trial(whole)
+
+
+def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
+    """Two at a time, a search cannot be repeated; its trials in flight can, and go on from their checkpoints."""
+    protocol = Protocol(trials=5, scheduler="none")
+    driver = start("--trials", 5, "--scheduler", "none", "--concurrent", 2, at=tmp_path)
+    try:
+        wait_for(lambda: list(tmp_path.glob("steady/checkpoints/*/state.json")), driver)
+    finally:
+        driver.kill()
+        driver.communicate()
+    begun = json.loads((tmp_path / "steady" / store.RUNNING).read_text())
+    rows = run(protocol, tmp_path / "steady", resume=True, concurrent=2)
+    assert sorted(row["trial"] for row in rows) == list(range(5))
+    assert begun
+    for row in rows:
+        if str(row["trial"]) in begun:
+            assert row["config"] == begun[str(row["trial"])]["config"]
+            assert row["restarts"] == 1
+    assert any(row["resumed"] for row in rows)
+    assert json.loads((tmp_path / "steady" / store.RUNNING).read_text()) == {}
+    assert list((tmp_path / "steady" / "checkpoints").iterdir()) == []
+
+
+def start(*arguments: object, at: Path, **environment: str) -> subprocess.Popen[str]:
+    """A driver of its own, whose sweep is in the directory `steady` there."""
+    return subprocess.Popen(
+        [sys.executable, steady.__file__, "--storage", str(at), "--checkpoint-every", "0", *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, driver: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# What the machine refuses
+
+
+def failures(directory: Path) -> int:
+    """Of the trials that are on their way."""
+    running = directory / store.RUNNING
+    return sum(trial["failures"] for trial in json.loads(running.read_text()).values()) if running.exists() else 0
+
+
+@contextlib.contextmanager
+def meanwhile(what: Callable[[], None]) -> Iterator[None]:
+    thread = threading.Thread(target=what)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_what_the_machine_refuses_is_tried_again_and_then_given_up(cluster, at_once, tmp_path) -> None:
+    """A disk that is full for a while costs a trial nothing; one that stays full is its error."""
+    protocol = Protocol(trials=4, searcher="quasi_random", scheduler="none")
+    whole = run(protocol, tmp_path / "whole")
+    highest = max(whole, key=lambda row: row["config"]["lr"])
+    others = [row for row in whole if row is not highest]
+    refused = str(max(row["config"]["lr"] for row in others))
+
+    cluster.write_text(refused)
+    rows = run(protocol, tmp_path / "stays")
+    (struck,) = (row for row in rows if row["status"] == "error")
+    assert struck["trial"] == highest["trial"]
+    assert struck["restarts"] == attempts.RETRIES
+    assert struck["error"].endswith("No space left on device: 'somewhere'; tried 3 times")
+    assert "Traceback" in struck["traceback"]
+    assert by_trial([row for row in rows if row is not struck]) == by_trial(others)
+
+    def mend() -> None:
+        while not failures(tmp_path / "passes"):
+            time.sleep(0.01)
+        cluster.unlink()
+
+    with meanwhile(mend):
+        rows = run(protocol, tmp_path / "passes")
+    assert by_trial(rows) == by_trial(whole)
+    assert {row["trial"]: row["restarts"] for row in rows}[highest["trial"]] in (1, 2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs to mount a disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all that is left of the disk."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(bytes(1 << 12)):
+            pass
+    return filler
+
+
+def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
+    cluster, small_disk, tmp_path, monkeypatch, capsys
+) -> None:
+    protocol = Protocol(trials=6, searcher="quasi_random", scheduler="none")
+    whole, rows = run(protocol, tmp_path / "whole"), small_disk / "steady"
+
+    def fill_and_free(seconds: float) -> None:
+        before = len(store.read(rows))
+        while len(store.read(rows)) < before + 1:
+            time.sleep(0.01)
+        filler = fill(small_disk)
+        time.sleep(seconds)
+        filler.unlink()
+
+    monkeypatch.setattr(store, "OUTAGE_S", 1.0)
+    monkeypatch.setattr(sys, "argv", ["steady", "--storage", str(small_disk), "--trials", "6", "--concurrent", "1"])
+    sys.argv += ["--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0"]
+    with meanwhile(lambda: fill_and_free(8)), pytest.raises(SystemExit) as ended:
+        cli.sweep_main(lambda: steady.sweep())
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert [line for line in printed if "No space left on device" in line and "--resume continues" in line] == printed
+    kept = store.read(rows)
+    assert 1 <= len(kept) < 6
+    assert not list(rows.rglob("*.tmp"))
+
+    monkeypatch.setattr(store, "OUTAGE_S", 60.0)
+    with meanwhile(lambda: fill_and_free(3)):
+        resumed = run(protocol, rows, resume=True)
+    assert resumed[: len(kept)] == kept
+    assert by_trial(resumed) == by_trial(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("The actor 39 is unavailable: RpcError: Socket closed rpc_code: 14.", "node", "node was lost"),
+        (
+            "The actor died.\nThe actor died because its node has died. Node Id: 12",
+            "node",
+            "node was lost",
+        ),
+        ("The actor is dead because its worker process has died. End of file.", "process", "process died"),
+        ("1 worker(s) were killed due to the node running low on memory.", "memory", "out of memory"),
+        ("ray::train()\nTraceback\nOSError: [Errno 5] the actor is unavailable\n", "machine", "OSError: [Errno 5]"),
+        ("", "machine", "unknown"),
+    ],
+)
+def test_what_ended_a_trial_is_told_by_what_ray_says(text, kind, said) -> None:
+    failure = Failure.of(text)
+    assert failure.kind == kind
+    assert said in str(failure)
+
+
+def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
+    """What counts against it counts over all of the sweep's runs."""
+    process, node = Failure.of("its worker process has died"), Failure.of("its node has died")
+    with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
+        ledger = attempts.Ledger(rows)
+        ledger.begin(3, {"lr": 0.1})
+        assert [ledger.fail(3, node) for _ in range(10)] == [0.0] * 10
+        assert ledger.fail(3, process) == 0.0
+    with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
+        ledger = attempts.Ledger(rows)
+        assert ledger.config(3) == {"lr": 0.1}
+        ledger.begin(3, {"lr": 0.1})
+        assert ledger.fail(3, process) == 0.0
+        assert ledger.fail(3, process) is None
+        assert ledger.begun(3) == 14
+        ledger.begin(4, {})
+        assert [ledger.fail(4, node) for _ in range(attempts.LOST_NODES)] == [0.0] * attempts.LOST_NODES
+        assert ledger.fail(4, node) is None
+        rows.append({"trial": 3})
+        (tmp_path / store.RUNNING).write_text("half")
+        assert 4 not in attempts.Ledger(rows)
+
+
+IMPATIENT = """
+import runpy, sys
+from raymu import attempts
+attempts.PAUSES_S = (0.0, 0.0)
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_a_trial_that_is_ended_for_its_memory_says_so(quick_references, tmp_path) -> None:
+    """By Ray's own monitor, on a machine of which a hundredth may be used."""
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "200"}
+    driver = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, steady.__file__, "--storage", str(tmp_path), "--trials", "1"],
+        env={**os.environ, **limits},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert driver.returncode == 2, driver.stderr
+    (row,) = store.read(tmp_path / "steady")
+    assert row["status"] == "error"
+    assert row["error"].startswith("out of memory")
+    assert row["restarts"] == attempts.RETRIES
+
+
+# Damaged rows
+
+
+def test_a_damaged_row_is_named(tmp_path) -> None:
+    with Store(tmp_path, steady.sweep().identity(), resume=False) as rows:
+        for trial in range(3):
+            rows.append({"trial": trial})
+    text = (tmp_path / store.ROWS).read_text()
+    (tmp_path / store.ROWS).write_text(text.replace('"trial": 1', '"tr\x00'))
+    with pytest.raises(InputError, match=r"line 2 of rows\.jsonl is damaged"):
+        Store(tmp_path, steady.sweep().identity(), resume=True).read()
+
+
+def test_a_trial_that_two_writers_stored_is_one_row(tmp_path) -> None:
+    with Store(tmp_path, steady.sweep().identity(), resume=False) as rows:
+        for trial in (0, 1, 0):
+            rows.append({"trial": trial})
+    assert [row["trial"] for row in store.read(tmp_path)] == [0, 1]

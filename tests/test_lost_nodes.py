@@ -1,0 +1,137 @@
+"""A sweep on a cluster whose nodes come and go: Ray's own cluster utilities, on one machine."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steady
+from test_distributed_sweep import parents
+
+import raymu  # noqa: F401 # before Ray, for its token
+from raymu.evaluation import keys
+from raymu.results import store
+
+from ray.cluster_utils import Cluster  # isort: skip
+
+TRIALS = 8
+DESIGN = ("--trials", str(TRIALS), "--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0")
+SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
+
+
+@contextlib.contextmanager
+def cluster_of(nodes: int, **head: Any) -> Iterator[tuple[Cluster, list[Any]]]:
+    """A head and so many nodes of one CPU."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **head})
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    finally:
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def sweep_on(
+    cluster: Cluster, storage: Path, *arguments: object, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    driver = subprocess.Popen(
+        [sys.executable, steady.__file__, "--address", cluster.address, "--storage", storage, *DESIGN, *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield driver
+    finally:
+        driver.kill()
+        driver.communicate()
+
+
+def trials_on(node: Any) -> list[int]:
+    """The processes that run a trial there."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    found = []
+    for pid, parent in parents().items():
+        with contextlib.suppress(OSError):
+            if parent == raylet and b"ray::ImplicitFunc.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def wait_for(condition, driver: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def end(driver: subprocess.Popen[str], storage: Path) -> list[dict[str, Any]]:
+    """The rows, once the sweep is over: each trial once, and none failed."""
+    printed, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, printed
+    rows = sorted(store.read(storage / "steady"), key=lambda row: row["trial"])
+    assert [row["trial"] for row in rows] == list(range(TRIALS))
+    lines = (storage / "steady" / store.ROWS).read_text().splitlines()
+    assert len(lines) == TRIALS
+    assert {row["status"] for row in rows} == {"completed"}
+    return rows
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quick_references, tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    with cluster_of(2) as (cluster, nodes), sweep_on(cluster, storage) as driver:
+        wait_for(lambda: all(trials_on(node) for node in nodes), driver)  # it spreads over both
+        return measured(end(driver, storage))
+
+
+def measured(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    return [[row[key] for key in SAME] for row in rows]
+
+
+def test_one_node_is_killed_and_one_is_added(undisturbed, tmp_path) -> None:
+    """Every trial ends, each once, and as it would have."""
+    with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path) as driver:
+        wait_for(lambda: list(tmp_path.glob("steady/checkpoints/*/state.json")) and trials_on(nodes[0]), driver)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        added = cluster.add_node(num_cpus=1)
+        wait_for(lambda: trials_on(added), driver)
+        rows = end(driver, tmp_path)
+    assert measured(rows) == undisturbed
+    assert sum(row["restarts"] for row in rows) >= 1
+
+
+def test_a_node_that_is_taken_with_notice(undisturbed, tmp_path) -> None:
+    """What runs there goes on until it goes, and then elsewhere."""
+    with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path) as driver:
+        wait_for(lambda: trials_on(nodes[0]), driver)
+        drain = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
+        taken = ["--node-id", nodes[0].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        subprocess.run([*drain, *taken, "--deadline-remaining-seconds", "2"], check=True, capture_output=True)
+        time.sleep(2)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert measured(end(driver, tmp_path)) == undisturbed
+
+
+def test_the_head_is_restarted(undisturbed, tmp_path) -> None:
+    """The driver cannot outlive it, but ends; another goes on."""
+    with (
+        cluster_of(1) as (cluster, _),
+        sweep_on(cluster, tmp_path, RAY_gcs_rpc_server_reconnect_timeout_s="2") as driver,
+    ):
+        wait_for(lambda: len(store.read(tmp_path / "steady")) >= 2, driver)
+        cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        driver.communicate(timeout=100)
+        assert driver.returncode != 0
+    kept = store.read(tmp_path / "steady")
+    assert 2 <= len(kept) < TRIALS
+    with cluster_of(2) as (cluster, _), sweep_on(cluster, tmp_path, "--resume") as driver:
+        rows = end(driver, tmp_path)
+    assert measured(rows) == undisturbed
+    assert store.read(tmp_path / "steady")[: len(kept)] == kept
