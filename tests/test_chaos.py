@@ -1,0 +1,205 @@
+"""Random processes of a sweep are killed at random moments, and its results are those of one that nobody disturbed."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steady
+from test_distributed_sweep import parents
+from test_lost_nodes import cluster_of, measured
+
+from raymu import attempts
+from raymu.results import ranking, select, store
+
+TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
+NAMES = {TRIAL: b"ray::ImplicitFunc.train", WORKER: b"ray::_Worker.call"}
+DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")
+ADAPTIVE = ("--concurrent", "1")  # with one trial at a time, TPE and ASHA can be repeated, too
+SHARED = ("--workers", "2", "--searcher", "quasi_random", "--scheduler", "none", "--max-epochs", "4")
+PATIENCE_S = 400  # for anything to happen
+
+
+class Sweep:
+    """A sweep on a cluster, whose driver is begun again whenever it was killed."""
+
+    def __init__(self, cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str) -> None:
+        self.directory = storage / "steady"
+        self._raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+        self._command = [sys.executable, steady.__file__, "--address", cluster.address, "--storage", str(storage)]
+        self._command += ["--checkpoint-every", "0", *arguments]
+        self._environment = {**os.environ, "STEADY_SCENARIO": scenario}
+        self.start()
+
+    def start(self, *more: str) -> None:
+        self.driver = subprocess.Popen(
+            [*self._command, *more],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def running(self, kind: str) -> list[int]:
+        """Its processes of a kind that are at work, in the order of their ids."""
+        if kind == DRIVER:
+            return [self.driver.pid]
+        found = []
+        for pid, parent in parents().items():
+            with contextlib.suppress(OSError):
+                if parent == self._raylet and NAMES[kind] in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return sorted(found)
+
+    def begun(self) -> list[dict[str, Any]]:
+        """The trials that have begun and not ended."""
+        with contextlib.suppress(FileNotFoundError):
+            return list(json.loads((self.directory / store.RUNNING).read_text()).values())
+        return []
+
+    def kill(self, kind: str, chance: random.Random) -> bool:
+        """Kill one of its processes of this kind, unless the sweep is over before there is one."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            # What died so often that the next time it is given up is another test's.
+            spared = kind != DRIVER and any(trial["failures"] >= attempts.RETRIES for trial in self.begun())
+            if self.driver.poll() is not None:
+                return False
+            if not spared and self.begun() and (pids := self.running(kind)):
+                before = sum(trial["failures"] for trial in self.begun())
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(pids), signal.SIGKILL)
+                    self._wait_for_the_end_of(kind, before)
+                    return True
+            time.sleep(0.02)
+        raise TimeoutError(f"no {kind} to kill")
+
+    def _wait_for_the_end_of(self, kind: str, failures: int) -> None:
+        """So that the next one is killed of a sweep that goes on."""
+        if kind == DRIVER:
+            self.driver.communicate()
+            self.start("--resume")
+            return
+        deadline = time.monotonic() + 30  # the trial may have ended just before
+        while sum(trial["failures"] for trial in self.begun()) <= failures and time.monotonic() < deadline:
+            if self.driver.poll() is not None:
+                return
+            time.sleep(0.02)
+
+    def end(self) -> list[dict[str, Any]]:
+        printed, _ = self.driver.communicate(timeout=PATIENCE_S)
+        assert self.driver.returncode == 0, printed
+        return store.read(self.directory)
+
+
+class Reader(threading.Thread):
+    """Reads the results all the time: rows only come, and stay as they are."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory, self._over = directory, threading.Event()
+        self.reads, self.error = 0, None
+
+    def run(self) -> None:
+        seen: list[dict] = []
+        try:
+            while not self._over.is_set():
+                rows = store.read(self._directory)
+                assert rows[: len(seen)] == seen
+                assert len({row["trial"] for row in rows}) == len(rows)
+                seen = rows
+                self.reads += 1
+                time.sleep(0.05)
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> "Reader":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+
+@contextlib.contextmanager
+def begun(cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str) -> Iterator[Sweep]:
+    sweep = Sweep(cluster, storage, arguments, scenario)
+    try:
+        yield sweep
+    finally:
+        sweep.driver.kill()
+        sweep.driver.communicate()
+
+
+def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: int, scenario: str = "digits") -> None:
+    """Kill one process of every kind in this list, at random moments, and compare with a sweep that is left alone."""
+    with cluster_of(0, num_cpus=2) as (cluster, _):
+        with begun(cluster, tmp_path / "whole", arguments, scenario) as sweep:
+            whole = sweep.end()
+        chance, killed = random.Random(seed), Counter()
+        with begun(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as reader:
+            for kind in kinds:
+                time.sleep(chance.uniform(0.0, 1.5))
+                killed[kind] += sweep.kill(kind, chance)
+            rows = sweep.end()
+    assert killed == Counter(kinds)
+    assert reader.error is None
+    assert reader.reads > len(kinds)
+    by_number = sorted(rows, key=lambda row: row["trial"])
+    assert measured(by_number) == measured(sorted(whole, key=lambda row: row["trial"]))
+    lines = (tmp_path / "disturbed" / "steady" / store.ROWS).read_text().splitlines()
+    assert len(lines) == len(rows) == len(whole)
+    assert select.tuned(rows)["trial"] == select.tuned(whole)["trial"]
+    order = [[row["trial"] for row in select.Best(len(rows)).choose(one)] for one in (rows, whole)]
+    assert order[0] == order[1]
+    ranked = [
+        [(end.rank, end.score, end.tuned["trial"]) for end in ranking.rank(store.load(tmp_path / name))]
+        for name in ("whole", "disturbed")
+    ]
+    assert ranked[0] == ranked[1]
+    assert sum(row["restarts"] for row in rows) >= sum(killed.values()) - killed[DRIVER]
+    assert all(row["restarts"] <= attempts.RETRIES + killed[DRIVER] for row in rows)
+    assert not list((tmp_path / "disturbed" / "steady" / "checkpoints").iterdir())
+
+
+def shuffled(seed: int, **kinds: int) -> list[str]:
+    drawn = [kind for kind, count in kinds.items() for _ in range(count)]
+    random.Random(seed).shuffle(drawn)
+    return drawn
+
+
+def test_three_kills(quick_references, tmp_path) -> None:
+    disturb(tmp_path, ("--trials", "7", *DESIGN), [TRIAL, DRIVER, TRIAL], seed=0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_eight_kills_of_a_search_that_learns(quick_references, tmp_path) -> None:
+    """TPE and ASHA, one trial at a time."""
+    disturb(tmp_path, ("--trials", "24", *ADAPTIVE), shuffled(1, trial=5, driver=3), seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_twenty_kills_of_trials_side_by_side(quick_references, tmp_path) -> None:
+    disturb(tmp_path, ("--trials", "40", *DESIGN), shuffled(2, trial=13, driver=7), seed=2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_six_kills_where_two_workers_share_a_trial(tmp_path) -> None:
+    """Under DeepSpeed."""
+    disturb(
+        tmp_path, ("--trials", "8", *SHARED), shuffled(3, trial=2, worker=3, driver=1), seed=3, scenario="digits-vit"
+    )
