@@ -64,8 +64,8 @@ def unlearned(
     chosen = method.get(name)
     whole = {**chosen.published_config(scenario, head), **config}
     row, _ = run_trial(scenario, chosen.from_config(whole, head=head, train=train), seed=seed)
-    figures = {key: round(row[f"test_{key}"], 3) for key in ("retain_acc", "forget_acc", "probe_forget_acc")}
-    print(f"{scenario.name}: {name} {head} {train} {config}: {figures}")
+    figures = {key: row[f"test_{key}"] for key in ("retain_acc", "forget_acc", "probe_forget_acc")}
+    print(f"{scenario.name}: {name} {head} {train} {config}: {row['status']} {figures}")
     return row
 
 
@@ -137,6 +137,8 @@ def test_a_cmf_head_makes_the_features_forget(scenario, original, name) -> None:
         means = []
         for config in settings:
             rows = [unlearned(scenario, name, head=head, seed=seed, **config) for seed in SEEDS[scenario.name]]
+            if any(row["status"] == "diverged" for row in rows):
+                continue
             means.append({figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES})
         kept = [mean for mean in means if mean["val_retain_acc"] > original["val_retain_acc"] - FEW_POINTS]
         best[head] = min(kept, key=lambda mean: mean["val_probe_forget_acc"], default=original)

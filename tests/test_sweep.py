@@ -18,6 +18,7 @@ from conftest import REPOSITORY
 from rich.console import Console
 
 from raymu import cache, method, references
+from raymu.engines import DEFAULTS
 from raymu.errors import InputError
 from raymu.evaluation import keys
 from raymu.evaluation.evaluate import ACCURACIES, SPLITS
@@ -28,7 +29,8 @@ from raymu.results import select, store
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.search import scheduler, study, suggest
 from raymu.session import Resources, session
-from raymu.sweep import Sweep, run_sweep
+from raymu.sweep import Sweep, _result, run_sweep
+from raymu.trial import blank_row
 
 ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *keys()}
 
@@ -326,7 +328,7 @@ def test_a_scheduler_knows_trials_by_their_number(kind) -> None:
 
     def ask(judge, number: int, *curve: list) -> str:
         trial = Asked(f"{number}-{len(curve)}", {"task": SimpleNamespace(number=number)})
-        return judge.on_trial_result(None, trial, {"row/status": "stopped", "row/curve": list(curve)})
+        return judge.on_trial_result(None, trial, {"row": {"status": "stopped", "curve": list(curve)}})
 
     judge, late = scheduler(kind, 9, others), scheduler(kind, 9, others)
     assert ask(judge, 4, [1, 0.9]) == "CONTINUE"
@@ -338,6 +340,16 @@ def test_a_scheduler_knows_trials_by_their_number(kind) -> None:
     for one in (judge, late, scheduler(kind, 9, [*others, ended, searched(5, 0.1, "stopped")])):
         assert ask(one, 6, [1, 0.85]) == "CONTINUE"
         assert ask(one, 7, [1, 0.45]) == "STOP"
+
+
+def test_tune_finds_no_number_in_a_row(digits) -> None:
+    """It keeps statistics of all that it finds, of every trial."""
+    from ray.tune.utils import flatten_dict  # after raymu, which sets what Ray reads once
+
+    row = blank_row(digits, RandomLabel(), seed=0, objective="hmean", options=DEFAULTS) | dict.fromkeys(keys(), 0.5)
+    told = _result(row)
+    assert flatten_dict(told) == told
+    assert dict(told["row"]) == row
 
 
 FRAGILE = """
@@ -394,6 +406,7 @@ def test_what_goes_wrong_in_a_trial_is_a_row(swept, tmp_path) -> None:
             assert all(row[key] is None for key in keys())
 
 
+@pytest.mark.long
 def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch) -> None:
     """Two whole sweeps, one after the other at a time, on data that differs in its test labels alone."""
     generator = np.random.default_rng(0)
