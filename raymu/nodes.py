@@ -107,6 +107,8 @@ def check(home: Home, scenario: Scenario) -> None:
             returned(look)
         except NodeError:
             raise
+        except ray.exceptions.RayError:
+            continue  # it has gone; should it come back, the first trial that it is given looks
         except Exception as error:  # whatever it is, it keeps trials from running there
             raise NodeError(f"node {address}: {str(error).strip().splitlines()[-1]}") from error
 
