@@ -22,6 +22,7 @@ from test_lost_nodes import cluster_of, measured
 from raymu import attempts
 from raymu.results import ranking, select, store
 
+pytestmark = pytest.mark.cluster
 TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
 NAMES = {TRIAL: b"ray::ImplicitFunc.train", WORKER: b"ray::_Worker.call"}
 DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")

@@ -19,6 +19,7 @@ from raymu.results import store
 
 from ray.cluster_utils import Cluster  # isort: skip
 
+pytestmark = pytest.mark.cluster
 TRIALS = 8
 DESIGN = ("--trials", str(TRIALS), "--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0")
 SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())

@@ -34,6 +34,10 @@ from raymu.scenario import SCENARIOS, Recipe
 from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
 from raymu.sweep import Sweep, run_sweep
 
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(os.geteuid() != 0, reason="nodes have namespaces of their own, which only root can make"),
+]
 QUIET = Console(quiet=True)
 SCENARIO = dataclasses.replace(
     SCENARIOS["cifar10-resnet18"],

@@ -35,7 +35,10 @@ ray down --yes cluster.yaml
 """
 
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="machines are made of namespaces, which only root can make")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(os.geteuid() != 0, reason="machines are made of namespaces, which only root can make"),
+]
 
 
 @pytest.fixture
