@@ -1,7 +1,8 @@
 """A sweep whose trials are the same whenever they run, and take some time: what the tests of faults disturb.
 
-As a script it takes the flags of any sweep. A file named by STEADY_REFUSES holds numbers of learning rates: while it is
-there, a trial whose learning rate is above the first one fails as on a full disk.
+As a script it takes the flags of any sweep. STEADY_EPOCH_S are the seconds of an epoch, STEADY_SCENARIO is what the
+models are trained on. STEADY_REFUSES names a file with a learning rate: while it is there, trials with a higher one
+fail as on a full disk.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.sweep import Sweep
 
-EPOCH_S = 0.15
+EPOCH_S = float(os.environ.get("STEADY_EPOCH_S", "0.15"))
 
 
 @dataclass(frozen=True, kw_only=True)
