@@ -43,13 +43,7 @@ class Sweep:
         self.start()
 
     def start(self, *more: str) -> None:
-        self.driver = subprocess.Popen(
-            [*self._command, *more],
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.driver = subprocess.Popen([*self._command, *more], env=self._environment)
 
     def running(self, kind: str) -> list[int]:
         """Its processes of a kind that are at work, in the order of their ids."""
@@ -88,7 +82,7 @@ class Sweep:
     def _wait_for_the_end_of(self, kind: str, failures: int) -> None:
         """So that the next one is killed of a sweep that goes on."""
         if kind == DRIVER:
-            self.driver.communicate()
+            self.driver.wait()
             self.start("--resume")
             return
         deadline = time.monotonic() + 30  # the trial may have ended just before
@@ -98,8 +92,7 @@ class Sweep:
             time.sleep(0.02)
 
     def end(self) -> list[dict[str, Any]]:
-        printed, _ = self.driver.communicate(timeout=PATIENCE_S)
-        assert self.driver.returncode == 0, printed
+        assert self.driver.wait(PATIENCE_S) == 0
         return store.read(self.directory)
 
 
@@ -140,7 +133,7 @@ def begun(cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str
         yield sweep
     finally:
         sweep.driver.kill()
-        sweep.driver.communicate()
+        sweep.driver.wait()
 
 
 def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: int, scenario: str = "digits") -> None:
