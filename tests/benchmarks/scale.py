@@ -7,15 +7,16 @@ slots, and a process for each of them. Simulated is what a trial does: it sleeps
 epoch, reports at its rungs, and ends with a row that has a number in every column and a score that its setting gives.
 Its process finds empty modules where torch, timm and scipy would be: 64 times these are more than 24 GB hold.
 
-A line tells of so many trials: CPU time of the driver (all its threads) and wall time a trial, trials a second, how
-much of the time the slots slept (near 100 %: the driver is not what bounds), and, at the end of them, the driver's
-memory and the size of the rows. With `--profile` follow the functions in which the driver's main thread spends most.
+A line tells of so many trials, the first of the start: CPU time of the driver (all its threads) and wall time a trial,
+trials a second, how much of the time the slots slept (near 100 %: the driver is not what bounds), and, at the end of
+them, the driver's memory and the size of the rows. With `--profile` follow the functions in which the driver's main
+thread spends most.
 """
 
 import argparse
 import cProfile
 import functools
-import itertools
+import json
 import logging
 import math
 import os
@@ -25,13 +26,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 from unittest.mock import MagicMock
 
-import numpy as np
 from rich.console import Console
 
 from raymu import data, references
@@ -42,7 +42,6 @@ from raymu.results import store
 from raymu.scenario import SCENARIOS
 from raymu.session import Resources
 from raymu.sweep import Sweep, run_sweep
-from raymu.trial import Row
 
 EMPTY = ("torch", "torch.distributed", "torch.nn.attention", "torch.nn.functional", "safetensors.torch", "timm")
 EMPTY += ("scipy", "scipy.sparse.linalg")
@@ -104,56 +103,54 @@ def prepare(seconds: float, started: Path, slots: int) -> None:
     sweep.run_trial = run_trial
 
 
-class Sample(NamedTuple):
-    """The driver at one moment."""
+class Now(NamedTuple):
+    """The driver at this moment."""
 
-    time: float
+    wall: float
     cpu: float
-    memory: float  # in MB, as the next
-    rows: float
+    memory: float  # in MB
+
+    @classmethod
+    def take(cls) -> "Now":
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return cls(time.perf_counter(), time.process_time(), pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
 
-class Samples(threading.Thread):
-    """The driver of a sweep in this directory, every second while the body runs."""
+class Lines(threading.Thread):
+    """Prints, while the body runs, what so many trials cost, as soon as their rows are stored."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, rows: Path, every: int, slots: int) -> None:
         super().__init__(daemon=True)
-        self._rows, self._over, self._taken = directory / store.ROWS, threading.Event(), list[Sample]()
+        self._rows, self._every, self._slots, self._over = rows, every, slots, threading.Event()
 
     def run(self) -> None:
-        while not self._over.wait(1.0):
-            self._take()
+        print("  trials   driver ms   wall ms   trials/s   slept   memory MB   rows MB")
+        before, size, ended, printed, slept = Now.take(), 0, 0, 0, 0.0
+        while not self._over.wait(0.5):
+            if not self._rows.exists():
+                continue
+            with self._rows.open("rb") as file:
+                file.seek(size)
+                lines = [line for line in file if line.endswith(b"\n")]
+            size, ended = size + sum(map(len, lines)), ended + len(lines)
+            slept += sum(json.loads(line)["wall_s"] for line in lines)
+            if ended >= printed + (self._every if printed else self._slots):
+                now, trials = Now.take(), ended - printed
+                wall = now.wall - before.wall
+                print(
+                    f"{ended:8d} {1000 * (now.cpu - before.cpu) / trials:11.1f} {1000 * wall / trials:9.1f}"
+                    f" {trials / wall:10.1f} {slept / wall / self._slots:7.0%} {now.memory:11.0f} {size / 1e6:9.1f}",
+                    flush=True,
+                )
+                before, printed, slept = now, ended, 0.0
 
-    def _take(self) -> None:
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        size = self._rows.stat().st_size if self._rows.exists() else 0
-        self._taken.append(Sample(time.time(), time.process_time(), resident / 1e6, size / 1e6))
-
-    def __enter__(self) -> "Samples":
-        self._take()
+    def __enter__(self) -> "Lines":
         self.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self.join()
-        self._take()
-
-    def at(self, moment: float) -> Sample:
-        """The driver then, between two samples as on a line."""
-        times = [sample.time for sample in self._taken]
-        return Sample(*(float(np.interp(moment, times, values)) for values in zip(*self._taken, strict=True)))
-
-
-def line(rows: Sequence[Row], samples: Samples, first: int, last: int, slots: int) -> str:
-    """What the trials cost that ended as the `first` to the `last`."""
-    before, after = (samples.at(rows[place]["ended_s"]) for place in (first, last))
-    trials, wall = last - first, after.time - before.time
-    slept = sum(row["wall_s"] for row in rows[first:last]) / (slots * wall)
-    return (
-        f"{last + 1:8d} {1000 * (after.cpu - before.cpu) / trials:11.1f} {1000 * wall / trials:9.1f}"
-        f" {trials / wall:10.1f} {slept:7.0%} {after.memory:11.0f} {after.rows:9.1f}"
-    )
 
 
 def main() -> None:
@@ -192,23 +189,14 @@ def main() -> None:
             _system_config={"worker_register_timeout_seconds": 600},  # they start at once, on few cores
         )
         sweep = Sweep(Sleep, scenario, protocol)
-        with Samples(place) as samples:
+        how = f"{options.searcher}, {options.scheduler}, {options.searches} searches"
+        print(f"{how}, {options.slots} slots, {options.seconds:g} s a trial", flush=True)
+        with Lines(place / store.ROWS, options.every, options.slots):
             if options.profile:
                 profile.enable()
-            rows = run_sweep(sweep, place, Resources(), Console(quiet=True))
+            run_sweep(sweep, place, Resources(), Console(quiet=True))
             profile.disable()
-            ended = time.time()
         ray.shutdown()
-
-    how = f"{options.searcher}, {options.scheduler}, {options.searches} searches"
-    print(f"{how}, {options.slots} slots, {options.seconds:g} s a trial")
-    print("  trials   driver ms   wall ms   trials/s   slept   memory MB   rows MB")
-    every = range(options.every - 1, len(rows), options.every)
-    marks = [options.slots, *(mark for mark in every if mark > options.slots)]  # before, processes start
-    for first, last in itertools.pairwise(marks):
-        print(line(rows, samples, first, last, options.slots))
-    last, end = samples.at(rows[-1]["ended_s"]), samples.at(ended)
-    print(f"after the last trial: {end.cpu - last.cpu:.1f} s of the driver, {end.time - last.time:.1f} s")
     if options.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)
         pstats.Stats(profile).sort_stats("cumulative").print_stats(90)
