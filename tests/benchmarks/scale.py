@@ -125,8 +125,9 @@ class Lines(threading.Thread):
 
     def run(self) -> None:
         print("  trials   driver ms   wall ms   trials/s   slept   memory MB   rows MB")
-        before, size, ended, printed, slept = Now.take(), 0, 0, 0, 0.0
-        while not self._over.wait(0.5):
+        before, size, ended, printed, slept, over = Now.take(), 0, 0, 0, 0.0, False
+        while not over:
+            over = self._over.wait(0.5)
             if not self._rows.exists():
                 continue
             with self._rows.open("rb") as file:
@@ -134,7 +135,7 @@ class Lines(threading.Thread):
                 lines = [line for line in file if line.endswith(b"\n")]
             size, ended = size + sum(map(len, lines)), ended + len(lines)
             slept += sum(json.loads(line)["wall_s"] for line in lines)
-            if ended >= printed + (self._every if printed else self._slots):
+            if ended // self._every > printed // self._every if printed else ended >= self._slots:
                 now, trials = Now.take(), ended - printed
                 wall = now.wall - before.wall
                 print(
