@@ -94,6 +94,7 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
     assert not any(checkpoints.iterdir())  # nothing of them is needed again
 
 
+@pytest.mark.long
 def test_workers_go_when_the_sweep_is_over(tmp_path) -> None:
     """A cluster that was there before has all of itself back within seconds."""
     vit = SCENARIOS["digits-vit"]
