@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import NSGAIISampler, TPESampler
 from optuna.study import Study
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
@@ -81,54 +81,73 @@ class Queue(Searcher):
         Path(checkpoint_path).touch()
 
 
-def suggest(protocol: Protocol, seed: int, number: int, ranges: Mapping[str, Range], done: Iterable[Row]) -> Setting:
-    """What TPE or NSGA-II tries as a trial of a search. It depends on these arguments alone, and not on the order of
-    the rows.
+class Learner:
+    """What TPE or NSGA-II knows of a search, and tries next.
+
+    It learns from rows in the order in which they ended. A suggestion depends on these, the arguments and its number
+    alone, whether the rows came one by one or all at once.
 
     Args:
         seed: of the search.
-        number: of the trial.
         ranges: the search space.
-        done: the rows of this search so far.
+        done: the rows of this search so far; those that are appended later are learnt, too.
+
+    Attributes:
+        study: the same in Optuna's terms.
     """
-    drawn = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    asked = study(protocol, ranges, done, drawn).ask({name: distribution(search) for name, search in ranges.items()})
-    return asked.params
 
+    def __init__(self, protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._seed, self._ranges, self._done, self._read = seed, ranges, done, 0
+        self._space: dict[str, Any] = {name: distribution(search) for name, search in ranges.items()}
+        self._several, self._is_genetic = protocol.objective == PARETO, protocol.searcher == "nsga2"
+        self._population = max(4, protocol.trials // GENERATIONS)
+        self._learnt = 0
+        self.study = optuna.create_study(directions=["maximize"] * (2 if self._several else 1))
 
-def study(protocol: Protocol, ranges: Mapping[str, Range], done: Iterable[Row], seed: int) -> Study:
-    """What an adaptive searcher knows of a search whose rows are `done`, in Optuna's terms.
+    def suggest(self, number: int) -> Setting:
+        """A setting for the trial of this number."""
+        new = self._done[self._read :]
+        self._read += len(new)
+        for row in new:
+            self._learn(row)
+        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        self.study.sampler = (
+            _NSGAII(population_size=self._population, seed=seed) if self._is_genetic else TPESampler(seed=seed)
+        )
+        asked = self.study.ask(self._space)
+        self.study.tell(asked, state=TrialState.FAIL)  # no searcher looks at it any more: it is learnt from its row
+        return asked.params
 
-    A trial that was stopped is worse than any that was not: its score is the cheap probe's, which reads less, and so
-    looks better.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    several, nsga2 = protocol.objective == PARETO, protocol.searcher == "nsga2"
-    population = max(4, protocol.trials // GENERATIONS)
-    made = optuna.create_study(
-        directions=["maximize"] * (2 if several else 1),
-        sampler=NSGAIISampler(population_size=population, seed=seed) if nsga2 else TPESampler(seed=seed),
-    )
-    known = [row for row in sorted(done, key=lambda row: row["trial"]) if _is_learnt(row, ranges)]
-    for place, row in enumerate(known):
+    def _learn(self, row: Row) -> None:
+        """The published setting may lie outside the space, and an error says nothing of a setting.
+
+        A trial that was stopped is worse than any that was not: its score is the cheap probe's, which reads less, and
+        so looks better.
+        """
+        if row["status"] == "error" or any(row["config"][name] not in search for name, search in self._ranges.items()):
+            return
         stopped, lost = row["status"] == "stopped", row["status"] == "diverged"
-        values = [0.0, 0.0] if lost else list(pair(row)) if several else [row["score"]]
-        made.add_trial(
+        values = [0.0, 0.0] if lost else list(pair(row)) if self._several else [row["score"]]
+        generation = {_NSGAII._get_generation_key(): self._learnt // self._population}
+        self.study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
-                values=None if stopped else values[: 2 if several else 1],
-                params={name: row["config"][name] for name in ranges},
-                distributions={name: distribution(search) for name, search in ranges.items()},
-                intermediate_values={} if several else dict(enumerate((score for _, score in row["curve"]), start=1)),
-                system_attrs={NSGAIISampler._get_generation_key(): place // population} if nsga2 else {},
+                values=None if stopped else values[: 2 if self._several else 1],
+                params={name: row["config"][name] for name in self._ranges},
+                distributions=self._space,
+                intermediate_values={} if self._several else {n: score for n, (_, score) in enumerate(row["curve"], 1)},
+                system_attrs=generation if self._is_genetic else {},
             )
         )
-    return made
+        self._learnt += 1
 
 
-def _is_learnt(row: Row, ranges: Mapping[str, Range]) -> bool:
-    """The published setting may lie outside the space, and an error says nothing of a setting."""
-    return row["status"] != "error" and all(row["config"][name] in search for name, search in ranges.items())
+class _NSGAII(NSGAIISampler):
+    """Its parents come in the order of their trials, as a study gives them from its cache from the second time on."""
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().select_parent(study, generation), key=lambda parent: parent.number)
 
 
 def distribution(search: Range) -> FloatDistribution | IntDistribution:

@@ -40,7 +40,7 @@ from raymu.progress import SweepProgress
 from raymu.protocol import Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
-from raymu.search import Queue, distribution, scheduler, suggest
+from raymu.search import Learner, Queue, distribution, scheduler
 from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
 from raymu.trackers import Trackers, callbacks
 from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
@@ -346,22 +346,23 @@ class _Run:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
         missing, done = _missing(sweep, seed, everything), _of_search(seed, everything)
+        others = [row for row in everything if row["search_seed"] not in (seed, None)]
         known, first = sweep.design(seed), sweep.trials(seed)[0]
+        learner = Learner(protocol, seed, sweep.ranges, done)
 
         def task(number: int) -> Task:
             setting: Mapping[str, Any] = {}
             if number in self._ledger:
                 setting = self._ledger.config(number)
             elif number > first:
-                place = number - first - 1
-                setting = suggest(protocol, seed, number, sweep.ranges, done) if known is None else known[place]
+                setting = learner.suggest(number) if known is None else known[number - first - 1]
             return sweep.task(seed, number, setting)
 
         # Of trials that shall share GPUs the first has one for itself, and shows how many may.
         alone = int(self._resources.gpus_per_worker == "auto")
         for numbers in filter(None, (missing[:alone], missing[alone:])):
             queue = Queue(numbers, self._begun(task), lambda: _is_spent(protocol, done))
-            followers = self._followers([row for row in self._rows.read() if row["source"] != "confirmation"])
+            followers = self._followers([*others, *done])
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
             self._tune(queue, chosen, len(numbers), done, "trials", followers)
 

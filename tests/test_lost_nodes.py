@@ -1,6 +1,7 @@
 """A sweep on a cluster whose nodes come and go: Ray's own cluster utilities, on one machine."""
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -25,9 +26,18 @@ DESIGN = ("--trials", str(TRIALS), "--searcher", "quasi_random", "--scheduler", 
 SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
 
 
+@functools.cache
+def make_token() -> None:
+    """Without one no node of a cluster starts; a local Ray makes its own."""
+    subprocess.run(
+        [Path(sys.executable).parent / "ray", "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL
+    )
+
+
 @contextlib.contextmanager
 def cluster_of(nodes: int, **head: Any) -> Iterator[tuple[Cluster, list[Any]]]:
     """A head and so many nodes of one CPU."""
+    make_token()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **head})
     try:
         yield cluster, [cluster.add_node(num_cpus=1) for _ in range(nodes)]

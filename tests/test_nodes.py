@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import ray
 from conftest import REPOSITORY
-from ray.cluster_utils import Cluster
 from rich.console import Console
+from test_lost_nodes import cluster_of
 from torch.nn.functional import cross_entropy
 
 from raymu import cache, memory, references
@@ -68,9 +68,8 @@ def own_cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="module")
 def head() -> Iterator[str]:
     """The address of a cluster where no trial has room."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
+    with cluster_of(0, include_dashboard=False) as (cluster, _):
+        yield cluster.address
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from raymu.methods.salun import SalUn
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import select, store
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.search import scheduler, study, suggest
+from raymu.search import Learner, scheduler
 from raymu.session import Resources, session
 from raymu.sweep import Sweep, _result, run_sweep
 from raymu.trial import blank_row
@@ -280,8 +280,11 @@ def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None
     """Its score is the cheap probe's, which reads less: it must not win over one that ran to its end."""
     done = [searched(1, 0.9, "stopped"), searched(2, 0.4), searched(3, None, "error"), searched(4, 0.8, lr=100.0)]
     sweep = Sweep(RandomLabel, digits)
-    trials = study(sweep.protocol, sweep.ranges, done, 0).trials
-    assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE"]  # of what is no error, and in the space
+    learner = Learner(sweep.protocol, 0, sweep.ranges, done)
+    learner.suggest(5)
+    trials = learner.study.trials
+    # Of what is no error and in the space, and the suggestion.
+    assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE", "FAIL"]
     assert trials[0].intermediate_values == {1: 0.9}
     assert trials[1].value == 0.4
 
@@ -294,23 +297,30 @@ def test_a_suggestion_depends_on_what_is_known_and_on_nothing_else(digits, asked
     protocol = Protocol(24, **asked)
     sweep = Sweep(RandomLabel, digits, protocol)
     done: list[dict] = []
+    learner = Learner(protocol, 0, sweep.ranges, done)
     for number in range(1, 24):
-        config = suggest(protocol, 0, number, sweep.ranges, done)
-        again = suggest(protocol, 0, number, sweep.ranges, done[::-1])
-        assert config == again
-        done.append(searched(number, 1 / (1 + abs(np.log10(config["lr"] / 0.003))), **config))
+        config = learner.suggest(number)
+        assert config == learner.suggest(number)
+        assert config == Learner(protocol, 0, sweep.ranges, done).suggest(number)  # that of a sweep which is resumed
+        status = "diverged" if number % 7 == 0 else "completed"
+        done.append(searched(number, 1 / (1 + abs(np.log10(config["lr"] / 0.003))), status, **config))
     assert len({json.dumps(row["config"]) for row in done}) > 15  # nsga2 may keep a parent as it is
-    assert suggest(protocol, 1, 24, sweep.ranges, done) != suggest(protocol, 0, 24, sweep.ranges, done)
+    assert Learner(protocol, 1, sweep.ranges, done).suggest(24) != learner.suggest(24)
     if not asked:  # nsga2 has hardly begun
         first, last = ([row["score"] for row in part] for part in (done[:8], done[-8:]))
         assert np.mean(last) > np.mean(first)
 
 
 def test_generations_follow_the_rows(digits) -> None:
+    """Also where rows are missing that cannot be learnt, and where trials were asked for side by side."""
     protocol = Protocol(24, **PARETO)
-    sweep = Sweep(RandomLabel, digits, protocol)
-    made = study(protocol, sweep.ranges, [searched(number, 0.5) for number in range(14)], 0)
-    assert [len(made.sampler.get_population(made, generation)) for generation in range(4)] == [6, 6, 2, 0]
+    rows = [searched(number, number / 20, "error" if number == 3 else "completed") for number in range(15)]
+    learner = Learner(protocol, 0, Sweep(RandomLabel, digits, protocol).ranges, rows)
+    for number in range(3):
+        learner.suggest(15 + number)
+    trials = learner.study.trials
+    generations = [trial.system_attrs[learner.study.sampler._get_generation_key()] for trial in trials]
+    assert generations == [0] * 6 + [1] * 6 + [2] * 2 + [2] * 3
 
 
 class Asked(NamedTuple):
