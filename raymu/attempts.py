@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +69,12 @@ class _Attempts:
     lost_nodes: int = 0
 
 
+def in_flight(directory: store.Location, done: Iterable[store.Row]) -> dict[int, dict[str, Any]]:
+    """The trials of a sweep that have begun and are not among the rows, by number, as a ledger stored them."""
+    over = {row["trial"] for row in done}
+    return {int(number): entry for number, entry in store.running(directory).items() if int(number) not in over}
+
+
 class Ledger:
     """The trials that have begun and have no row yet. It stands in the sweep's directory (`running.json`), so that a
     sweep that is resumed goes on with their settings, and counts on.
@@ -78,9 +85,7 @@ class Ledger:
 
     def __init__(self, rows: store.Store) -> None:
         self._rows = rows
-        over = {row["trial"] for row in rows.read()}
-        stored = rows.get(store.RUNNING) or {}
-        self._trials = {int(number): _Attempts(**entry) for number, entry in stored.items() if int(number) not in over}
+        self._trials = {number: _Attempts(**entry) for number, entry in in_flight(rows.directory, rows.read()).items()}
 
     def __contains__(self, number: object) -> bool:
         return number in self._trials

@@ -39,11 +39,11 @@ class Queue(Searcher):
     Args:
         numbers: of the trials, in this order.
         task: makes what is run of a number, once its turn has come; it has that `number`.
-        is_spent: whether the budget is, so that no trial may begin any more.
+        is_spent: whether the budget is, so that the trial of a number may not begin any more.
     """
 
     def __init__(
-        self, numbers: Iterable[int], task: Callable[[int], Any], is_spent: Callable[[], bool] = lambda: False
+        self, numbers: Iterable[int], task: Callable[[int], Any], is_spent: Callable[[int], bool] = lambda _: False
     ) -> None:
         super().__init__()
         self._numbers, self._task, self._is_spent = deque(numbers), task, is_spent
@@ -61,7 +61,7 @@ class Queue(Searcher):
         if ready is not None:
             self._failed.remove(ready)
             task = ready[1]
-        elif self._numbers and not self._is_spent():
+        elif self._numbers and not self._is_spent(self._numbers[0]):
             task = self._task(self._numbers.popleft())
         else:
             return None if self._failed or self._running else Searcher.FINISHED

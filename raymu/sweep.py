@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from rich.console import Console
 
 import raymu
 from raymu import data, engines, environment, memory, nodes, references, weights
-from raymu.attempts import Failure, Ledger
+from raymu.attempts import Failure, Ledger, in_flight
 from raymu.checkpoint import Checkpoints
 from raymu.design import design
 from raymu.engines import Options
@@ -258,10 +258,13 @@ def run_sweep(
         StorageError: rows cannot be stored any more; those so far are kept.
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
-    with store.Store(
-        location, sweep.identity(), resume=resume, is_finished=lambda rows: is_finished(sweep, rows)
-    ) as rows:
-        if is_finished(sweep, done := rows.read()):
+    directory = store.locate(location)
+
+    def finished(rows: Sequence[Row]) -> bool:
+        return is_finished(sweep, rows, in_flight(directory, rows))
+
+    with store.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
+        if finished(done := rows.read()):
             return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
@@ -279,23 +282,24 @@ def run_sweep(
             run.train_references(scenarios)
             rows.put(store.REFERENCES, {one.hash: references.metrics(one) for one in scenarios})
             run.confirm()
-        if not is_finished(sweep, done := rows.read()):
+        if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
         return done
 
 
-def is_finished(sweep: Sweep, rows: Sequence[Row]) -> bool:
-    """Whether nothing is left to run."""
-    searched = all(not _missing(sweep, seed, rows) for seed in sweep.protocol.search_seeds)
+def is_finished(sweep: Sweep, rows: Sequence[Row], begun: Container[int]) -> bool:
+    """Whether nothing is left to run, where `begun` are the numbers of the trials that had begun and have no row."""
+    searched = all(not _missing(sweep, seed, rows, begun) for seed in sweep.protocol.search_seeds)
     return searched and not _unconfirmed(sweep, rows)
 
 
-def _missing(sweep: Sweep, seed: int, rows: Sequence[Row]) -> list[int]:
-    """The numbers of the trials of one search that have no row yet, and may have one within the budget."""
-    if _is_spent(sweep.protocol, _of_search(seed, rows)):
-        return []
+def _missing(sweep: Sweep, seed: int, rows: Sequence[Row], begun: Container[int]) -> list[int]:
+    """The numbers of the trials of one search that have no row yet, and may have one within the budget. What has begun
+    was within it.
+    """
+    spent = _is_spent(sweep.protocol, _of_search(seed, rows))
     done = {row["trial"] for row in rows}
-    return [number for number in sweep.trials(seed) if number not in done]
+    return [number for number in sweep.trials(seed) if number not in done and (number in begun or not spent)]
 
 
 def _unconfirmed(sweep: Sweep, rows: Sequence[Row]) -> list[Task]:
@@ -345,7 +349,7 @@ class _Run:
     def search(self, seed: int) -> None:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
-        missing, done = _missing(sweep, seed, everything), _of_search(seed, everything)
+        missing, done = _missing(sweep, seed, everything, self._ledger), _of_search(seed, everything)
         others = [row for row in everything if row["search_seed"] not in (seed, None)]
         known, first = sweep.design(seed), sweep.trials(seed)[0]
         learner = Learner(protocol, seed, sweep.ranges, done)
@@ -358,10 +362,13 @@ class _Run:
                 setting = learner.suggest(number) if known is None else known[number - first - 1]
             return sweep.task(seed, number, setting)
 
+        def is_spent(number: int) -> bool:
+            return number not in self._ledger and _is_spent(protocol, done)
+
         # Of trials that shall share GPUs the first has one for itself, and shows how many may.
         alone = int(self._resources.gpus_per_worker == "auto")
         for numbers in filter(None, (missing[:alone], missing[alone:])):
-            queue = Queue(numbers, self._begun(task), lambda: _is_spent(protocol, done))
+            queue = Queue(numbers, self._begun(task), is_spent)
             followers = self._followers([*others, *done])
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
             self._tune(queue, chosen, len(numbers), done, "trials", followers)

@@ -130,6 +130,17 @@ def test_another_sweep_is_refused_and_the_difference_named(storage: str) -> None
     assert store.read(storage) == [row(0)]
 
 
+def test_a_sweep_that_ran_nothing_leaves_its_place_to_another(storage: str) -> None:
+    other = {"method": "salun", "protocol": {"trials": 3}}
+    with Store(storage, IDENTITY, resume=False):
+        pass
+    with Store(storage, other, resume=False) as rows:
+        rows.put(store.RUNNING, {"0": {}})
+    assert store.load(storage)[0].identity == other
+    with pytest.raises(InputError, match="another sweep"):
+        Store(storage, IDENTITY, resume=False)
+
+
 def test_an_unfinished_sweep_waits_for_resume(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
         rows.append(row(0))

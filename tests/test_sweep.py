@@ -516,6 +516,14 @@ def test_no_trial_begins_once_the_images_are_spent(quick, tmp_path) -> None:
     before = (tmp_path / "spent" / store.ROWS).read_bytes()
     assert len(_sweep(sweep, tmp_path / "spent")) == len(rows)  # it is finished
     assert (tmp_path / "spent" / store.ROWS).read_bytes() == before
+    # Trials side by side, of which the driver saw but the last end: those that had begun are within the budget.
+    cut = tmp_path / "cut" / "spent"
+    shutil.copytree(tmp_path / "spent", cut)
+    (cut / store.ROWS).write_text("".join(json.dumps(row | {"images": 8000}) + "\n" for row in rows[1:]))
+    attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
+    (cut / store.RUNNING).write_text(json.dumps({"0": attempt}))
+    resumed = run_sweep(sweep, cut, Resources(), Console(quiet=True), resume=True)
+    assert sorted(row["trial"] for row in resumed) == list(range(len(rows)))
 
 
 def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(quick, tmp_path) -> None:

@@ -125,7 +125,7 @@ class Store:
       which the last is written anew, as a whole, with every row. Whoever claims a sweep takes it over: a writer looks
       at `writer.json` before each write, and stops when another has put its name there. Parts carry their writer's
       token, so even two that write in the same moment overwrite nothing of each other; they may then store one trial
-      twice, of which readers see one, and two that claim a new place within a moment are not kept from storing
+      twice, of which readers see one, and two that claim a place before either began a trial are not kept from storing
       different sweeps there. This holds where a file appears as a whole when it is written (S3, GCS, Azure), hence not
       on HDFS.
 
@@ -195,12 +195,6 @@ class Store:
         encoded = _as_json(content)
         self._persist(lambda: self._write(name, encoded))
 
-    def get(self, name: str) -> Any:
-        """What was put there; None where nothing was, or what is there is damaged."""
-        with _mendable("read", self.directory), contextlib.suppress(orjson.JSONDecodeError):
-            return read_json(self.directory, name)
-        return None
-
     def read(self) -> list[Row]:
         """All rows so far."""
         return read(self.directory)
@@ -217,7 +211,7 @@ class Store:
         with _mendable("read", self.directory):
             stored = read_json(self.directory, SWEEP)
             parts = _parts(_files(self.directory))
-        if stored is not None:
+        if parts or running(self.directory):  # one that was refused before its first trial leaves the name free
             differing = list(differences(stored, identity))
             if differing:
                 raise InputError(
@@ -234,7 +228,7 @@ class Store:
             else:
                 self._part = len(parts)
                 write_bytes(self.directory, WRITER, _as_json(self._writer))
-            if stored is None:
+            if stored != identity:
                 write_bytes(self.directory, SWEEP, _as_json(identity))
 
     def _append(self, line: bytes) -> None:
@@ -318,6 +312,18 @@ def read(location: Path | str | Location) -> list[Row]:
     directory = locate(location)
     with _mendable("read", directory):
         return _rows(directory, _parts(_files(directory)))
+
+
+def running(location: Path | str | Location) -> dict[str, Any]:
+    """What is stored of the trials on their way, by number; nothing where that is missing or damaged.
+
+    Raises:
+        InputError: the location cannot be read.
+    """
+    directory = locate(location)
+    with _mendable("read", directory), contextlib.suppress(orjson.JSONDecodeError):
+        return read_json(directory, RUNNING) or {}
+    return {}
 
 
 def sweeps(storage: Path | str | Location) -> list[Location]:
