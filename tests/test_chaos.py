@@ -1,7 +1,6 @@
 """Random processes of a sweep are killed at random moments, and its results are those of one that nobody disturbed."""
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -16,15 +15,15 @@ from typing import Any
 
 import pytest
 import steady
-from test_distributed_sweep import parents
-from test_lost_nodes import cluster_of, measured
+import test_lost_nodes
+from test_lost_nodes import begun, cluster_of, measured, trials_on
 
 from raymu import attempts
 from raymu.results import ranking, select, store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]
 TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
-NAMES = {TRIAL: b"ray::ImplicitFunc.train", WORKER: b"ray::_Worker.call"}
+NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: test_lost_nodes.WORKER}
 DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")
 ADAPTIVE = ("--concurrent", "1")  # with one trial at a time, TPE and ASHA can be repeated, too
 SHARED = ("--workers", "2", "--searcher", "quasi_random", "--scheduler", "none", "--max-epochs", "4")
@@ -36,7 +35,7 @@ class Sweep:
 
     def __init__(self, cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str) -> None:
         self.directory = storage / "steady"
-        self._raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+        self._node = cluster.head_node
         self._command = [sys.executable, steady.__file__, "--address", cluster.address, "--storage", str(storage)]
         self._command += ["--checkpoint-every", "0", *arguments]
         self._environment = {**os.environ, "STEADY_SCENARIO": scenario}
@@ -49,29 +48,18 @@ class Sweep:
         """Its processes of a kind that are at work, in the order of their ids."""
         if kind == DRIVER:
             return [self.driver.pid]
-        found = []
-        for pid, parent in parents().items():
-            with contextlib.suppress(OSError):
-                if parent == self._raylet and NAMES[kind] in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-        return sorted(found)
-
-    def begun(self) -> list[dict[str, Any]]:
-        """The trials that have begun and not ended."""
-        with contextlib.suppress(FileNotFoundError):
-            return list(json.loads((self.directory / store.RUNNING).read_text()).values())
-        return []
+        return trials_on(self._node, NAMES[kind])
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill one of its processes of this kind, unless the sweep is over before there is one."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             # What died so often that the next time it is given up is another test's.
-            spared = kind != DRIVER and any(trial["failures"] >= attempts.RETRIES for trial in self.begun())
+            spared = kind != DRIVER and any(trial["failures"] >= attempts.RETRIES for trial in begun(self.directory))
             if self.driver.poll() is not None:
                 return False
-            if not spared and self.begun() and (pids := self.running(kind)):
-                before = sum(trial["failures"] for trial in self.begun())
+            if not spared and begun(self.directory) and (pids := self.running(kind)):
+                before = sum(trial["failures"] for trial in begun(self.directory))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(pids), signal.SIGKILL)
                     self._wait_for_the_end_of(kind, before)
@@ -86,7 +74,7 @@ class Sweep:
             self.start("--resume")
             return
         deadline = time.monotonic() + 30  # the trial may have ended just before
-        while sum(trial["failures"] for trial in self.begun()) <= failures and time.monotonic() < deadline:
+        while sum(trial["failures"] for trial in begun(self.directory)) <= failures and time.monotonic() < deadline:
             if self.driver.poll() is not None:
                 return
             time.sleep(0.02)
@@ -127,7 +115,7 @@ class Reader(threading.Thread):
 
 
 @contextlib.contextmanager
-def begun(cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str) -> Iterator[Sweep]:
+def started(cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str) -> Iterator[Sweep]:
     sweep = Sweep(cluster, storage, arguments, scenario)
     try:
         yield sweep
@@ -139,10 +127,10 @@ def begun(cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: str
 def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: int, scenario: str = "digits") -> None:
     """Kill one process of every kind in this list, at random moments, and compare with a sweep that is left alone."""
     with cluster_of(0, num_cpus=2) as (cluster, _):
-        with begun(cluster, tmp_path / "whole", arguments, scenario) as sweep:
+        with started(cluster, tmp_path / "whole", arguments, scenario) as sweep:
             whole = sweep.end()
         chance, killed = random.Random(seed), Counter()
-        with begun(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as reader:
+        with started(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as reader:
             for kind in kinds:
                 time.sleep(chance.uniform(0.0, 1.5))
                 killed[kind] += sweep.kill(kind, chance)
