@@ -24,8 +24,6 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 from ray.tune.logger.tensorboardx import TBXLoggerCallback
 from rich.console import Console
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from raymu.errors import InputError
 
@@ -75,6 +73,9 @@ class Trackers:
                 " directories"
             )
         if self.optuna is not None:
+            from sqlalchemy.engine import make_url  # takes as long as Ray, and few ask for it
+            from sqlalchemy.exc import ArgumentError
+
             try:
                 make_url(self.optuna).get_dialect().import_dbapi()
             except ArgumentError as error:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -249,9 +250,15 @@ def test_a_mistake_in_an_edited_script_is_one_clear_line(tmp_path, before, after
     assert len(printed.stderr.splitlines()) == 1
 
 
-def _sweep(sweep: Sweep, directory: Path, concurrent: int = 2) -> list[dict]:
-    resources = Resources(concurrent=concurrent)
-    return run_sweep(sweep, directory, resources, Console(quiet=True))
+def _sweep(sweep: Sweep, directory: Path, *, resume: bool = False) -> list[dict]:
+    """One trial at a time, so that what is learnt of those before is the same whenever it is run."""
+    return run_sweep(sweep, directory, Resources(concurrent=1), Console(quiet=True), resume=resume)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    with session(None):
+        yield
 
 
 def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) -> None:
@@ -444,7 +451,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
 
         cache.once(cache.root() / "datasets" / "cifar10", fill)
         sweep = Sweep(RandomLabel, scenario, Protocol(trials=6, confirmation=Confirmation(seeds=1, originals=1, top=2)))
-        rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows", concurrent=1)
+        rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows")
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
         searches.append([[row[key] for key in seen] for row in rows])
         searches[-1].append([select.tuned(rows)["trial"], [row["trial"] for row in select.ParetoFront().choose(rows)]])
@@ -472,7 +479,7 @@ def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) 
     assert select.tuned(rows)["trial"] == select.tuned(shuffled)["trial"]
 
 
-def test_every_searcher_and_scheduler(quick, tmp_path) -> None:
+def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
     """Nothing is drawn twice; a design that is resumed from its first rows is what it would have been."""
     protocols = {
         "random": Protocol(trials=5, searcher="random", scheduler="median", max_epochs=4),
@@ -480,36 +487,35 @@ def test_every_searcher_and_scheduler(quick, tmp_path) -> None:
         "nsga2": Protocol(trials=6, searcher="nsga2", scheduler="none", objective="pareto", max_epochs=3),
         "seeds": Protocol(trials=3, searcher="quasi_random", search_seeds=(0, 3), max_epochs=3),
     }
-    with session(None):
-        for name, protocol in protocols.items():
-            sweep = Sweep(RandomLabel, quick, protocol)
-            rows = _sweep(sweep, tmp_path / name)
-            assert sorted(row["trial"] for row in rows) == [
-                number for seed in protocol.search_seeds for number in sweep.trials(seed)
+    for name, protocol in protocols.items():
+        sweep = Sweep(RandomLabel, quick, protocol)
+        rows = _sweep(sweep, tmp_path / name)
+        assert sorted(row["trial"] for row in rows) == [
+            number for seed in protocol.search_seeds for number in sweep.trials(seed)
+        ]
+        configs = [json.dumps([row["seed"], row["config"]]) for row in rows]
+        assert len(set(configs)) == len(rows) or protocol.searcher == "nsga2"  # which may keep a parent as it is
+        assert [row["source"] for row in rows].count("published") == len(protocol.search_seeds)
+        assert all(row["seed"] == row["search_seed"] in protocol.search_seeds for row in rows)
+        assert max(row["config"]["epochs"] for row in rows) <= protocol.max_epochs
+        if known := sweep.design(0):
+            by_trial = {row["trial"]: row for row in rows}
+            found = [by_trial[number]["config"]["lr"] for number in sweep.trials(0)[1:]]
+            assert found == [one["lr"] for one in known]
+        if name == "random":
+            cut = tmp_path / f"{name}-cut"
+            shutil.copytree(tmp_path / name, cut)
+            (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:2]))
+            resumed = _sweep(sweep, cut, resume=True)
+            assert [json.dumps(row["config"]) for row in sorted(resumed, key=lambda row: row["trial"])] == [
+                json.dumps(row["config"]) for row in sorted(rows, key=lambda row: row["trial"])
             ]
-            configs = [json.dumps([row["seed"], row["config"]]) for row in rows]
-            assert len(set(configs)) == len(rows) or protocol.searcher == "nsga2"  # which may keep a parent as it is
-            assert [row["source"] for row in rows].count("published") == len(protocol.search_seeds)
-            assert all(row["seed"] == row["search_seed"] in protocol.search_seeds for row in rows)
-            assert max(row["config"]["epochs"] for row in rows) <= protocol.max_epochs
-            if known := sweep.design(0):
-                by_trial = {row["trial"]: row for row in rows}
-                found = [by_trial[number]["config"]["lr"] for number in sweep.trials(0)[1:]]
-                assert found == [one["lr"] for one in known]
-            if name == "random":
-                cut = tmp_path / f"{name}-cut"
-                shutil.copytree(tmp_path / name, cut)
-                (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:2]))
-                resumed = run_sweep(sweep, cut, Resources(), Console(quiet=True), resume=True)
-                assert [json.dumps(row["config"]) for row in sorted(resumed, key=lambda row: row["trial"])] == [
-                    json.dumps(row["config"]) for row in sorted(rows, key=lambda row: row["trial"])
-                ]
 
 
-def test_no_trial_begins_once_the_images_are_spent(quick, tmp_path) -> None:
+def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -> None:
     protocol = Protocol(trials=20, max_images=8000, scheduler="none")
     sweep = Sweep(RandomLabel, quick, protocol)
-    rows = _sweep(sweep, tmp_path / "spent", concurrent=1)
+    rows = _sweep(sweep, tmp_path / "spent")
     images = [row["images"] for row in rows]
     assert sum(images[:-1]) < 8000 <= sum(images)
     assert len(rows) < 20
@@ -522,24 +528,23 @@ def test_no_trial_begins_once_the_images_are_spent(quick, tmp_path) -> None:
     (cut / store.ROWS).write_text("".join(json.dumps(row | {"images": 8000}) + "\n" for row in rows[1:]))
     attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
     (cut / store.RUNNING).write_text(json.dumps({"0": attempt}))
-    resumed = run_sweep(sweep, cut, Resources(), Console(quiet=True), resume=True)
+    resumed = _sweep(sweep, cut, resume=True)
     assert sorted(row["trial"] for row in resumed) == list(range(len(rows)))
 
 
-def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(quick, tmp_path) -> None:
+def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, quick, tmp_path) -> None:
     sweep = Sweep(
         RandomLabel, quick, Protocol(trials=2, confirmation=Confirmation(seeds=2, originals=2, forget=((3,),)))
     )
-    with session(None):
-        rows = _sweep(sweep, tmp_path / "whole")
-        confirmed = {row["trial"]: row for row in rows if row["source"] == "confirmation"}
-        assert len(confirmed) in (8, 16)  # the published setting may be the best
-        cut = tmp_path / "cut" / "whole"
-        shutil.copytree(tmp_path / "whole", cut)
-        (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:5]))
-        with pytest.raises(InputError, match="--resume"):
-            _sweep(sweep, cut)
-        resumed = run_sweep(sweep, cut, Resources(), Console(quiet=True), resume=True)
+    rows = _sweep(sweep, tmp_path / "whole")
+    confirmed = {row["trial"]: row for row in rows if row["source"] == "confirmation"}
+    assert len(confirmed) in (8, 16)  # the published setting may be the best
+    cut = tmp_path / "cut" / "whole"
+    shutil.copytree(tmp_path / "whole", cut)
+    (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(InputError, match="--resume"):
+        _sweep(sweep, cut)
+    resumed = _sweep(sweep, cut, resume=True)
     same = ("trial", "confirms", "model_seed", "forget", "seed", "config", "score", *keys())
     assert sorted([[row[key] for key in same] for row in resumed], key=lambda row: row[0]) == sorted(
         [[row[key] for key in same] for row in rows], key=lambda row: row[0]

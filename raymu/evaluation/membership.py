@@ -68,7 +68,6 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _area_under_roc(scores: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
     """The share of pairs of a positive and a negative (N,) whose scores (N,) are in order; ties count half."""
-    from scipy.stats import rankdata
-
-    positives, negatives = targets.sum(), (~targets).sum()
-    return float((rankdata(scores)[targets].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    negatives = np.sort(scores[~targets])
+    lower, not_higher = (np.searchsorted(negatives, scores[targets], side) for side in ("left", "right"))
+    return float((lower + not_higher).mean() / 2 / len(negatives))

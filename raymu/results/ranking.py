@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes most of a second
 
 from raymu.errors import InputError
 from raymu.objective import OBJECTIVES
@@ -175,7 +175,7 @@ def estimate(runs: Runs) -> Estimate:
     """
     groups = _groups(runs)
     mean, count = _mean(groups), len(groups)
-    few = stats.t.ppf(1 - LEVEL / 2, count - 1) / stats.norm.ppf(1 - LEVEL / 2) if count > 1 else 1.0
+    few = stdtrit(count - 1, 1 - LEVEL / 2) / ndtri(1 - LEVEL / 2) if count > 1 else 1.0
     low, high = np.clip(mean + few * np.quantile(_deviations(groups), [LEVEL / 2, 1 - LEVEL / 2]), 0, 1)
     return Estimate(mean, float(low), float(high), len(runs), len({original for original, _, _ in runs}))
 
@@ -194,7 +194,7 @@ def p_value(runs: Runs, others: Runs) -> float:
     mean, count, error = abs(_mean(groups)), len(groups), float(_deviations(groups).std())
     if mean <= ROUNDING:
         return 1.0
-    return float(2 * stats.t.sf(mean / error, count - 1)) if error > ROUNDING else 2.0 ** (1 - count)
+    return float(2 * stdtr(count - 1, -mean / error)) if error > ROUNDING else 2.0 ** (1 - count)
 
 
 def _groups(runs: Runs) -> list[NDArray[np.float64]]:
