@@ -21,7 +21,7 @@ from test_lost_nodes import begun, cluster_of, measured, trials_on
 from raymu import attempts
 from raymu.results import ranking, select, store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
 NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: test_lost_nodes.WORKER}
 DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")
@@ -165,15 +165,18 @@ def test_three_kills(quick_references, tmp_path) -> None:
     disturb(tmp_path, ("--trials", "7", *DESIGN), [TRIAL, DRIVER, TRIAL], seed=0)
 
 
+@pytest.mark.long
 def test_eight_kills_of_a_search_that_learns(quick_references, tmp_path) -> None:
     """TPE and ASHA, one trial at a time."""
     disturb(tmp_path, ("--trials", "24", *ADAPTIVE), shuffled(1, trial=5, driver=3), seed=1)
 
 
+@pytest.mark.long
 def test_twenty_kills_of_trials_side_by_side(quick_references, tmp_path) -> None:
     disturb(tmp_path, ("--trials", "40", *DESIGN), shuffled(2, trial=13, driver=7), seed=2)
 
 
+@pytest.mark.long
 def test_six_kills_where_two_workers_share_a_trial(tmp_path) -> None:
     """Under DeepSpeed."""
     disturb(

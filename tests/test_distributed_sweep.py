@@ -59,7 +59,7 @@ def worker_of(driver: int) -> int:
     raise LookupError("no worker runs")
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.cluster
 def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_killed(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

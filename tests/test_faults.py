@@ -128,11 +128,10 @@ def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp
     lines = (tmp_path / "whole" / store.ROWS).read_text().splitlines(keepends=True)
     assert not asked or len({row["score"] for row in whole}) > 2
     assert asked or "stopped" in {row["status"] for row in whole}
-    for rows in (2, 6):
-        cut = tmp_path / f"cut-{rows}"
-        shutil.copytree(tmp_path / "whole", cut)
-        (cut / store.ROWS).write_text("".join(lines[:rows]))
-        assert by_trial(run(protocol, cut, resume=True)) == by_trial(whole)
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    (cut / store.ROWS).write_text("".join(lines[:4]))
+    assert by_trial(run(protocol, cut, resume=True)) == by_trial(whole)
 
 
 def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:

@@ -480,7 +480,7 @@ def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) 
 
 
 def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
-    """Nothing is drawn twice; a design that is resumed from its first rows is what it would have been."""
+    """Nothing is drawn twice, and all within the budget."""
     protocols = {
         "random": Protocol(trials=5, searcher="random", scheduler="median", max_epochs=4),
         "grid": Protocol(trials=5, searcher="grid", scheduler="none", max_epochs=3),
@@ -502,14 +502,6 @@ def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
             by_trial = {row["trial"]: row for row in rows}
             found = [by_trial[number]["config"]["lr"] for number in sweep.trials(0)[1:]]
             assert found == [one["lr"] for one in known]
-        if name == "random":
-            cut = tmp_path / f"{name}-cut"
-            shutil.copytree(tmp_path / name, cut)
-            (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:2]))
-            resumed = _sweep(sweep, cut, resume=True)
-            assert [json.dumps(row["config"]) for row in sorted(resumed, key=lambda row: row["trial"])] == [
-                json.dumps(row["config"]) for row in sorted(rows, key=lambda row: row["trial"])
-            ]
 
 
 def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -> None:
