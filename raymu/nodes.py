@@ -149,11 +149,6 @@ def prepare(home: Home, scenario: Scenario) -> None:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error
 
 
-def lost() -> frozenset[str]:
-    """The nodes that the cluster had, and has no more."""
-    return frozenset(node["NodeID"] for node in ray.nodes() if not node["Alive"])
-
-
 _seen: dict[bytes, list[str]] = {}  # by mark: a process looks once
 
 

@@ -549,15 +549,12 @@ class _Recorder(tune.Callback):
     ) -> None:
         self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
         self._ledger, self._queue = ledger, queue
-        self._lost: dict[str, frozenset[str]] = {}  # nodes, when a trial of several workers began
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        if self._options.stage is not None:
-            self._lost[trial.trial_id] = nodes.lost()
         self._progress.started(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -576,9 +573,6 @@ class _Recorder(tune.Callback):
         if unfit := NODE_ERROR.search(text):
             raise _Ended(NodeError(unfit[1]))
         failure = Failure.of(text)
-        before = self._lost.get(trial.trial_id)
-        if failure.kind == "process" and before is not None and nodes.lost() - before:
-            failure = Failure("node", text)  # another worker's, which took this process with it
         with _or_end():
             pause = self._ledger.fail(task.number, failure)
         if pause is not None:

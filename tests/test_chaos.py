@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import steady
 import test_lost_nodes
-from test_lost_nodes import begun, cluster_of, measured, trials_on
+from test_lost_nodes import cluster_of, measured, processes_on
 
 from raymu import attempts
 from raymu.results import ranking, select, store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
-NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: test_lost_nodes.WORKER}
+NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: b"ray::_Worker.call"}
 DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")
 ADAPTIVE = ("--concurrent", "1")  # with one trial at a time, TPE and ASHA can be repeated, too
 SHARED = ("--workers", "2", "--searcher", "quasi_random", "--scheduler", "none", "--max-epochs", "4")
@@ -48,18 +48,22 @@ class Sweep:
         """Its processes of a kind that are at work, in the order of their ids."""
         if kind == DRIVER:
             return [self.driver.pid]
-        return trials_on(self._node, NAMES[kind])
+        return processes_on(self._node, NAMES[kind])
+
+    def begun(self) -> list[dict[str, Any]]:
+        """What it stored of its trials that have begun and not ended."""
+        return list(store.running(self.directory).values())
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill one of its processes of this kind, unless the sweep is over before there is one."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             # What died so often that the next time it is given up is another test's.
-            spared = kind != DRIVER and any(trial["failures"] >= attempts.RETRIES for trial in begun(self.directory))
+            spared = kind != DRIVER and any(trial["failures"] >= attempts.RETRIES for trial in self.begun())
             if self.driver.poll() is not None:
                 return False
-            if not spared and begun(self.directory) and (pids := self.running(kind)):
-                before = sum(trial["failures"] for trial in begun(self.directory))
+            if not spared and self.begun() and (pids := self.running(kind)):
+                before = sum(trial["failures"] for trial in self.begun())
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(pids), signal.SIGKILL)
                     self._wait_for_the_end_of(kind, before)
@@ -74,7 +78,7 @@ class Sweep:
             self.start("--resume")
             return
         deadline = time.monotonic() + 30  # the trial may have ended just before
-        while sum(trial["failures"] for trial in begun(self.directory)) <= failures and time.monotonic() < deadline:
+        while sum(trial["failures"] for trial in self.begun()) <= failures and time.monotonic() < deadline:
             if self.driver.poll() is not None:
                 return
             time.sleep(0.02)

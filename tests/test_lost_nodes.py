@@ -15,7 +15,6 @@ import steady
 from test_distributed_sweep import parents
 
 import raymu  # noqa: F401 # before Ray, for its token
-from raymu import attempts
 from raymu.evaluation import keys
 from raymu.results import store
 
@@ -24,7 +23,7 @@ from ray.cluster_utils import Cluster  # isort: skip
 pytestmark = pytest.mark.cluster
 TRIALS = 8
 DESIGN = ("--trials", str(TRIALS), "--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0")
-TRIAL, WORKER = b"ray::ImplicitFunc.train", b"ray::_Worker.call"  # in the names of processes
+TRIAL = b"ray::ImplicitFunc.train"  # in the name of its process
 SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
 
 
@@ -62,13 +61,13 @@ def sweep_on(
         driver.wait()
 
 
-def trials_on(node: Any, process: bytes = TRIAL) -> list[int]:
-    """The processes that run a trial there, or another worker of one, in the order of their ids."""
+def processes_on(node: Any, name: bytes = TRIAL) -> list[int]:
+    """Those of this name, in the order of their ids."""
     raylet = node.all_processes["raylet"][0].process.pid
     found = []
     for pid, parent in parents().items():
         with contextlib.suppress(OSError):
-            if parent == raylet and process in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if parent == raylet and name in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return sorted(found)
 
@@ -81,27 +80,22 @@ def wait_for(condition, driver: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-def end(driver: subprocess.Popen[bytes], storage: Path, trials: int = TRIALS) -> list[dict[str, Any]]:
+def end(driver: subprocess.Popen[bytes], storage: Path) -> list[dict[str, Any]]:
     """The rows, once the sweep is over: each trial once, and none failed."""
     assert driver.wait(240) == 0
     rows = sorted(store.read(storage / "steady"), key=lambda row: row["trial"])
-    assert [row["trial"] for row in rows] == list(range(trials))
+    assert [row["trial"] for row in rows] == list(range(TRIALS))
     lines = (storage / "steady" / store.ROWS).read_text().splitlines()
-    assert len(lines) == trials
+    assert len(lines) == TRIALS
     assert {row["status"] for row in rows} == {"completed"}
     return rows
-
-
-def begun(directory: Path) -> list[dict[str, Any]]:
-    """What a sweep stored of its trials that have begun and not ended."""
-    return list(store.running(directory).values())
 
 
 @pytest.fixture(scope="module")
 def undisturbed(quick_references, tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     storage = tmp_path_factory.mktemp("undisturbed")
     with cluster_of(2) as (cluster, nodes), sweep_on(cluster, storage) as driver:
-        wait_for(lambda: all(trials_on(node) for node in nodes), driver)  # it spreads over both
+        wait_for(lambda: all(processes_on(node) for node in nodes), driver)  # it spreads over both
         return measured(end(driver, storage))
 
 
@@ -112,34 +106,20 @@ def measured(rows: list[dict[str, Any]]) -> list[list[Any]]:
 def test_nodes_are_killed_and_one_is_added(undisturbed, tmp_path) -> None:
     """Every trial ends, each once, and as it would have."""
     with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path, STEADY_EPOCH_S="0.6") as driver:
-        wait_for(lambda: trials_on(nodes[0]), driver)
+        wait_for(lambda: processes_on(nodes[0]), driver)
         added = cluster.add_node(num_cpus=1)
         cluster.remove_node(nodes[0], allow_graceful=False)
         cluster.remove_node(nodes[1], allow_graceful=False)  # what is left can only run on the one that was added
-        wait_for(lambda: trials_on(added), driver)
+        wait_for(lambda: processes_on(added), driver)
         rows = end(driver, tmp_path)
     assert measured(rows) == undisturbed
     assert sum(row["restarts"] for row in rows) >= 1
 
 
-def test_a_node_that_takes_another_worker_of_a_trial_with_it(tmp_path) -> None:
-    """However often: it is no fault of the trial."""
-    more = ("--trials", "2", "--workers", "2")
-    with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path, *more, STEADY_SCENARIO="digits-vit") as driver:
-        for lost in range(1, attempts.RETRIES + 2):
-            wait_for(lambda: any(trials_on(node, WORKER) for node in nodes), driver)
-            other = next(node for node in nodes if trials_on(node, WORKER))
-            cluster.remove_node(other, allow_graceful=False)
-            nodes[nodes.index(other)] = cluster.add_node(num_cpus=1)
-            wait_for(lambda lost=lost: [trial["lost_nodes"] for trial in begun(tmp_path / "steady")] == [lost], driver)
-        rows = end(driver, tmp_path, trials=2)
-    assert [row["restarts"] for row in rows] == [attempts.RETRIES + 1, 0]
-
-
 def test_a_node_that_is_taken_with_notice(undisturbed, tmp_path) -> None:
     """What runs there goes on until it goes, and then elsewhere."""
     with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path) as driver:
-        wait_for(lambda: trials_on(nodes[0]), driver)
+        wait_for(lambda: processes_on(nodes[0]), driver)
         drain = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
         taken = ["--node-id", nodes[0].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         subprocess.run([*drain, *taken, "--deadline-remaining-seconds", "2"], check=True, capture_output=True)
