@@ -44,7 +44,7 @@ from raymu.session import Resources
 from raymu.sweep import Sweep, run_sweep
 
 EMPTY = ("torch", "torch.distributed", "torch.nn.attention", "torch.nn.functional", "safetensors.torch", "timm")
-EMPTY += ("scipy", "scipy.sparse.linalg")
+EMPTY += ("scipy", "scipy.sparse.linalg", "scipy.special")
 
 
 @dataclass(frozen=True, kw_only=True)
