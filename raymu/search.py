@@ -120,7 +120,8 @@ class Learner:
         return asked.params
 
     def _learn(self, row: Row) -> None:
-        """The published setting may lie outside the space, and an error says nothing of a setting.
+        """Enter a row, unless its setting lies outside the space, as the published one may, or it is an error, which
+        says nothing of a setting.
 
         A trial that was stopped is worse than any that was not: its score is the cheap probe's, which reads less, and
         so looks better.

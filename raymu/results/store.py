@@ -211,7 +211,8 @@ class Store:
         with _mendable("read", self.directory):
             stored = read_json(self.directory, SWEEP)
             parts = _parts(_files(self.directory))
-        if parts or running(self.directory):  # one that was refused before its first trial leaves the name free
+        # One that was refused before its first trial leaves its name free.
+        if stored is not None and (parts or running(self.directory)):
             differing = list(differences(stored, identity))
             if differing:
                 raise InputError(
