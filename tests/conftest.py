@@ -16,6 +16,12 @@ from raymu.scenario import SCENARIOS, Recipe, Scenario
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for all tests, since most of them keep one core busy; none but this for those that were chosen."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 2 if everything and "not cluster" in config.option.markexpr else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = os.environ.get("RAYMU_CACHE")
