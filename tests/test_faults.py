@@ -164,8 +164,7 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
 
 def failures(directory: Path) -> int:
     """Of the trials that are on their way."""
-    running = directory / store.RUNNING
-    return sum(trial["failures"] for trial in json.loads(running.read_text()).values()) if running.exists() else 0
+    return sum(trial["failures"] for trial in store.running(directory).values())
 
 
 @contextlib.contextmanager
