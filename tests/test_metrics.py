@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from raymu import data, evaluation, models, references
 from raymu.errors import Diverged, InputError, Undefined
@@ -224,6 +226,32 @@ def test_leak_of_two_gaussians_is_the_area_between_them() -> None:
     """One standard deviation apart: Phi(1 / sqrt(2))."""
     area = mia_auc(*logits_of(3 + noise(4000)), *logits_of(2 + noise(4000, seed=1)))
     assert area == pytest.approx(0.5 * (1 + math.erf(0.5)), abs=0.02)
+
+
+@pytest.mark.parametrize(("members", "unseen", "shift"), [(52, 61, 0.0), (52, 61, 1.0), (300, 40, 0.5), (9, 200, 8.0)])
+def test_membership_is_what_scikit_learns_attacker_finds(members: int, unseen: int, shift: float) -> None:
+    """On the same folds. Confidence in ten classes, whose features are far from independent of each other."""
+    labels = torch.arange(members + unseen) % 10
+    logits = 2 * noise(members + unseen, 10)
+    logits[torch.arange(members), labels[:members]] += shift
+    chances = logits.softmax(1).numpy()
+    of_label = chances[np.arange(len(labels)), labels]
+    second, most = np.sort(chances, axis=1)[:, -2:].T
+    features = [np.log(of_label / (1 - of_label)), -np.log(of_label), -(chances * np.log(chances)).sum(1)]
+    inputs = np.stack([*features, np.log(most / second)], axis=1)
+    inputs = (inputs - inputs.mean(0)) / inputs.std(0, ddof=1)
+    targets = np.arange(len(labels)) < members
+
+    random = np.random.default_rng(0)
+    fold = np.concatenate([random.permutation(np.arange(count) % 3) for count in (members, unseen)])
+    areas = []
+    for held_out in range(3):
+        attacker = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000)
+        attacker.fit(inputs[fold != held_out], targets[fold != held_out])
+        scores = attacker.decision_function(inputs[fold == held_out])
+        areas.append(roc_auc_score(targets[fold == held_out], scores))
+    found = mia_auc(logits[:members], labels[:members], logits[members:], labels[members:])
+    assert found == pytest.approx(np.mean(areas), abs=1e-9)
 
 
 def test_membership_without_a_value() -> None:

@@ -31,7 +31,7 @@ from raymu.scenario import SCENARIOS
 from raymu.workers import ALONE, Workers
 
 SECONDS = 90  # that a group may take; one that waits for itself has to fail
-IMPORTS = ["raymu.evaluation", "timm", "sklearn.linear_model", "sklearn.manifold", "sklearn.model_selection"]
+IMPORTS = ["raymu.evaluation", "timm", "sklearn.manifold", "sklearn.model_selection"]
 CPU = torch.device("cpu")
 DIGITS = {
     "class": SCENARIOS["digits"],
