@@ -85,21 +85,23 @@ def unlearned(method: Method, original: torch.nn.Module, images: data.Data, opti
     return engine.model
 
 
-def in_workers(work: Callable[..., Any], directory: Path, *arguments: Any) -> list[Any]:
+def in_workers(work: Callable[..., Any], directory: Path, *arguments: Any, count: int = WORKERS) -> list[Any]:
     """What `work(*arguments)` returns in each of the workers of a process group. It has to be JSON."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_worker, args=(rank, directory, work, arguments)) for rank in range(WORKERS)]
+    processes = [
+        context.Process(target=_worker, args=(rank, count, directory, work, arguments)) for rank in range(count)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * WORKERS
-    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(WORKERS)]
+    assert [process.exitcode for process in processes] == [0] * count
+    return [json.loads((directory / f"{rank}.json").read_text()) for rank in range(count)]
 
 
-def _worker(rank: int, directory: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _worker(rank: int, count: int, directory: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=WORKERS)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=count)
     (directory / f"{rank}.json").write_text(json.dumps(work(*arguments)))
     dist.destroy_process_group()
 
@@ -123,6 +125,23 @@ def distances(chosen: list[tuple[str, dict[str, Any]]], evaluated: tuple[str, ..
                 "rows": [evaluation.evaluate(model, images, measure) for model, images in both],
             }
         )
+    return found
+
+
+def of_statistics(chosen: list[str]) -> list[tuple[float, float]]:
+    """How far BatchNorm statistics moved in a process without DeepSpeed, and how far from there they end under it, at
+    every stage.
+    """
+    scenario = dataclasses.replace(SCENARIOS["digits"], name="statistics")
+    images, original, found = data.load(scenario, torch.device("cpu")), models.build(scenario, seed=1), []
+    before = dict(original.named_buffers())
+    for name in chosen:
+        ends = []
+        for options in (Options(), *(Options(zero=stage) for stage in STAGES)):
+            engine = engines.make(copy.deepcopy(original), images, scenario, seed=3, options=options)
+            engine.run(CASES[name])
+            ends.append(_backbone(dict(engine.model.named_buffers())))
+        found += [(_apart(before, ends[0])[1], _apart(ends[0], end)[1]) for end in ends[1:]]
     return found
 
 
@@ -163,3 +182,10 @@ def test_weights_and_metrics_are_those_of_one_process(chosen, evaluated, tmp_pat
                     if shared[key] != expected:
                         wrong.append((case, key, value, shared[key]))
     assert not wrong
+
+
+def test_batchnorm_statistics_of_one_worker_are_those_of_one_process(tmp_path) -> None:
+    ((*found,),) = in_workers(of_statistics, tmp_path, ["neggrad_plus-linear-all", "salun-cmf-all"], count=1)
+    for moved, apart in found:
+        assert moved > 0.1
+        assert apart < 1e-4 * moved

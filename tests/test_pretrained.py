@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 
-from raymu import data, models, references, weights
+from raymu import cache, data, models, references, weights
 from raymu.encoded import transform_of
 from raymu.engines.local import DECOUPLED_DECAY, Engine
 from raymu.errors import InputError
@@ -144,7 +144,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, changed, message) -> None
         weights.prepare(TUNED, path)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert not (tmp_path / "cache" / "v2" / "weights" / NAME).exists()
+    assert not (tmp_path / "cache" / cache.VERSION / "weights" / NAME).exists()
 
 
 def test_what_is_no_safetensors_file_is_never_opened_otherwise(tmp_path) -> None:

@@ -29,16 +29,23 @@ def check(scenario: Scenario, options: Options) -> None:
     """Look whether the options can carry out trials of the scenario.
 
     Raises:
-        InputError: DeepSpeed is not installed, or several workers shall train a model with BatchNorm.
+        InputError: DeepSpeed is not installed; or several workers shall train a model with BatchNorm, or its gradients
+            shall be checkpointed.
     """
-    if options.stage is None:
-        return
-    if importlib.util.find_spec("deepspeed") is None:
+    if options.stage is not None and importlib.util.find_spec("deepspeed") is None:
         raise InputError("several workers and ZeRO need DeepSpeed: pip install 'raymu[deepspeed]'")
+    if options.workers == 1 and not options.checkpointing:
+        return
     with torch.device("meta"):
         model = models.build(scenario, seed=0)
-    if options.workers > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        return
+    if options.workers > 1:
         raise InputError(
             "several workers cannot train a model with BatchNorm, whose statistics would be those of a worker's share:"
             " run more trials at once instead"
         )
+    raise InputError(
+        "gradient checkpointing reads every batch twice, and the statistics of BatchNorm would follow it twice: leave"
+        " it out"
+    )

@@ -69,11 +69,11 @@ class DeepSpeed(Engine):
 
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
-        for buffer, value in zip(self._deepspeed.module.buffers(), self._plain.buffers(), strict=True):
-            buffer.copy_(value)  # a CMF head is made by the plain network
+        _copy_buffers(self._plain, self._deepspeed.module)  # a CMF head is made by the plain network
         self.model = self._deepspeed
         yield
         self.model = self._plain
+        _copy_buffers(self._deepspeed.module, self._plain)  # BatchNorm statistics follow the batches
         mine, theirs = (dict(network.named_parameters()) for network in (self._plain, self._deepspeed.module))
         sharded = list(theirs.values()) if self._options.stage == 3 else []
         with torch.no_grad(), deepspeed.zero.GatheredParameters(sharded):
@@ -167,6 +167,11 @@ class DeepSpeed(Engine):
         if weight._hp_mapping is None:
             return weight.data.new_empty(0), 0
         return weight._hp_mapping.get_hp_fragment().data, weight._hp_mapping.lp_fragment_address.start
+
+
+def _copy_buffers(network: nn.Module, other: nn.Module) -> None:
+    for value, buffer in zip(network.buffers(), other.buffers(), strict=True):
+        buffer.copy_(value)
 
 
 def leave_group() -> None:
