@@ -50,6 +50,7 @@ class Checkpoints:
             "folder": folder.name,
             "epoch": state.epoch,
             "images": state.images,
+            "spared_s": state.spared_s,
             "cycled": state.cycled,
             "digests": digests,
             "row": row,
@@ -71,8 +72,8 @@ class Checkpoints:
         workers.sum(damaged)
         if damaged or optimizer is None or weights is None:
             return None
-        state = State(content["epoch"], content["images"], content["cycled"], weights, optimizer)
-        return state, content["row"]
+        counts = {count: content[count] for count in ("epoch", "images", "spared_s", "cycled")}
+        return State(**counts, weights=weights, optimizer=optimizer), content["row"]
 
     def clear(self) -> None:
         """Nothing of it is needed again."""

@@ -125,7 +125,7 @@ def test_a_trial_that_was_killed_ends_as_one_that_was_not(quick, quick_reference
 def test_a_damaged_checkpoint_is_as_good_as_none(quick, quick_references, tmp_path) -> None:
     """Its hash tells. What other workers wrote cannot be used either."""
     checkpoints = Checkpoints(locate(tmp_path / "trial"))
-    state = State(2, 100, [7], {"weight": torch.arange(4.0)}, {"0.momentum_buffer": torch.ones(4)})
+    state = State(2, 100, 0.5, [7], {"weight": torch.arange(4.0)}, {"0.momentum_buffer": torch.ones(4)})
     assert checkpoints.load(ALONE) is None
     checkpoints.save(state, {"curve": [[1, 0.5]]}, ALONE)
     found, row = checkpoints.load(ALONE)

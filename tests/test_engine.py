@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from raymu import engines, models, references
+from raymu.data import Split
 from raymu.engines import Options
 from raymu.engines.local import MOMENTUM, WEIGHT_DECAY, Batch, Engine
 from raymu.errors import Diverged, InputError
@@ -197,6 +199,47 @@ def test_batchnorm_is_refused_where_workers_would_have_statistics_of_their_own()
     engines.check(SCENARIOS["digits-vit"], Options(workers=2))
     with pytest.raises(InputError, match="BatchNorm"):
         engines.check(SCENARIOS["digits"], Options(workers=2))
+
+
+def test_checkpointed_gradients_are_refused_where_statistics_would_follow_each_batch_twice() -> None:
+    engines.check(SCENARIOS["digits-vit"], Options(checkpointing=True))
+    with pytest.raises(InputError, match="BatchNorm would follow it twice"):
+        engines.check(SCENARIOS["digits"], Options(checkpointing=True))
+
+
+def test_a_scan_goes_class_by_class_wherever_the_images_lie(model, digits_data, digits) -> None:
+    """The same images in the same batches, in whatever order they are stored."""
+    pixels, labels = digits_data.train.images.pixels, digits_data.train.labels
+    stored = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    images = copy.copy(digits_data.train.images)
+    images.pixels, images.keys = pixels[stored], digits_data.train.images.keys[stored.numpy()]
+    index = stored.argsort()[digits_data.train.index]
+    moved = dataclasses.replace(digits_data, train=Split(images, labels[stored], index))
+    scans = []
+    for each in (digits_data, moved):
+        run = engine(model, each)
+        run._method = Probe()
+        scans.append(list(run.scan("train")))
+    for here, there in zip(*scans, strict=True):
+        assert torch.equal(here.images, there.images)
+        assert torch.equal(here.labels, there.labels)
+    labels = torch.cat([batch.labels for batch in scans[0]])
+    assert torch.equal(labels, digits_data.train.targets.sort().values)
+
+
+def test_what_was_computed_before_counts_with_its_seconds(model, digits_data, tmp_path) -> None:
+    def compute() -> dict[str, torch.Tensor]:
+        time.sleep(0.5)
+        return {"found": torch.ones(3)}
+
+    spared = []
+    for _ in range(2):
+        run = engine(model, digits_data, cache_directory=tmp_path)
+        run._method = Probe()
+        assert torch.equal(run.cached("found", compute)["found"], torch.ones(3))
+        spared.append(run.spared_s)
+    assert spared[0] == pytest.approx(0, abs=0.2)  # it took these seconds itself
+    assert spared[1] == pytest.approx(0.5, abs=0.2)
 
 
 def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:

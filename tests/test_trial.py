@@ -51,7 +51,6 @@ def test_a_row_is_complete(quick, quick_references) -> None:
     assert row["peak_mem"] > 2**26
     for key in keys():
         assert row[f"{key}_gap"] == pytest.approx(row[key] - quick_references.metrics["retrained"][key])
-    assert row["wall_s"] == pytest.approx(row["unlearn_s"] + row["evaluate_s"])
     assert row["curve"] == [[2, row["score"]]]
     assert model is not None
 
@@ -68,6 +67,7 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     looked, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2], report=reports.append)
     plain, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0)
     assert without_costs(looked) | {"curve": None} == without_costs(plain) | {"curve": None}
+    assert looked["wall_s"] == pytest.approx(looked["unlearn_s"] + looked["evaluate_s"])  # nothing is cached
     assert [report["epochs"] for report in reports] == [1, 2]
     assert [report["status"] for report in reports] == ["stopped", "stopped"]
     assert [epoch for epoch, _ in looked["curve"]] == [1, 2, 3]

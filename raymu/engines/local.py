@@ -4,11 +4,13 @@ import contextlib
 import copy
 import hashlib
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,7 +27,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 DECOUPLED_DECAY = 0.05
 FOR_AUGMENTATION = 2**20  # an image's random number below that; what is above it is for its label
-READ = "images read"
+COST = "cost"  # of a pass: the images that it read, and its seconds
 
 Tensors = dict[str, Tensor]
 Rows = Literal["train", "retain", "forget"] | Tensor
@@ -52,6 +54,7 @@ class State(NamedTuple):
 
     epoch: int
     images: int
+    spared_s: float
     cycled: list[int]
     weights: Tensors
     optimizer: Tensors
@@ -68,6 +71,7 @@ class Engine:
         seed: the trial's.
         epoch: how many epochs have been trained so far.
         images: how many images the method has read so far; those of a pass whose result was cached count as well.
+        spared_s: how many seconds longer it would have taken so far, had nothing been cached.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Engine:
         self.seed = seed
         self.epoch = 0
         self.images = 0
+        self.spared_s = 0.0
         self._data = data
         self._options = options
         self._workers = data.workers
@@ -129,7 +134,7 @@ class Engine:
             for key, value in self._optimizer.state[weight].items()
             if isinstance(value, Tensor)
         }
-        return State(self.epoch, self.images, self._cycled, self.model.state_dict(), optimizer)
+        return State(self.epoch, self.images, self.spared_s, self._cycled, self.model.state_dict(), optimizer)
 
     # What a method may read:
 
@@ -217,9 +222,12 @@ class Engine:
             yield batch
 
     def scan(self, part: Rows) -> Iterator[Batch]:
-        """One pass in order, without augmentation; the model goes to eval mode, so that nothing of it changes."""
+        """One pass, class by class, without augmentation. The model goes to eval mode: nothing of it changes."""
         self.model.eval()
-        rows = self._rows(part)
+        rows, split = self._rows(part), self._data.train
+        keys = split.images.keys[split.index[rows].cpu().numpy()]
+        order = np.lexsort((keys, split.targets[rows].cpu().numpy()))  # the same wherever the images lie
+        rows = rows[torch.from_numpy(order).to(rows.device)]
         cuts = rows.tensor_split(self._batch_count(rows))
         yield from self._read((chosen, None) for chosen in cuts)
 
@@ -322,12 +330,13 @@ class Engine:
         """Add up what a method has gathered itself in a scan, in place, over the workers, each with its share."""
         self._workers.sum(*tensors)
 
-    def cached(self, name: str, compute: Callable[[], Tensors], **knobs: float) -> Tensors:
+    def cached(self, name: str, compute: Callable[[], Tensors], *, of_logits: bool = True, **knobs: float) -> Tensors:
         """What `compute` returns, in any order, computed once per scenario, head, trained part and `knobs`.
 
-        It may depend on nothing else: not on the trial's seed, unless that is one of the knobs.
+        It may depend on nothing else: not on the trial's seed, unless that is one of the knobs. Unless it is
+        `of_logits`, a CMF head's temperature makes no difference to it.
         """
-        if self._method.head == "cmf":
+        if self._method.head == "cmf" and of_logits:
             knobs["temperature"] = self._method.temperature
         return self._once(name, compute, head=self._method.head, train=self._method.train, **knobs)
 
@@ -385,7 +394,7 @@ class Engine:
         if saved is None:
             return {}
         self.model.load_state_dict(saved.weights)
-        self.images, self._cycled = saved.images, list(saved.cycled)
+        self.images, self.spared_s, self._cycled = saved.images, saved.spared_s, list(saved.cycled)
         return saved.optimizer
 
     def _restore_moments(self, saved: Tensors) -> None:
@@ -436,11 +445,13 @@ class Engine:
     def _once(self, name: str, compute: Callable[[], Tensors], **knobs: float | str) -> Tensors:
         if self.epoch:
             raise RuntimeError(f"{name} is computed from the original model: ask for it before the first epoch")
-        before = self.images
+        before, asked = self.images, time.perf_counter()
 
         def measured() -> Tensors:
+            begun = time.perf_counter()
             tensors = compute()
-            return {**tensors, READ: torch.tensor(self.images - before)}
+            cost = [self.images - before, time.perf_counter() - begun]
+            return {**tensors, COST: torch.tensor(cost, dtype=torch.float64)}
 
         def build(entry: Path | None) -> None:
             tensors = measured()
@@ -452,7 +463,9 @@ class Engine:
         else:
             entry = self._workers.once(self._cache_directory / f"{name}-{content_hash(knobs)}", build)
             tensors = cache.load_tensors(entry / "tensors.safetensors", self._device)
-        self.images = before + int(tensors.pop(READ))
+        images, seconds = tensors.pop(COST).tolist()
+        self.images = before + int(images)
+        self.spared_s += seconds - (time.perf_counter() - asked)
         return tensors
 
     def _train_mode(self) -> None:

@@ -17,8 +17,10 @@ FINAL_LR = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain(Method):
-    """Minimise CE on the retain set, from the weights that the original's training started from: linear warm-up, then
-    cosine decay of the learning rate, by the optimizer of the scenario's recipe.
+    """Minimise CE on the retain set, from weights drawn anew by the trial's seed (or the pretrained ones that the
+    original's training started from, with a new head): linear warm-up, then cosine decay of the learning rate, by the
+    optimizer of the scenario's recipe, to the last epoch. The reference that is called retrained ends where the
+    recipe's patience does, and starts as the original did.
 
         loss = CE(retain)
 

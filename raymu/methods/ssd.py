@@ -18,8 +18,9 @@ class SSD(Method):
 
         weight *= min(1, lambda * F_all / F_forget)  where F_forget > alpha * F_all
 
-    F is the mean over batches of the squared gradient of the batch's CE, as in the authors' code. Reads forget and
-    retain images once, in eval mode: BatchNorm statistics do not move.
+    F is the mean over batches of the squared gradient of the batch's CE. What classes are in a batch matters: they come
+    one after the other, as in the authors' code, wherever images are stored. Reads forget and retain images once, in
+    eval mode: BatchNorm statistics do not move.
     """
 
     paper: ClassVar[str] = "Foster et al., AAAI 2024"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,8 +39,10 @@ class SVD(Method):
     samples: int = fixed(900, "images of the forget set, and of the retain set")
 
     def unlearn(self, run: Engine) -> Iterator[Step]:
-        forget = run.cached("inputs-forget", lambda: self._directions(run, "forget"), samples=self.samples)
-        retain = run.cached("inputs-retain", lambda: self._directions(run, "retain"), samples=self.samples)
+        forget, retain = (
+            run.cached(f"inputs-{part}", partial(self._directions, run, part), of_logits=False, samples=self.samples)
+            for part in ("forget", "retain")
+        )
 
         def projected(name: str, weight: Tensor) -> Tensor:
             if f"{name}.share" not in retain:

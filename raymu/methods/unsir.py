@@ -77,7 +77,5 @@ class UNSIR(Method):
             penalty = images.square().sum((1, 2, 3)).mean()
             return self.noise_weight * penalty - cross_entropy(run.model(images), labels)
 
-        def learn() -> dict[str, Tensor]:
-            return {"noise": run.optimise_images(count, loss, lr=NOISE_LR, steps=NOISE_STEPS, seed=run.seed)}
-
-        return run.cached(f"noise-{forgotten}", learn, weight=self.noise_weight, seed=run.seed)["noise"]
+        # Not cached: it hangs on the seed and on a knob that is searched, so hardly another trial would use it.
+        return run.optimise_images(count, loss, lr=NOISE_LR, steps=NOISE_STEPS, seed=run.seed)
