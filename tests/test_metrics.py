@@ -423,6 +423,16 @@ def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
         getattr(evaluation, measure)(model, digits_data, *([{}] if measure == "evaluate" else []))
 
 
+@pytest.mark.parametrize("measure", ["look", "evaluate"])
+def test_features_too_large_for_their_squares_are_a_divergence(measure, digits_data, digits) -> None:
+    model = models.build(digits, seed=3)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)][-1]
+    torch.nn.init.constant_(last.weight, 1e30)
+    torch.nn.init.zeros_(model.get_classifier().weight)
+    with pytest.raises(Diverged, match="squared"):
+        getattr(evaluation, measure)(model, digits_data, *([{}] if measure == "evaluate" else []))
+
+
 def test_gaps_are_zero_for_the_retrained_model_itself() -> None:
     metrics = dict.fromkeys(keys(), 0.4)
     assert set(evaluation.gaps(metrics, metrics).values()) == {0.0}

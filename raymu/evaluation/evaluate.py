@@ -5,7 +5,7 @@ losses and gradients. Put together are labels, four numbers an image for members
 of the references, once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -81,14 +81,10 @@ def look(model: nn.Module, data: Data) -> dict[str, Any]:
         What `evaluate` returns; None for all that is no accuracy.
 
     Raises:
-        Diverged: a feature or logit is not finite, on all workers.
+        Diverged: a feature, its square or a logit is not finite, on all workers.
     """
-    model, moments = reading_copy(model), None
-    for some in outputs(model, data, data.probed):
-        moments = moments or Moments(data.num_classes, some.features.shape[1], some.features.device)
-        moments.update(some.features, some.labels)
-    assert moments is not None
-    moments.reduce(data.workers)
+    model = reading_copy(model)
+    moments = _moments(outputs(model, data, data.probed), data)
     accuracies = _accuracies(read(model, data), LDAProbe(moments), NearestClassCentre(moments), data.workers)
     return dict.fromkeys(keys()) | accuracies | {"probe": LDAProbe.name}
 
@@ -135,7 +131,8 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
         - `{split}_mia_auc`: the forgotten training images against the split's forget images; where samples are
           forgotten, the split's forget images against its retain images;
         - `{split}_relearn_epochs`: until RELEARN_PER_CLASS forgotten training images a class bring the accuracy on the
-          split's forget images back to RELEARNT of the original's;
+          split's forget images back to RELEARNT of the original's; where samples are forgotten, those few are among
+          them;
         - `train_{metric}` for OF_TRAIN: of the training features; alignments are the mean over the retain classes and
           over the forgotten ones;
         - `probe`: which one it was.
@@ -145,11 +142,11 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
         All workers return the first one's row, which is that of one alone, but for rounding.
 
     Raises:
-        Diverged: a feature or logit is not finite, on all workers.
+        Diverged: a feature, its square or a logit is not finite, on all workers.
     """
     model, workers = reading_copy(model), data.workers
     train, held_out = extract(model, data, data.probed), read(model, data)
-    moments = Moments.of(train.features, train.labels, workers)
+    moments = _moments([train], data)
     probe, centres = LinearProbe(train.features, train.labels, moments, workers), NearestClassCentre(moments)
     row = _accuracies(held_out, probe, centres, workers)
 
@@ -178,6 +175,23 @@ def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> Metrics:
     """`{column}_gap`: the metric minus the retrained model's. 0 means: as if never learnt. None where one is None."""
     pairs = {key: (row[key], retrained[key]) for key in keys()}
     return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
+
+
+def _moments(said: Iterable[Outputs], data: Data) -> Moments:
+    """Those of all workers' features.
+
+    Raises:
+        Diverged: their squares are not finite, on all workers.
+    """
+    moments = None
+    for some in said:
+        moments = moments or Moments(data.num_classes, some.features.shape[1], some.features.device)
+        moments.update(some.features, some.labels)
+    assert moments is not None
+    moments.reduce(data.workers)
+    if not moments.gram.isfinite().all():
+        raise Diverged("the features are too large to be squared")
+    return moments
 
 
 def _accuracies(
