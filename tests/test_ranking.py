@@ -257,6 +257,17 @@ def test_missing_cells_and_runs_that_diverged() -> None:
     assert "-" in [cell for line in tables.ranking_rows([first, second]) for cell in line]
 
 
+def test_who_lost_the_hard_originals_is_not_better_for_it() -> None:
+    """On every run that both have, the one that comes second is the better one."""
+    runs = [(original, seed, 0.2 if original < 9 else 0.8) for original in range(1, 11) for seed in (1, 2, 3)]
+    whole = [again(1, *run) for run in runs]
+    few = [again(1, original, seed, probe + 0.01 * seed) for original, seed, probe in runs if original < 9]
+    ranked = rank(
+        [sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, 0.5), *of]) for name, of in (("few", few), ("whole", whole))]
+    )
+    assert [(one.sweep.name, one.rank, one.shared) for one in ranked] == [("few", 1, True), ("whole", 1, True)]
+
+
 def test_a_sweep_in_which_nothing_completed_is_left_out() -> None:
     failed = sweep("failed", [row(0, None, None, status="error")])
     assert [one.sweep.name for one in rank([failed, confirmed("m", 0.3)])] == ["m"]

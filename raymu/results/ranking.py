@@ -187,7 +187,7 @@ def p_value(runs: Runs, others: Runs) -> float:
     standard error and a degree of freedom less than there are originals. If all differences are the same, as coarse
     accuracies may be, that of a sign test. 1 where they share no two runs.
     """
-    shared = {cell: runs[cell] - others[cell] for cell in sorted(runs.keys() & others.keys())}
+    shared = _differences(runs, others)
     if len(shared) < 2:
         return 1.0
     groups = _groups(shared)
@@ -195,6 +195,11 @@ def p_value(runs: Runs, others: Runs) -> float:
     if mean <= ROUNDING:
         return 1.0
     return float(2 * stdtr(count - 1, -mean / error)) if error > ROUNDING else 2.0 ** (1 - count)
+
+
+def _differences(runs: Runs, others: Runs) -> dict[Cell, float]:
+    """Of the runs on the same original, forget set and seed."""
+    return {cell: runs[cell] - others[cell] for cell in sorted(runs.keys() & others.keys())}
 
 
 def _groups(runs: Runs) -> list[NDArray[np.float64]]:
@@ -227,14 +232,18 @@ def _deviations(groups: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _significantly_better(runs: Sequence[Runs]) -> NDArray[np.bool_]:
-    """Whether one's mean is significantly higher than another's [one, another], one coming before it."""
+    """Whether one's mean is significantly higher than another's [one, another], one coming before it.
+
+    Where runs are missing, one that comes before may be worse on the runs that both have. That makes it no better.
+    """
     better = np.zeros((len(runs), len(runs)), dtype=bool)
     pairs = list(itertools.combinations(range(len(runs)), 2))
     values = [p_value(runs[one], runs[other]) for one, other in pairs]
     for done, place in enumerate(np.argsort(values, kind="stable")):
         if values[place] > LEVEL / (len(pairs) - done):
             break  # nor is any that is less clear
-        better[pairs[place]] = True
+        one, other = pairs[place]
+        better[one, other] = _mean(_groups(_differences(runs[one], runs[other]))) > 0
     return better
 
 
