@@ -139,7 +139,10 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
     elif gpus is None:
         gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
     bundle = {"CPU": float(options.threads)} | ({"GPU": gpus} if gpus else {})
-    number = int(min(available.get(kind, 0) // (count * options.workers) for kind, count in bundle.items()))
+    number = min(  # in whole numbers, as Ray counts: 1.0 // 0.2 is 4
+        round(available.get(kind, 0) * MAX_PARTS) // round(count * options.workers * MAX_PARTS)
+        for kind, count in bundle.items()
+    )
     grows, asked = _has_autoscaler(), resources.concurrent
     slots = Slots(options, bundle, (asked or number) if grows else min(number, asked or number))
     if number < 1 and not (grows and asked and _is_ready(slots, wait_s)):

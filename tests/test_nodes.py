@@ -201,12 +201,17 @@ def test_as_many_trials_share_a_gpu_as_the_first_leaves_room_for(quick, tmp_path
     assert [given for _, given in said] == ["1.0", "0.5", "0.5", "0.5"]
 
 
-@pytest.mark.parametrize(("used", "trials"), [(0.9, 1), (0.5, 1), (0.4, 2), (0.1, 8), (0.01, 83)])
-def test_the_part_of_a_gpu_is_one_that_ray_knows(used, trials) -> None:
+@pytest.mark.parametrize(
+    ("used", "trials"), [(0.9, 1), (0.5, 1), (0.4, 2), (0.16, 5), (0.1, 8), (0.08, 10), (0.01, 83)]
+)
+def test_the_part_of_a_gpu_is_one_that_ray_knows(used, trials, monkeypatch) -> None:
+    """As many trials get it as there are such parts, which a division of floats does not always tell."""
     part = part_of_gpu(used)
-    assert 1 // part == trials
     assert part * trials <= 1
     assert used < part
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 100.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", list)
+    assert fit_to_cluster(Resources(gpus_per_worker=part)).number == trials
 
 
 @pytest.mark.parametrize(
