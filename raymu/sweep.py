@@ -20,6 +20,7 @@ os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would w
 os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once: what is measured is in the rows
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"  # rows are the only state of a sweep
+os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "300"  # a trial that its stopped predecessor lets wait longer is lost
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 
 from ray import tune
@@ -181,8 +182,10 @@ class Sweep:
             best = select.Best(asked.top).choose(rows)
         except InputError:
             return []
-        first = select.published(rows)
-        again = [*best, *([first] if first is not None and first not in best else [])]
+        if (first := select.published(rows)) is None:
+            again = best
+        else:  # where it is one of the best, another search may have tried it as well
+            again = [*(row for row in best if row["config"] != first["config"]), first]
         unseen = max(self.protocol.search_seeds) + 1
         runs = itertools.product(self.confirmed(), again, range(unseen, unseen + asked.seeds))
         number = len(self.protocol.search_seeds) * self.protocol.trials
@@ -465,7 +468,8 @@ def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: st
         if isinstance(error.__cause__, (*OF_THE_MACHINE, NodeError)):
             raise
         row = _blank(sweep, task, options)
-        tune.report(_result(row | {"status": "error", "error": "a worker failed", "traceback": str(error)}))
+        text = str(error).strip()
+        tune.report(_result(row | {"status": "error", "error": text.splitlines()[-1], "traceback": text}))
 
 
 def _checkpoints(directory: store.Location, number: int) -> Checkpoints:

@@ -423,6 +423,49 @@ def test_what_goes_wrong_in_a_trial_is_a_row(swept, tmp_path) -> None:
             assert all(row[key] is None for key in keys())
 
 
+SLOW = """
+import time
+from dataclasses import dataclass
+
+import torch
+
+from raymu.cli import sweep_main
+from raymu.method import Method, Range, tuned
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Method):
+    paper = "none"
+    lr: float = tuned(0.1, Range(1e-6, 0.1, "log"), "")
+    epochs: int = tuned(3, Range(2, 3, "int"), "")
+
+    def unlearn(self, run):
+        try:
+            for _ in run.epochs(self.epochs, self.lr):
+                for batch in run.batches("forget"):
+                    yield -torch.nn.functional.cross_entropy(run.model(batch.images), batch.labels)
+        finally:
+            time.sleep(4)
+
+
+sweep_main(lambda: Sweep(Slow, SCENARIOS["digits"], Protocol(trials=9, searcher="random")))
+"""
+
+
+@pytest.mark.long
+def test_no_trial_is_lost_behind_one_that_is_slow_to_end(swept, tmp_path) -> None:
+    """Fix: Tune waited two seconds for the process of a stopped trial, and then forgot the next one."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    printed = run([sys.executable, str(tmp_path / "slow.py")], "--storage", tmp_path, "--concurrent", 1)
+    assert printed.returncode == 0, printed.stderr
+    rows = store.read(tmp_path / "slow")
+    assert sorted(row["trial"] for row in rows) == list(range(9))
+    assert {row["status"] for row in rows} == {"completed", "stopped"}
+
+
 @pytest.mark.long
 def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch) -> None:
     """Two whole sweeps, one after the other at a time, on data that differs in its test labels alone."""
