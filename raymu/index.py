@@ -98,6 +98,11 @@ def build(location: Location) -> Path:
                 with ThreadPoolExecutor(1 if location.local else THREADS) as pool:
                     read = pool.map(partial(_read_shard, location), range(len(files)), files)
                     images = [image for found in read for image in found]
+                if not images:
+                    raise InputError(
+                        f"the {part} shards in {location}, such as {files[0].path}, hold no image: none of their"
+                        f" members is named <key>.{' or .'.join(SUFFIXES)}, with its class number as <key>.cls"
+                    )
             else:
                 images = [_read_name(location, classes, position, file) for position, file in enumerate(files)]
             for name, array in _arrays(location, files, images)._asdict().items():

@@ -336,6 +336,12 @@ def edit(path: Path, **members: bytes | None) -> None:
                 add(archive, name, one)
 
 
+def write_unknown(path: Path) -> None:
+    """A shard as writers make it that keep several images a sample."""
+    with tarfile.open(path, "w") as archive:
+        add(archive, f"{path.stem}.image.jpg", b"an image")
+
+
 def a_member(path: Path, ending: str) -> str:
     with tarfile.open(path) as archive:
         return next(name for name in archive.getnames() if name.endswith(ending))
@@ -371,6 +377,10 @@ BREAKAGES = {
     "no image": (
         lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".jpg"): None}),
         r"train-0000\.tar: .* has no image",
+    ),
+    "no name that is known": (
+        lambda root: [write_unknown(path) for path in root.glob("train-*")],
+        r"train shards in .*broken, such as train-\d+\.tar, hold no image: none .*<key>\.jpg or .*<key>\.cls",
     ),
     "a key twice": (
         lambda root: shutil.copy(root / SHARD, root / "train-9999.tar"),
