@@ -7,6 +7,7 @@ socket of its own. It ends when that closes: also where the process that asked w
 A request is a line of JSON, the answer a line of JSON and, if that holds no error, the pixels.
 """
 
+import contextlib
 import functools
 import io
 import json
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypedDict
@@ -33,6 +34,9 @@ from raymu import cache
 OPEN_FILES = 64
 SOCKET_BUFFER = 2**20
 COPY_BUFFER = 2**23
+
+# As what an image that was not read is told, by the name that stands in an answer.
+KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (OSError, MemoryError, RuntimeError)}
 
 
 class Request(TypedDict):
@@ -49,19 +53,24 @@ class Request(TypedDict):
     source: str | None
 
 
-class Undecodable(RuntimeError):
-    """The image at that position of a request cannot be read or decoded, for that reason."""
+class Unread(Exception):
+    """The image at that position of a request was not read, for that reason.
 
-    def __init__(self, position: int, reason: str) -> None:
+    Attributes:
+        kind: OSError or MemoryError where the machine failed, which may pass; RuntimeError where the image cannot be
+            decoded, which stays.
+    """
+
+    def __init__(self, position: int, kind: type[Exception], reason: str) -> None:
         super().__init__(reason)
-        self.position = position
+        self.position, self.kind = position, kind
 
 
 def decode(request: Request) -> NDArray[np.uint8]:
     """The images (N, C, H, W) of a request. The state of random generators is left as it was.
 
     Raises:
-        Undecodable: one of them cannot be decoded.
+        Unread: one of them cannot be read or decoded.
     """
     from PIL import Image
 
@@ -69,18 +78,32 @@ def decode(request: Request) -> NDArray[np.uint8]:
     pixels, state = [], random.getstate()
     try:
         with torch.random.fork_rng(devices=()):
-            for file, offset, length, seed in request["images"]:
+            for position, (file, offset, length, seed) in enumerate(request["images"]):
                 if seed is not None:
                     random.seed(seed)
                     torch.default_generator.manual_seed(seed)
-                content = os.pread(_opened(request["root"], file, request["source"]).fileno(), length, offset)
-                image = Image.open(io.BytesIO(content)).convert("RGB")
-                pixels.append(np.asarray(_transform(options, seed is not None)(image)))
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, ... as the bytes want
-        raise Undecodable(len(pixels), f"{type(error).__name__}: {error}") from error
+                with _failing(position, OSError):
+                    content = _read(request["root"], file, request["source"], offset, length)
+                with _failing(position, RuntimeError):
+                    image = Image.open(io.BytesIO(content)).convert("RGB")
+                    pixels.append(np.asarray(_transform(options, seed is not None)(image)))
     finally:
         random.setstate(state)
     return np.stack(pixels, out=np.empty((len(pixels), *pixels[0].shape), np.uint8))  # in C order, as theirs is not
+
+
+@contextlib.contextmanager
+def _failing(position: int, kind: type[Exception]) -> Iterator[None]:
+    """Raise as Unread, of that kind, what the body raises.
+
+    What it raises does not tell whose failure it is: PIL raises OSError, SyntaxError, ValueError, ... as the bytes
+    want, and pyarrow more than OSError. Only where memory is short, that is the machine's failure everywhere.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = MemoryError if isinstance(error, MemoryError) else kind
+        raise Unread(position, kind, f"{type(error).__name__}: {error}") from error
 
 
 @functools.lru_cache
@@ -92,6 +115,29 @@ def _transform(options: str, augment: bool) -> Callable[[Any], Any]:
     given = {**json.loads(options), "use_prefetcher": True, "color_jitter": None, "auto_augment": None}
     transform: Callable[[Any], Any] = create_transform(**given, is_training=augment)
     return transform
+
+
+def _read(root: str, file: str, source: str | None, offset: int, length: int) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        OSError: among others where the file ends before them. It did not when it was indexed: so the disk failed, or
+            it is just being written again.
+    """
+    content = b""
+    try:
+        opened = _opened(root, file, source)
+        while len(content) < length:  # some network file systems give less than they are asked for
+            part = os.pread(opened.fileno(), length - len(content), offset + len(content))
+            if not part:
+                if source is not None:
+                    shutil.rmtree(Path(root, file), ignore_errors=True)  # a damaged copy is made anew
+                raise OSError(f"{opened.name} ends {length - len(content)} bytes before the image does")
+            content += part
+    except OSError:
+        _opened.cache_clear()  # who tries again shall not meet a stale handle
+        raise
+    return content
 
 
 @functools.lru_cache(OPEN_FILES)
@@ -146,14 +192,14 @@ class Decoders:
         self._threads = ThreadPoolExecutor(count, "decoder")
 
     def submit(self, request: Request, out: NDArray[np.uint8]) -> Future[None]:
-        """Decode into `out` (N, C, H, W). The future raises Undecodable, or ChildProcessError where a process died."""
+        """Decode into `out` (N, C, H, W). The future raises Unread, or ChildProcessError where a process died."""
         if self.count:
             return self._threads.submit(self._ask, request, out)
         future = Future[None]()
         try:
             out[:] = decode(request)
             future.set_result(None)
-        except Undecodable as error:
+        except Unread as error:
             future.set_exception(error)
         return future
 
@@ -166,7 +212,8 @@ class Decoders:
             if answer is None:
                 raise EOFError
             if answer:
-                raise Undecodable(*answer)
+                position, kind, reason = answer
+                raise Unread(position, KINDS[kind], reason)
             pixels = out.data.cast("B")
             while pixels:
                 received = channel.answers.readinto(pixels)  # type: ignore[attr-defined]
@@ -197,8 +244,9 @@ def _answer(channel: socket.socket) -> None:
         for line in requests:
             try:
                 pixels = decode(json.loads(line))
-            except Undecodable as error:
-                channel.sendall(json.dumps([error.position, str(error)]).encode() + b"\n")
+            except Unread as error:
+                answer = [error.position, error.kind.__name__, str(error)]
+                channel.sendall(json.dumps(answer).encode() + b"\n")
             else:
                 channel.sendall(b"[]\n")
                 channel.sendall(pixels.data.cast("B"))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raymu.decoding import Request, Undecodable, decoders
+from raymu.decoding import Request, Unread, decoders
 from raymu.images import Images
 from raymu.index import Index
 from raymu.scenario import Scenario
@@ -82,8 +82,9 @@ class Encoded(Images):
         """See Images.
 
         Raises:
-            RuntimeError: an image cannot be read or decoded.
-            ChildProcessError: a process that decodes died.
+            RuntimeError: an image cannot be decoded.
+            OSError, MemoryError: the machine failed: the bytes of an image cannot be had, or a process that decodes
+                died (ChildProcessError).
         """
         begun = deque[_Batch]()
         try:
@@ -134,10 +135,10 @@ class Encoded(Images):
         for position, request in enumerate(batch.requests):
             try:
                 request.result()
-            except Undecodable as error:
+            except Unread as error:
                 row = batch.rows[position * PER_REQUEST + error.position]
                 key, file = self._index.keys[row].decode(), self._index.files[self._index.file[row]].decode()
-                raise RuntimeError(f"the image {key} in {file} cannot be read: {error}") from error
+                raise error.kind(f"the image {key} in {file} cannot be read: {error}") from error
         return self.normalise(batch.pixels.to(self.mean.device, non_blocking=True))
 
 

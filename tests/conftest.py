@@ -62,6 +62,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs to mount a disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)  # a process may have files open that were on it
+
+
+@pytest.fixture
 def raymu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the `raymu` command, as a user does, in an empty directory."""
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -207,12 +208,17 @@ def test_the_processes_are_started_once(places) -> None:
     assert decoding.decoders(2)._process.pid == before
 
 
+def children(pool: decoding.Decoders) -> list[int]:
+    """The processes that decode."""
+    template = pool._process.pid
+    return [int(child) for child in Path(f"/proc/{template}/task/{template}/children").read_text().split()]
+
+
 def test_a_process_that_is_killed_is_told_and_replaced(places) -> None:
     split = load(places["shards"], processes=2).train
     expected = read(split)
-    template = decoding.decoders(2)._process.pid
-    for child in Path(f"/proc/{template}/task/{template}/children").read_text().split():
-        os.kill(int(child), signal.SIGKILL)
+    for child in children(decoding.decoders(2)):
+        os.kill(child, signal.SIGKILL)
     with pytest.raises(ChildProcessError, match="a process that decodes images died"):
         read(split)
     assert torch.equal(read(split), expected)
@@ -246,6 +252,52 @@ def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
         with pytest.raises(RuntimeError, match=r"n00000002_\d+ in train/n00000002/n00000002_\d+\.JPEG cannot be read"):
             read(split)
         assert len(read(split.subset(split.targets == 0))) == TRAIN * 0.8
+
+
+LOSSES = {
+    "removed": (Path.unlink, "FileNotFoundError"),
+    "a directory": (lambda path: (path.unlink(), path.mkdir()), "IsADirectoryError"),
+    "cut": (lambda path: cut(path, 300), r"ends \d+ bytes before the image does"),
+}
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_bytes_that_cannot_be_had_are_the_machines_failure(places, tmp_path, loss, processes) -> None:
+    """Not the image's: they may be back when a trial is tried again, and are then read."""
+    shutil.copytree(places["folders"], tmp_path / "mine")
+    split = load(tmp_path / "mine", processes=processes).train
+    lose, message = LOSSES[loss]
+    lost = tmp_path / "mine" / "train" / "n00000002"
+    for path in lost.iterdir():
+        lose(path)
+    with pytest.raises(OSError, match=rf"n00000002_\d+ in train/n00000002/.*\.JPEG cannot be read: .*{message}"):
+        read(split)
+    shutil.rmtree(lost)
+    shutil.copytree(places["folders"] / "train" / "n00000002", lost)
+    assert torch.equal(read(split), read(load(places["folders"]).train))
+
+
+def test_too_little_memory_is_the_machines_failure(places, tmp_path) -> None:
+    """While an image is decoded, too."""
+    shutil.copytree(places["folders"], tmp_path / "mine")
+    large = tmp_path / "large.jpg"
+    Image.new("RGB", (4000, 4000)).save(large)
+    for path in (tmp_path / "mine" / "train" / "n00000002").iterdir():
+        shutil.copy(large, path)
+    split = load(tmp_path / "mine", processes=1).train
+    read(split.subset(split.targets == 0))  # what is needed to decode is there
+    chosen = split.subset(split.targets == 2).subset(torch.arange(1))
+    (child,) = children(decoding.decoders(1))
+    pages = int(Path(f"/proc/{child}/statm").read_text().split()[0])
+    soft, hard = resource.prlimit(child, resource.RLIMIT_AS)
+    resource.prlimit(child, resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**25, hard))
+    try:
+        with pytest.raises(MemoryError, match=r"n00000002_\d+ in train/n00000002/.*\.JPEG cannot be read: MemoryError"):
+            read(chosen)
+    finally:
+        resource.prlimit(child, resource.RLIMIT_AS, (soft, hard))
+    assert len(read(chosen)) == 1
 
 
 # The order of training
@@ -474,6 +526,46 @@ def test_shards_on_object_storage_are_copied_once(places, bucket) -> None:
     assert json.loads(known.read_text())["location"] == str(places["shards"])
 
 
+def test_an_outage_of_the_storage_is_the_machines_failure(places, bucket) -> None:
+    uri, server = bucket[0].format("some/shards"), bucket[1]
+    upload(places["shards"], uri)
+    split = load(uri, processes=1).train
+    port = server.get_host_and_port()[1]
+    server.stop()
+    with pytest.raises(OSError, match=r"the image .* in train-\d+\.tar cannot be read: OSError: "):
+        read(split)
+    again = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    again.start()
+    assert torch.equal(read(split), read(load(places["shards"]).train))
+    again.stop()
+
+
+def test_a_full_disk_is_the_machines_failure(places, bucket, small_disk, monkeypatch) -> None:
+    monkeypatch.setenv("RAYMU_CACHE", str(small_disk))
+    uri = bucket[0].format("some/shards")
+    upload(places["shards"], uri)
+    split = load(uri, processes=1).train
+    with (small_disk / "filler").open("wb") as filler:
+        left = os.statvfs(small_disk)
+        os.posix_fallocate(filler.fileno(), 0, left.f_bavail * left.f_frsize)
+    with pytest.raises(OSError, match=r"in train-\d+\.tar cannot be read: OSError: .*No space left on device"):
+        read(split)
+    (small_disk / "filler").unlink()
+    assert torch.equal(read(split), read(load(places["shards"]).train))
+
+
+def test_a_copy_that_was_cut_is_made_anew(places, bucket) -> None:
+    uri = bucket[0].format("some/shards")
+    upload(places["shards"], uri)
+    split = load(uri).train
+    expected = read(split)
+    (copy,) = (cache.root() / "shards").rglob(f"{SHARD}/{SHARD}")
+    cut(copy, 1000)
+    with pytest.raises(OSError, match=rf"in {SHARD} cannot be read: .*ends \d+ bytes before the image does"):
+        read(split)
+    assert torch.equal(read(split), expected)
+
+
 def test_what_is_wrong_on_object_storage_is_said_without_secrets(places, bucket) -> None:
     folders, nothing = bucket[0].format("folders"), bucket[0].format("nothing")
     upload(places["folders"], folders)
@@ -558,3 +650,20 @@ def test_trials_on_shards(places) -> None:
     assert row["status"] == "completed", row["traceback"]
     row, _ = run_trial(BY_SHARE, RandomLabel(lr=0.01, epochs=1), seed=0, objective="oracle_gap")
     assert row["status"] == "completed", row["traceback"]
+
+
+def test_a_trial_that_the_machine_keeps_from_its_images_may_be_tried_again(places, tmp_path) -> None:
+    """It is no error of the method, which would be a row for ever."""
+    shutil.copytree(places["shards"], tmp_path / "mine")
+    data.prepare(SCENARIO, tmp_path / "mine")
+    method = RandomLabel(lr=0.01, epochs=1)
+    row, _ = run_trial(SCENARIO, method, seed=0)
+    for shard in tmp_path.glob("mine/train-*"):
+        cut(shard, 1000)
+    with pytest.raises(OSError, match=r"the image .* in train-\d+\.tar cannot be read"):
+        run_trial(SCENARIO, method, seed=0)
+    for shard in tmp_path.glob("mine/train-*"):
+        shutil.copy(places["shards"] / shard.name, shard)
+    again, _ = run_trial(SCENARIO, method, seed=0)
+    assert again["status"] == "completed", again["traceback"]
+    assert again["score"] == row["score"]

@@ -203,16 +203,6 @@ def test_what_the_machine_refuses_is_tried_again_and_then_given_up(cluster, at_o
     assert {row["trial"]: row["restarts"] for row in rows}[highest["trial"]] in (1, 2)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("needs to mount a disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def fill(disk: Path) -> Path:
     """Take all that is left of the disk."""
     filler = disk / "filler"
