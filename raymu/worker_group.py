@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -14,9 +15,10 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raymu import nodes, references
+from raymu import attempts, nodes, references
 from raymu.engines.options import Options
 from raymu.session import Slots
+from raymu.trial import OF_THE_MACHINE
 from raymu.workers import Workers
 
 Result = TypeVar("Result")
@@ -170,7 +172,7 @@ def in_group(home: nodes.Home, options: Options, function: Callable[..., Result]
 
 def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
     """Make calls, each a function and its arguments, on the cluster, as many at once as fit, each by the workers of a
-    trial.
+    trial. One that the machine failed is made again as a trial is, after the same pauses.
 
     Raises what one of them raises.
     """
@@ -179,18 +181,29 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
         {} if slots.options.stage is None else {"max_calls": 1}
     )  # a group ends with its placement group
     task = ray.remote(num_cpus=slots.bundle["CPU"], num_gpus=slots.bundle.get("GPU", 0), **once)(in_group)
+
+    def begin(call: tuple[Any, ...], pauses: tuple[float, ...]) -> None:
+        placement = placement_group(slots.bundles)
+        strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
+        done = task.options(scheduling_strategy=strategy).remote(home, slots.options, *call)
+        waiting[done] = call, pauses, placement
+
     try:
         for call in calls:
-            placement = placement_group(slots.bundles)
-            strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
-            done = task.options(scheduling_strategy=strategy).remote(home, slots.options, *call)
-            waiting[done] = placement
+            begin(call, attempts.PAUSES_S)
         while waiting:
             (done,), _ = ray.wait(list(waiting))
-            remove_placement_group(waiting.pop(done))
-            nodes.returned(done)
+            call, pauses, placement = waiting.pop(done)
+            remove_placement_group(placement)
+            try:
+                nodes.returned(done)
+            except OF_THE_MACHINE:
+                if not pauses:
+                    raise
+                time.sleep(pauses[0])
+                begin(call, pauses[1:])
     finally:
-        for placement in waiting.values():
+        for _, _, placement in waiting.values():
             remove_placement_group(placement)
 
 

@@ -1,6 +1,7 @@
 """Workers of one trial on a real Ray: they stay together, and none waits for one that is gone."""
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from test_parity import CASES, SCENARIO, setting, unlearned
 
-from raymu import references
+from raymu import attempts, references
 from raymu.engines import Options
 from raymu.nodes import Home, at_home
 from raymu.results.store import locate
@@ -186,3 +187,22 @@ def test_calls_side_by_side(home, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     with pytest.raises(Exception, match="no luck in 1"):
         side_by_side(home, slots, [(fails_in, 1)])
+
+
+def has_room_after(refusals: int, directory: str) -> None:
+    tries = len(os.listdir(directory))
+    with open(f"{directory}/{tries}", "w"):
+        pass
+    if tries < refusals:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_call_that_the_machine_fails_is_made_again(home, tmp_path, monkeypatch) -> None:
+    """As a trial is: references are trained by such calls, and a sweep is not over for an outage."""
+    monkeypatch.setattr(attempts, "PAUSES_S", (0.0, 0.0))
+    slots = Slots(Options(), {"CPU": 1.0}, 1)
+    side_by_side(home, slots, [(has_room_after, 2, str(tmp_path))])
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(OSError, match="No space left on device"):
+        side_by_side(home, slots, [(has_room_after, 7, str(tmp_path))])
+    assert len(list(tmp_path.iterdir())) == 6
