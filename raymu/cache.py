@@ -84,7 +84,11 @@ def atomically(entry: Path, build: Callable[[Path], None], is_there: Callable[[P
             unfinished = entry.with_name(f".{entry.name}.unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
             unfinished.mkdir()
-            build(unfinished)
+            try:
+                build(unfinished)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk others need the room
+                raise
             shutil.rmtree(entry, ignore_errors=True)  # damaged
             os.replace(unfinished, entry)
     return entry
