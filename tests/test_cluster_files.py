@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from moto import mock_aws
+from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 CLUSTER = REPOSITORY / "cluster"
 CLOUDS = ["aws", "gcp", "azure"]
 RAY_UP = [*CLOUDS, "local"]
+REQUIRED = SpecifierSet(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"])
 EXCLUDED = {".venv", "raymu-results", "__pycache__"}
 
 
@@ -54,6 +57,47 @@ def test_every_node_gets_the_checkout_the_token_and_the_same_versions(kind) -> N
     assert config["cluster_synced_files"] == ["~/raymu-versions.txt"]
     assert "> ~/raymu-versions.txt" in config["head_setup_commands"][-1]
     assert "-c ~/raymu-versions.txt" in config["worker_setup_commands"][-1]
+
+
+CURL = """#!/bin/sh
+echo 'mkdir "$UV_UNMANAGED_INSTALL" && cp ~/uv "$UV_UNMANAGED_INSTALL/uv"'
+"""
+UV = """#!/bin/sh
+echo "$@" >> ~/asked
+mkdir -p ~/raymu-venv/bin
+printf '#!/bin/sh\n' > ~/raymu-venv/bin/python
+chmod +x ~/raymu-venv/bin/python
+"""
+
+
+@pytest.mark.parametrize("kind", RAY_UP)
+def test_setup_makes_an_environment_once_with_a_python_that_raymu_takes(kind, tmp_path) -> None:
+    """The command as Ray runs it, with a pretended download. Ray wants the same Python down to the patch on all nodes,
+    so the file has to name one.
+    """
+    for name, script in (("curl", CURL), ("uv", UV)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    make = prepared(kind)["head_setup_commands"][0]
+    assert make == prepared(kind)["worker_setup_commands"][0]
+    for _ in range(2):
+        subprocess.run(["bash", "-c", make], check=True, env=environment)
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert asked.startswith("venv ")
+    assert asked.endswith(f" {tmp_path}/raymu-venv")
+    (version,) = re.findall(r"--managed-python --python (\d+\.\d+\.\d+) ", asked)
+    assert version in REQUIRED
+
+
+def test_images_and_documentation_name_a_python_that_raymu_takes() -> None:
+    images = re.findall(r"image: rayproject/ray:\S+-py(\d)(\d+)", (CLUSTER / "kuberay.yaml").read_text())
+    assert len(images) == 2
+    assert all(".".join(image) in REQUIRED for image in images)
+    for text in (REPOSITORY / "README.md", CLUSTER / "README.md"):
+        named = re.findall(r"Python (\S+) or newer", text.read_text())
+        assert named
+        assert all(REQUIRED == SpecifierSet(f">={version}") for version in named)
 
 
 @pytest.mark.parametrize("kind", RAY_UP)
