@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Waits until the cloud says that it takes this spot machine back, and tells Ray, so that no trial is begun here any more.
+# Waits until the cloud says that it takes this spot machine back, and tells Ray, which starts no process here any more.
+# Tune may still begin a trial in a process that is here; it goes on elsewhere from its last checkpoint.
 #
 #     drain.sh aws|gcp|azure
 set -uo pipefail
