@@ -24,17 +24,40 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 RAY_ADDRESS=$(getent ahostsv4 "$head" | awk '{ print $1; exit }'):$port
 export RAY_ADDRESS
 
-trap 'kill $(jobs -p); wait' EXIT
+trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT
+steps=()
+# Waits for a process, but not for nodes on which Ray ended or hangs: they would be held until --time.
+await() {
+    local deadline=$((SECONDS + 300)) step
+    while kill -0 "$1" 2> /dev/null; do
+        for step in "${steps[@]}"; do
+            kill -0 "$step" 2> /dev/null || give_up "Ray has ended on a node"
+        done
+        ((SECONDS < deadline)) || give_up "Ray has not started on all nodes within five minutes"
+        sleep 1
+    done
+    wait "$1"
+}
+give_up() {
+    echo "slurm.sh: $1, so there is no sweep" >&2
+    exit 1
+}
+
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --block --head --node-ip-address="${RAY_ADDRESS%:*}" \
     --port="$port" --temp-dir="/tmp/raymu-$SLURM_JOB_ID" --num-cpus="$SLURM_CPUS_PER_TASK" \
     --include-dashboard=false > /dev/null &
-until ray health-check 2> /dev/null; do sleep 1; done
+steps+=($!)
+until ray health-check &> /dev/null; do sleep 1; done &
+await $!
+
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
     srun --nodes="$others" --ntasks="$others" --exclude="$head" ray start --block --address="$RAY_ADDRESS" \
         --num-cpus="$SLURM_CPUS_PER_TASK" > /dev/null &
+    steps+=($!)
 fi
 python -c "import raymu, ray, time; ray.init(log_to_driver=False)
-while sum(node['Alive'] for node in ray.nodes()) < $SLURM_JOB_NUM_NODES: time.sleep(1)"
+while sum(node['Alive'] for node in ray.nodes()) < $SLURM_JOB_NUM_NODES: time.sleep(1)" &
+await $!
 
 python "$@" --resume

@@ -97,7 +97,7 @@ def test_images_and_documentation_name_a_python_that_raymu_takes() -> None:
     for text in (REPOSITORY / "README.md", CLUSTER / "README.md"):
         named = re.findall(r"Python (\S+) or newer", text.read_text())
         assert named
-        assert all(REQUIRED == SpecifierSet(f">={version}") for version in named)
+        assert all(SpecifierSet(f">={version}") == REQUIRED for version in named)
 
 
 @pytest.mark.parametrize("kind", RAY_UP)
@@ -280,3 +280,50 @@ def test_kuberays_job_keeps_the_token_secret_ends_and_has_its_gpus_for_trials() 
 def test_shellcheck_finds_nothing(script) -> None:
     printed = subprocess.run(["shellcheck", REPOSITORY / script], capture_output=True, text=True, env=_environment())
     assert printed.returncode == 0, printed.stdout
+
+
+NODES = """
+echo 'echo "$3"' > scontrol
+echo 'while [[ $1 = --* ]]; do shift; done; exec "$@"' > srun
+# Only `ray start` of a head names a port. `python` is first what waits for all nodes, and then the sweep.
+echo 'case "$*" in *--port=*) {head} ;; *--address=*) {worker} ;; health-check) {health} ;; esac' > .venv/bin/ray
+echo '[[ $1 = -c ]] && {joined} || echo swept' > .venv/bin/python
+chmod +x scontrol srun .venv/bin/*
+"""
+UP, FAILS = "exec sleep 20", "exit 1"
+ENDED, LATE = "Ray has ended on a node", "Ray has not started on all nodes within five minutes"
+
+
+@pytest.mark.parametrize(
+    ("head", "health", "worker", "joined", "said"),
+    [
+        (FAILS, UP, UP, "true", ENDED),
+        (UP, "true", FAILS, UP, ENDED),
+        (UP, UP, UP, "true", LATE),
+        (UP, "true", UP, UP, LATE),
+        (UP, "true", UP, FAILS, ""),
+        (UP, "true", UP, "true", None),
+    ],
+)
+def test_slurms_script_does_not_wait_for_what_cannot_start(head, health, worker, joined, said, tmp_path) -> None:
+    """With pretended commands of Slurm and Ray; `ray health-check` takes its time where no head answers."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    nodes = NODES.format(head=head, health=health, worker=worker, joined=joined)
+    subprocess.run(["bash", "-c", nodes], check=True, cwd=tmp_path)
+    text = (CLUSTER / "slurm.sh").read_text()
+    assert text.count("SECONDS + 300") == 1
+    (tmp_path / "slurm.sh").write_text(text.replace("SECONDS + 300", "SECONDS + 2"))
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "127.0.0.1",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
+    command = ["bash", tmp_path / "slurm.sh", "sweeps/salun.py"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+    swept = said is None
+    assert ended.returncode == (0 if swept else 1)
+    assert ended.stdout == ("swept\n" if swept else "")
+    assert ended.stderr == (f"slurm.sh: {said}, so there is no sweep\n" if said else "")
