@@ -96,7 +96,7 @@ class Method:
         needs: the parts of the training set that it reads.
         published: the paper's settings by (dataset, head), where they differ from the fields' defaults, which are
             those for CIFAR-10.
-        start: "original" weights, or "scratch" for those that the references start from.
+        start: "original" weights, or "scratch" for random ones by the trial's seed (or pretrained ones).
         trains: whether it takes optimizer steps; otherwise it edits the weights once, in no epoch.
         classes_only: whether it can forget classes, but not single samples.
 

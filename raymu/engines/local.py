@@ -27,7 +27,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 DECOUPLED_DECAY = 0.05
 FOR_AUGMENTATION = 2**20  # an image's random number below that; what is above it is for its label
-COST = "cost"  # of a pass: the images that it read, and its seconds
+COST = "cost of the pass"  # the images that it read, and its seconds
 
 Tensors = dict[str, Tensor]
 Rows = Literal["train", "retain", "forget"] | Tensor
