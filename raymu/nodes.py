@@ -7,9 +7,11 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymu import cache, data, weights
 from raymu.errors import InputError, NodeError
-from raymu.results.store import Location, read_bytes, write_bytes
+from raymu.results.store import Location, patiently, read_bytes, write_bytes
 from raymu.scenario import Scenario
 from raymu.shelf import Shelf
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "deepspeed")
-MARKER = ".visible"
+LATE_S = 5.0  # until other nodes see a new file on a network file system
 CHUNK = 2**26  # bytes
 
 
@@ -37,7 +39,7 @@ class Home:
         versions: see `versions`.
         shelf: the actor that serves its cache.
         shared: a directory that every node has to see, for results or checkpoints.
-        mark: what stands there.
+        mark: the name of a file that stands there, of this driver alone: another may take the sweep over.
     """
 
     node: str
@@ -45,7 +47,7 @@ class Home:
     versions: dict[str, str]
     shelf: Any
     shared: Location
-    mark: bytes
+    mark: str
 
     def fetch(self, name: str, directory: Path) -> bool:
         """See cache.Home."""
@@ -76,10 +78,13 @@ def at_home(shared: Location) -> Iterator[Home]:
 
     Args:
         shared: a directory that every node has to see.
+
+    Raises:
+        InputError: it cannot be written to.
     """
     node = ray.get_runtime_context().get_node_id()
-    mark = uuid.uuid4().hex.encode()
-    write_bytes(shared, MARKER, mark)
+    mark = f".visible-{uuid.uuid4().hex}"
+    patiently("write to", shared, partial(write_bytes, shared, mark, b""))
     shelf = ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=_on(node), max_restarts=-1, max_task_retries=-1)
     home = Home(node, str(cache.base()), versions(), shelf.remote(str(cache.root())), shared, mark)
     try:
@@ -87,7 +92,7 @@ def at_home(shared: Location) -> Iterator[Home]:
     finally:
         ray.kill(home.shelf)
         with contextlib.suppress(OSError):
-            shared.filesystem.delete_file(f"{shared.path}/{MARKER}")
+            shared.filesystem.delete_file(f"{shared.path}/{mark}")
 
 
 def check(home: Home, scenario: Scenario) -> None:
@@ -149,10 +154,10 @@ def prepare(home: Home, scenario: Scenario) -> None:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error
 
 
-_seen: dict[bytes, list[str]] = {}  # by mark: a process looks once
+_seen: dict[str, list[str]] = {}  # by mark: a process looks once
 
 
-def _unfit(expected: dict[str, str], shared: Location, mark: bytes) -> list[str]:
+def _unfit(expected: dict[str, str], shared: Location, mark: str) -> list[str]:
     """What is wrong here."""
     if mark not in _seen:
         here = versions()
@@ -161,17 +166,35 @@ def _unfit(expected: dict[str, str], shared: Location, mark: bytes) -> list[str]
             for name, version in expected.items()
             if here.get(name) != version
         ]
-        try:
-            found = read_bytes(shared, MARKER)
-        except OSError:
-            found = b""
-        if found != mark:
+        if blind := _blind(shared, mark):
             reasons.append(
-                f"it does not see {shared}: every node has to reach the results, on a shared file system or at a URI"
-                " such as s3://bucket/path (--storage)"
+                f"it {blind}: every node has to reach the results, on a shared file system or at a URI such as"
+                " s3://bucket/path (--storage)"
             )
         _seen[mark] = reasons
     return _seen[mark]
+
+
+def _blind(shared: Location, mark: str) -> str | None:
+    """What keeps this node from seeing the mark. An outage is waited for: it says nothing of the node."""
+    try:
+        is_seen = patiently("read", shared, lambda: _sees(shared, mark))
+    except InputError as error:
+        return str(error)
+    return None if is_seen else f"does not see {shared}"
+
+
+def _sees(shared: Location, mark: str) -> bool:
+    until = time.monotonic() + LATE_S
+    while True:
+        try:
+            read_bytes(shared, mark)
+        except FileNotFoundError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.5)
+        else:
+            return True
 
 
 def versions() -> dict[str, str]:

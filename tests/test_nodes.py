@@ -19,6 +19,7 @@ import ray
 from conftest import REPOSITORY
 from rich.console import Console
 from test_lost_nodes import cluster_of
+from test_store import Server, s3
 from torch.nn.functional import cross_entropy
 
 from raymu import cache, memory, references
@@ -26,7 +27,7 @@ from raymu.engines import Options
 from raymu.errors import InputError, NodeError
 from raymu.method import Method, Range, fixed, tuned
 from raymu.methods.random_label import RandomLabel
-from raymu.nodes import at_home, check
+from raymu.nodes import at_home, check, settle
 from raymu.protocol import Protocol
 from raymu.results import store
 from raymu.results.store import locate
@@ -38,6 +39,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(os.geteuid() != 0, reason="nodes have namespaces of their own, which only root can make"),
 ]
+__all__ = ["s3"]  # a fixture
 QUIET = Console(quiet=True)
 SCENARIO = dataclasses.replace(
     SCENARIOS["cifar10-resnet18"],
@@ -118,7 +120,7 @@ def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, t
         joined(1)
     assert [row["status"] for row in rows] == ["completed"] * 2
     assert references.are_ready(SCENARIO)
-    assert not (tmp_path / "results" / ".visible").exists()
+    assert not list((tmp_path / "results").glob(".visible*"))
 
 
 def test_entries_travel_in_pieces(head, own_cache, tmp_path, monkeypatch) -> None:
@@ -148,6 +150,43 @@ def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(h
         with pytest.raises(NodeError, match=r"^node \S+: it does not see .*hidden/results.*--storage"):
             run_sweep(sweep, tmp_path / "hidden" / "results", Resources(head), QUIET)
     assert not references.are_ready(SCENARIO)
+
+
+def test_a_driver_that_lost_its_sweep_leaves_the_mark_of_the_other(head, tmp_path) -> None:
+    look = ray.remote(num_cpus=0, max_calls=1)(settle)
+    with session(head), contextlib.ExitStack() as loser:
+        loser.enter_context(at_home(locate(tmp_path)))
+        with at_home(locate(tmp_path)) as winner:
+            loser.close()
+            ray.get(look.remote(winner))
+    assert not list(tmp_path.glob(".visible*"))
+
+
+def test_a_node_is_not_blamed_for_an_outage(head, s3: Server) -> None:
+    with session(head), at_home(locate(s3.place())) as home:
+        s3.stop()
+        try:
+            look = threading.Thread(target=settle, args=(home,))
+            look.start()
+            look.join(2)
+            assert look.is_alive()
+        finally:
+            s3.start()
+        look.join()
+        settle(home)
+
+
+def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> None:
+    monkeypatch.setattr(store, "OUTAGE_S", 0.5)
+    with session(head), at_home(locate(s3.place())) as home:
+        s3.stop()
+        try:
+            with pytest.raises(NodeError, match=r"^node \S+: it cannot read s3://.* Could not connect.*--storage"):
+                settle(home)
+            with pytest.raises(InputError, match=r"^cannot write to s3://.* Could not connect"), at_home(home.shared):
+                pass
+        finally:
+            s3.start()
 
 
 def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypatch) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas
 
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 ROWS = "rows.jsonl"
 LOCK = ".lock"
@@ -256,23 +257,10 @@ class Store:
         write_bytes(self.directory, name, content)
 
     def _persist(self, write: Callable[[], None]) -> None:
-        """Write, however often it takes while the storage is away or full."""
-        deadline = time.monotonic() + OUTAGE_S
-        pause = 0.5
-        while True:
-            try:
-                return write()
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"cannot write to {self.directory}: {_reason(error)}. What is there stays, and the same command"
-                        " with --resume continues"
-                    ) from error
-                logging.getLogger(__name__).warning(
-                    "cannot write to %s, trying again: %s", self.directory, _reason(error)
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+        try:
+            patiently("write to", self.directory, write)
+        except InputError as error:
+            raise StorageError(f"{error}. What is there stays, and the same command with --resume continues") from error
 
     def __enter__(self) -> "Store":
         return self
@@ -478,6 +466,29 @@ def write_bytes(directory: Location, name: str, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)  # the disk may be full
         raise
+
+
+def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
+    """Do something with the storage, however often it takes while that is away or full.
+
+    Args:
+        doing: "read" or "write to".
+
+    Raises:
+        InputError: it still is after `OUTAGE_S` seconds.
+    """
+    deadline = time.monotonic() + OUTAGE_S
+    pause = 0.5
+    with _mendable(doing, directory):
+        while True:
+            try:
+                return do()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise
+                logging.getLogger(__name__).warning("cannot %s %s, trying again: %s", doing, directory, _reason(error))
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
 
 
 def _as_json(content: Any) -> bytes:
