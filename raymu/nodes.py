@@ -145,12 +145,13 @@ def prepare(home: Home, scenario: Scenario) -> None:
 
     Raises:
         NodeError: this node is not fit; says which it is and why.
+        OSError: its machine failed, as a full disk does. That may pass, and other nodes have room.
     """
     settle(home)
     try:
         data.prepare(scenario)
         weights.prepare(scenario)
-    except (InputError, OSError) as error:
+    except InputError as error:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error
 
 

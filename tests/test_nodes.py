@@ -22,7 +22,7 @@ from test_lost_nodes import cluster_of
 from test_store import Server, s3
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, memory, references
+from raymu import attempts, cache, memory, references
 from raymu.engines import Options
 from raymu.errors import InputError, NodeError
 from raymu.method import Method, Range, fixed, tuned
@@ -75,9 +75,9 @@ def head() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def node(address: str, *hidden: Path, **environment: str) -> Iterator[None]:
-    """A node with one CPU that sees nothing in some directories."""
-    mounts = "".join(f"mount -t tmpfs tmpfs {path}; " for path in hidden)
+def node(address: str, *hidden: Path, size: str = "50%", **environment: str) -> Iterator[None]:
+    """A node with one CPU that sees nothing in some directories, which have so much room."""
+    mounts = "".join(f"mount -t tmpfs -o size={size} tmpfs {path}; " for path in hidden)
     start = f"{sys.executable} -m ray.scripts.scripts start --address {address} --num-cpus 1 --block"
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", f"{mounts}exec {start}"],
@@ -187,6 +187,19 @@ def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> N
                 pass
         finally:
             s3.start()
+
+
+def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_path, monkeypatch) -> None:
+    """Not the end of the sweep. The node joins later, and has no room for the data."""
+    references.compare(SCENARIO)
+    monkeypatch.setattr("raymu.nodes.check", lambda home, scenario: None)
+    monkeypatch.setattr(attempts, "PAUSES_S", (0.0, 0.0))
+    sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=1))
+    with session(head), node(head, own_cache, size="64k"):
+        joined(2)
+        (row,) = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
+    assert row["status"] == "error"
+    assert row["error"].endswith("No space left on device; tried 3 times")
 
 
 def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypatch) -> None:
