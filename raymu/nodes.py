@@ -67,8 +67,8 @@ class Home:
             return
         for path in entry.iterdir():
             with path.open("rb") as source:
-                for _ in range(0, max(1, path.stat().st_size), CHUNK):  # an empty file is one, too
-                    ray.get(self.shelf.write.remote(begun, path.name, source.read(CHUNK)))
+                for start in range(0, max(1, path.stat().st_size), CHUNK):  # an empty file is one, too
+                    ray.get(self.shelf.write.remote(begun, path.name, start, source.read(CHUNK)))
         ray.get(self.shelf.end.remote(begun, name))
 
 

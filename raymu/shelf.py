@@ -45,14 +45,17 @@ class Shelf:
         path.mkdir(parents=True)
         return str(path.relative_to(self._root))
 
-    def write(self, begun: str, name: str, content: bytes) -> None:
-        """Append to one of its files."""
-        with (self._root / begun / name).open("ab") as file:
+    def write(self, begun: str, name: str, start: int, content: bytes) -> None:
+        """So many bytes of one of its files. Like `end` it may be called again: a shelf that is killed before it could
+        answer is asked anew.
+        """
+        with open(os.open(self._root / begun / name, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+            file.seek(start)
             file.write(content)
 
     def end(self, begun: str, entry: str) -> None:
         """It is whole; where another was faster, that one stays."""
         try:
             os.rename(self._root / begun, self._root / entry)
-        except OSError:  # what is there is not empty
-            shutil.rmtree(self._root / begun)
+        except OSError:  # what is there is not empty, or this was called before
+            shutil.rmtree(self._root / begun, ignore_errors=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from raymu import cache, references
+from raymu.shelf import Shelf
 
 
 def _slow(log: str):
@@ -92,6 +93,19 @@ def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path,
     trained = cache.load_tensors(weights, torch.device("cpu"))
     for name, tensor in quick_references.original.items():
         assert torch.equal(trained[name], tensor)
+
+
+def test_a_shelf_that_is_asked_twice_stores_once(tmp_path: Path) -> None:
+    """It was killed before it could answer."""
+    shelf = Shelf(str(tmp_path))
+    begun = shelf.begin("some/entry")
+    for start, content in ((0, b"first "), (6, b"second")):
+        for _ in range(2):
+            shelf.write(begun, "file", start, content)
+    for _ in range(2):
+        shelf.end(begun, "some/entry")
+    assert os.listdir(tmp_path / "some") == ["entry"]
+    assert (tmp_path / "some" / "entry" / "file").read_bytes() == b"first second"
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:
