@@ -3,7 +3,7 @@
 Everything below `root()` is derived and may be deleted at any time. An entry is a directory that appears in one
 atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It
 holds a hash of each of its files: one that was damaged since is built anew. On other nodes of a cluster than the
-driver's an entry comes from there, and what is built on them is given to it (see `raymu.nodes`).
+driver's an entry comes from there, and what is built on them, or only there, is given to it (see `raymu.nodes`).
 """
 
 import functools
@@ -30,11 +30,16 @@ class Home(Protocol):
     def fetch(self, name: str, directory: Path) -> bool:
         """Fill the empty directory with the entry's files; return whether it is there."""
 
-    def give(self, name: str, entry: Path) -> None:
-        """Let it have the entry, too."""
+    def give(self, name: str, entry: Path, damaged: bool) -> None:
+        """Let it have the entry, too, unless it has one.
+
+        Args:
+            damaged: the one that it has arrived damaged.
+        """
 
 
 home: Home | None = None  # None on that node itself
+_at_home: set[str] = set()  # names of entries that home has, as far as this process knows
 
 
 def base() -> Path:
@@ -55,22 +60,27 @@ def once(entry: Path, build: Callable[[Path], None]) -> Path:
         build: called with an empty temporary directory to fill. If it raises, nothing is kept.
     """
     name = str(entry.relative_to(root())) if entry.is_relative_to(root()) else None
-    built = False
+    damaged = False
 
     def fill(unfinished: Path) -> None:
-        nonlocal built
-        if home is not None and name is not None and home.fetch(name, unfinished):
-            if _hashes(unfinished) == _expected(unfinished):
-                return
-            raise RuntimeError(f"{name} arrived damaged")
+        nonlocal damaged
+        if home is not None and name is not None:
+            _at_home.discard(name)
+            if home.fetch(name, unfinished):
+                if is_as_built(unfinished):
+                    _at_home.add(name)
+                    return
+                damaged = True
+                shutil.rmtree(unfinished)
+                unfinished.mkdir()
         build(unfinished)
         save_json(unfinished / HASHES, _hashes(unfinished))
-        built = True
 
     if not is_whole(entry):
         atomically(entry, fill, is_whole)
-    if built and home is not None and name is not None:
-        home.give(name, entry)
+    if home is not None and name is not None and name not in _at_home:
+        home.give(name, entry, damaged)
+        _at_home.add(name)
     return entry
 
 
@@ -126,14 +136,15 @@ def is_whole(entry: Path) -> bool:
 
 @functools.cache
 def _is_whole(entry: Path, built_ns: int) -> bool:
-    return bool(_hashes(entry) == _expected(entry))
+    return is_as_built(entry)
 
 
-def _expected(entry: Path) -> Any:
+def is_as_built(entry: Path) -> bool:
+    """Whether the files of a directory are as they were built, looked at anew."""
     try:
-        return load_json(entry / HASHES)
-    except ValueError:
-        return None
+        return bool(_hashes(entry) == load_json(entry / HASHES))
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _hashes(entry: Path) -> dict[str, str]:

@@ -60,9 +60,9 @@ class Home:
             unfinished.replace(directory / file)
         return bool(files)
 
-    def give(self, name: str, entry: Path) -> None:
+    def give(self, name: str, entry: Path, damaged: bool) -> None:
         """See cache.Home."""
-        begun = ray.get(self.shelf.begin.remote(name))
+        begun = ray.get(self.shelf.begin.remote(name, damaged))
         if begun is None:
             return
         for path in entry.iterdir():

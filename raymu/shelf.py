@@ -37,9 +37,18 @@ class Shelf:
             file.seek(start)
             return file.read(size)
 
-    def begin(self, entry: str) -> str | None:
-        """A name for what shall become an entry; None if that is there."""
-        if (self._root / entry).exists():
+    def begin(self, entry: str, damaged: bool) -> str | None:
+        """A name for what shall become an entry; None if that is there.
+
+        Args:
+            damaged: what is there arrived damaged. It goes, unless another has replaced it since.
+        """
+        if damaged and self.files(entry):
+            from raymu import cache  # loads torch, which takes seconds
+
+            if not cache.is_as_built(self._root / entry):
+                shutil.rmtree(self._root / entry)
+        if self.files(entry):
             return None
         path = (self._root / entry).parent / f".{uuid.uuid4().hex}"
         path.mkdir(parents=True)

@@ -98,7 +98,7 @@ def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path,
 def test_a_shelf_that_is_asked_twice_stores_once(tmp_path: Path) -> None:
     """It was killed before it could answer."""
     shelf = Shelf(str(tmp_path))
-    begun = shelf.begin("some/entry")
+    begun = shelf.begin("some/entry", damaged=False)
     for start, content in ((0, b"first "), (6, b"second")):
         for _ in range(2):
             shelf.write(begun, "file", start, content)

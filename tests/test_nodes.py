@@ -134,12 +134,43 @@ def test_entries_travel_in_pieces(head, own_cache, tmp_path, monkeypatch) -> Non
     (entry / "more").chmod(0o600)
     with session(head), at_home(locate(tmp_path)) as home:
         assert not home.fetch("some/entry", there)
-        home.give("some/entry", entry)
+        home.give("some/entry", entry, damaged=False)
         (entry / "one").write_bytes(b"a second time")
-        home.give("some/entry", entry)  # what is there stays
+        home.give("some/entry", entry, damaged=False)  # what is there stays
         assert home.fetch("some/entry", there)
     assert {path.name: path.read_bytes() for path in there.iterdir()} == content
     assert [path.name for path in (cache.root() / "some").iterdir()] == ["entry"]
+
+
+@pytest.mark.parametrize("blow", ["changed", "unsaid", "emptied", "removed"])
+def test_what_was_damaged_at_home_is_built_anew_and_given_to_it(head, own_cache, tmp_path, monkeypatch, blow) -> None:
+    """So far as the cache knows, the test runs on another node."""
+
+    def build(entry: Path) -> None:
+        (entry / "part").write_text("as it was")
+
+    at = cache.once(cache.root() / "some" / "entry", build)
+    if blow == "changed":
+        (at / "part").write_text("as it Was")
+    elif blow == "unsaid":
+        (at / cache.HASHES).unlink()
+    else:
+        shutil.rmtree(at)
+        if blow == "emptied":
+            at.mkdir()
+    with session(head), at_home(locate(tmp_path)) as home:
+        monkeypatch.setattr(cache, "home", home)
+        for there in ("one", "another"):
+            monkeypatch.setattr(cache, "_at_home", set())
+            monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / there))
+            assert cache.is_whole(cache.once(cache.root() / "some" / "entry", build))
+            assert cache.is_as_built(at)
+            build = pytest.fail  # the next one has it from home
+        shutil.rmtree(at)
+        monkeypatch.setattr(cache, "_at_home", set())
+        cache.once(cache.root() / "some" / "entry", build)  # it is here, and not at home
+    assert cache.is_as_built(at)
+    assert sorted(path.name for path in at.parent.iterdir()) == [".entry.lock", "entry"]
 
 
 def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(head, own_cache, tmp_path) -> None:
