@@ -6,7 +6,9 @@ class InputError(ValueError):
 
 
 class NodeError(InputError):
-    """A node of the cluster is not fit for the sweep: it has other versions, or does not see the results."""
+    """A node of the cluster is not fit for the sweep: it has other versions, or does not see the results; or nodes
+    failed it, again and again.
+    """
 
 
 class StorageError(RuntimeError):

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raymu import attempts, nodes, references
 from raymu.engines.options import Options
+from raymu.errors import NodeError
 from raymu.session import Slots
 from raymu.trial import OF_THE_MACHINE
 from raymu.workers import Workers
@@ -174,7 +175,7 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
     """Make calls, each a function and its arguments, on the cluster, as many at once as fit, each by the workers of a
     trial. One that the machine failed is made again as a trial is, after the same pauses.
 
-    Raises what one of them raises.
+    Raises what one of them raises; NodeError if machines fail it too often.
     """
     waiting = {}
     once: dict[str, Any] = (
@@ -197,9 +198,9 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
             remove_placement_group(placement)
             try:
                 nodes.returned(done)
-            except OF_THE_MACHINE:
+            except OF_THE_MACHINE as error:
                 if not pauses:
-                    raise
+                    raise NodeError(f"a machine failed again and again: {type(error).__name__}: {error}") from error
                 time.sleep(pauses[0])
                 begin(call, pauses[1:])
     finally:

@@ -17,6 +17,7 @@ from test_parity import CASES, SCENARIO, setting, unlearned
 
 from raymu import attempts, references
 from raymu.engines import Options
+from raymu.errors import NodeError
 from raymu.nodes import Home, at_home
 from raymu.results.store import locate
 from raymu.scenario import Recipe
@@ -203,6 +204,6 @@ def test_a_call_that_the_machine_fails_is_made_again(home, tmp_path, monkeypatch
     slots = Slots(Options(), {"CPU": 1.0}, 1)
     side_by_side(home, slots, [(has_room_after, 2, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 3
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(NodeError, match=r"again and again: OSError: .*No space left on device"):
         side_by_side(home, slots, [(has_room_after, 7, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 6

@@ -197,8 +197,12 @@ class Store:
         self._persist(lambda: self._write(name, encoded))
 
     def read(self) -> list[Row]:
-        """All rows so far."""
-        return read(self.directory)
+        """All rows so far.
+
+        Raises:
+            InputError: the storage does not answer.
+        """
+        return patiently("read", self.directory, lambda: _rows(self.directory, _parts(_files(self.directory))))
 
     def _lock(self) -> None:
         with _mendable("write to", self.directory):
