@@ -213,7 +213,6 @@ def test_contract(method, head, train, architecture, small, tmp_path, monkeypatc
     first = unlearned(cached=True)
     if method.start == "original":
         monkeypatch.setattr(Engine, "scan", None)
-        monkeypatch.setattr(Engine, "optimise_images", None)
     second = unlearned(cached=True)
     monkeypatch.undo()
     for again in (first, second):
