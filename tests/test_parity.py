@@ -118,15 +118,15 @@ def distances(chosen: list[tuple[str, dict[str, Any]]], evaluated: tuple[str, ..
     for name, options in chosen:
         expected = unlearned(CASES[name], original, alone, Options())
         got = unlearned(CASES[name], original, shared, Options(workers=WORKERS, **options))
-        others = [(expected, alone), *((_rounded(expected, seed), alone) for seed in range(ROUNDED)), (got, shared)]
+        evaluations = []
+        if name.startswith(evaluated):
+            evaluations = [(expected, alone), *((_rounded(expected, seed), alone) for seed in range(ROUNDED))]
+            evaluations.append((got, shared))
         found.append(
             {
                 "moved": _apart(_backbone(expected.state_dict()), original.state_dict()),
                 "apart": _apart(expected.state_dict(), got.state_dict()),
-                "rows": [
-                    evaluation.evaluate(model, images, measure)
-                    for model, images in (others if name.startswith(evaluated) else [])
-                ],
+                "rows": [evaluation.evaluate(model, images, measure) for model, images in evaluations],
             }
         )
     return found

@@ -202,7 +202,7 @@ class Store:
         Raises:
             InputError: the storage does not answer.
         """
-        return patiently("read", self.directory, lambda: _rows(self.directory, _parts(_files(self.directory))))
+        return patiently("read", self.directory, partial(_all_rows, self.directory))
 
     def _lock(self) -> None:
         with _mendable("write to", self.directory):
@@ -304,7 +304,7 @@ def read(location: Path | str | Location) -> list[Row]:
     """
     directory = locate(location)
     with _mendable("read", directory):
-        return _rows(directory, _parts(_files(directory)))
+        return _all_rows(directory)
 
 
 def running(location: Path | str | Location) -> dict[str, Any]:
@@ -408,6 +408,10 @@ def _files(directory: Location, *, recursive: bool = False) -> list[str]:
 
 def _parts(files: list[str]) -> list[str]:
     return sorted(fnmatch.filter(files, "rows*.jsonl"))
+
+
+def _all_rows(directory: Location) -> list[Row]:
+    return _rows(directory, _parts(_files(directory)))
 
 
 def _rows(directory: Location, parts: list[str]) -> list[Row]:
