@@ -180,10 +180,9 @@ def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario
     """Share of right answers on held-out images of the classes that the method trains on."""
     retain, forget = scenario_data.val
     splits = [retain, forget] if scenario.forget and "forget" in method.needs else [retain]
-    said = [models.extract(model, scenario_data, split) for split in splits]
-    answers, labels = (
-        torch.cat(parts) for parts in zip(*((one.logits.argmax(1), one.labels) for one in said), strict=True)
-    )
+    said = models.extract(model, scenario_data, *splits)
+    answers = torch.cat([one.logits.argmax(1) for one in said])
+    labels = torch.cat([one.labels for one in said])
     return accuracy(answers, labels, scenario_data.workers)
 
 

@@ -328,7 +328,7 @@ def test_evaluate_gives_each_metric_what_belongs_to_it(quick_references, trained
 
     def said(model, *parts):
         index = torch.cat([part.index for part in parts])
-        return models.extract(model, loaded, data.Split(parts[0].images, parts[0].labels, index))
+        return models.extract(model, loaded, data.Split(parts[0].images, parts[0].labels, index))[0]
 
     train = said(trained, loaded.train)
     moments = Moments.of(train.features, train.labels)
@@ -371,11 +371,13 @@ def test_a_look_is_cheap_but_not_another_truth(quick_references, trained) -> Non
 @pytest.mark.parametrize("measure", [evaluation.look, evaluation.evaluate])
 def test_evaluation_leaves_the_model_as_it_is(measure, quick_references, trained) -> None:
     model = trained.train().requires_grad_(False)
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rest = (quick_references.baseline,) if measure is evaluation.evaluate else ()
     measure(model, quick_references.data, *rest)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
@@ -386,7 +388,7 @@ def test_where_samples_are_forgotten_nothing_speaks_of_classes(digits) -> None:
     row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
     undefined = {key for key, value in row.items() if value is None}
     assert undefined == {"train_alignment_forget", "train_alignment_uncentred_forget"}
-    forget, retain = (models.extract(model, loaded, part) for part in loaded.val[::-1])
+    retain, forget = models.extract(model, loaded, *loaded.val)
     area = mia_auc(forget.logits, forget.labels, retain.logits, retain.labels)
     assert row["val_mia_auc"] == pytest.approx(area, abs=0.02)
 
@@ -402,16 +404,35 @@ def test_where_one_class_is_left_its_centred_alignment_is_undefined(digits) -> N
 def test_logits_are_the_models_own(digits_data, digits) -> None:
     model = models.build(digits, seed=3).eval()
     split = digits_data.val.retain
-    said = models.extract(models.reading_copy(model), digits_data, split)
+    (said,) = models.extract(model, digits_data, split)
     torch.testing.assert_close(said.logits, model(split.read()).detach())
     assert torch.equal(said.labels, split.targets)
+
+
+@pytest.mark.parametrize("batch", [1000, 100, 61, 7])
+def test_splits_read_together_are_as_read_alone(batch, digits_data, digits, monkeypatch) -> None:
+    """Whatever the size of a batch, which may reach from one split into the next, and over one."""
+    model = models.build(digits, seed=3)
+    every = torch.arange(len(digits_data.val.forget))
+    chosen = [digits_data.val.forget.subset(rows) for rows in (every[:3], every[:0], every[3:40], every[40:])]
+    splits = [digits_data.val.retain, *chosen, digits_data.test.forget]
+    alone = [models.extract(model, digits_data, split)[0] for split in splits]
+    monkeypatch.setattr(models, "EXTRACT_BATCH", batch)
+    sizes = [len(labels) for _, labels in models.batches(digits_data, *splits)]
+    assert sum(sizes) == sum(map(len, splits))
+    assert len(sizes) == -(-sum(sizes) // batch)
+    assert max(sizes) - min(sizes) <= 1
+    for split, one, other in zip(splits, models.extract(model, digits_data, *splits), alone, strict=True):
+        torch.testing.assert_close(one.features, other.features)
+        torch.testing.assert_close(one.logits, other.logits)
+        assert torch.equal(one.labels, split.targets)
 
 
 def test_what_is_extracted_is_in_full_precision_whatever_the_model_computes_in(digits_data, digits) -> None:
     model = models.build(digits, seed=3)
     with torch.autocast("cpu", torch.bfloat16):
         assert models.features_and_logits(model, digits_data.val.forget.read())[1].dtype == torch.bfloat16
-        said = models.extract(model, digits_data, digits_data.val.forget)
+        (said,) = models.extract(model, digits_data, digits_data.val.forget)
     assert said.features.dtype == said.logits.dtype == torch.float32
 
 

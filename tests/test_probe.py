@@ -57,7 +57,7 @@ def pixels() -> tuple[Data, Data]:
 def network(digits, digits_data) -> tuple[Data, Data]:
     """Features of a network that is not trained: the classes overlap."""
     model = models.build(digits, seed=0)
-    train, test = (models.extract(model, digits_data, split) for split in (digits_data.train, digits_data.test.retain))
+    train, test = models.extract(model, digits_data, digits_data.train, digits_data.test.retain)
     return (train.features, train.labels), (test.features, test.labels)
 
 

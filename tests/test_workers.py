@@ -436,7 +436,7 @@ def one_image(workers: Workers, directory: Path) -> dict[str, Any]:
     }
     loaded = dataclasses.replace(loaded, **held_out)
     baseline = evaluation.baseline({which: load(directory, which) for which in ("original", "retrained")}, loaded)
-    said = models.extract(model, loaded, loaded.val.forget)
+    (said,) = models.extract(model, loaded, loaded.val.forget)
     return {
         "row": evaluation.evaluate(model, loaded, baseline),
         "layer": evaluation.profile(model, loaded)[0],

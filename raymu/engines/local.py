@@ -276,7 +276,7 @@ class Engine:
         split = self._data.train
 
         def logits() -> Tensors:
-            return {"logits": self._workers.gather(models.extract(model, self._data, split).logits)}
+            return {"logits": self._workers.gather(models.extract(model, self._data, split)[0].logits)}
 
         table = self.cached("teacher", logits) if which == "original" else self._once("random-teacher", logits)
         return lambda batch: table["logits"][batch.rows]

@@ -5,7 +5,7 @@ losses and gradients. Put together are labels, four numbers an image for members
 of the references, once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
-from raymu.models import Outputs, extract, outputs, reading_copy
+from raymu.models import Outputs, extract, outputs
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")
@@ -60,18 +60,6 @@ def keys() -> list[str]:
     return held_out + [f"train_{metric}" for metric in OF_TRAIN]
 
 
-def read(model: nn.Module, data: Data) -> dict[str, Read]:
-    """What a model says of this worker's share of SPLITS. It is left in eval mode.
-
-    Raises:
-        Diverged: a feature or logit is not finite, on all workers.
-    """
-    return {
-        split: Read(*(extract(model, data, part) for part in held_out))
-        for split, held_out in zip(SPLITS, (data.val, data.test), strict=True)
-    }
-
-
 def look(model: nn.Module, data: Data) -> dict[str, Any]:
     """The accuracies alone, with the cheap probe: what a scheduler has to know while a trial runs.
 
@@ -83,10 +71,10 @@ def look(model: nn.Module, data: Data) -> dict[str, Any]:
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.
     """
-    model = reading_copy(model)
     moments = _moments(outputs(model, data, data.probed), data)
-    accuracies = _accuracies(read(model, data), LDAProbe(moments), NearestClassCentre(moments), data.workers)
-    return dict.fromkeys(keys()) | accuracies | {"probe": LDAProbe.name}
+    held_out = _by_split(extract(model, data, *data.val, *data.test))
+    answers = _answers(held_out, LDAProbe(moments), NearestClassCentre(moments))
+    return dict.fromkeys(keys()) | _accuracies(held_out, answers, data.workers) | {"probe": LDAProbe.name}
 
 
 def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tensor]:
@@ -105,7 +93,8 @@ def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tenso
     """
     tensors = {}
     for which, model in references.items():
-        for split, said in read(reading_copy(model), data).items():
+        held_out = _by_split(extract(model, data, *data.val, *data.test))
+        for split, said in held_out.items():
             tensors[f"{split}_{which}"] = torch.cat([data.workers.gather(part.features) for part in said])
             if which == "original":
                 answers, labels = said.forget.logits.argmax(1), said.forget.labels
@@ -144,11 +133,13 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.
     """
-    model, workers = reading_copy(model), data.workers
-    train, held_out = extract(model, data, data.probed), read(model, data)
+    workers = data.workers
+    train, *rest = extract(model, data, data.probed, *data.val, *data.test)
+    held_out = _by_split(rest)
     moments = _moments([train], data)
-    probe, centres = LinearProbe(train.features, train.labels, moments, workers), NearestClassCentre(moments)
-    row = _accuracies(held_out, probe, centres, workers)
+    probe = LinearProbe(train.features, train.labels, moments, workers)
+    answers = _answers(held_out, probe, NearestClassCentre(moments))
+    row = _accuracies(held_out, answers, workers)
 
     head = model.get_classifier().weight.detach()  # type: ignore[operator]
     row |= {"train_nc1": _defined(nc1, moments), "train_nc2": _defined(nc2, moments)}
@@ -158,7 +149,7 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
     epochs = _relearn(model, data, row, baseline)
     for (split, said), parts in zip(held_out.items(), (data.val, data.test), strict=True):
         whole = said.all
-        row[f"{split}_nc4"] = _defined(nc4, whole.logits.argmax(1), centres.predict(whole.features), workers)
+        row[f"{split}_nc4"] = _defined(nc4, answers[split][""], answers[split]["ncc_"], workers)
         for which in ("original", "retrained"):
             theirs = baseline[f"{split}_{which}"].split([len(part) for part in parts])
             others = torch.cat([workers.share(part) for part in theirs])
@@ -175,6 +166,11 @@ def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any]) -> Metrics:
     """`{column}_gap`: the metric minus the retrained model's. 0 means: as if never learnt. None where one is None."""
     pairs = {key: (row[key], retrained[key]) for key in keys()}
     return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
+
+
+def _by_split(said: Sequence[Outputs]) -> dict[str, Read]:
+    """What is said of the parts of "val" and then of "test", by SPLITS."""
+    return {split: Read(*parts) for split, parts in zip(SPLITS, (said[:2], said[2:]), strict=True)}
 
 
 def _moments(said: Iterable[Outputs], data: Data) -> Moments:
@@ -194,17 +190,28 @@ def _moments(said: Iterable[Outputs], data: Data) -> Moments:
     return moments
 
 
-def _accuracies(
-    held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, centres: NearestClassCentre, workers: Workers
-) -> Metrics:
+def _answers(
+    held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, centres: NearestClassCentre
+) -> dict[str, dict[str, Tensor]]:
+    """By split, what the model itself, the probe and NCC answer to all of its images (n,)."""
+    found = {}
+    for split, said in held_out.items():
+        features, logits, _ = said.all
+        found[split] = {
+            "": logits.argmax(1),
+            "probe_": probe.predict(features),
+            "ncc_": centres.predict(features),
+        }
+    return found
+
+
+def _accuracies(held_out: Mapping[str, Read], answers: Mapping[str, Mapping[str, Tensor]], workers: Workers) -> Metrics:
     return {
-        f"{split}_{prefix}{part}_acc": accuracy(answers, outputs.labels, workers)
+        f"{split}_{prefix}{part}_acc": accuracy(own, outputs.labels, workers)
         for split, said in held_out.items()
-        for part, outputs in said._asdict().items()
-        for prefix, answers in (
-            ("", outputs.logits.argmax(1)),
-            ("probe_", probe.predict(outputs.features)),
-            ("ncc_", centres.predict(outputs.features)),
+        for prefix, whole in answers[split].items()
+        for own, (part, outputs) in zip(
+            whole.split([len(part.labels) for part in said]), said._asdict().items(), strict=True
         )
     }
 
@@ -233,7 +240,7 @@ def _relearn(model: nn.Module, data: Data, row: Metrics, baseline: Mapping[str, 
 
     def accuracies(relearnt: nn.Module) -> list[float]:
         try:
-            said = [extract(relearnt, data, part.forget) for part in (data.val, data.test)]
+            said = extract(relearnt, data, data.val.forget, data.test.forget)
         except Diverged:
             return [0.0, 0.0]
         return [accuracy(each.logits.argmax(1), each.labels, data.workers) for each in said]

@@ -11,7 +11,7 @@ from raymu.errors import InputError
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.evaluate import SPLITS
 from raymu.evaluation.probe import LinearProbe
-from raymu.models import CMF, batches, features_and_logits
+from raymu.models import CMF, batches, eval_mode, features_and_logits
 
 PENULTIMATE = "penultimate"
 
@@ -19,7 +19,7 @@ PENULTIMATE = "penultimate"
 def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
     """The strong probe on every block's output, averaged over positions, and on the penultimate features.
 
-    The model is left in eval mode. Memory: the averaged outputs of all blocks for this worker's training images.
+    The model stays as it is. Memory: the averaged outputs of all blocks for this worker's training images.
 
     Returns:
         From the first block to the last, `layer` (timm's name of it; in the end "penultimate") and
@@ -65,7 +65,6 @@ def _blocks(model: nn.Module, data: Data, split: Split) -> list[Tensor]:
             yield block.mean((2, 3))
         yield features_and_logits(model, images)[0]
 
-    model.eval()
-    with torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         parts = [[block[: len(labels)] for block in of(images)] for images, labels in batches(data, split)]
     return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raymu.data import Data, Split
-from raymu.models import extract, reading_copy
+from raymu.models import extract
 
 RETAIN_IMAGES, FORGET_IMAGES = 200, 60
 PERPLEXITY = 20.0
@@ -31,8 +31,7 @@ def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     labels = torch.cat([part.targets for part in parts]).tolist()
     found: dict[str, Any] = {"labels": labels, "forget": list(data.forgotten)}
     for name, model in models.items():
-        copy = reading_copy(model)
-        read = [data.workers.gather(extract(copy, data, part).features) for part in parts]
+        read = [data.workers.gather(said.features) for said in extract(model, data, *parts)]
         found[name] = data.workers.tell(_place(torch.cat(read).cpu().numpy()) if data.workers.rank == 0 else None)
     return found
 

@@ -56,8 +56,7 @@ def cifar10(directory: Path, threads: int) -> Features:
     data.prepare(scenario, directory)
     model = references.load_model(scenario, "original", Options(threads))
     loaded = data.load(scenario, references.default_device())
-    train = models.extract(model, loaded, loaded.train)
-    test = [models.extract(model, loaded, part) for part in loaded.test]
+    train, *test = models.extract(model, loaded, loaded.train, *loaded.test)
     held_out = models.Outputs(*(torch.cat(parts) for parts in zip(*test, strict=True)))
     return Features(train.features, train.labels, held_out.features, held_out.labels)
 
