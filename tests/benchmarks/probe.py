@@ -147,7 +147,7 @@ def evaluation(threads: int) -> None:
         published = chosen.from_config(chosen.published_config(scenario))
         rows = [run_trial(scenario, published, seed=0, options=Options(threads))[0] for _ in range(10)][1:]
         unlearn, evaluate = (statistics.median(row[cost] for row in rows) for cost in ("unlearn_s", "evaluate_s"))
-        print(f"{name:<14} unlearning {unlearn:.3f} s, evaluation {evaluate:.3f} s: {evaluate / unlearn:.0%}")
+        print(f"{name:<14} unlearning {unlearn:.3f} s, evaluation {evaluate:.3f} s: {evaluate / unlearn:.1%}")
 
 
 def main() -> None:
