@@ -394,7 +394,7 @@ def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="See: raymu methods")],
+    method: Annotated[str, typer.Argument(help="See: raymu methods. Or the file of your own: path/to/own.py")],
     out: Annotated[Path, typer.Option(help="Directory for row.json, model.safetensors and layers.json.")],
     config: Annotated[
         Path | None,
@@ -464,14 +464,14 @@ def _unlearn(
     from raymu.trial import check
 
     chosen = get_method(method)
-    if given.get("method", method) != method:
-        raise InputError(f"the config is a setting of {given['method']}, not of {method}")
-    task = get_scenario(scenario or given.get("scenario", DEFAULT_SCENARIO))
-    if given.get("forget_share"):
-        task = _with_forget(task, None, given["forget_share"])
-    elif "forget" in given:
-        task = _with_forget(task, ",".join(map(str, given["forget"])), None)
-    task = dataclasses.replace(_with_forget(task, forget, forget_share), model_seed=given.get("model_seed", 0))
+    if given.get("method", chosen.name()) != chosen.name():
+        raise InputError(f"the config is a setting of {given['method']}, not of {chosen.name()}")
+    if given.get("method_code", chosen.source()) != chosen.source():
+        raise InputError(
+            f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's stands in a"
+            " file of its own, to be named instead: raymu run path/to/own.py"
+        )
+    task = _with_forget(_task(given, scenario), forget, forget_share)
     goal = objective or given.get("objective", "hmean")
     check(task, chosen, goal)
     kind: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
@@ -481,13 +481,10 @@ def _unlearn(
     engines.check(task, options)
     if layers:
         check_blocks(models.build(task, task.model_seed))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror}") from error
     weights.prepare(task, weights_file)
-    data.prepare(task, data_dir)
+    task = data.prepare(task, data_dir)
     data.check_split(task)
+    keep.make_room(out)
     missing = references.missing(task)
     trial = (out.absolute(), task, instance, given.get("seed", 0) if seed is None else seed, goal, options, layers)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
@@ -500,11 +497,40 @@ def _unlearn(
         typer.echo(row["traceback"], err=True)
         sys.exit(1)
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)
-    if row["status"] == "completed":
-        console.print(tables.comparison({method: figures_of(row, goal)}, goal))
-        if layers:
-            console.print(tables.layers(cache.load_json(out / keep.LAYERS)))
+    if row["status"] != "completed":
+        typer.echo(f"{row['error']}; there is no model, the row is in {out}", err=True)
+        sys.exit(1)
+    console.print(tables.comparison({chosen.name(): figures_of(row, goal)}, goal))
+    if layers:
+        console.print(tables.layers(cache.load_json(out / keep.LAYERS)))
+    if others := _others(given, row):
+        typer.echo(f"warning: not the row's figures, though the same trial: {'; '.join(others)}", err=True)
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
+
+
+def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
+    """The scenario of that name, or else the row's own."""
+    if name is not None or "scenario" not in row:
+        return get_scenario(name or DEFAULT_SCENARIO)
+    if "scenario_fields" not in row:
+        raise InputError(
+            f"the row names its scenario, {row['scenario']}, but does not hold it, as rows of raymu 0.1 do not: say with"
+            " --scenario, and where need be --forget, which it is"
+        )
+    task = Scenario.from_dict(row["scenario_fields"])
+    if task.hash != row.get("scenario_hash"):
+        raise InputError(f"the row was changed: its scenario_fields are not those of {row.get('scenario_hash')}")
+    return task
+
+
+def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """The accuracies that differ though the trial is the same."""
+    from raymu.trial import IDENTITY
+
+    if any(given.get(key) != row[key] for key in IDENTITY):
+        return []
+    keys = [key for key in row if key.endswith("_acc") and given.get(key) is not None]
+    return [f"{key} {given[key]:.4f} there, {row[key]:.4f} here" for key in keys if given[key] != row[key]]
 
 
 def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
@@ -532,6 +558,11 @@ def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
     from raymu.session import Resources, fit_to_cluster, session
     from raymu.worker_group import side_by_side
 
+    from ray import cloudpickle
+
+    method = sys.modules[type(call[3]).__module__]
+    if not method.__name__.startswith("raymu."):  # the workers have no such module
+        cloudpickle.register_pickle_by_value(method)
     with session(None), at_home(locate(out)) as home:
         side_by_side(home, fit_to_cluster(Resources(options=options)), [call])
 
@@ -548,10 +579,11 @@ def _read_row(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; empty for None."""
     if path is None:
         return {}
+    text = _text(path) or ""
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        content = json.loads(text) if text.startswith("{") else yaml.safe_load(text)  # to YAML 1e-05 is a word
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
@@ -620,7 +652,7 @@ def methods(
 def scenarios(as_json: JsonFlag = False) -> None:
     """List the scenarios: what has to be forgotten."""
     if as_json:
-        typer.echo(json.dumps([{**s.as_dict(), "hash": s.hash} for s in SCENARIOS.values()], indent=2))
+        typer.echo(json.dumps([scenario.as_dict() for scenario in SCENARIOS.values()], indent=2))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("scenario", "dataset", "architecture", "forget", "training"):

@@ -4,10 +4,12 @@ Small datasets are converted once to `.npy` files in the cache; every process th
 copies or unpickles images. Large ones stay as they are, and an index of them is mapped (see `raymu.index`).
 """
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,14 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymu import cache
+from raymu import cache, source
 from raymu.errors import InputError
 from raymu.images import Images, Pixels
-from raymu.scenario import Scenario
+from raymu.scenario import Scenario, content_hash
 from raymu.workers import Workers
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 
+READERS = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
+LOCATION = "location.json"
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
@@ -58,15 +62,23 @@ class Dataset(ABC):
         """What the scenario's model sees of its images."""
 
     @abstractmethod
-    def prepare(self, entry: Path, directory: Path | str | None) -> None:
-        """Make the cache entry, a directory, unless it is there.
+    def prepare(self, name: str, directory: Path | str | None) -> str:
+        """Make a cache entry of the images and labels that are there now, unless there is one.
 
         Args:
-            directory: where the original files are.
+            name: of the dataset.
+            directory: where the original files are. None: where they were the last time.
+
+        Returns:
+            What they are, see `Scenario.data`; `entry_of` is the cache entry.
 
         Raises:
             InputError: they are not there, or something is wrong with them.
         """
+
+    @abstractmethod
+    def is_ready(self, entry: Path) -> bool:
+        """Whether the cache entry is here, or could be had from the driver's node."""
 
     @abstractmethod
     def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
@@ -75,6 +87,38 @@ class Dataset(ABC):
         Args:
             processes: how many decode images, if they have to be decoded.
         """
+
+
+def entry_of(dataset: str, data: str) -> Path:
+    """The cache entry, a directory, of what a dataset held when `prepare` returned `data`."""
+    return cache.root() / "datasets" / f"{dataset}-{data.partition(':')[0]}"
+
+
+def _described(digest: str, classes: int, counts: Mapping[str, int]) -> str:
+    """What data are, for `Scenario.data`: their digest, and what a reader can check."""
+    test = f" and {counts['test']:,} test" if "test" in counts else ""
+    return f"{digest}: {counts['train']:,} training{test} images of {classes:,} classes"
+
+
+def _latest(dataset: str) -> dict[str, str]:
+    """What a dataset held when it was prepared last: its `data`, and a digest of the `reader` of arrays; empty where it
+    never was.
+    """
+    path = _latest_path(dataset)
+    return dict(cache.load_json(path)) if path.exists() else {}
+
+
+def _latest_path(dataset: str) -> Path:
+    return cache.root() / "datasets" / f"{dataset}.json"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Write a file that no other user may read, in one step for every reader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}-{os.getpid()}.json")
+    unfinished.touch(mode=0o600)  # a URI may hold a secret
+    cache.save_json(unfinished, content)
+    unfinished.replace(path)
 
 
 @dataclass(frozen=True)
@@ -93,16 +137,45 @@ class ArrayDataset(Dataset):
 
     def format(self, scenario: Scenario) -> Format:
         """See Dataset."""
+        return self.format_of_arrays
+
+    @property
+    def format_of_arrays(self) -> Format:
+        """What every model sees of its images."""
         return Format((self.channels, self.size, self.size), self.mean, self.std)
 
-    def prepare(self, entry: Path, directory: Path | str | None) -> None:
-        """See Dataset."""
+    def prepare(self, name: str, directory: Path | str | None) -> str:
+        """See Dataset. Without a directory what was read the last time is taken, unless other code or other versions of
+        packages would read it now.
+        """
+        versions = [importlib.metadata.version(package) for package in READERS]
+        reader = content_hash([source.digest(self.read), *versions])
+        latest = _latest(name)
+        if directory is None and latest.get("reader") == reader and self.is_ready(entry_of(name, latest["data"])):
+            return latest["data"]
+        data = self.keep(name, self.read(Path(directory or cache.root() / "downloads").expanduser()))
+        _write_json(_latest_path(name), {"data": data, "reader": reader})
+        return data
+
+    def keep(self, name: str, arrays: Arrays) -> str:
+        """Make a cache entry of what `read` returns, unless there is one; return what they are."""
+        digest = hashlib.sha256(repr((self.num_classes, self.format_of_arrays)).encode())
+        for key, array in sorted(arrays.items()):
+            digest.update(f"{key} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
 
         def build(unfinished: Path) -> None:
-            for name, array in self.read(Path(directory or cache.root() / "downloads").expanduser()).items():
-                np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
+            for key, array in arrays.items():
+                np.save(unfinished / f"{key}.npy", array, allow_pickle=False)
 
-        cache.once(entry, build)
+        counts = {part: len(arrays[f"{part}_labels"]) for part in ("train", "test") if f"{part}_labels" in arrays}
+        data = _described(digest.hexdigest()[:12], self.num_classes, counts)
+        cache.once(entry_of(name, data), build)
+        return data
+
+    def is_ready(self, entry: Path) -> bool:
+        """See Dataset."""
+        return cache.find(entry)
 
     def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
         """See Dataset. On the CPU they are shared memory maps, otherwise they are copied to the device once."""
@@ -132,34 +205,38 @@ class EncodedDataset(Dataset):
         transform = transform_of(scenario)
         return Format(transform["input_size"], transform["mean"], transform["std"])
 
-    def prepare(self, entry: Path, directory: Path | str | None) -> None:
-        """See Dataset. Where a directory or URI is given, it is looked at anew."""
+    def prepare(self, name: str, directory: Path | str | None) -> str:
+        """See Dataset. What lies there is looked at anew."""
         from raymu import index
         from raymu.results.store import locate
 
         if directory is None:
-            cache.refresh(entry)
-            known = _remembered(entry)
-            directory = known["location"]
+            directory = _location(name)["location"]
             if (location := locate(directory)).local and not Path(location.path).is_dir():
-                raise InputError(f"{entry.name} is no longer in {location}; say with --data-dir where it is")
-            if cache.find(index.directory(known["index"])):
-                return
+                raise InputError(f"{name} is no longer in {location}; say with --data-dir where it is")
         location = locate(directory)
         built = index.build(location)
-        for part, found in index.load(built).items():
+        parts = index.load(built)
+        for part, found in parts.items():
             classes = np.unique(found.labels)
             if classes[-1] >= self.num_classes or (part == "train" and len(classes) < self.num_classes):
                 raise InputError(
                     f"the {part} set in {location} has {len(classes)} classes, {classes[0]} to {classes[-1]};"
-                    f" {entry.name} has {self.num_classes}"
+                    f" {name} has {self.num_classes}"
                 )
-        entry.mkdir(parents=True, exist_ok=True)
-        content = {"location": location.path if location.local else str(directory), "index": built.name}
-        unfinished = entry / f".{os.getpid()}.json"
-        unfinished.touch(mode=0o600)  # a URI may hold a secret
-        cache.save_json(unfinished, content)
-        unfinished.replace(entry / "location.json")
+        counts = {part: len(found.labels) for part, found in parts.items()}
+        data = _described(index.digest(location, parts), self.num_classes, counts)
+        where = {"location": location.path if location.local else str(directory), "index": built.name}
+        _write_json(entry_of(name, data) / LOCATION, where)
+        _write_json(_latest_path(name), {"data": data})
+        return data
+
+    def is_ready(self, entry: Path) -> bool:
+        """See Dataset. Where it lies may change, so it is asked for anew."""
+        from raymu import index
+
+        cache.refresh(entry)
+        return (entry / LOCATION).exists() and cache.find(index.directory(cache.load_json(entry / LOCATION)["index"]))
 
     def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
         """See Dataset."""
@@ -167,7 +244,7 @@ class EncodedDataset(Dataset):
         from raymu.encoded import Encoded, transform_of
         from raymu.results.store import locate
 
-        known, transform = _remembered(entry), transform_of(scenario)
+        known, transform = cache.load_json(entry / LOCATION), transform_of(scenario)
         where = known["location"]
         copies = None if locate(where).local else cache.root() / "shards" / known["index"]
         return {
@@ -179,15 +256,16 @@ class EncodedDataset(Dataset):
         }
 
 
-def _remembered(entry: Path) -> dict[str, str]:
-    path = entry / "location.json"
-    if not path.exists():
+def _location(dataset: str) -> dict[str, str]:
+    """Where a dataset was found the last time, and the name of its index."""
+    latest = _latest(dataset)
+    if not latest:
         raise InputError(
-            f"where is {entry.name}? Name with --data-dir a directory with train/<class>/*.JPEG and val/<class>/*.JPEG,"
+            f"where is {dataset}? Name with --data-dir a directory with train/<class>/*.JPEG and val/<class>/*.JPEG,"
             " or a directory or URI with shards train-*.tar and val-*.tar"
         )
-    remembered: dict[str, str] = cache.load_json(path)
-    return remembered
+    known: dict[str, str] = cache.load_json(entry_of(dataset, latest["data"]) / LOCATION)
+    return known
 
 
 def _read_digits(directory: Path) -> Arrays:
@@ -361,19 +439,25 @@ def check_forget(scenario: Scenario) -> None:
         raise InputError("the forget set needs at least one class, and has to leave at least one")
 
 
-def prepare(scenario: Scenario, directory: Path | str | None = None) -> Path:
-    """Convert the scenario's dataset into the cache, or index it, unless that is done; return its cache entry.
+def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario:
+    """The scenario with its data filled in (`Scenario.data`); they are read into the cache, or indexed, unless that is
+    done.
 
     Args:
-        directory: where the original files are or shall be downloaded to; of a dataset that stays encoded a directory
-            or a URI, without which it is where it was the last time.
+        directory: where the original files are or shall be downloaded to, which is then looked at anew; of a dataset
+            that stays encoded a directory or a URI. None: where they were the last time.
 
     Raises:
-        InputError: the files are missing and cannot be fetched, or something is wrong with them.
+        InputError: the files are missing and cannot be fetched, something is wrong with them, or they are not those
+            that the scenario names.
     """
-    entry = cache.root() / "datasets" / scenario.dataset
-    DATASETS[scenario.dataset].prepare(entry, directory)
-    return entry
+    dataset, name = DATASETS[scenario.dataset], scenario.dataset
+    if scenario.data and directory is None and dataset.is_ready(entry_of(name, scenario.data)):
+        return scenario
+    data = dataset.prepare(name, directory)
+    if scenario.data not in ("", data):
+        raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
+    return dataclasses.replace(scenario, data=data)
 
 
 def check_split(scenario: Scenario) -> None:
@@ -395,9 +479,9 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
         processes: how many decode images that are not kept in memory, beside this one; 0: this one does. None: as many
             as torch has CPU threads.
     """
-    dataset = DATASETS[scenario.dataset]
+    dataset, scenario = DATASETS[scenario.dataset], prepare(scenario)
     processes = torch.get_num_threads() if processes is None else processes
-    parts = dataset.load(prepare(scenario), scenario, device, processes)
+    parts = dataset.load(entry_of(scenario.dataset, scenario.data), scenario, device, processes)
     train = parts["train"]
     count = len(train.labels)
     num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))

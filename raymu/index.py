@@ -15,7 +15,7 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,8 @@ from raymu.results.store import Location
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 PARTS = {"train": ("train",), "test": ("val", "validation", "test")}  # the first that is there
 THREADS = 16  # where they wait for answers; at the headers of a local shard they would wait for each other
+CONTENTS = 2**26  # bytes, which take a second
+SAMPLE = 1024
 READ_AHEAD = 2**23  # bytes; on object storage a request for each header would take longer than to read all
 
 
@@ -108,12 +110,44 @@ def build(location: Location) -> Path:
             for name, array in _arrays(location, files, images)._asdict().items():
                 np.save(entry / f"{part}-{name}.npy", array, allow_pickle=False)
 
-    return cache.once(directory(_digest(listing)), fill)
+    return cache.once(directory(_digest(location, listing)), fill)
 
 
 def directory(name: str) -> Path:
     """The directory of the index of that name."""
     return cache.root() / "indices" / name
+
+
+def digest(location: Location, parts: Mapping[str, Index]) -> str:
+    """12 hex digits over the images of all parts, wherever and in whichever layout they lie: their classes, keys and
+    sizes, and what they hold: all of them, or where that is more than CONTENTS bytes SAMPLE of them.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    total = sum(int(index.lengths.sum()) for index in parts.values())
+    found = hashlib.sha256()
+    for part, index in parts.items():
+        order = np.argsort(index.ids)
+        for array in (index.ids, index.labels, index.lengths):
+            found.update(f"{part} {len(array)}".encode() + array[order].tobytes())
+        chosen = order if total <= CONTENTS else order[:: -(-len(order) // SAMPLE)]
+        rows = chosen[np.argsort(index.file[chosen], kind="stable")]
+        by_file = np.split(rows, np.flatnonzero(np.diff(index.file[rows])) + 1)
+        with ThreadPoolExecutor(THREADS) as pool:
+            hashes = dict(pair for pairs in pool.map(partial(_hashes, location, index), by_file) for pair in pairs)
+        found.update(b"".join(hashes[row] for row in chosen.tolist()))
+    return found.hexdigest()[:12]
+
+
+def _hashes(location: Location, index: Index, rows: NDArray[np.intp]) -> list[tuple[int, bytes]]:
+    """The SHA-256 of each of some images of one file, by its row."""
+    path = f"{location.path}/{index.files[index.file[rows[0]]].decode()}"
+    with _readable(path), location.filesystem.open_input_file(path) as file:
+        return [
+            (row, hashlib.sha256(file.read_at(int(index.lengths[row]), int(index.offsets[row]))).digest())
+            for row in rows.tolist()
+        ]
 
 
 def load(entry: Path) -> dict[str, Index]:
@@ -180,8 +214,8 @@ def _class_of(file: _File) -> str:
     return file.path.split("/")[-2] if "/" in file.path else ""
 
 
-def _digest(listing: _Listing) -> str:
-    found = hashlib.sha256()
+def _digest(location: Location, listing: _Listing) -> str:
+    found = hashlib.sha256(repr((location.filesystem.type_name, location.path)).encode())
     for part, files in listing.items():
         for file in files:
             found.update(repr((part, *file)).encode())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from raymu import cache, references
 from raymu.engines import Options
+from raymu.errors import InputError
 from raymu.evaluation import profile
 from raymu.method import Method
 from raymu.results.card import model_card
@@ -12,7 +13,27 @@ from raymu.trial import run_trial
 from raymu.workers import Workers
 
 ROW = "row.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
 LAYERS = "layers.json"
+
+
+def make_room(out: Path) -> None:
+    """Make the directory, or remove from it what an earlier run left there.
+
+    Raises:
+        InputError: it cannot be made, or files of the same names in it are not those of an earlier run.
+    """
+    files = [out / name for name in (ROW, WEIGHTS, CARD, LAYERS)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        others = [file.name for file in files if file.exists()]
+        if others and not (out / ROW).exists():
+            raise InputError(f"{out} holds another {others[0]}; choose another --out")
+        for file in reversed(files):  # the row last: it says whose the others are
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror}") from error
 
 
 def keep(
@@ -31,7 +52,7 @@ def keep(
         return
     cache.save_json(out / ROW, row)
     if model is not None:
-        cache.save_tensors(out / "model.safetensors", model.state_dict())
-        (out / "README.md").write_text(model_card(row, references.metrics(scenario), scenario))
+        cache.save_tensors(out / WEIGHTS, model.state_dict())
+        (out / CARD).write_text(model_card(row, references.metrics(scenario), scenario, method.paper))
     if profiles is not None:
         cache.save_json(out / LAYERS, profiles)

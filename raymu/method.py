@@ -1,15 +1,19 @@
 """What an unlearning method is: hyperparameters with a published default and a range, and a generator of steps."""
 
 import dataclasses
-import importlib
+import importlib.util
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
+from raymu import source
 from raymu.errors import InputError
 from raymu.scenario import Scenario, unknown
 
@@ -114,6 +118,7 @@ class Method:
     start: ClassVar[Literal["original", "scratch"]] = "original"
     trains: ClassVar[bool] = True
     classes_only: ClassVar[bool] = False
+    _source: ClassVar[str]
 
     def __post_init__(self) -> None:
         self.check_options(self.head, self.train)
@@ -142,6 +147,15 @@ class Method:
         if module.startswith("raymu.methods."):
             return module.rpartition(".")[2]
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def source(cls) -> str:
+        """A digest of the method's code. A class that travels to another process takes along what was said here, since
+        the script that defines it need not be there.
+        """
+        if "_source" not in cls.__dict__:
+            cls._source = source.digest(cls, within=("raymu.methods",))
+        return cls._source
 
     @classmethod
     def check_options(cls, head: str, train: str) -> None:
@@ -224,20 +238,44 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Method]:
-    """The one Method that `raymu/methods/NAME.py` defines.
+    """The one Method that `raymu/methods/NAME.py` defines, or a file of one's own: "path/to/own.py", or with more than
+    one in it "path/to/own.py:NAME".
 
     Raises:
-        InputError: there is no such file; the message names the nearest.
+        InputError: there is no such file, or not that one method in it; the message names the nearest.
     """
+    path, _, wanted = name.partition(":")
+    if path.endswith(".py"):
+        found = _defined_in(_loaded(Path(path)))
+        if wanted not in ("", *found) or (not wanted and len(found) != 1):
+            raise InputError(f"{path} defines the methods {', '.join(found) or '-'}; name one as {path}:NAME")
+        return found[wanted or next(iter(found))]
     if name not in names():
         raise InputError(unknown("method", name, names()))
-    module = importlib.import_module(f"raymu.methods.{name}")
-    (method,) = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
+    (method,) = _defined_in(importlib.import_module(f"raymu.methods.{name}")).values()
     return method
+
+
+def _defined_in(module: ModuleType) -> dict[str, type[Method]]:
+    """The methods that a module defines itself, by name."""
+    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
+    return {method.name(): method for method in classes if method.__module__ == module.__name__}
+
+
+def _loaded(path: Path) -> ModuleType:
+    """The module that a file of one's own is, run once a process."""
+    name = path.stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise InputError(f"there is no file {path}")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:  # whatever the user's own code raises
+            del sys.modules[name]
+            raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    return sys.modules[name]
 
 
 def markdown_table() -> str:

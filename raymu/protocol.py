@@ -26,7 +26,7 @@ class Confirmation:
             0: that one serves. Repeating unlearning on one original hides most of the variance (Lanyon et al., arXiv
             2510.26714).
         top: how many of the best settings of a method.
-        forget: further forget sets, each some classes.
+        forget: further forget sets, each some classes; sorted, and none twice.
 
     Raises:
         InputError: a value that cannot work.
@@ -41,6 +41,7 @@ class Confirmation:
         for name, least in (("seeds", 0), ("originals", 0), ("top", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"confirmation {name} has to be at least {least}, not {getattr(self, name)}")
+        object.__setattr__(self, "forget", tuple(sorted({tuple(sorted(set(one))) for one in self.forget})))
         if not self.seeds and (self.originals or self.forget):
             raise InputError("a confirmation needs at least one seed")
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, data, engines, models, weights
+from raymu import cache, data, engines, models, source, weights
 from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
@@ -28,6 +28,8 @@ BASELINE = "baseline.safetensors"
 METRICS = "metrics.json"
 LOOK = "look.json"
 PROFILES = "profiles.json"
+TRAINING = ("raymu.engines", "raymu.images", "raymu.methods", "raymu.models", "raymu.weights")
+EVALUATION = ("raymu.evaluation", "raymu.models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,19 @@ class _Converged(Exception):
 
 
 def directory(scenario: Scenario) -> Path:
-    """Where everything that belongs to the scenario is cached."""
+    """Where everything that belongs to the scenario and its data is cached."""
+    scenario = scenario if scenario.data else data.prepare(scenario)
     return cache.root() / "scenarios" / f"{scenario.name}-{scenario.hash}"
+
+
+def entry_of(scenario: Scenario, which: Which) -> Path:
+    """Where a reference is cached, as the code that trains it now would train it."""
+    return directory(scenario) / f"{which}-{source.digest(Train, fit, within=TRAINING)}"
 
 
 def missing(scenario: Scenario) -> list[Which]:
     """The references that are still to be trained."""
-    return [which for which in REFERENCES if not cache.is_whole(directory(scenario) / which)]
+    return [which for which in REFERENCES if not cache.is_whole(entry_of(scenario, which))]
 
 
 def are_ready(scenario: Scenario) -> bool:
@@ -81,7 +89,7 @@ def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path
         cache.save_json(entry / "training.json", {"epochs": epochs, "seconds": seconds})
         cache.save_json(entry / "scenario.json", scenario.as_dict())
 
-    return Workers().once(directory(scenario) / which, build)
+    return Workers().once(entry_of(scenario, which), build)
 
 
 def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
@@ -128,7 +136,8 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
         if entry is not None:
             cache.save_json(entry / PROFILES, found)
 
-    entry = Workers().once(directory(scenario) / "profiles", build)
+    code = source.digest(profile, within=EVALUATION)
+    entry = Workers().once(directory(scenario) / f"profiles-{code}", build)
     profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES)
     return profiles
 
@@ -147,7 +156,12 @@ def load_models(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, nn
 
 
 def _comparison(scenario: Scenario) -> Path:
-    return directory(scenario) / "comparison"
+    return directory(scenario) / f"comparison-{evaluation_code()}"
+
+
+def evaluation_code() -> str:
+    """A digest of the code that evaluates: rows and references compare only where it is the same."""
+    return source.digest(evaluate, look, baseline, gaps, within=EVALUATION)
 
 
 def fit(
@@ -218,8 +232,10 @@ class References:
 @functools.lru_cache(maxsize=1)
 def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) -> References:
     """A scenario's references, from the cache; kept in memory, so that a process which runs trial after trial of one
-    scenario reads them once. A reference that is missing is trained.
+    scenario reads them once: of one whose data are filled in, since what is prepared last may change. A reference that
+    is missing is trained.
     """
+    scenario = data.prepare(scenario)
     compared = compare(scenario, options)
     return References(
         scenario=scenario,
@@ -227,7 +243,7 @@ def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) 
         metrics=metrics(scenario),
         look=cache.load_json(compared / LOOK),
         baseline=cache.load_tensors(compared / BASELINE, device),
-        original=cache.load_tensors(directory(scenario) / "original" / WEIGHTS, device),
+        original=cache.load_tensors(entry_of(scenario, "original") / WEIGHTS, device),
     )
 
 

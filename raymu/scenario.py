@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +58,10 @@ class Scenario:
         seed: draws the split, and the samples to forget.
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
+        data: which images and labels, such as "3f2a9c41be02: 1,797 training images of 10 classes". `raymu.data.prepare`
+            fills it in; empty: those that the dataset had when it was prepared last.
+
+    Equal scenarios are written in one way: `forget` is sorted and has no class twice, `model_args` are sorted.
     """
 
     name: str
@@ -72,6 +77,24 @@ class Scenario:
     test_share: float = 0.0
     seed: int = 0
     model_seed: int = 0
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
+        object.__setattr__(self, "model_args", tuple(sorted(dict(self.model_args).items())))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Scenario":
+        """The scenario of which `as_dict` returned these fields.
+
+        Raises:
+            InputError: they are not those of a scenario.
+        """
+        try:
+            rest = {"recipe": Recipe(**fields["recipe"]), "forget": tuple(fields["forget"])}
+            return cls(**{**fields, **rest, "model_args": tuple(fields["model_args"].items())})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"these are not the fields of a scenario: {error}") from error
 
     @property
     def hash(self) -> str:

@@ -218,13 +218,15 @@ class Sweep:
     def _forget_sets(self) -> list[Scenario]:
         """The scenario, and those that differ in what is forgotten."""
         others = [dataclasses.replace(self.scenario, forget=one) for one in self.protocol.confirmation.forget]
-        return [self.scenario, *others]
+        return list(dict.fromkeys([self.scenario, *others]))
 
     def identity(self) -> dict[str, Any]:
         """What has to agree for two runs to be the same sweep, in JSON's types."""
         identity = {
             "raymu": raymu.__version__,
             "method": self.method.name(),
+            "method_code": self.method.source(),
+            "evaluation_code": references.evaluation_code(),
             "head": self.head,
             "train": self.train,
             "scenario": self.scenario.as_dict(),
@@ -262,6 +264,7 @@ def run_sweep(
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     directory = store.locate(location)
+    sweep = dataclasses.replace(sweep, scenario=data.prepare(sweep.scenario, data_dir))
 
     def finished(rows: Sequence[Row]) -> bool:
         return is_finished(sweep, rows, in_flight(directory, rows))
@@ -274,7 +277,6 @@ def run_sweep(
         engines.check(sweep.scenario, resources.options)
         weights.prepare(sweep.scenario, weights_file)
         for scenario in scenarios:
-            data.prepare(scenario, data_dir)
             data.check_split(scenario)
         with session(resources.address), nodes.at_home(rows.directory) as home:
             run = _Run(sweep, rows, home, resources, console, trackers or Trackers())

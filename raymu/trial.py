@@ -31,6 +31,8 @@ IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is a
     "workers",
     "engine",
     "config",
+    "method_code",
+    "evaluation_code",
     "objective",
 )
 OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
@@ -70,10 +72,12 @@ def run_trial(
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
 
     Raises:
+        InputError: the scenario's data are missing.
         OSError, MemoryError, torch.OutOfMemoryError: the machine failed, not the method, as a full disk does; the trial
             may well work if it is tried again.
     """
     started, workers = time.perf_counter(), Workers()
+    scenario = data.prepare(scenario)
     row = blank_row(scenario, method, seed=seed, objective=objective, options=options)
     unlearned: torch.nn.Module | None = None
     spared_s = 0.0
@@ -173,6 +177,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "method": method.name(),
         "scenario": scenario.name,
         "scenario_hash": scenario.hash,
+        "scenario_fields": scenario.as_dict(),
         "forget": list(scenario.forget),
         "forget_share": scenario.forget_share,
         "head": method.head,
@@ -183,6 +188,8 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "workers": options.workers,
         "engine": options.engine,
         "config": method.config,
+        "method_code": method.source(),
+        "evaluation_code": references.evaluation_code(),
         "status": "completed",
         "objective": objective,
         "score": None,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, models
+from raymu import cache, models, source
 from raymu.data import Data
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import Diverged
@@ -331,7 +331,8 @@ class Engine:
         self._workers.sum(*tensors)
 
     def cached(self, name: str, compute: Callable[[], Tensors], *, of_logits: bool = True, **knobs: float) -> Tensors:
-        """What `compute` returns, in any order, computed once per scenario, head, trained part and `knobs`.
+        """What `compute` returns, in any order, computed once per scenario, code of the method and of the engine, head,
+        trained part and `knobs`.
 
         It may depend on nothing else: not on the trial's seed, unless that is one of the knobs. Unless it is
         `of_logits`, a CMF head's temperature makes no difference to it.
@@ -461,7 +462,8 @@ class Engine:
         if self._cache_directory is None:
             tensors = measured()
         else:
-            entry = self._workers.once(self._cache_directory / f"{name}-{content_hash(knobs)}", build)
+            code = [self._method.source(), source.digest(Engine, within=("raymu.engines", "raymu.models"))]
+            entry = self._workers.once(self._cache_directory / f"{name}-{content_hash([code, knobs])}", build)
             tensors = cache.load_tensors(entry / "tensors.safetensors", self._device)
         images, seconds = tensors.pop(COST).tolist()
         self.images = before + int(images)

@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from raymu import method
 from raymu.data import DATASETS
 from raymu.models import timm_arguments
 from raymu.results.tables import COLUMNS, percent
@@ -26,18 +25,15 @@ METRICS = {
 }
 
 
-def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenario) -> str:
+def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenario, paper: str) -> str:
     """Markdown with YAML front matter, the README.md beside `model.safetensors`.
 
     Args:
         row: the completed trial that made the model.
         references: the rows "original" and "retrained" to compare with, where they are known.
         scenario: what that trial had to forget; it says how the model is built.
-
-    Raises:
-        InputError: the row's method is none of `raymu/methods/`.
+        paper: where the method comes from.
     """
-    paper = method.get(row["method"]).paper
     head = "class-mean features (CMF) as head" if row["head"] == "cmf" else "its own linear head"
     part = "" if row["train"] == "all" else "; its classifier alone was changed, the features are the original's"
     config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]

@@ -254,16 +254,18 @@ def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
             ("protocol_hash", content_hash(identity["protocol"])),
             ("objective", identity["protocol"]["objective"]),
             ("method", identity["method"]),
+            ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1
+            ("evaluation_code", identity.get("evaluation_code")),
             ("scenario_hash", content_hash(identity["scenario"])),
         ):
             rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
-            if others := {row[field] for row in rows} - {stated}:
+            if others := {row.get(field) for row in rows} - {stated}:
                 raise InputError(
                     f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated}, its rows say"
-                    f" {', '.join(sorted(others))}"
+                    f" {', '.join(sorted(map(str, others)))}"
                 )
     for other in sweeps[1:]:
-        for field in ("protocol", "scenario"):
-            found = list(differences(sweeps[0].identity[field], other.identity[field], field))
+        for field in ("protocol", "scenario", "evaluation_code"):
+            found = list(differences(sweeps[0].identity.get(field), other.identity.get(field), field))
             if found:
                 raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fnmatch
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -47,6 +48,7 @@ ENVIRONMENT = "environment.json"
 REFERENCES = "references.json"
 FEATURES = "features.json"
 
+CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precedes it
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
 OUTAGE_S = 120.0
 ATTEMPTS = 3  # of a single request
@@ -176,7 +178,7 @@ class Store:
             ValueError: a value is not JSON, such as a NaN.
             StorageError: it could not be stored, or another writer took the sweep over.
         """
-        line = json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace") + b"\n"
+        line = _sealed(json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace")) + b"\n"
         if self.directory.local:
             self._persist(lambda: self._append(line))
             return
@@ -314,7 +316,7 @@ def running(location: Path | str | Location) -> dict[str, Any]:
         InputError: the location cannot be read.
     """
     directory = locate(location)
-    with _mendable("read", directory), contextlib.suppress(orjson.JSONDecodeError):
+    with _mendable("read", directory), contextlib.suppress(DamagedError):
         return read_json(directory, RUNNING) or {}
     return {}
 
@@ -434,15 +436,51 @@ def _parsed(directory: Location, name: str, content: bytes) -> list[Row]:
     """The rows of a part. What follows the last newline is not a row yet.
 
     Raises:
-        InputError: a line is damaged.
+        InputError: a line is damaged, or has no checksum though others have one.
     """
+    lines = content.split(b"\n")[:-1]
+    sealed = any(CHECKSUM in line for line in lines)  # those of raymu 0.1 are not
     rows = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(orjson.loads(line))
-        except orjson.JSONDecodeError as error:
+            rows.append(_opened(line, sealed))
+        except (orjson.JSONDecodeError, DamagedError) as error:
             raise InputError(f"cannot read {directory}: line {number} of {name} is damaged ({error})") from error
     return rows
+
+
+class DamagedError(ValueError):
+    """Content that is not what was stored."""
+
+
+def _sealed(content: bytes) -> bytes:
+    """A JSON object with a checksum over all that precedes it as its last field."""
+    body = content.rstrip().removesuffix(b"}").rstrip()
+    body += b"" if body == b"{" else b", "
+    return body + CHECKSUM + _checksum(body) + b'"}'
+
+
+def _opened(content: bytes, sealed: bool) -> Any:
+    """What JSON holds, without its checksum.
+
+    Args:
+        sealed: whether it has to have one.
+
+    Raises:
+        orjson.JSONDecodeError: it is no JSON.
+        DamagedError: its checksum does not fit, or is missing.
+    """
+    found = orjson.loads(content)
+    body, mark, checksum = content.rpartition(CHECKSUM)
+    if (sealed or mark) and checksum.rstrip() != _checksum(body) + b'"}':
+        raise DamagedError("its checksum does not fit")
+    if mark:
+        del found["checksum"]
+    return found
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:16].encode()
 
 
 def read_bytes(directory: Location, name: str) -> bytes:
@@ -453,11 +491,17 @@ def read_bytes(directory: Location, name: str) -> bytes:
 
 
 def read_json(directory: Location, name: str) -> Any:
-    """What a JSON file holds; None where it is missing."""
+    """What a JSON file holds; None where it is missing.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        return orjson.loads(read_bytes(directory, name))
+        return _opened(read_bytes(directory, name), sealed=False)
     except FileNotFoundError:
         return None
+    except (orjson.JSONDecodeError, DamagedError) as error:
+        raise DamagedError(f"{name} is damaged ({error})") from error
 
 
 def write_bytes(directory: Location, name: str, content: bytes) -> None:
@@ -500,7 +544,7 @@ def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Resu
 
 
 def _as_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    return _sealed(json.dumps(content, indent=2, allow_nan=False).encode()) + b"\n"
 
 
 @contextlib.contextmanager
@@ -508,7 +552,7 @@ def _mendable(doing: str, directory: Location) -> Iterator[None]:
     """Turn what the storage refuses into an InputError."""
     try:
         yield
-    except (OSError, orjson.JSONDecodeError) as error:
+    except (OSError, DamagedError) as error:
         raise InputError(f"cannot {doing} {directory}: {_reason(error)}") from error
 
 
