@@ -514,7 +514,7 @@ def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
         return get_scenario(name or DEFAULT_SCENARIO)
     if "scenario_fields" not in row:
         raise InputError(
-            f"the row names its scenario, {row['scenario']}, but does not hold it, as rows of raymu 0.1 do not: say with"
+            f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: say with"
             " --scenario, and where need be --forget, which it is"
         )
     task = Scenario.from_dict(row["scenario_fields"])
@@ -553,12 +553,12 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
+    from ray import cloudpickle
+
     from raymu.nodes import at_home
     from raymu.results.store import locate
     from raymu.session import Resources, fit_to_cluster, session
     from raymu.worker_group import side_by_side
-
-    from ray import cloudpickle
 
     method = sys.modules[type(call[3]).__module__]
     if not method.__name__.startswith("raymu."):  # the workers have no such module
@@ -581,9 +581,10 @@ def _read_row(path: Path | None) -> dict[str, Any]:
         return {}
     text = _text(path) or ""
     try:
-        content = json.loads(text) if text.startswith("{") else yaml.safe_load(text)  # to YAML 1e-05 is a word
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError:  # YAML reads nearly all JSON, but to it 1e-05 is a word
+            content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):

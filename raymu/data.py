@@ -148,17 +148,19 @@ class ArrayDataset(Dataset):
         """See Dataset. Without a directory what was read the last time is taken, unless other code or other versions of
         packages would read it now.
         """
-        versions = [importlib.metadata.version(package) for package in READERS]
-        reader = content_hash([source.digest(self.read), *versions])
         latest = _latest(name)
-        if directory is None and latest.get("reader") == reader and self.is_ready(entry_of(name, latest["data"])):
+        if directory is None and latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
             return latest["data"]
-        data = self.keep(name, self.read(Path(directory or cache.root() / "downloads").expanduser()))
-        _write_json(_latest_path(name), {"data": data, "reader": reader})
-        return data
+        return self.keep(name, self.read(Path(directory or cache.root() / "downloads").expanduser()))
+
+    @property
+    def _reader(self) -> str:
+        """A digest of what reads, and of what is made of it."""
+        versions = [importlib.metadata.version(package) for package in READERS]
+        return content_hash([source.digest(self.read), *versions, self.num_classes, self.format_of_arrays])
 
     def keep(self, name: str, arrays: Arrays) -> str:
-        """Make a cache entry of what `read` returns, unless there is one; return what they are."""
+        """Make what `read` returned the data of the dataset; return what they are."""
         digest = hashlib.sha256(repr((self.num_classes, self.format_of_arrays)).encode())
         for key, array in sorted(arrays.items()):
             digest.update(f"{key} {array.dtype} {array.shape}".encode())
@@ -171,6 +173,7 @@ class ArrayDataset(Dataset):
         counts = {part: len(arrays[f"{part}_labels"]) for part in ("train", "test") if f"{part}_labels" in arrays}
         data = _described(digest.hexdigest()[:12], self.num_classes, counts)
         cache.once(entry_of(name, data), build)
+        _write_json(_latest_path(name), {"data": data, "reader": self._reader})
         return data
 
     def is_ready(self, entry: Path) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raymu import source
 from raymu.errors import InputError
-from raymu.scenario import Scenario, unknown
+from raymu.scenario import Scenario, content_hash, unknown
 
 if TYPE_CHECKING:
     from raymu.engines.local import Engine
@@ -264,7 +264,7 @@ def _defined_in(module: ModuleType) -> dict[str, type[Method]]:
 
 def _loaded(path: Path) -> ModuleType:
     """The module that a file of one's own is, run once a process."""
-    name = path.stem
+    name = f"own_{content_hash(str(path.resolve()))}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.is_file():

@@ -17,7 +17,7 @@ from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
 from raymu.methods.retrain import Retrain
-from raymu.scenario import Scenario
+from raymu.scenario import Scenario, content_hash
 from raymu.workers import Workers
 
 Which = Literal["original", "retrained"]
@@ -52,6 +52,12 @@ def directory(scenario: Scenario) -> Path:
 def entry_of(scenario: Scenario, which: Which) -> Path:
     """Where a reference is cached, as the code that trains it now would train it."""
     return directory(scenario) / f"{which}-{source.digest(Train, fit, within=TRAINING)}"
+
+
+def weights_digest(scenario: Scenario, which: Which) -> str:
+    """12 hex digits over the weights of a reference that is cached."""
+    hashes: dict[str, str] = cache.load_json(entry_of(scenario, which) / cache.HASHES)
+    return hashes[WEIGHTS][:12]
 
 
 def missing(scenario: Scenario) -> list[Which]:
@@ -99,6 +105,8 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
     Args:
         options: what carries it out.
     """
+    for which in REFERENCES:
+        train(scenario, which, options)
 
     def build(entry: Path | None) -> None:
         scenario_data = data.load(scenario, default_device(), options.threads)
@@ -110,14 +118,17 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
         if entry is None:
             return
         cache.save_tensors(entry / BASELINE, measure)
-        cache.save_json(entry / METRICS, {which: row | gaps(row, rows["retrained"]) for which, row in rows.items()})
+        found = {which: row | gaps(row, rows["retrained"]) for which, row in rows.items()}
+        for which in REFERENCES:
+            found[which]["weights"] = weights_digest(scenario, which)
+        cache.save_json(entry / METRICS, found)
         cache.save_json(entry / LOOK, looked)
 
     return Workers().once(_comparison(scenario), build)
 
 
 def metrics(scenario: Scenario) -> dict[str, dict[str, Any]]:
-    """What `evaluate` said of each reference, and the gaps to the retrained one."""
+    """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
     metrics: dict[str, dict[str, Any]] = cache.load_json(_comparison(scenario) / METRICS)
     return metrics
 
@@ -136,8 +147,9 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
         if entry is not None:
             cache.save_json(entry / PROFILES, found)
 
-    code = source.digest(profile, within=EVALUATION)
-    entry = Workers().once(directory(scenario) / f"profiles-{code}", build)
+    for which in REFERENCES:
+        train(scenario, which, options)
+    entry = Workers().once(_of_both(scenario, "profiles", source.digest(profile, within=EVALUATION)), build)
     profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES)
     return profiles
 
@@ -156,7 +168,13 @@ def load_models(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, nn
 
 
 def _comparison(scenario: Scenario) -> Path:
-    return directory(scenario) / f"comparison-{evaluation_code()}"
+    return _of_both(scenario, "comparison", evaluation_code())
+
+
+def _of_both(scenario: Scenario, what: str, code: str) -> Path:
+    """Where something is cached that some code says of both references, which have to be there."""
+    weights = [weights_digest(scenario, which) for which in REFERENCES]
+    return directory(scenario) / f"{what}-{content_hash([code, *weights])}"
 
 
 def evaluation_code() -> str:
@@ -205,7 +223,7 @@ class References:
     """A scenario's data and references, ready for trials.
 
     Attributes:
-        metrics: for "original" and "retrained", what `evaluate` said of it.
+        metrics: see the function of that name.
         look: what `look` said of the retrained one.
         baseline: what `evaluate` compares a model with.
         original: the original's weights.
@@ -226,7 +244,7 @@ class References:
 
     def cache_directory(self) -> Path:
         """Where methods keep what they compute from the original model."""
-        return directory(self.scenario) / "computed"
+        return directory(self.scenario) / f"computed-{self.metrics['original']['weights']}"
 
 
 @functools.lru_cache(maxsize=1)

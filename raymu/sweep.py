@@ -339,8 +339,22 @@ class _Run:
             self._slots = fit_to_cluster(resources)
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
-        """Train those that are missing, side by side, and then compare every two."""
-        scenarios = [scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)]
+        """Train those that are missing, side by side, and then compare every two.
+
+        Raises:
+            InputError: rows of this sweep came from other ones.
+        """
+        self._train_missing([scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)])
+        said = {row["scenario_hash"]: row["original_weights"] for row in self._rows.read() if row["original_weights"]}
+        for scenario in scenarios:
+            weights = references.metrics(scenario)["original"]["weights"]
+            if said.get(scenario.hash, weights) != weights:
+                raise InputError(
+                    f"the original of the rows so far is not the one in {references.directory(scenario)}, which was"
+                    " trained elsewhere or anew: choose another --name"
+                )
+
+    def _train_missing(self, scenarios: Sequence[Scenario]) -> None:
         if not scenarios:
             return
         missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]

@@ -33,6 +33,7 @@ IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is a
     "config",
     "method_code",
     "evaluation_code",
+    "original_weights",
     "objective",
 )
 OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
@@ -88,6 +89,8 @@ def run_trial(
 
     try:
         reference = references.load(scenario, references.default_device(), options)
+        for which in references.REFERENCES:
+            row[f"{which}_weights"] = reference.metrics[which]["weights"]
         started = kept = time.perf_counter()  # what a process loads once is no trial's own time
         if method.start == "original":
             model = reference.model()
@@ -190,6 +193,8 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "config": method.config,
         "method_code": method.source(),
         "evaluation_code": references.evaluation_code(),
+        "original_weights": None,
+        "retrained_weights": None,
         "status": "completed",
         "objective": objective,
         "score": None,

@@ -82,11 +82,11 @@ def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path,
     shutil.copytree(cache.base(), tmp_path / "cache")
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
     assert references.are_ready(quick)
-    weights = references.directory(quick) / "original" / references.WEIGHTS
+    weights = references.entry_of(quick, "original") / references.WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1  # a single bit of a weight
     weights.write_bytes(content)
-    os.utime(references.directory(quick) / "original" / cache.HASHES)  # another process would look for itself
+    os.utime(references.entry_of(quick, "original") / cache.HASHES)  # another process would look for itself
     assert references.missing(quick) == ["original"]
     references.train(quick, "original")
     assert references.missing(quick) == []
@@ -116,9 +116,9 @@ def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:
 def test_references_are_what_they_say(quick, quick_references) -> None:
     """Trained once, loaded as they were, and the retrained one never saw the forget class."""
     assert references.missing(quick) == []
-    directory = references.directory(quick)
-    stamp = (directory / "original").stat().st_mtime_ns
+    entry = references.entry_of(quick, "original")
+    stamp = entry.stat().st_mtime_ns
     references.train(quick, "original")
-    assert (directory / "original").stat().st_mtime_ns == stamp
-    assert cache.load_json(directory / "original" / "scenario.json") == quick.as_dict()
+    assert entry.stat().st_mtime_ns == stamp
+    assert cache.load_json(entry / "scenario.json") == quick.as_dict()
     assert quick_references.metrics["retrained"]["test_forget_acc"] == 0.0

@@ -25,6 +25,9 @@ def front_matter(card: str) -> dict:
     return yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
 
 
+PAPER = "Golatkar et al., CVPR 2020"
+
+
 def a_row(scenario: Scenario, **more) -> dict:
     """A completed row whose figures are all different."""
     figures = {f"test_{column}": 0.9 - 0.123 * place for place, column in enumerate(COLUMNS.values())}
@@ -70,7 +73,7 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
     assert printed.returncode == 0, printed.stderr
     row = json.loads((tmp_path / "out" / "row.json").read_text())
     known = references.metrics(digits)
-    card = model_card(row, known, digits)
+    card = model_card(row, known, digits, PAPER)
     assert (tmp_path / "out" / "README.md").read_text() == card
 
     lines = card.splitlines()
@@ -100,7 +103,7 @@ def test_a_stem_and_an_image_size_are_rebuilt(tmp_path: Path) -> None:
     for scenario in (resnet, vit):
         model = models.build(scenario, seed=5).eval()
         save_file(model.state_dict(), tmp_path / "model.safetensors")
-        found = run_snippet(model_card(a_row(scenario), None, scenario), tmp_path, images)
+        found = run_snippet(model_card(a_row(scenario), None, scenario, PAPER), tmp_path, images)
         mean, std = (
             torch.tensor(values).view(-1, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
         )
@@ -110,7 +113,7 @@ def test_a_stem_and_an_image_size_are_rebuilt(tmp_path: Path) -> None:
 
 def test_the_front_matter_is_what_hugging_face_reads(digits: Scenario) -> None:
     row = a_row(digits, test_ncc_forget_acc=None)
-    card = model_card(row, None, digits)
+    card = model_card(row, None, digits, PAPER)
     matter = front_matter(card)
     assert (matter["library_name"], matter["datasets"]) == ("timm", ["digits"])
     assert "machine-unlearning" in matter["tags"]
@@ -125,17 +128,17 @@ def test_the_front_matter_is_what_hugging_face_reads(digits: Scenario) -> None:
 
 
 def test_the_card_names_method_paper_setting_and_forget_set(digits: Scenario) -> None:
-    card = model_card(a_row(digits), None, digits)
+    card = model_card(a_row(digits), None, digits, PAPER)
     body = card.split("\n---\n")[1]
     assert body.startswith("\n# random\\_label on digits, without class 8\n")
     assert "Golatkar et al., CVPR 2020" in body
     assert "- lr: 0.0123456789\n- epochs: 5\n- clip: none\n" in body
     assert "hmean on validation: 0.4124" in body
     assert "An output near 0 with a high probe is not forgetting" in body
-    samples = model_card(a_row(digits), None, dataclasses.replace(digits, forget=(), forget_share=0.05))
+    samples = model_card(a_row(digits), None, dataclasses.replace(digits, forget=(), forget_share=0.05), PAPER)
     assert "without 5 % of the samples" in samples
     assert "is the aim, not 0" in samples
-    frozen = model_card(a_row(digits, train="classifier"), None, digits)
+    frozen = model_card(a_row(digits, train="classifier"), None, digits, PAPER)
     assert "its classifier alone was changed" in frozen
 
 
@@ -144,9 +147,9 @@ def test_the_card_names_method_paper_setting_and_forget_set(digits: Scenario) ->
     ["a: b", "x\n---\nlicense: mit", "# heading | cell", "<script>alert(1)</script>", "'\"{[`*_!@%&", "```\nimport os"],
 )
 def test_a_name_breaks_neither_yaml_nor_markdown(digits: Scenario, name: str) -> None:
-    plain = model_card(a_row(digits), None, digits)
+    plain = model_card(a_row(digits), None, digits, PAPER)
     scenario = dataclasses.replace(digits, name=name)
-    card = model_card(a_row(scenario), None, scenario)
+    card = model_card(a_row(scenario), None, scenario, PAPER)
     assert front_matter(card).keys() == front_matter(plain).keys()
     one_line = " ".join(name.split())
     assert front_matter(card)["model-index"][0]["name"] == f"random_label-{one_line}"

@@ -522,7 +522,7 @@ def test_shards_on_object_storage_are_copied_once(places, bucket) -> None:
     assert torch.equal(read(remote.train, seed=2), read(local.train, seed=2))
     server.stop()
     assert torch.equal(read(remote.train, seed=3), read(local.train, seed=3))
-    known = data.prepare(SCENARIO) / "location.json"
+    known = data.entry_of("photos", data.prepare(SCENARIO).data) / "location.json"
     assert json.loads(known.read_text())["location"] == str(places["shards"])
 
 
@@ -576,8 +576,8 @@ def test_what_is_wrong_on_object_storage_is_said_without_secrets(places, bucket)
         assert "secret" not in str(error.value)
     shards = bucket[0].format("shards")
     upload(places["shards"], shards)
-    data.prepare(SCENARIO, shards)
-    assert (data.prepare(SCENARIO) / "location.json").stat().st_mode & 0o777 == 0o600  # holds the secret
+    entry = data.entry_of("photos", data.prepare(SCENARIO, shards).data)
+    assert (entry / "location.json").stat().st_mode & 0o777 == 0o600  # holds the secret
 
 
 # Datasets in memory
@@ -656,15 +656,15 @@ def test_trials_on_shards(places) -> None:
 def test_a_trial_that_the_machine_keeps_from_its_images_may_be_tried_again(places, tmp_path) -> None:
     """It is no error of the method, which would be a row for ever."""
     shutil.copytree(places["shards"], tmp_path / "mine")
-    data.prepare(SCENARIO, tmp_path / "mine")
+    scenario = data.prepare(SCENARIO, tmp_path / "mine")
     method = RandomLabel(lr=0.01, epochs=1)
-    row, _ = run_trial(SCENARIO, method, seed=0)
+    row, _ = run_trial(scenario, method, seed=0)
     for shard in tmp_path.glob("mine/train-*"):
         cut(shard, 1000)
     with pytest.raises(OSError, match=r"the image .* in train-\d+\.tar cannot be read"):
-        run_trial(SCENARIO, method, seed=0)
+        run_trial(scenario, method, seed=0)
     for shard in tmp_path.glob("mine/train-*"):
         shutil.copy(places["shards"] / shard.name, shard)
-    again, _ = run_trial(SCENARIO, method, seed=0)
+    again, _ = run_trial(scenario, method, seed=0)
     assert again["status"] == "completed", again["traceback"]
     assert again["score"] == row["score"]

@@ -22,7 +22,7 @@ from test_lost_nodes import cluster_of
 from test_store import Server, s3
 from torch.nn.functional import cross_entropy
 
-from raymu import attempts, cache, memory, references
+from raymu import attempts, cache, data, memory, references
 from raymu.engines import Options
 from raymu.errors import InputError, NodeError
 from raymu.method import Method, Range, fixed, tuned
@@ -57,13 +57,11 @@ def own_cache(tmp_path, monkeypatch) -> Path:
     """A cache with images that are to be had nowhere else."""
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
     random = np.random.default_rng(0)
-
-    def fill(entry: Path) -> None:
-        for part in ("train", "test"):
-            np.save(entry / f"{part}_images.npy", random.integers(0, 256, (200, 3, 32, 32), np.uint8))
-            np.save(entry / f"{part}_labels.npy", np.arange(200) % 10)
-
-    cache.once(cache.root() / "datasets" / "cifar10", fill)
+    parts = {}
+    for part in ("train", "test"):
+        parts[f"{part}_images"] = random.integers(0, 256, (200, 3, 32, 32), np.uint8)
+        parts[f"{part}_labels"] = np.arange(200) % 10
+    data.DATASETS["cifar10"].keep("cifar10", parts)
     return tmp_path / "cache"
 
 

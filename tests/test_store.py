@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 from rich.console import Console
 
+from raymu import data
 from raymu.errors import InputError, StorageError
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
@@ -482,6 +483,6 @@ def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: Refe
     (result,) = store.load(place)
     assert (result.name, result.rows) == ("rl", rows)
     assert sorted(trials(rows))[:4] == [0, 1, 2, 3]
-    assert set(result.references) == {quick.hash}
+    assert set(result.references) == {data.prepare(quick).hash}
     assert result.features is not None
     assert run_sweep(sweep, store.locate(place) / "rl", Resources(), Console(quiet=True)) == rows  # it is finished

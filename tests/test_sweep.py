@@ -18,7 +18,7 @@ import pytest
 from conftest import REPOSITORY
 from rich.console import Console
 
-from raymu import cache, method, references
+from raymu import data, method, references
 from raymu.engines import DEFAULTS
 from raymu.errors import InputError
 from raymu.evaluation import keys
@@ -487,12 +487,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_images": images[300:].astype(np.uint8),
             "test_labels": generator.permutation(labels[:300]) if poison else labels[:300],
         }
-
-        def fill(entry: Path, parts: dict = parts) -> None:
-            for part, array in parts.items():
-                np.save(entry / f"{part}.npy", array)
-
-        cache.once(cache.root() / "datasets" / "cifar10", fill)
+        data.DATASETS["cifar10"].keep("cifar10", parts)
         sweep = Sweep(RandomLabel, scenario, Protocol(trials=6, confirmation=Confirmation(seeds=1, originals=1, top=2)))
         rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows")
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
@@ -515,7 +510,7 @@ def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) 
     ]
     assert [row["test_retain_acc"] for row in rows] != [row["test_retain_acc"] for row in shuffled]
     sweep = Sweep(SalUn, SCENARIOS["digits"], Protocol(trials=12, confirmation=Confirmation(2, 2, 3)))
-    original = result.references[SCENARIOS["digits"].hash]["original"]
+    original = result.references[data.prepare(SCENARIOS["digits"]).hash]["original"]
     for rule in (select.Best(5), select.ParetoFront(), select.Constrained(original, 0.2)):
         assert [row["trial"] for row in rule.choose(rows)] == [row["trial"] for row in rule.choose(shuffled)]
     assert sweep.confirmations(rows) == sweep.confirmations(shuffled)
@@ -587,7 +582,7 @@ def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, qui
     scores = {(row["model_seed"], row["seed"], tuple(row["forget"])) for row in confirmed.values()}
     assert scores == {(original, seed, forget) for original in (1, 2) for seed in (1, 2) for forget in ((8,), (3,))}
     (result,) = store.load(tmp_path / "whole")
-    assert set(result.references) == {quick.hash} | {row["scenario_hash"] for row in confirmed.values()}
+    assert set(result.references) == {data.prepare(quick).hash} | {row["scenario_hash"] for row in confirmed.values()}
     assert result.environment["versions"]["ray"]
     assert result.features is not None
     assert {len(result.features[model]["x"]) for model in ("original", "retrained", "tuned")} == {260}

@@ -136,8 +136,8 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     One that was stopped early is no candidate: its row is that of fewer epochs than its setting says.
 
     Raises:
-        InputError: there is none, or they are of several scenarios, objectives or protocols, or
-            evaluated by different code.
+        InputError: there is none, or they are of several scenarios, originals, objectives or protocols,
+            or evaluated by different code.
     """
     found = [
         row
@@ -146,7 +146,7 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     ]
     if not found:
         raise InputError("no completed trial to choose from")
-    for field in ("scenario_hash", "objective", "protocol_hash", "evaluation_code"):
+    for field in ("scenario_hash", "objective", "protocol_hash", "evaluation_code", "original_weights"):
         values = sorted({str(row.get(field)) for row in found})
         if len(values) > 1:
             raise InputError(

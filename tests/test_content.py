@@ -1,0 +1,404 @@
+"""Results are known by what they are results of: data, scenario, code, original. A name says nothing."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+from raymu import cache, data, method, references, source
+from raymu.errors import InputError
+from raymu.method import Method, Range, tuned
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Confirmation
+from raymu.results import select, store
+from raymu.scenario import SCENARIOS, Recipe, Scenario
+from raymu.trial import run_trial
+
+CPU = torch.device("cpu")
+QUICK = Recipe(lr=0.05, epochs=1, batch_size=16)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Iterator[Path]:
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    references.load.cache_clear()
+    yield tmp_path / "cache"
+    references.load.cache_clear()
+
+
+@pytest.fixture
+def photos(own_cache, monkeypatch) -> Scenario:
+    monkeypatch.setitem(data.DATASETS, "photos", data.EncodedDataset(4))
+    return Scenario("photos", "photos", "test_vit", QUICK, (1,), model_args=(("img_size", 32),), val_share=0.25)
+
+
+@pytest.fixture
+def striped(own_cache, monkeypatch) -> Scenario:
+    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(50))
+    return Scenario("stripes", "stripes", "test_resnet", QUICK, (1,), val_share=0.25, test_share=0.25)
+
+
+# Data
+
+
+def folders(root: Path, classes: str = "abcd", first: int = 0, count: int = 8, shade: int = 0) -> Path:
+    """Image folders whose files all have the same size and time; images number `first` and on."""
+    for part in ("train", "val"):
+        for place, name in enumerate(classes):
+            directory = root / part / "abcd"[place]
+            directory.mkdir(parents=True)
+            for number in range(first, first + count):
+                random = np.random.default_rng((ord(name), number, part == "val"))
+                pixels = (random.integers(0, 60, (32, 32, 3)) + 40 * "abcd".index(name) + shade).astype(np.uint8)
+                Image.fromarray(pixels).save(path := directory / f"{number}.png")
+                os.utime(path, (0, 0))
+    return root
+
+
+def test_images_are_known_by_what_they_are_and_not_by_where_they_lie(photos, tmp_path) -> None:
+    one = folders(tmp_path / "one")
+    other = {
+        "other images": folders(tmp_path / "images", first=8),
+        "labels of two classes swapped": folders(tmp_path / "labels", "bacd"),
+        "twice the images": folders(tmp_path / "twice", count=16),
+        "the same names, other pixels": folders(tmp_path / "pixels", shade=1),
+    }
+    said = {what: data.prepare(photos, place) for what, place in {"": one, **other}.items()}
+    assert len({scenario.hash for scenario in said.values()}) == len(said)
+    assert said["twice the images"].data.endswith(": 64 training and 64 test images of 4 classes")
+    moved = one.rename(tmp_path / "moved")
+    assert data.prepare(photos, moved) == said[""] == data.prepare(photos)
+    with pytest.raises(InputError, match=r"photos is not what it was: here are \w+: 64 tr.*; asked for are \w+: 32 tr"):
+        data.prepare(said[""], other["twice the images"])
+
+
+def test_trials_on_other_images_of_the_same_name_have_references_of_their_own(photos, tmp_path) -> None:
+    rows = []
+    for classes in ("abcd", "bacd", "abcd"):
+        place = tmp_path / classes
+        data.prepare(photos, place if place.exists() else folders(place, classes))
+        row, _ = run_trial(photos, RandomLabel(lr=1e-3, epochs=1), seed=0)
+        assert row["status"] == "completed", row["traceback"]
+        rows.append(row)
+    assert rows[0]["original_weights"] == rows[2]["original_weights"] != rows[1]["original_weights"]
+    assert rows[0]["scenario_hash"] == rows[2]["scenario_hash"] != rows[1]["scenario_hash"]
+    assert rows[0]["val_retain_acc"] == rows[2]["val_retain_acc"]
+    with pytest.raises(InputError, match="rows of several kinds"):
+        select.tuned([{**row, "source": "search", "trial": 0, "protocol_hash": "p"} for row in rows])
+
+
+def stripes(brightness: int, directory: Path) -> dict[str, np.ndarray]:
+    """Four classes of stripes; a number in `count` of the directory says how many images."""
+    labels = np.arange(int((directory / "count").read_text()) if (directory / "count").exists() else 64) % 4
+    images = np.zeros((len(labels), 1, 16, 16), np.uint8)
+    for row, label in enumerate(labels):
+        images[row, 0, :: label + 2] = brightness + row
+    return {"train_images": images, "train_labels": labels}
+
+
+def array_dataset(brightness: int, **changed) -> data.ArrayDataset:
+    given = {"num_classes": 4, "channels": 1, "size": 16, "mean": (0.3,), "std": (0.3,), **changed}
+    return data.ArrayDataset(**given, read=partial(stripes, brightness))
+
+
+def test_arrays_are_read_again_where_code_or_directory_say_otherwise(striped, tmp_path, monkeypatch) -> None:
+    first = data.prepare(striped)
+    assert first.data.endswith(": 64 training images of 4 classes")
+    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(60))
+    brighter = data.prepare(striped)
+    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(50, mean=(0.5,)))
+    normalised = data.prepare(striped)
+    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(50))
+    assert data.prepare(striped) == first
+    (tmp_path / "count").write_text("32")
+    fewer = data.prepare(striped, tmp_path)
+    assert fewer.data.endswith(": 32 training images of 4 classes")
+    assert len({one.hash for one in (first, brighter, normalised, fewer)}) == 4
+    (tmp_path / "count").write_text("48")  # a directory that is given is always looked at
+    assert data.prepare(striped, tmp_path).data.endswith(": 48 training images of 4 classes")
+    assert len(data.load(first, CPU).train) == 32  # half of its 64: what was bound stays bound
+
+
+def test_a_directory_that_is_given_and_missing_is_no_reason_to_take_another(own_cache, tmp_path, monkeypatch) -> None:
+    data.DATASETS["cifar10"].keep("cifar10", data.DATASETS["digits"].read(tmp_path) | {})
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    data.prepare(SCENARIOS["cifar10-resnet18"])
+    with pytest.raises(InputError, match=r"CIFAR10 is not in .*nowhere"):
+        data.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "nowhere")
+
+
+# Scenarios
+
+
+def test_a_forget_set_is_a_set() -> None:
+    digits = SCENARIOS["digits"]
+    assert dataclasses.replace(digits, forget=(8, 8)).hash == digits.hash
+    assert dataclasses.replace(digits, forget=(5, 3)) == dataclasses.replace(digits, forget=(3, 5))
+    assert Confirmation(1, forget=((5, 3), (3, 5, 5), (1,))) == Confirmation(1, forget=((1,), (3, 5)))
+    two = (("depth", 1), ("patch_size", 4))
+    assert dataclasses.replace(digits, model_args=two[::-1]).hash == dataclasses.replace(digits, model_args=two).hash
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_a_scenario_comes_back_from_json(scenario) -> None:
+    assert Scenario.from_dict(json.loads(json.dumps(scenario.as_dict()))) == scenario
+
+
+SCRIPT = '''
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from raymu.cli import sweep_main
+from raymu.method import Range, Step, tuned
+from raymu.methods import salun
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS, Recipe
+from raymu.sweep import Sweep
+
+@dataclass(frozen=True, kw_only=True)
+class Salun(salun.SalUn):
+    """Keeps the name, and takes the weights that are least salient."""
+    salient: float = tuned(0.2, Range(0.1, 0.9, "linear"), "share of the weights that may move")
+
+    def unlearn(self, run) -> Iterator[Step]:
+        kept = run.cached("saliency", lambda: {name: -values for name, values in salun.saliency(run).items()})
+        run.train_only(salun.largest({name: kept[name] for name in run.weights()}, self.salient))
+        yield from salun.RandomLabel.unlearn(self, run)
+
+# The same name as raymu's, another training.
+MINE = dataclasses.replace(SCENARIOS["digits"], recipe=Recipe(lr=0.05, epochs=3, batch_size=64))
+
+def sweep() -> Sweep:
+    return Sweep(method=Salun, scenario=MINE, protocol=Protocol(trials=3))
+
+if __name__ == "__main__":
+    sweep_main(sweep)
+'''
+
+
+def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    swept = subprocess.run(
+        [sys.executable, "mine.py", "--storage", "swept", "--range", "lr=1e-3:1e-1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert swept.returncode == 0, swept.stderr
+    rows = store.read_all(tmp_path / "swept")
+    assert len(rows) == 3
+    for row in rows:
+        (tmp_path / "row.json").write_text(json.dumps(row))
+        if row["status"] == "stopped":
+            continue  # it holds accuracies of an epoch before its last
+        made = raymu("run", "mine.py", "--config", "row.json", "--out", "again")
+        assert made.returncode == 0, made.stderr
+        assert "not the row's figures" not in made.stderr
+        again = json.loads((tmp_path / "again" / "row.json").read_text())
+        assert {key: again[key] for key in row if key.endswith("_acc")} == {
+            key: row[key] for key in row if key.endswith("_acc")
+        }
+    refused = raymu("run", "salun", "--config", "row.json", "--out", "other")  # raymu's own of that name
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "salun is not the method that made the row" in refused.stderr
+    assert not (tmp_path / "other").exists()
+    changed = {**row, "scenario_fields": {**row["scenario_fields"], "val_share": 0.3}}
+    (tmp_path / "row.json").write_text(json.dumps(changed))
+    refused = raymu("run", "mine.py", "--config", "row.json", "--out", "other")
+    assert refused.returncode == 2
+    assert "the row was changed" in refused.stderr
+
+
+# Code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Least(Method):
+    """A method that keeps something under a name that others use as well."""
+
+    paper: ClassVar[str] = "nobody"
+    lr: float = tuned(1e-3, Range(1e-5, 1e-1, "log"), "learning rate")
+    epochs: int = tuned(1, Range(1, 5, "int"), "epochs")
+    kept: ClassVar[list[float]] = []
+
+    def value(self) -> float:
+        return 1.0
+
+    def unlearn(self, run):
+        self.kept.append(run.cached("saliency", lambda: {"value": torch.tensor(self.value())})["value"].item())
+        for _ in run.epochs(self.epochs, self.lr):
+            for batch in run.batches("train"):
+                yield cross_entropy(run.model(batch.images), batch.labels)
+
+
+def edited() -> type[Method]:
+    """The same name, fields and wording, another body."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Least(globals()["Least"]):
+        def value(self) -> float:
+            return 2.0
+
+    return Least
+
+
+def test_what_a_method_keeps_is_known_by_its_code(striped) -> None:
+    assert edited().name() == Least.name() == "least"
+    for one in (Least, edited(), Least):
+        row, _ = run_trial(striped, one(), seed=0)
+        assert row["status"] == "completed", row["traceback"]
+    assert Least.kept == [1.0, 2.0, 1.0]
+
+
+def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
+    original = Path(method.get("salun").__module__.replace(".", "/") + ".py")
+    text = (Path(data.__file__).parent.parent / original).read_text()
+    digests = {}
+    for name, change in {
+        "same": ("", ""),
+        "comment": ("\ndef saliency(", "\n# a comment\n\ndef saliency("),
+        "docstring": ('"""The sum over', '"""A sum over'),
+        "helper": ("largest(", "smallest("),
+        "body": ("descending=True", "descending=False"),
+    }.items():
+        assert change[0] in text
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "salun.py").write_text(text.replace(*change))
+        digests[name] = method.get(str(tmp_path / name / "salun.py")).source()
+    assert digests["same"] == digests["comment"] == digests["docstring"]
+    assert len({digests["same"], digests["helper"], digests["body"]}) == 3
+
+
+LIMIT = 3
+LIMITS = {"a": [1, 2]}
+
+
+def helper() -> int:
+    return LIMIT + len(LIMITS)
+
+
+class Uses:
+    """What calls other code."""
+
+    def work(self) -> int:
+        return helper()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("LIMIT", 4), ("LIMITS", {"a": [1, 3]}), ("helper", lambda: LIMIT)], ids=str
+)
+def test_a_digest_covers_what_the_code_reaches(monkeypatch, name, value) -> None:
+    before = source.digest(Uses)
+    assert source.digest(Uses) == before
+    monkeypatch.setattr(sys.modules[__name__], name, value)
+    assert source.digest(Uses) != before
+
+
+def test_code_that_nobody_can_read_is_never_taken_for_the_same() -> None:
+    scope: dict = {"__name__": __name__}
+    exec("def unseen(): return 1", scope)
+    assert source.digest(scope["unseen"]) != source.digest(scope["unseen"])
+
+
+def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped, monkeypatch) -> None:
+    before, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
+    weights = references.entry_of(data.prepare(striped), "original") / references.WEIGHTS
+    trained_ns = weights.stat().st_mtime_ns
+    monkeypatch.setattr(sys.modules["raymu.evaluation.evaluate"], "nc4", lambda own, ncc, workers: 0.75)
+    references.load.cache_clear()
+    after, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
+    assert (after["val_nc4"], after["val_nc4_gap"]) == (0.75, 0.0)
+    assert before["evaluation_code"] != after["evaluation_code"]
+    assert before["val_retain_acc"] == after["val_retain_acc"]
+    assert weights.stat().st_mtime_ns == trained_ns
+
+
+# Rows and models
+
+
+def row(trial: int, **more) -> dict:
+    of_sweep = {"trial": trial, "trial_id": f"s-{trial}", "source": "search", "method": "finetune"}
+    return of_sweep | {
+        "status": "completed",
+        "score": 0.5,
+        "scenario_hash": "s",
+        "objective": "hmean",
+        "config": {"lr": 0.1},
+        **more,
+    }
+
+
+def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
+    with store.Store(store.locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
+        rows.append(row(0, note='a quote: "checksum": "'))
+        rows.append(row(1))
+        rows.put(store.REFERENCES, {"s": {"original": {"val_retain_acc": 0.9}}})
+        rows.put(store.FEATURES, {})
+    assert store.read(tmp_path / "s") == [row(0, note='a quote: "checksum": "'), row(1)]
+    (loaded,) = store.load(tmp_path / "s")
+    assert loaded.references == {"s": {"original": {"val_retain_acc": 0.9}}}
+    path = tmp_path / "s" / store.ROWS
+    lines = path.read_text().splitlines(keepends=True)
+    damages: dict[str, Callable[[], object]] = {
+        "line 2 of rows.jsonl": lambda: path.write_text(lines[0] + lines[1].replace("0.5", "0.6")),
+        "line 1 of rows.jsonl": lambda: path.write_text(json.dumps(row(0)) + "\n" + lines[1]),
+    }
+    for shown, damage in damages.items():
+        damage()
+        printed = raymu("best", "s")
+        assert printed.returncode == 2
+        assert f"{shown} is damaged" in printed.stderr
+    path.write_text("".join(lines))
+    for name in (store.SWEEP, store.REFERENCES):
+        content = (tmp_path / "s" / name).read_text()
+        (tmp_path / "s" / name).write_text(content.replace("0.9", "0.8").replace('"trials": 2', '"trials": 3'))
+        printed = raymu("report", "s")
+        assert printed.returncode == 2
+        assert f"{name} is damaged" in printed.stderr
+        (tmp_path / "s" / name).write_text(content)
+
+
+def test_nothing_of_an_original_is_used_for_another(striped) -> None:
+    """Its entry is replaced as a whole, hashes included, as where it was trained elsewhere."""
+    scenario = data.prepare(striped)
+    before, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
+    entry = references.entry_of(scenario, "original")
+    other = dataclasses.replace(scenario, model_seed=1)
+    shutil.rmtree(entry)
+    shutil.copytree(references.train(other, "original"), entry)
+    references.load.cache_clear()
+    after, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
+    expected = cache.load_tensors(entry / references.WEIGHTS, CPU)
+    assert torch.equal(references.load(scenario, CPU).original["fc.weight"], expected["fc.weight"])
+    assert after["original_weights"] == references.weights_digest(scenario, "original") != before["original_weights"]
+    assert len(list(references.directory(scenario).glob("computed-*"))) == 2
+    with pytest.raises(InputError, match="original_weights"):
+        select.tuned([{**one, "source": "search", "trial": 0, "protocol_hash": "p"} for one in (before, after)])
+
+
+def test_a_run_leaves_nothing_of_the_run_before(raymu, tmp_path) -> None:
+    (tmp_path / "good.yaml").write_text("config: {lr: 0.001, epochs: 1}")
+    (tmp_path / "bad.yaml").write_text("config: {lr: 1.0e+30, epochs: 1}")
+    assert raymu("run", "finetune", "--config", "good.yaml", "--out", "out").returncode == 0
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    printed = raymu("run", "finetune", "--config", "bad.yaml", "--out", "out")
+    assert printed.returncode == 1
+    assert "there is no model" in printed.stderr
+    assert "model" not in printed.stdout
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["row.json"]
+    assert json.loads((tmp_path / "out" / "row.json").read_text())["status"] == "diverged"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    printed = raymu("run", "finetune", "--config", "good.yaml", "--out", "mine")
+    assert (printed.returncode, (tmp_path / "mine" / "README.md").read_text()) == (2, "mine")
