@@ -253,9 +253,14 @@ def _read_tiny_imagenet(directory: Path) -> Arrays:
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
+    """An image (3, H, W). Raises InputError where it cannot be read, or is refused (see `raymu.rgb`)."""
+    from raymu.rgb import read_rgb
 
-    return np.asarray(Image.open(path).convert("RGB"), np.uint8).transpose(2, 0, 1)
+    try:
+        with path.open("rb") as file:
+            return np.asarray(read_rgb(file)).transpose(2, 0, 1)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... where an image is damaged
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 DATASETS: dict[str, Dataset] = {

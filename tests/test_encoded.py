@@ -249,7 +249,7 @@ def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
         path.write_bytes(path.read_bytes()[:300])
     for processes in (0, 2):
         split = load(tmp_path / "broken", processes=processes).train
-        with pytest.raises(RuntimeError, match=r"n00000002_\d+ in train/n00000002/n00000002_\d+\.JPEG cannot be read"):
+        with pytest.raises(InputError, match=r"n00000002_\d+ in train/n00000002/n00000002_\d+\.JPEG cannot be read"):
             read(split)
         assert len(read(split.subset(split.targets == 0))) == TRAIN * 0.8
 
