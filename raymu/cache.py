@@ -20,7 +20,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-VERSION = "v3"  # raise it when the meaning of anything below changes
+VERSION = "v4"  # raise it when the meaning of anything below changes
 HASHES = "hashes.json"
 
 

@@ -487,6 +487,8 @@ def _unlearn(
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     weights.prepare(task, weights_file)
     data.prepare(task, data_dir)
+    for line in data.notes(task):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     data.check_split(task)
     missing = references.missing(task)
     trial = (out.absolute(), task, instance, given.get("seed", 0) if seed is None else seed, goal, options, layers)
@@ -497,6 +499,9 @@ def _unlearn(
             _in_workers(out, options, (keep.keep, *trial))
     row = cache.load_json(out / keep.ROW)
     if row["status"] == "error":
+        kind, _, reason = row["error"].partition(": ")
+        if kind == InputError.__name__:
+            raise InputError(reason)
         typer.echo(row["traceback"], err=True)
         sys.exit(1)
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)

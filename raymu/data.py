@@ -68,6 +68,12 @@ class Dataset(ABC):
             InputError: they are not there, or something is wrong with them.
         """
 
+    def notes(self, entry: Path) -> list[str]:
+        """Lines that whoever uses the prepared data should read, such as how many files were left out; none where there
+        is nothing to say.
+        """
+        return []
+
     @abstractmethod
     def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
         """The parts "train" and, where the dataset brings one of its own, "test".
@@ -160,6 +166,12 @@ class EncodedDataset(Dataset):
         unfinished.touch(mode=0o600)  # a URI may hold a secret
         cache.save_json(unfinished, content)
         unfinished.replace(entry / "location.json")
+
+    def notes(self, entry: Path) -> list[str]:
+        """See Dataset."""
+        from raymu import index
+
+        return index.notes(index.directory(_remembered(entry)["index"]))
 
     def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
         """See Dataset."""
@@ -379,6 +391,11 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Path:
     entry = cache.root() / "datasets" / scenario.dataset
     DATASETS[scenario.dataset].prepare(entry, directory)
     return entry
+
+
+def notes(scenario: Scenario) -> list[str]:
+    """Lines that whoever uses the scenario's prepared dataset should read (see `Dataset.notes`)."""
+    return DATASETS[scenario.dataset].notes(cache.root() / "datasets" / scenario.dataset)
 
 
 def check_split(scenario: Scenario) -> None:

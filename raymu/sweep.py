@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -275,6 +276,8 @@ def run_sweep(
         weights.prepare(sweep.scenario, weights_file)
         for scenario in scenarios:
             data.prepare(scenario, data_dir)
+            for line in data.notes(scenario):
+                _print_once(console, line)
             data.check_split(scenario)
         with session(resources.address), nodes.at_home(rows.directory) as home:
             run = _Run(sweep, rows, home, resources, console, trackers or Trackers())
@@ -288,6 +291,11 @@ def run_sweep(
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
         return done
+
+
+@functools.cache  # several scenarios, and several sweeps in a row, have the same data
+def _print_once(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def is_finished(sweep: Sweep, rows: Sequence[Row], begun: Container[int]) -> bool:

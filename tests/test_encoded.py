@@ -254,6 +254,24 @@ def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
         assert len(read(split.subset(split.targets == 0))) == TRAIN * 0.8
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+def test_images_are_read_as_their_modes_say(places, tmp_path, processes) -> None:
+    """16-bit grey was white. One that is refused is named: where its suffix is a JPEG's, at the first read."""
+    shutil.copytree(places["folders"], tmp_path / "mine")
+    folder = tmp_path / "mine" / "train" / "n00000002"
+    Image.fromarray(np.full((40, 40), 300, np.uint16)).save(folder / "dark.png")  # 300 of 65,535 is 1 of 255
+    source = load(tmp_path / "mine", processes=processes).train.images
+    (row,) = (source._index.keys == b"dark").nonzero()[0]
+    seen = next(source.read([(torch.tensor([row]), None)]))
+    torch.testing.assert_close(seen, source.normalise(torch.ones(seen.shape, dtype=torch.uint8)))
+    Image.new("F", (40, 40)).save(folder / "bad.JPEG", "TIFF")
+    split = load(tmp_path / "mine", processes=processes).train
+    with pytest.raises(
+        InputError, match=r"the image bad in train/n00000002/bad\.JPEG cannot be read: its pixels are fl"
+    ):
+        list(split.images.read((part, None) for part in torch.arange(len(split.images.keys)).split(8)))
+
+
 LOSSES = {
     "removed": (Path.unlink, "FileNotFoundError"),
     "a directory": (lambda path: (path.unlink(), path.mkdir()), "IsADirectoryError"),
@@ -439,8 +457,14 @@ BREAKAGES = {
         r"class \d has the key .* twice: in .*train-0000\.tar and in .*train-9999\.tar",
     ),
     "a class too many": (
-        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
+        lambda root: [
+            edit(root / shard, **{a_member(root / shard, ".cls"): b"4"}) for shard in (SHARD, "val-0000.tar")
+        ],
         "has 5 classes, 0 to 4; photos has 4",
+    ),
+    "a class that is in no held-out set": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
+        r"1 of 5 classes have no image in the test set \(val-0000\.tar, \.\.\.\), such as 4",
     ),
     "a class that is in no training set": (
         lambda root: edit(root / "val-0000.tar", **{a_member(root / "val-0000.tar", ".cls"): b"7"}),

@@ -1,6 +1,4 @@
-"""What raymu sees of an image file: every mode of Pillow, in files that are really written. What is expected is computed
-by hand.
-"""
+"""What raymu sees of an image file: every mode of Pillow, in files really written, against values computed by hand."""
 
 import io
 import struct
