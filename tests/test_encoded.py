@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -629,6 +630,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         for number in range(9):
             archive.writestr(f"{top}/val/images/val_{number}.JPEG", image(colours[classes[number % 3]]))
         archive.writestr(f"{top}/test/images/test_0.JPEG", image(0, "L"))
+    monkeypatch.setitem(data.PUBLISHED, "Tiny-ImageNet", {"train": 3 * (4,), "test": 3 * (3,)})
     scenario = replace(SCENARIO, dataset="tinyimagenet", val_share=0.25)
     monkeypatch.setattr(data, "TINY_IMAGENET_URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
     with pytest.raises(InputError, match=r"tiny-imagenet-200\.zip.*--data-dir"):
@@ -641,24 +643,82 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         red = split.images.pixels[split.index][:, 0].float().mean((1, 2))
         expected = torch.tensor([colours[name] for name in sorted(classes)])[split.targets]
         torch.testing.assert_close(red, expected.float(), atol=3, rtol=0)
-    (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(InputError, match="is not Tiny-ImageNet as it was published"):
-        data.DATASETS["tinyimagenet"].read(tmp_path)
+    folder = tmp_path / "tiny-imagenet-200"
+    some = folder / "train" / classes[1] / "images" / f"{classes[1]}_2.JPEG"
+    for change, message in (
+        (lambda: some.write_bytes(image(3)[:300]), rf"{some.name} cannot be read: .*[Tt]runcated"),
+        (lambda: Image.new("RGB", (64, 32)).save(some), rf"{some.name} has 64 x 32 pixels instead of 64 x 64"),
+        (
+            some.unlink,
+            rf"train set has 11 images instead of 12; 1 of 3 classes differ, such as {classes[1]} with 3 inst",
+        ),
+        ((folder / "val" / "images" / "val_4.JPEG").unlink, "train set has 11 images"),
+        (
+            lambda: some.write_bytes(image(3)),
+            r"test set has 8 images instead of 9; 1 of 3 .* n00000003 with 2 instead of 3",
+        ),
+        ((folder / "val" / "val_annotations.txt").unlink, "is not Tiny-ImageNet as published: .*No such file"),
+    ):
+        change()
+        with pytest.raises(InputError, match=message):
+            data.DATASETS["tinyimagenet"].read(tmp_path)
+
+
+def test_a_partly_unpacked_tiny_imagenet_is_refused(tmp_path, monkeypatch) -> None:
+    """In its real numbers, before an image is opened; and nothing of it is kept."""
+    classes = [f"n{number:08d}" for number in range(200)]
+    folder = tmp_path / "tiny-imagenet-200"
+    for name in classes:
+        (folder / "train" / name / "images").mkdir(parents=True)
+    for name in classes[:3]:
+        for number in range(500):
+            (folder / "train" / name / "images" / f"{name}_{number}.JPEG").touch()
+    (folder / "wnids.txt").write_text("\n".join(classes))
+    (folder / "val" / "images").mkdir(parents=True)
+    lines = [f"val_{number}.JPEG\t{classes[number % 200]}\t0\t0\t62\t62\n" for number in range(10000)]
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    scenario = replace(SCENARIO, dataset="tinyimagenet")
+    message = (
+        "train set has 1500 images instead of 100000; 197 of 200 classes differ, such as n00000003 with 0 instead of"
+    )
+    with pytest.raises(InputError, match=message):
+        data.prepare(scenario, tmp_path)
+    assert not (cache.root() / "datasets" / "tinyimagenet").exists()
+
+
+class Source:
+    """What torchvision makes of CIFAR-100: as many images as published, but for the last ones of a part."""
+
+    missing: ClassVar = {True: 0, False: 0}
+    shape = (32, 32, 3)
+
+    def __init__(self, directory: Path, train: bool, download: bool) -> None:
+        count = (50000 if train else 10000) - self.missing[train]
+        self.data = np.zeros((count, *self.shape), np.uint8)
+        self.data[:, 0, 0] = (1, 2, 3)
+        self.targets = [row % 100 for row in range(count)]
 
 
 def test_cifar100_is_labelled_by_its_fine_classes(tmp_path, monkeypatch) -> None:
-    class Source:
-        def __init__(self, directory: Path, train: bool, download: bool) -> None:
-            self.data = np.zeros((200, 32, 32, 3), np.uint8)
-            self.data[:, 0, 0] = (1, 2, 3)
-            self.targets = [row % 100 for row in range(200)]
-
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Source)
     read = data.DATASETS["cifar100"].read(tmp_path)
-    assert read["train_images"].shape == (200, 3, 32, 32)
+    assert read["train_images"].shape == (50000, 3, 32, 32)
     assert read["test_images"][0, :, 0, 0].tolist() == [1, 2, 3]
     assert len(set(read["train_labels"].tolist())) == data.DATASETS["cifar100"].num_classes == 100
     assert CIFAR100.base_folder == "cifar-100-python"  # whose loader takes the fine labels
+
+
+def test_a_cifar_of_another_size_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Source)
+    monkeypatch.setitem(Source.missing, False, 2)
+    message = (
+        "test set has 9998 images instead of 10000; 2 of 100 classes differ, such as class 98 with 99 instead of 100"
+    )
+    with pytest.raises(InputError, match=message):
+        data.DATASETS["cifar100"].read(tmp_path)
+    monkeypatch.setattr(Source, "shape", (16, 16, 3))
+    with pytest.raises(InputError, match=r"has a train set of the shape \(50000, 16, 16, 3\)"):
+        data.DATASETS["cifar100"].read(tmp_path)
 
 
 # Trials

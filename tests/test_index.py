@@ -2,7 +2,7 @@
 
 import io
 import os
-import subprocess
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -11,11 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from raymu import index
+from raymu import data, index, references, sweep
+from raymu.cli import main
 from raymu.errors import InputError
 from raymu.index import SUFFIXES
+from raymu.methods.finetune import Finetune
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Protocol
 from raymu.results.store import locate
+from raymu.scenario import SCENARIOS, Recipe, Scenario
+from raymu.session import Resources
 
 CLASSES = ("cat", "dog", "fox")
 FORMS = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "pbm": "PPM", "pgm": "PPM", "pnm": "PPM"}
@@ -360,37 +367,68 @@ def test_shards_that_cannot_be_right_are_refused_in_one_line(tmp_path, what) -> 
 
 # Where it is said
 
-SCRIPT = """
-from raymu import data
-from raymu.cli import sweep_main
-from raymu.methods.finetune import Finetune
-from raymu.methods.random_label import RandomLabel
-from raymu.protocol import Confirmation, Protocol
-from raymu.scenario import Recipe, Scenario
-from raymu.sweep import Sweep
 
-data.DATASETS["mine"] = data.EncodedDataset(3)
-recipe = Recipe(lr=0.01, epochs=1, batch_size=8)
-scenario = Scenario(name="mine", dataset="mine", architecture="test_vit", model_args=(("img_size", 32),), recipe=recipe,
-                    forget=(1,), val_share=0.5)
-protocol = Protocol(trials=1, max_epochs=2, confirmation=Confirmation(seeds=0))
-if __name__ == "__main__":
-    sweep_main(lambda: [Sweep(method=one, scenario=scenario, protocol=protocol) for one in (Finetune, RandomLabel)])
-"""
-
-
-def test_a_sweep_says_it_once(tmp_path) -> None:
-    """Also where several methods are tuned in a row."""
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scenario, Path]:
+    """A scenario, and its data with a file that is left out."""
     root = folders(tmp_path / "it")
     for name in CLASSES:
         for number in range(6):
             image(root / "train" / name / f"{number}.jpg")
     (root / "train" / "cat" / "x.txt").touch()
-    (tmp_path / "mine.py").write_text(SCRIPT)
-    ran = subprocess.run(
-        [sys.executable, "mine.py", "--data-dir", root], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    scenario = Scenario(
+        name="mine",
+        dataset="mine",
+        architecture="test_vit",
+        model_args=(("img_size", 32),),
+        recipe=Recipe(lr=0.01, epochs=1, batch_size=8),
+        forget=(1,),
+        val_share=0.5,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("tuning ") == 2
-    assert ran.stdout.count("left out: .txt files: 1 (train/cat/x.txt)\n") == 1
-    assert ran.stdout.count(ORDER + "\n") == 1
+    monkeypatch.setitem(data.DATASETS, "mine", data.EncodedDataset(len(CLASSES)))
+    monkeypatch.setitem(SCENARIOS, "mine", scenario)
+    return scenario, root
+
+
+SAID = ["left out: .txt files: 1 (train/cat/x.txt)", ORDER]
+
+
+def test_sweeps_say_it_once(mine, tmp_path, monkeypatch) -> None:
+    """Before anything is trained, also where several methods are tuned in a row."""
+    scenario, root = mine
+
+    class Started(Exception):
+        pass
+
+    def start(address: str | None) -> None:
+        raise Started
+
+    monkeypatch.setattr(sweep, "session", start)
+    console = Console(file=io.StringIO(), width=40)
+    for method in (Finetune, RandomLabel):
+        asked = sweep.Sweep(method=method, scenario=scenario, protocol=Protocol(trials=1))
+        with pytest.raises(Started):
+            sweep.run_sweep(asked, tmp_path / method.name(), Resources(), console, data_dir=root)
+    assert console.file.getvalue().splitlines() == SAID
+
+
+def test_a_run_says_it_and_names_an_image_that_it_cannot_read(mine, tmp_path, monkeypatch, capsys) -> None:
+    """In one line, though the image is only found to be bad when it is read."""
+    monkeypatch.setattr(
+        sys, "argv", ["raymu", "run", "finetune", "--scenario", "mine", "--data-dir", str(mine[1]), "--out", "out"]
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line in SAID] == SAID
+    Image.new("F", (2, 2)).save(mine[1] / "train" / "cat" / "z.jpg", "TIFF")
+    references.load.cache_clear()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the image z in train/cat/z.jpg cannot be read: its pixels are floating-point numbers (mode F), and no"
+        " file says which one is white\n"
+    )

@@ -253,9 +253,12 @@ def test_what_nobody_knows_how_to_show_is_refused_by_name(mode) -> None:
 
 def test_pixels_of_a_dataset_are_read_alike(tmp_path: Path) -> None:
     """Those that are converted once, too."""
-    good, bad = tmp_path / "good.png", tmp_path / "bad.tif"
-    good.write_bytes(EXACT["I;16"][0])
+    good, bad, odd = tmp_path / "good.png", tmp_path / "bad.tif", tmp_path / "odd.png"
+    good.write_bytes(file(Image.fromarray(BIG.astype(np.uint16).reshape(2, 2)), "PNG"))
     bad.write_bytes(REFUSED["F"][0])
-    assert data._pixels(good)[:, 0].tolist() == [[1, 128, 255, 0]] * 3
+    odd.write_bytes(EXACT["I;16"][0])
+    assert data._pixels(good, 2).tolist() == [[[1, 128], [255, 0]]] * 3
     with pytest.raises(InputError, match=r"bad\.tif cannot be read: its pixels are floating-point"):
-        data._pixels(bad)
+        data._pixels(bad, 1)
+    with pytest.raises(InputError, match=r"odd\.png has 4 x 1 pixels instead of 2 x 2"):
+        data._pixels(odd, 2)
