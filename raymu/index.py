@@ -290,18 +290,20 @@ def _scan(location: Location, directory: str, suffixes: tuple[str, ...]) -> _Dir
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = f"{directory}/{entry.name}".lstrip("/")
             reason = _unknown(path, suffixes)
+            if reason == HIDDEN:
+                ignored.add(reason, path)
+                continue
             try:
-                if reason != HIDDEN and entry.is_dir():
-                    folders.append(path)
-                    continue
-                status = entry.stat() if reason is None or entry.is_symlink() else None
+                status = entry.stat()
             except OSError as error:
                 if isinstance(error, PermissionError) or not entry.is_symlink():
                     raise
                 ignored.add("links that lead nowhere", path)
                 continue
-            if reason is not None or status is None:
-                ignored.add(str(reason), path)
+            if stat.S_ISDIR(status.st_mode):
+                folders.append(path)
+            elif reason is not None:
+                ignored.add(reason, path)
             elif not stat.S_ISREG(status.st_mode):
                 ignored.add("neither files nor folders", path)
             elif not status.st_mode & stat.S_IROTH and not os.access(entry.path, os.R_OK):
@@ -407,7 +409,7 @@ def _read_folders(location: Location, files: list[_File], classes: list[str]) ->
         images.append(_Image(key.rpartition(".")[0], numbers[name], position, 0, file.size))
     empty = [file.path for file in files if not file.size]
     if empty:
-        raise InputError(f"{location}: {len(empty)} images are empty files, such as {empty[0]}; was it copied in full?")
+        raise InputError(f"{location}: empty image files: {len(empty)}, such as {empty[0]}; was it copied in full?")
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(partial(_check_file, location), (file for file in files if _suffix(file.path) not in JPEG)))
     return images
@@ -447,7 +449,7 @@ def _read_shard(location: Location, position: int, file: _File) -> tuple[list[_I
             if member.isdir():
                 continue
             if not key or not member.isfile() or kind not in (*SUFFIXES, "cls"):
-                reason = f".{kind} members" if member.isfile() else "members that are links"
+                reason = f".{kind} members" if member.isfile() else "members that are no files"
                 ignored.add(reason if key else HIDDEN, f"{file.path}/{member.name}")
                 continue
             if key in (labels if kind == "cls" else places):

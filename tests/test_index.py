@@ -237,7 +237,7 @@ MEMBERS: dict[str, tuple[dict[str, bytes | str], str]] = {
     "json": ({"0.json": b"{}"}, ".json members: 2 (such as train-0.tar/0.json)"),
     "a Mac's member": ({"some/._0.jpg": b"?"}, "hidden: 2 (such as train-0.tar/some/._0.jpg)"),
     "a second image": ({"0.mask.png": b"?"}, ".mask.png members: 2 (such as train-0.tar/0.mask.png)"),
-    "a link": ({"9.jpg": "0.jpg"}, "members that are links: 2 (such as train-0.tar/9.jpg)"),
+    "a link": ({"9.jpg": "0.jpg"}, "members that are no files: 2 (such as train-0.tar/9.jpg)"),
 }
 
 
@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an empty file": (
         lambda it: (it / "train/fox/z.jpg").touch(),
-        r"1 images are empty files, such as train/fox/z\.jpg",
+        r"empty image files: 1, such as train/fox/z\.jpg",
     ),
     "floating point": (
         lambda it: image(it / "train/fox/z.tif", "F"),
