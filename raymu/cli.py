@@ -483,6 +483,8 @@ def _unlearn(
         check_blocks(models.build(task, task.model_seed))
     weights.prepare(task, weights_file)
     task = data.prepare(task, data_dir)
+    for line in data.notes(task):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     data.check_split(task)
     keep.make_room(out)
     missing = references.missing(task)
@@ -494,6 +496,9 @@ def _unlearn(
             _in_workers(out, options, (keep.keep, *trial))
     row = cache.load_json(out / keep.ROW)
     if row["status"] == "error":
+        kind, _, reason = row["error"].partition(": ")
+        if kind == InputError.__name__:
+            raise InputError(reason)
         typer.echo(row["traceback"], err=True)
         sys.exit(1)
     console.print(f"{row['status']}: {tables.setting(row['config'])}", highlight=False)

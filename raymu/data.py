@@ -9,7 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +33,14 @@ READERS = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what an
 LOCATION = "location.json"
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+# Images of each class, as published.
+PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
+    "digits": {"train": (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)},
+    "CIFAR10": {"train": 10 * (5000,), "test": 10 * (1000,)},
+    "CIFAR100": {"train": 100 * (500,), "test": 100 * (100,)},
+    "Tiny-ImageNet": {"train": 200 * (500,), "test": 200 * (50,)},
+}
 
 
 class Format(NamedTuple):
@@ -75,6 +83,12 @@ class Dataset(ABC):
         Raises:
             InputError: they are not there, or something is wrong with them.
         """
+
+    def notes(self, entry: Path) -> list[str]:
+        """Lines that whoever uses the prepared data should read, such as how many files were left out; none where there
+        is nothing to say.
+        """
+        return []
 
     @abstractmethod
     def is_ready(self, entry: Path) -> bool:
@@ -211,6 +225,7 @@ class EncodedDataset(Dataset):
     def prepare(self, name: str, directory: Path | str | None) -> str:
         """See Dataset. What lies there is looked at anew."""
         from raymu import index
+        from raymu.decoding import decode
         from raymu.results.store import locate
 
         if directory is None:
@@ -228,7 +243,9 @@ class EncodedDataset(Dataset):
                     f" {name} has {self.num_classes}"
                 )
         counts = {part: len(found.labels) for part, found in parts.items()}
-        data = _described(index.digest(location, parts), self.num_classes, counts)
+        decoded = source.digest(decode, within=("raymu.decoding", "raymu.rgb"))
+        digest = content_hash([index.digest(location, parts), decoded])
+        data = _described(digest, self.num_classes, counts)
         where = {"location": location.path if location.local else str(directory), "index": built.name}
         _write_json(entry_of(name, data) / LOCATION, where)
         _write_json(_latest_path(name), {"data": data})
@@ -240,6 +257,12 @@ class EncodedDataset(Dataset):
 
         cache.refresh(entry)
         return (entry / LOCATION).exists() and cache.find(index.directory(cache.load_json(entry / LOCATION)["index"]))
+
+    def notes(self, entry: Path) -> list[str]:
+        """See Dataset."""
+        from raymu import index
+
+        return index.notes(index.directory(cache.load_json(entry / LOCATION)["index"]))
 
     def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Part]:
         """See Dataset."""
@@ -276,6 +299,9 @@ def _read_digits(directory: Path) -> Arrays:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
+    _check_published("digits", "scikit-learn", "train", labels)
+    if pixels.shape[1:] != (64,) or pixels.min() < 0 or pixels.max() > 16:
+        raise InputError("scikit-learn's digits are not the published ones: 8 x 8 pixels of 0 to 16")
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) * (255 / 16)
     images = torch.nn.functional.interpolate(images, size=16, mode="bilinear").round()
     return {"train_images": images.to(torch.uint8).numpy(), "train_labels": labels.astype(np.int64)}
@@ -295,8 +321,12 @@ def _read_cifar(name: str, directory: Path) -> Arrays:
                 f" {cifar.url}, or the folder {cifar.base_folder} unpacked from it, into a directory and name it"
                 " with --data-dir."
             ) from error
+        labels = np.asarray(source.targets, dtype=np.int64)
+        _check_published(name, directory, part, labels)
+        if source.data.shape != (len(labels), 32, 32, 3):
+            raise InputError(f"{name} in {directory} has a {part} set of the shape {source.data.shape}")
         arrays[f"{part}_images"] = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
-        arrays[f"{part}_labels"] = np.asarray(source.targets, dtype=np.int64)
+        arrays[f"{part}_labels"] = labels
     return arrays
 
 
@@ -319,24 +349,64 @@ def _read_tiny_imagenet(directory: Path) -> Arrays:
     try:
         classes = sorted((folder / "wnids.txt").read_text().split())
         lines = (folder / "val" / "val_annotations.txt").read_text().splitlines()
+        present = {path.name for path in (folder / "val" / "images").iterdir()}
+        named = [line.split("\t")[:2] for line in lines]
         files = {
             "train": [(path, name) for name in classes for path in sorted((folder / "train" / name).rglob("*.JPEG"))],
-            "test": [(folder / "val" / "images" / line.split("\t")[0], line.split("\t")[1]) for line in lines],
+            "test": [(folder / "val" / "images" / file, name) for file, name in named if file in present],
         }
-        arrays = Arrays()
-        with ThreadPoolExecutor() as pool:
-            for part, found in files.items():
-                arrays[f"{part}_images"] = np.stack(list(pool.map(_pixels, (path for path, _ in found))))
-                arrays[f"{part}_labels"] = np.array([classes.index(name) for _, name in found])
+        labels = {part: np.array([classes.index(name) for _, name in found], int) for part, found in files.items()}
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is not Tiny-ImageNet as it was published: {error}") from error
+        raise InputError(f"{folder} is not Tiny-ImageNet as published: {error}") from error
+    for part in files:
+        _check_published("Tiny-ImageNet", folder, part, labels[part], classes)
+    arrays = Arrays()
+    with ThreadPoolExecutor() as pool:
+        for part, found in files.items():
+            arrays[f"{part}_images"] = np.stack(list(pool.map(partial(_pixels, size=64), (path for path, _ in found))))
+            arrays[f"{part}_labels"] = labels[part]
     return arrays
 
 
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
+def _check_published(
+    name: str, where: Path | str, part: str, labels: NDArray[np.int64], classes: Sequence[str] = ()
+) -> None:
+    """Every class has the number of images that was published.
 
-    return np.asarray(Image.open(path).convert("RGB"), np.uint8).transpose(2, 0, 1)
+    Args:
+        labels: of all images of the part (N,).
+        classes: the names of the classes, where they have some.
+
+    Raises:
+        InputError: it does not; says how many are missing, and of which class for example.
+    """
+    expected = np.array(PUBLISHED[name][part])
+    found = np.bincount(labels, minlength=len(expected))
+    expected = np.pad(expected, (0, len(found) - len(expected)))
+    (wrong,) = (found != expected).nonzero()
+    if len(wrong):
+        first = classes[wrong[0]] if wrong[0] < len(classes) else f"class {wrong[0]}"
+        raise InputError(
+            f"{where} does not hold {name} as published: its {part} set has {found.sum()} images instead of"
+            f" {expected.sum()}; {len(wrong)} of {len(expected)} classes differ, such as {first} with {found[wrong[0]]}"
+            f" instead of {expected[wrong[0]]}. Unpack all of it again."
+        )
+
+
+def _pixels(path: Path, size: int) -> NDArray[np.uint8]:
+    """An image (3, size, size). Raises InputError where it has another size, cannot be read, or is refused (see
+    `raymu.rgb`).
+    """
+    from raymu.rgb import read_rgb
+
+    try:
+        with path.open("rb") as file:
+            image = read_rgb(file)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... where an image is damaged
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if image.size != (size, size):
+        raise InputError(f"{path} has {image.width} x {image.height} pixels instead of {size} x {size}")
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -461,6 +531,11 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario
     if scenario.data not in ("", data):
         raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
     return dataclasses.replace(scenario, data=data)
+
+
+def notes(scenario: Scenario) -> list[str]:
+    """Lines that whoever uses the data of a scenario, which `prepare` returned, should read (see `Dataset.notes`)."""
+    return DATASETS[scenario.dataset].notes(entry_of(scenario.dataset, scenario.data))
 
 
 def check_split(scenario: Scenario) -> None:

@@ -30,13 +30,15 @@ import torch
 from numpy.typing import NDArray
 
 from raymu import cache
+from raymu.errors import InputError
+from raymu.rgb import read_rgb
 
 OPEN_FILES = 64
 SOCKET_BUFFER = 2**20
 COPY_BUFFER = 2**23
 
 # As what an image that was not read is told, by the name that stands in an answer.
-KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (OSError, MemoryError, RuntimeError)}
+KINDS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (OSError, MemoryError, InputError)}
 
 
 class Request(TypedDict):
@@ -57,8 +59,8 @@ class Unread(Exception):
     """The image at that position of a request was not read, for that reason.
 
     Attributes:
-        kind: OSError or MemoryError where the machine failed, which may pass; RuntimeError where the image cannot be
-            decoded, which stays.
+        kind: OSError or MemoryError where the machine failed, which may pass; InputError where the image cannot be
+            decoded or is refused (see `raymu.rgb`), which stays.
     """
 
     def __init__(self, position: int, kind: type[Exception], reason: str) -> None:
@@ -72,8 +74,6 @@ def decode(request: Request) -> NDArray[np.uint8]:
     Raises:
         Unread: one of them cannot be read or decoded.
     """
-    from PIL import Image
-
     options = json.dumps(request["transform"], sort_keys=True)
     pixels, state = [], random.getstate()
     try:
@@ -84,8 +84,8 @@ def decode(request: Request) -> NDArray[np.uint8]:
                     torch.default_generator.manual_seed(seed)
                 with _failing(position, OSError):
                     content = _read(request["root"], file, request["source"], offset, length)
-                with _failing(position, RuntimeError):
-                    image = Image.open(io.BytesIO(content)).convert("RGB")
+                with _failing(position, InputError):
+                    image = read_rgb(io.BytesIO(content))
                     pixels.append(np.asarray(_transform(options, seed is not None)(image)))
     finally:
         random.setstate(state)
@@ -103,7 +103,8 @@ def _failing(position: int, kind: type[Exception]) -> Iterator[None]:
         yield
     except Exception as error:
         kind = MemoryError if isinstance(error, MemoryError) else kind
-        raise Unread(position, kind, f"{type(error).__name__}: {error}") from error
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise Unread(position, kind, reason) from error
 
 
 @functools.lru_cache
@@ -257,7 +258,7 @@ def _main(descriptors: Sequence[int]) -> None:
     import timm.data.transforms_factory  # noqa: F401  # before the fork: imported and kept in memory once
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who asks
-    warnings.filterwarnings("ignore", module="PIL")  # such as EXIF data that nobody reads
+    warnings.filterwarnings("ignore", module="PIL")  # such as broken EXIF data
     torch.set_num_threads(1)
     PIL.Image.init()
     for mine in descriptors:

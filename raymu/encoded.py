@@ -82,7 +82,7 @@ class Encoded(Images):
         """See Images.
 
         Raises:
-            RuntimeError: an image cannot be decoded.
+            InputError: an image cannot be decoded, or is refused (see `raymu.rgb`).
             OSError, MemoryError: the machine failed: the bytes of an image cannot be had, or a process that decodes
                 died (ChildProcessError).
         """

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -276,6 +277,8 @@ def run_sweep(
         scenarios = [sweep.scenario, *sweep.confirmed()]
         engines.check(sweep.scenario, resources.options)
         weights.prepare(sweep.scenario, weights_file)
+        for line in data.notes(sweep.scenario):
+            _print_once(console, line)
         for scenario in scenarios:
             data.check_split(scenario)
         with session(resources.address), nodes.at_home(rows.directory) as home:
@@ -290,6 +293,11 @@ def run_sweep(
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
         return done
+
+
+@functools.cache  # several sweeps in a row have the same data
+def _print_once(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def is_finished(sweep: Sweep, rows: Sequence[Row], begun: Container[int]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from raymu import data, models, references
@@ -102,6 +103,7 @@ def cifar10(tmp_path, monkeypatch):
         monkeypatch.setattr(CIFAR10, part, [[name, checksums[name]] for name, _ in getattr(CIFAR10, part)])
     monkeypatch.setattr(CIFAR10, "tgz_md5", checksums[CIFAR10.filename])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums["batches.meta"]})
+    monkeypatch.setitem(data.PUBLISHED, "CIFAR10", {"train": 10 * (100,), "test": 10 * (20,)})
     return SCENARIOS["cifar10-resnet18"], tmp_path, images
 
 
@@ -114,6 +116,22 @@ def test_cifar10_archive_in_the_real_format(cifar10) -> None:
     assert not set(loaded.train.index.tolist()) & set(loaded.val.retain.index.tolist())
     # Row-major red, green, blue planes: https://www.cs.toronto.edu/~kriz/cifar.html
     np.testing.assert_array_equal(loaded.train.images.pixels[:200].numpy(), first.reshape(-1, 3, 32, 32))
+
+
+def test_digits_of_another_version_are_refused(tmp_path, monkeypatch) -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    for changed, message in (
+        (
+            (pixels[1:], labels[1:]),
+            "train set has 1796 images instead of 1797; 1 of 10 classes differ, such as class 0",
+        ),
+        ((pixels, (labels + 1) % 10), "train set has 1797 images instead of 1797; 10 of 10 classes differ"),
+        ((pixels * 16, labels), "8 x 8 pixels of 0 to 16"),
+        ((pixels[:, :49], labels), "8 x 8 pixels of 0 to 16"),
+    ):
+        monkeypatch.setattr("sklearn.datasets.load_digits", lambda return_X_y, changed=changed: changed)
+        with pytest.raises(InputError, match=message):
+            data.DATASETS["digits"].read(tmp_path)
 
 
 def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -249,9 +250,27 @@ def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
         path.write_bytes(path.read_bytes()[:300])
     for processes in (0, 2):
         split = load(tmp_path / "broken", processes=processes).train
-        with pytest.raises(RuntimeError, match=r"n00000002_\d+ in train/n00000002/n00000002_\d+\.JPEG cannot be read"):
+        with pytest.raises(InputError, match=r"n00000002_\d+ in train/n00000002/n00000002_\d+\.JPEG cannot be read"):
             read(split)
         assert len(read(split.subset(split.targets == 0))) == TRAIN * 0.8
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_images_are_read_as_their_modes_say(places, tmp_path, processes) -> None:
+    """16-bit grey was white. One that is refused is named: where its suffix is a JPEG's, at the first read."""
+    shutil.copytree(places["folders"], tmp_path / "mine")
+    folder = tmp_path / "mine" / "train" / "n00000002"
+    Image.fromarray(np.full((40, 40), 300, np.uint16)).save(folder / "dark.png")  # 300 of 65,535 is 1 of 255
+    source = load(tmp_path / "mine", processes=processes).train.images
+    (row,) = (source._index.keys == b"dark").nonzero()[0]
+    seen = next(source.read([(torch.tensor([row]), None)]))
+    torch.testing.assert_close(seen, source.normalise(torch.ones(seen.shape, dtype=torch.uint8)))
+    Image.new("F", (40, 40)).save(folder / "bad.JPEG", "TIFF")
+    split = load(tmp_path / "mine", processes=processes).train
+    with pytest.raises(
+        InputError, match=r"the image bad in train/n00000002/bad\.JPEG cannot be read: its pixels are fl"
+    ):
+        list(split.images.read((part, None) for part in torch.arange(len(split.images.keys)).split(8)))
 
 
 LOSSES = {
@@ -439,8 +458,14 @@ BREAKAGES = {
         r"class \d has the key .* twice: in .*train-0000\.tar and in .*train-9999\.tar",
     ),
     "a class too many": (
-        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
+        lambda root: [
+            edit(root / shard, **{a_member(root / shard, ".cls"): b"4"}) for shard in (SHARD, "val-0000.tar")
+        ],
         "has 5 classes, 0 to 4; photos has 4",
+    ),
+    "a class that is in no held-out set": (
+        lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
+        r"1 of 5 classes have no image in the test set \(val-0000\.tar, \.\.\.\), such as 4",
     ),
     "a class that is in no training set": (
         lambda root: edit(root / "val-0000.tar", **{a_member(root / "val-0000.tar", ".cls"): b"7"}),
@@ -605,6 +630,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         for number in range(9):
             archive.writestr(f"{top}/val/images/val_{number}.JPEG", image(colours[classes[number % 3]]))
         archive.writestr(f"{top}/test/images/test_0.JPEG", image(0, "L"))
+    monkeypatch.setitem(data.PUBLISHED, "Tiny-ImageNet", {"train": 3 * (4,), "test": 3 * (3,)})
     scenario = replace(SCENARIO, dataset="tinyimagenet", val_share=0.25)
     monkeypatch.setattr(data, "TINY_IMAGENET_URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
     with pytest.raises(InputError, match=r"tiny-imagenet-200\.zip.*--data-dir"):
@@ -617,24 +643,82 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         red = split.images.pixels[split.index][:, 0].float().mean((1, 2))
         expected = torch.tensor([colours[name] for name in sorted(classes)])[split.targets]
         torch.testing.assert_close(red, expected.float(), atol=3, rtol=0)
-    (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(InputError, match="is not Tiny-ImageNet as it was published"):
-        data.DATASETS["tinyimagenet"].read(tmp_path)
+    folder = tmp_path / "tiny-imagenet-200"
+    some = folder / "train" / classes[1] / "images" / f"{classes[1]}_2.JPEG"
+    for change, message in (
+        (lambda: some.write_bytes(image(3)[:300]), rf"{some.name} cannot be read: .*[Tt]runcated"),
+        (lambda: Image.new("RGB", (64, 32)).save(some), rf"{some.name} has 64 x 32 pixels instead of 64 x 64"),
+        (
+            some.unlink,
+            rf"train set has 11 images instead of 12; 1 of 3 classes differ, such as {classes[1]} with 3 inst",
+        ),
+        ((folder / "val" / "images" / "val_4.JPEG").unlink, "train set has 11 images"),
+        (
+            lambda: some.write_bytes(image(3)),
+            r"test set has 8 images instead of 9; 1 of 3 .* n00000003 with 2 instead of 3",
+        ),
+        ((folder / "val" / "val_annotations.txt").unlink, "is not Tiny-ImageNet as published: .*No such file"),
+    ):
+        change()
+        with pytest.raises(InputError, match=message):
+            data.DATASETS["tinyimagenet"].read(tmp_path)
+
+
+def test_a_partly_unpacked_tiny_imagenet_is_refused(tmp_path, monkeypatch) -> None:
+    """In its real numbers, before an image is opened; and nothing of it is kept."""
+    classes = [f"n{number:08d}" for number in range(200)]
+    folder = tmp_path / "tiny-imagenet-200"
+    for name in classes:
+        (folder / "train" / name / "images").mkdir(parents=True)
+    for name in classes[:3]:
+        for number in range(500):
+            (folder / "train" / name / "images" / f"{name}_{number}.JPEG").touch()
+    (folder / "wnids.txt").write_text("\n".join(classes))
+    (folder / "val" / "images").mkdir(parents=True)
+    lines = [f"val_{number}.JPEG\t{classes[number % 200]}\t0\t0\t62\t62\n" for number in range(10000)]
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    scenario = replace(SCENARIO, dataset="tinyimagenet")
+    message = (
+        "train set has 1500 images instead of 100000; 197 of 200 classes differ, such as n00000003 with 0 instead of"
+    )
+    with pytest.raises(InputError, match=message):
+        data.prepare(scenario, tmp_path)
+    assert not (cache.root() / "datasets" / "tinyimagenet").exists()
+
+
+class Source:
+    """What torchvision makes of CIFAR-100: as many images as published, but for the last ones of a part."""
+
+    missing: ClassVar = {True: 0, False: 0}
+    shape = (32, 32, 3)
+
+    def __init__(self, directory: Path, train: bool, download: bool) -> None:
+        count = (50000 if train else 10000) - self.missing[train]
+        self.data = np.zeros((count, *self.shape), np.uint8)
+        self.data[:, 0, 0] = (1, 2, 3)
+        self.targets = [row % 100 for row in range(count)]
 
 
 def test_cifar100_is_labelled_by_its_fine_classes(tmp_path, monkeypatch) -> None:
-    class Source:
-        def __init__(self, directory: Path, train: bool, download: bool) -> None:
-            self.data = np.zeros((200, 32, 32, 3), np.uint8)
-            self.data[:, 0, 0] = (1, 2, 3)
-            self.targets = [row % 100 for row in range(200)]
-
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Source)
     read = data.DATASETS["cifar100"].read(tmp_path)
-    assert read["train_images"].shape == (200, 3, 32, 32)
+    assert read["train_images"].shape == (50000, 3, 32, 32)
     assert read["test_images"][0, :, 0, 0].tolist() == [1, 2, 3]
     assert len(set(read["train_labels"].tolist())) == data.DATASETS["cifar100"].num_classes == 100
     assert CIFAR100.base_folder == "cifar-100-python"  # whose loader takes the fine labels
+
+
+def test_a_cifar_of_another_size_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Source)
+    monkeypatch.setitem(Source.missing, False, 2)
+    message = (
+        "test set has 9998 images instead of 10000; 2 of 100 classes differ, such as class 98 with 99 instead of 100"
+    )
+    with pytest.raises(InputError, match=message):
+        data.DATASETS["cifar100"].read(tmp_path)
+    monkeypatch.setattr(Source, "shape", (16, 16, 3))
+    with pytest.raises(InputError, match=r"has a train set of the shape \(50000, 16, 16, 3\)"):
+        data.DATASETS["cifar100"].read(tmp_path)
 
 
 # Trials
