@@ -38,7 +38,7 @@ from raymu.errors import InputError, NodeError, StorageError
 from raymu.evaluation import picture
 from raymu.method import Head, Method, Range, Train
 from raymu.progress import SweepProgress
-from raymu.protocol import Protocol
+from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
 from raymu.search import Learner, Queue, distribution, scheduler
@@ -48,7 +48,6 @@ from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 
-ADAPTIVE = ("tpe", "nsga2")
 NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
 CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun
 

@@ -50,6 +50,10 @@ FEATURES = "features.json"
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
 OUTAGE_S = 120.0
 ATTEMPTS = 3  # of a single request
+MEANINGS = {  # of fields that say little by themselves
+    "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
+    "protocol.decisions": "another version of Ray stops other trials; see environment.json",
+}
 READERS = 16  # parts read at once: on object storage the wait is for answers
 
 
@@ -528,4 +532,5 @@ def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
         for key in stored | asked:
             yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
     elif stored != asked:
-        yield f"{name} is {stored} there, {asked} here"
+        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
+        yield f"{name} is {stored} there, {asked} here{meaning}"
