@@ -323,7 +323,7 @@ def decisions(kind: str) -> str:
     if kind == "none":
         return content_hash([])
     longest = 12
-    judge = scheduler(kind, longest, [])
+    judge: Any = scheduler(kind, longest, [])
     stopped = []
     for number in range(EXAMPLE_TRIALS):
         curve: list[tuple[int, float]] = []

@@ -275,8 +275,11 @@ def run_sweep(
         for scenario in scenarios:
             data.prepare(scenario, data_dir)
             data.check_split(scenario)
-        with session(resources.address), nodes.at_home(rows.directory) as home:
-            run = _Run(sweep, rows, home, resources, console, trackers or Trackers())
+        with (
+            session(resources.address),
+            nodes.at_home(rows.directory) as home,
+            contextlib.closing(_Run(sweep, rows, home, resources, console, trackers or Trackers())) as run,
+        ):
             nodes.check(home, sweep.scenario)
             run.train_references([sweep.scenario])
             for seed in sweep.protocol.search_seeds:
@@ -334,6 +337,7 @@ class _Run:
         self._ledger = Ledger(rows)
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
+        self._follow()
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
         """Train those that are missing, side by side, and then compare every two."""
@@ -352,7 +356,6 @@ class _Run:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
         missing, done = _missing(sweep, seed, everything, self._ledger), _of_search(seed, everything)
-        others = [row for row in everything if row["search_seed"] not in (seed, None)]
         known, first = sweep.design(seed), sweep.trials(seed)[0]
         learner = Learner(protocol, seed, sweep.ranges, done)
 
@@ -371,9 +374,8 @@ class _Run:
         alone = int(self._resources.gpus_per_worker == "auto")
         for numbers in filter(None, (missing[:alone], missing[alone:])):
             queue = Queue(numbers, self._begun(task), is_spent)
-            followers = self._followers([*others, *done])
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
-            self._tune(queue, chosen, len(numbers), done, "trials", followers)
+            self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
@@ -393,18 +395,30 @@ class _Run:
 
         return begin
 
-    def _followers(self, done: list[Row]) -> list[tune.Callback]:
-        """The trackers, for which `done` are the rows that they may know."""
+    def _follow(self) -> None:
+        """Open the trackers: what they refuse is said before anything is computed."""
+        searched = [row for row in self._rows.read() if row["source"] != "confirmation"]
+        searches = itertools.chain.from_iterable(map(self._sweep.trials, self._sweep.protocol.search_seeds))
+        begun = [_trial_id(self._rows, number) for number in searches if number in self._ledger]
+        space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
 
         def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
             task: Task = trial.config["task"]
-            return _trial_id(self._rows, task), task.config
+            return _trial_id(self._rows, task.number), task.config
 
         def is_over(trial: Trial) -> bool:
             return trial.config["task"].number not in self._ledger
 
-        space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
-        return callbacks(self._trackers, self._sweep, self._rows.name, space, done, describe, is_over, self._console)
+        self._followers = callbacks(
+            self._trackers, self._sweep, self._rows.name, space, searched, begun, describe, is_over, self._console
+        )
+        for follower in self._followers:
+            follower.setup()
+
+    def close(self) -> None:
+        """Tell the trackers that the sweep ends here."""
+        for follower in self._followers:
+            follower.close()
 
     def _tune(
         self,
@@ -413,7 +427,7 @@ class _Run:
         count: int,
         done: list[Row],
         what: str,
-        followers: list[tune.Callback],
+        followers: Sequence[tune.Callback],
     ) -> None:
         """Run so many trials at most; their rows are appended to `done`, too."""
         if not count:
@@ -510,8 +524,8 @@ def _blank(sweep: Sweep, task: Task, options: Options) -> Row:
     return blank_row(task.scenario, sweep.configured(task.config), seed=task.seed, objective=objective, options=options)
 
 
-def _trial_id(rows: store.Store, task: Task) -> str:
-    return f"{rows.name}-{task.number:04d}"
+def _trial_id(rows: store.Store, number: int) -> str:
+    return f"{rows.name}-{number:04d}"
 
 
 class _Ended(BaseException):
@@ -591,7 +605,7 @@ class _Recorder(tune.Callback):
         sweep = self._sweep
         is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
         row = {
-            "trial_id": _trial_id(self._rows, task),
+            "trial_id": _trial_id(self._rows, task.number),
             "sweep": self._rows.name,
             "trial": task.number,
             "source": task.source,
