@@ -281,6 +281,7 @@ def run_sweep(
             contextlib.closing(_Run(sweep, rows, home, resources, console, trackers or Trackers())) as run,
         ):
             nodes.check(home, sweep.scenario)
+            run.check_gpus()
             run.train_references([sweep.scenario])
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
@@ -338,6 +339,11 @@ class _Run:
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
         self._follow()
+
+    def check_gpus(self) -> None:
+        """Look whether torch can use the GPUs that trials are to have."""
+        if "GPU" in self._slots.bundle:
+            nodes.check_gpus()
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
         """Train those that are missing, side by side, and then compare every two."""

@@ -272,8 +272,8 @@ def test_runs_of_another_sweep_of_that_name_are_left_alone(tmp_path: Path, sweep
     first.log_trial_start(shown("s-0000"))
     with pytest.raises(ValueError, match="experiment 's' holds runs of another sweep; choose another --mlflow"):
         _mlflow(uri, "s", {"sweep": "this"}, [], known).setup()
+    (tmp_path / "tb" / "s-0000").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds trials of another sweep; choose another --tensorboard or --name"):
-        (tmp_path / "tb" / "s-0000").mkdir(parents=True)
         _TensorBoard(tmp_path / "tb", [], {"s-0001"}).setup()
 
 
