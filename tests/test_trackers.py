@@ -1,5 +1,6 @@
 """Trackers follow real sweeps; what they were told is read back from their own files."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -278,7 +279,7 @@ def test_runs_of_another_sweep_of_that_name_are_left_alone(tmp_path: Path, sweep
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) -> None:
     """Killed, then Ctrl-C, then to the end; with all trackers."""
     pytest.importorskip("wandb")
@@ -287,8 +288,9 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
     command += ["--tensorboard", str(tmp_path / "tb"), "--wandb", "p", "--concurrent", "2"]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
 
-    def drive(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    @contextlib.contextmanager
+    def drive(*more: str) -> Iterator[subprocess.Popen[str]]:
+        driver = subprocess.Popen(
             [*command, *more],
             env=environment,
             stdout=subprocess.PIPE,
@@ -296,21 +298,24 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        try:
+            yield driver
+        finally:
+            driver.kill()
+            driver.wait()
 
     rows = tmp_path / "storage" / "steady"
     for least, blow, more in ((2, signal.SIGKILL, ()), (4, signal.SIGINT, ("--resume",))):
-        driver = drive(*more)
-        deadline = time.monotonic() + 200
-        while len(store.read(rows)) < least:
-            assert driver.poll() is None, driver.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        driver.send_signal(blow)
-        driver.communicate(timeout=120)
+        with drive(*more) as driver:
+            while len(store.read(rows)) < least:
+                assert driver.poll() is None, driver.communicate()
+                time.sleep(0.05)
+            driver.send_signal(blow)
+            driver.communicate()
         statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{tmp_path}/mlflow.db", "steady"))
         assert ("RUNNING" in statuses) == (blow == signal.SIGKILL)
-    driver = drive("--resume")
-    printed, _ = driver.communicate(timeout=300)
+    with drive("--resume") as driver:
+        printed, _ = driver.communicate()
     assert driver.returncode == 0, printed
     assert "warning: the sweep goes on without" not in printed
     names = [f"steady-{number:04d}" for number in range(8)]
