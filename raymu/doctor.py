@@ -55,7 +55,7 @@ def _gpus() -> Finding:
     from raymu.devices import missing_gpu
 
     if reason := missing_gpu():
-        return Finding("optional", "GPU", f"none that torch can use, so trials run on the CPU: {reason}")
+        return Finding("optional", "GPU", f"none that torch can use: {reason}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("ok", "GPU", ", ".join(names))
 
