@@ -52,8 +52,10 @@ def _version(package: str) -> str | None:
 def _gpus() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        return Finding("optional", "GPU", "none that torch can use; trials run on the CPU")
+    from raymu.devices import missing_gpu
+
+    if reason := missing_gpu():
+        return Finding("optional", "GPU", f"none that torch can use: {reason}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding("ok", "GPU", ", ".join(names))
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "numpy")
+PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "numpy", "scipy")
 GIT_TIMEOUT_S = 10
 
 

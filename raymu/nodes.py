@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymu import cache, data, weights
+from raymu import cache, data, devices, weights
 from raymu.errors import InputError, NodeError
 from raymu.results.store import Location, patiently, read_bytes, write_bytes
 from raymu.scenario import Scenario
@@ -101,11 +101,28 @@ def check(home: Home, scenario: Scenario) -> None:
     Raises:
         NodeError: one is not fit; says which and why.
     """
-    task = ray.remote(num_cpus=0, max_calls=1)(prepare)
+    _look_at([node for node in _alive() if node["NodeID"] != home.node], prepare, home, scenario)
+
+
+def check_gpus() -> None:
+    """Look whether torch can use the GPUs of every node that says it has any.
+
+    Raises:
+        NodeError: on one it cannot; says which and why.
+    """
+    _look_at([node for node in _alive() if node["Resources"].get("GPU")], _find_gpu)
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _look_at(found: Sequence[dict[str, Any]], look_at: Callable[..., None], *arguments: Any) -> None:
+    """Call a function on nodes, in a process of its own on each, which takes nothing from trials."""
+    task = ray.remote(num_cpus=0, max_calls=1)(look_at)
     looks = {
-        node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(home, scenario)
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] != home.node
+        node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(*arguments)
+        for node in found
     }
     for address, look in looks.items():
         try:
@@ -118,12 +135,25 @@ def check(home: Home, scenario: Scenario) -> None:
             raise NodeError(f"node {address}: {str(error).strip().splitlines()[-1]}") from error
 
 
+def _find_gpu() -> None:
+    if reason := devices.missing_gpu():
+        raise NodeError(
+            f"node {ray.util.get_node_ip_address()}: torch cannot use the GPU that Ray gives to trials there: {reason};"
+            " --gpus-per-trial 0 runs them on the CPU"
+        )
+
+
 def settle(home: Home) -> None:
-    """Use the cache of home in this process. Comes before anything that needs the cache.
+    """Use the cache of home in this process, and the GPUs that Ray gave it or else none. Comes before anything that
+    needs the cache or a GPU.
 
     Raises:
         NodeError: this node is not fit; says which it is and why.
     """
+    if ray.get_gpu_ids():
+        _find_gpu()
+    else:
+        os.environ[devices.VISIBLE] = ""  # Ray itself hides none from a process that has none
     os.environ["RAYMU_CACHE"] = home.base
     is_home = ray.get_runtime_context().get_node_id() == home.node
     cache.home = None if is_home else home

@@ -11,6 +11,7 @@ from raymu.scenario import content_hash, unknown
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
 
+ADAPTIVE = ("tpe", "nsga2")  # searchers that learn from rows
 REDUCTION_FACTOR = 3
 GRACE_EPOCHS = 1
 
@@ -68,6 +69,9 @@ class Protocol:
         search_seeds: every one draws a search of its own: the suggestions, and everything random inside its trials.
         objective: a key of `raymu.objective.OBJECTIVES`, computed on validation.
         confirmation: what is run again.
+        suggestions: 12 hex digits that tell the searcher's algorithm, by what it suggests in a fixed example
+            (`raymu.search.suggestions`); follows from the fields above and the installed packages.
+        decisions: the same of the scheduler.
 
     Raises:
         InputError: a value that cannot work.
@@ -81,6 +85,8 @@ class Protocol:
     search_seeds: tuple[int, ...] = (0,)
     objective: str = "hmean"
     confirmation: Confirmation = field(default_factory=Confirmation)
+    suggestions: str = field(init=False)
+    decisions: str = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("trials", "max_epochs", "max_images"):
@@ -102,6 +108,10 @@ class Protocol:
             raise InputError(f"searcher nsga2 is for the objective {PARETO}, not for {self.objective}")
         if self.objective == PARETO and self.scheduler != "none":
             raise InputError(f"a scheduler compares trials by one score; with the objective {PARETO} it has to be none")
+        from raymu import search  # which knows protocols
+
+        object.__setattr__(self, "suggestions", search.suggestions(self.searcher, self.objective == PARETO))
+        object.__setattr__(self, "decisions", search.decisions(self.scheduler))
 
     @property
     def hash(self) -> str:

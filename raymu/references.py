@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, data, engines, models, source, weights
+from raymu import cache, data, devices, engines, models, source, weights
 from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
@@ -288,4 +288,4 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 def default_device() -> torch.device:
     """The GPU that this process may use, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if devices.has_gpu() else "cpu")

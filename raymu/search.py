@@ -4,26 +4,33 @@ Both know a sweep by its rows alone, whichever process or node ran a trial and h
 interrupted goes on as it would have.
 """
 
+import functools
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.samplers import NSGAIISampler, TPESampler
+from optuna.samplers.nsgaii import UniformCrossover
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
+from raymu.design import design
 from raymu.method import Range
 from raymu.objective import PARETO, pair
-from raymu.protocol import GRACE_EPOCHS, REDUCTION_FACTOR, Protocol
+from raymu.protocol import ADAPTIVE, GRACE_EPOCHS, REDUCTION_FACTOR, Protocol
+from raymu.scenario import content_hash
 
 Row = dict[str, Any]
 Setting = Mapping[str, Any]
@@ -31,6 +38,13 @@ Setting = Mapping[str, Any]
 EPOCH = "epoch"
 SCORE = "score"
 GENERATIONS = 4  # at least, of nsga2
+RECENT = 25  # trials that tpe weighs in full
+
+# The example of `suggestions` and `decisions`: a range of every scale, and enough trials for every rule of tpe.
+EXAMPLE = {"log": Range(1e-5, 1e-1, "log"), "linear": Range(0.0, 2.0, "linear"), "int": Range(1, 10, "int")}
+EXAMPLE_TRIALS = 40
+EXAMPLE_ROWS = (3, 12, 45, 300)  # known before a suggestion
+EXAMPLE_DIGITS = 6  # the last ones differ between CPUs
 
 
 class Queue(Searcher):
@@ -112,9 +126,7 @@ class Learner:
         for row in new:
             self._learn(row)
         seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
-        self.study.sampler = (
-            _NSGAII(population_size=self._population, seed=seed) if self._is_genetic else TPESampler(seed=seed)
-        )
+        self.study.sampler = _nsga2(seed, self._population) if self._is_genetic else _tpe(seed, self._several)
         asked = self.study.ask(self._space)
         self.study.tell(asked, state=TrialState.FAIL)  # no searcher looks at it any more: it is learnt from its row
         return asked.params
@@ -123,8 +135,8 @@ class Learner:
         """Enter a row, unless its setting lies outside the space, as the published one may, or it is an error, which
         says nothing of a setting.
 
-        A trial that was stopped is worse than any that was not: its score is the cheap probe's, which reads less, and
-        so looks better.
+        A trial that was stopped ranks below every one that was not: its score, by another probe and after fewer
+        epochs, does not compare with theirs, and among the trials with which it does compare it was behind.
         """
         if row["status"] == "error" or any(row["config"][name] not in search for name, search in self._ranges.items()):
             return
@@ -151,6 +163,60 @@ class _NSGAII(NSGAIISampler):
         return sorted(super().select_parent(study, generation), key=lambda parent: parent.number)
 
 
+def _tpe(seed: int, several: bool) -> TPESampler:
+    """TPE with every argument spelt out: Optuna's defaults change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna 4 calls some of these experimental, Optuna 5 others deprecated
+        return TPESampler(
+            consider_prior=True,
+            prior_weight=1.0,
+            consider_magic_clip=True,
+            consider_endpoints=False,
+            n_startup_trials=10,
+            n_ei_candidates=24,
+            gamma=_best_tenth if several else _best_tenth_of_few,
+            weights=_recent_first,
+            seed=seed,
+            multivariate=not several,
+            group=False,
+            warn_independent_sampling=False,
+            constant_liar=False,  # no trial is running: a suggestion depends on rows
+            constraints_func=None,
+        )
+
+
+def _best_tenth(trials: int) -> int:
+    return math.ceil(trials / 10)
+
+
+def _best_tenth_of_few(trials: int) -> int:
+    return min(_best_tenth(trials), RECENT)
+
+
+def _recent_first(trials: int) -> NDArray[np.float64]:
+    """Weights of trials, oldest first (Bergstra et al., ICML 2013)."""
+    older = max(trials - RECENT, 0)
+    return np.concatenate([np.linspace(1 / max(trials, 1), 1, older), np.ones(trials - older)])
+
+
+def _nsga2(seed: int, population: int) -> _NSGAII:
+    """NSGA-II (Deb et al., IEEE TEC 2002) with every argument spelt out that Optuna 4 has, too: Optuna 5 adds
+    `mutation`, by default a new value from the whole range, as in Optuna 4.
+    """
+    return _NSGAII(
+        population_size=population,
+        mutation_prob=None,  # one hyperparameter a child, on average
+        crossover=UniformCrossover(swapping_prob=0.5),
+        crossover_prob=0.9,
+        swapping_prob=0.5,
+        seed=seed,
+        constraints_func=None,
+        elite_population_selection_strategy=None,
+        child_generation_strategy=None,
+        after_trial_strategy=None,
+    )
+
+
 def distribution(search: Range) -> FloatDistribution | IntDistribution:
     """A range as Optuna knows it."""
     if search.scale == "int":
@@ -169,10 +235,21 @@ def scheduler(kind: str, longest: int, done: Iterable[Row]) -> TrialScheduler:
         return FIFOScheduler()
     compared: dict[str, Any] = {"time_attr": EPOCH, "metric": SCORE, "mode": "max", "grace_period": GRACE_EPOCHS}
     if kind == "asha":
-        longest = max(longest, GRACE_EPOCHS)
-        return _Rungs(ASHAScheduler(max_t=longest, reduction_factor=REDUCTION_FACTOR, **compared), done)
-    # It must not pause a trial, which would begin anew.
-    return _Rungs(MedianStoppingRule(min_time_slice=math.inf, **compared), done)  # type: ignore[arg-type]
+        asha = ASHAScheduler(
+            max_t=max(longest, GRACE_EPOCHS),
+            reduction_factor=REDUCTION_FACTOR,
+            brackets=1,
+            stop_last_trials=True,
+            **compared,
+        )
+        return _Rungs(asha, done)
+    median = MedianStoppingRule(
+        min_samples_required=3,
+        min_time_slice=math.inf,  # type: ignore[arg-type]  # it must not pause a trial, which would begin anew
+        hard_stop=True,
+        **compared,
+    )
+    return _Rungs(median, done)
 
 
 class _Compared(NamedTuple):
@@ -194,14 +271,15 @@ class _Rungs(FIFOScheduler):
         self._judge: Any = judge
         self._told: dict[int, set[int]] = {}  # the rungs of every trial
         for row in done:
-            self._tell(row["trial"], row["status"], row["curve"])
+            self.tell(row["trial"], row["status"], row["curve"])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Row) -> str:
         """Whether the trial goes on."""
         row = result["row"]
-        return self._tell(trial.config["task"].number, row["status"], row["curve"])
+        return self.tell(trial.config["task"].number, row["status"], row["curve"])
 
-    def _tell(self, number: int, status: str, curve: Sequence[tuple[int, float]]) -> str:
+    def tell(self, number: int, status: str, curve: Sequence[tuple[int, float]]) -> str:
+        """Tell of a trial as its row does, and return whether it goes on."""
         decision: str = TrialScheduler.CONTINUE
         trial = _Compared(str(number))
         if number not in self._told:
@@ -213,3 +291,64 @@ class _Rungs(FIFOScheduler):
                 self._told[number].add(epoch)
                 decision = self._judge.on_trial_result(None, trial, {EPOCH: epoch, SCORE: score})
         return decision if status == "stopped" else TrialScheduler.CONTINUE
+
+
+@functools.cache
+def suggestions(searcher: str, several: bool) -> str:
+    """12 hex digits of what a searcher suggests in a fixed example: the same for two versions of Optuna, NumPy or SciPy
+    where these suggest the same, whatever they are called.
+
+    Args:
+        several: whether the objective is `pareto`.
+    """
+    if searcher not in ADAPTIVE:
+        suggested = design(EXAMPLE, searcher, EXAMPLE_TRIALS, seed=0)
+    else:
+        # All that a learner reads of a protocol; a whole one would ask for these suggestions.
+        asked: Any = SimpleNamespace(searcher=searcher, objective=PARETO if several else "hmean", trials=EXAMPLE_TRIALS)
+        done: list[Row] = []
+        learner = Learner(asked, 0, EXAMPLE, done)
+        suggested = []
+        for known in EXAMPLE_ROWS:
+            done += map(_example, range(len(done), known))
+            suggested += [dict(learner.suggest(number)) for number in range(known, known + 3)]
+    return content_hash([[f"{value:.{EXAMPLE_DIGITS}g}" for value in setting.values()] for setting in suggested])
+
+
+@functools.cache
+def decisions(kind: str) -> str:
+    """12 hex digits of which trials a scheduler stops in a fixed example: the same for two versions of Ray where these
+    stop the same.
+    """
+    if kind == "none":
+        return content_hash([])
+    longest = 12
+    judge: Any = scheduler(kind, longest, [])
+    stopped = []
+    for number in range(EXAMPLE_TRIALS):
+        curve: list[tuple[int, float]] = []
+        for epoch in range(1, longest):
+            curve.append((epoch, (number * 7 % 11 + epoch * (number % 5)) / 100))
+            if judge.tell(number, "stopped", curve) == TrialScheduler.STOP:
+                stopped.append((number, epoch))
+                break
+    return content_hash(stopped)
+
+
+def _example(number: int) -> Row:
+    """A row of the example, whose settings fill the space evenly (Roberts' R3 sequence)."""
+    shares = [(0.5 + (number + 1) * step) % 1 for step in (0.8191725134, 0.6710436067, 0.5497004779)]
+    config = {
+        "log": 10 ** (-5 + 4 * shares[0]),
+        "linear": 2 * shares[1],
+        "int": 1 + int(10 * shares[2]),
+    }
+    keep, forget = 1 - (shares[0] - 0.6) ** 2 - 0.1 * shares[2], 1 - (shares[1] - 0.3) ** 2 * shares[0]
+    return {
+        "config": config,
+        "status": "stopped" if number % 3 == 2 else "diverged" if number % 11 == 7 else "completed",
+        "score": keep * forget,
+        "val_retain_acc": keep,
+        "val_probe_forget_acc": 1 - forget,
+        "curve": [[epoch, keep * forget * epoch / config["int"]] for epoch in (1, 3, 9) if epoch <= config["int"]],
+    }

@@ -39,7 +39,7 @@ from raymu.errors import InputError, NodeError, StorageError
 from raymu.evaluation import picture
 from raymu.method import Head, Method, Range, Train
 from raymu.progress import SweepProgress
-from raymu.protocol import Protocol
+from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario, unknown
 from raymu.search import Learner, Queue, distribution, scheduler
@@ -49,7 +49,6 @@ from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 
-ADAPTIVE = ("tpe", "nsga2")
 NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
 CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun
 
@@ -281,9 +280,13 @@ def run_sweep(
             _print_once(console, line)
         for scenario in scenarios:
             data.check_split(scenario)
-        with session(resources.address), nodes.at_home(rows.directory) as home:
-            run = _Run(sweep, rows, home, resources, console, trackers or Trackers())
+        with (
+            session(resources.address),
+            nodes.at_home(rows.directory) as home,
+            contextlib.closing(_Run(sweep, rows, home, resources, console, trackers or Trackers())) as run,
+        ):
             nodes.check(home, sweep.scenario)
+            run.check_gpus()
             run.train_references([sweep.scenario])
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
@@ -345,6 +348,12 @@ class _Run:
         self._ledger = Ledger(rows)
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
+        self._follow()
+
+    def check_gpus(self) -> None:
+        """Look whether torch can use the GPUs that trials are to have."""
+        if "GPU" in self._slots.bundle:
+            nodes.check_gpus()
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
         """Train those that are missing, side by side, and then compare every two.
@@ -377,7 +386,6 @@ class _Run:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
         missing, done = _missing(sweep, seed, everything, self._ledger), _of_search(seed, everything)
-        others = [row for row in everything if row["search_seed"] not in (seed, None)]
         known, first = sweep.design(seed), sweep.trials(seed)[0]
         learner = Learner(protocol, seed, sweep.ranges, done)
 
@@ -396,9 +404,8 @@ class _Run:
         alone = int(self._resources.gpus_per_worker == "auto")
         for numbers in filter(None, (missing[:alone], missing[alone:])):
             queue = Queue(numbers, self._begun(task), is_spent)
-            followers = self._followers([*others, *done])
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
-            self._tune(queue, chosen, len(numbers), done, "trials", followers)
+            self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
@@ -418,18 +425,30 @@ class _Run:
 
         return begin
 
-    def _followers(self, done: list[Row]) -> list[tune.Callback]:
-        """The trackers, for which `done` are the rows that they may know."""
+    def _follow(self) -> None:
+        """Open the trackers: what they refuse is said before anything is computed."""
+        searched = [row for row in self._rows.read() if row["source"] != "confirmation"]
+        searches = itertools.chain.from_iterable(map(self._sweep.trials, self._sweep.protocol.search_seeds))
+        begun = [_trial_id(self._rows, number) for number in searches if number in self._ledger]
+        space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
 
         def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
             task: Task = trial.config["task"]
-            return _trial_id(self._rows, task), task.config
+            return _trial_id(self._rows, task.number), task.config
 
         def is_over(trial: Trial) -> bool:
             return trial.config["task"].number not in self._ledger
 
-        space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
-        return callbacks(self._trackers, self._sweep, self._rows.name, space, done, describe, is_over, self._console)
+        self._followers = callbacks(
+            self._trackers, self._sweep, self._rows.name, space, searched, begun, describe, is_over, self._console
+        )
+        for follower in self._followers:
+            follower.setup()
+
+    def close(self) -> None:
+        """Tell the trackers that the sweep ends here."""
+        for follower in self._followers:
+            follower.close()
 
     def _tune(
         self,
@@ -438,7 +457,7 @@ class _Run:
         count: int,
         done: list[Row],
         what: str,
-        followers: list[tune.Callback],
+        followers: Sequence[tune.Callback],
     ) -> None:
         """Run so many trials at most; their rows are appended to `done`, too."""
         if not count:
@@ -535,8 +554,8 @@ def _blank(sweep: Sweep, task: Task, options: Options) -> Row:
     return blank_row(task.scenario, sweep.configured(task.config), seed=task.seed, objective=objective, options=options)
 
 
-def _trial_id(rows: store.Store, task: Task) -> str:
-    return f"{rows.name}-{task.number:04d}"
+def _trial_id(rows: store.Store, number: int) -> str:
+    return f"{rows.name}-{number:04d}"
 
 
 class _Ended(BaseException):
@@ -616,7 +635,7 @@ class _Recorder(tune.Callback):
         sweep = self._sweep
         is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
         row = {
-            "trial_id": _trial_id(self._rows, task),
+            "trial_id": _trial_id(self._rows, task.number),
             "sweep": self._rows.name,
             "trial": task.number,
             "source": task.source,

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.air.constants import TRAINING_ITERATION
@@ -26,6 +27,7 @@ from ray.tune.logger.tensorboardx import TBXLoggerCallback
 from rich.console import Console
 
 from raymu.errors import InputError
+from raymu.scenario import content_hash
 
 if TYPE_CHECKING:
     from raymu.sweep import Sweep
@@ -40,6 +42,7 @@ STATES = {
     "stopped": TrialState.PRUNED,
     "error": TrialState.FAIL,
 }
+SWEEP = "sweep"  # the tag or attribute that says whose trials a tracker holds
 UPLOAD_TIMEOUT_S = 60  # for what Weights & Biases has not sent when the sweep ends
 
 
@@ -94,43 +97,46 @@ def callbacks(
     name: str,
     space: Mapping[str, Distribution],
     done: Sequence[Row],
+    begun: Iterable[str],
     describe: Callable[[Trial], tuple[str, Mapping[str, Any]]],
     is_over: Callable[[Trial], bool],
     console: Console,
-) -> list[tune.Callback]:
-    """What tells the trackers of a sweep's trials, for `tune.RunConfig`.
+) -> list["_Tracker"]:
+    """What tells the trackers of a sweep's trials, for `tune.RunConfig`. Trials that ended while a tracker was away are
+    told when it is set up; one that was interrupted goes on in the run it had.
 
-    Of what a trial reports they read the `row` alone. A tracker that fails is dropped, with one line on the console.
+    Of what a trial reports they read the `row` alone. A tracker that fails, or holds trials of another sweep, is
+    dropped, with one line on the console.
 
     Args:
         name: of the sweep.
         space: the search space as Optuna knows it.
         done: the rows that the sweep has already.
+        begun: the `trial_id` of every trial that was interrupted.
         describe: the `trial_id` that a trial's row will have, and its setting.
         is_over: whether a trial that failed has its row, or else is to begin again.
     """
+    identity = content_hash(sweep.identity())
     tags = {"method": sweep.method.name(), "scenario": sweep.scenario.name, "head": sweep.head, "train": sweep.train}
+    tags[SWEEP] = identity
+    known = {row["trial_id"] for row in done} | set(begun)
     makers: dict[str, Callable[[], LoggerCallback]] = {}
-    if trackers.tensorboard is not None:
-        makers["tensorboard"] = TBXLoggerCallback
+    if (directory := trackers.tensorboard) is not None:
+        directory = directory.expanduser() / name
+        makers["tensorboard"] = lambda: _TensorBoard(directory, done, known)
     if (uri := trackers.mlflow) is not None:
-        makers["mlflow"] = lambda: _mlflow(uri, name, tags)
+        makers["mlflow"] = lambda: _mlflow(uri, name, tags, done, known)
     if (project := trackers.wandb) is not None:
         makers["wandb"] = lambda: _wandb(project, name, tags)
     if (url := trackers.optuna) is not None:
         widened = {key: _widened(search, sweep.published[key]) for key, search in space.items()}
-        makers["optuna"] = lambda: _Study(url, name, widened, done)
-
-    first: dict[str, str] = {}  # what Tune called a trial when it began
+        makers["optuna"] = lambda: _Study(url, name, widened, done, identity)
 
     def shown(trial: Trial, tracker: str) -> _Shown:
         trial_id, config = describe(trial)
-        directory = Path(trial.local_path or "")
-        if tracker == "tensorboard" and trackers.tensorboard is not None:  # Tune's own is deleted with the sweep's end
-            directory = trackers.tensorboard.expanduser() / name / trial_id
-        setting = {key: value for key, value in config.items() if value is not None}
-        tune_id = first.setdefault(trial_id, trial.trial_id)
-        return _Shown(tune_id, trial_id, setting, trial.last_result, directory)
+        # Tune's own directory is deleted with the sweep's end.
+        place = directory / trial_id if tracker == "tensorboard" and directory else Path(trial.local_path or "")
+        return _Shown(f"{identity}-{trial_id.rpartition('-')[2]}", trial_id, _known(config), trial.last_result, place)
 
     return [_Tracker(tracker, make, shown, is_over, console) for tracker, make in makers.items()]
 
@@ -140,7 +146,7 @@ class _Shown:
     """A trial as the trackers see it: what Ray's loggers and `_Study` read of Tune's.
 
     Attributes:
-        trial_id: Tune's, when it began for the first time.
+        trial_id: the same whenever the trial begins; of the sweep's identity and the trial's number.
         name: the `trial_id` of its row.
         config: its hyperparameters.
         last_result: what it reported last.
@@ -188,6 +194,7 @@ class _Tracker(tune.Callback):
         self._is_over = is_over
         self._console = console
         self._tracker: LoggerCallback | None = None
+        self._is_open = False
         self._ended: set[str] = set()
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
@@ -195,11 +202,19 @@ class _Tracker(tune.Callback):
         return tune.Callback, ()
 
     def setup(self, *arguments: Any, **info: Any) -> None:
+        """Open the tracker, once: a sweep does before it computes anything, and Tune with every search."""
+        if self._is_open:
+            return
+        self._is_open = True
         try:
             self._tracker = self._make()
             self._tracker.setup()
         except Exception as error:
             self._drop(error)
+
+    def close(self) -> None:
+        """Let a tracker that has an `interrupt` say of trials which have not ended that they do not run any more."""
+        self._do(lambda tracker: getattr(tracker, "interrupt", lambda: None)())
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._tell(trial, lambda tracker, shown: tracker.log_trial_start(shown))
@@ -207,7 +222,7 @@ class _Tracker(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        told = {**_numbers(result["row"]), TRAINING_ITERATION: result["row"]["epochs"]}
+        told = _told(result["row"])
         self._tell(trial, lambda tracker, shown: tracker.log_trial_result(iteration, shown, told))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -218,11 +233,7 @@ class _Tracker(tune.Callback):
             self._end(trial, failed=True)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        if self._tracker is not None:
-            try:
-                self._tracker.on_experiment_end(trials)
-            except Exception as error:
-                self._drop(error)
+        self._do(lambda tracker: tracker.on_experiment_end(trials))
 
     def _end(self, trial: Trial, *, failed: bool) -> None:
         self._tell(trial, lambda tracker, shown: tracker.log_trial_end(shown, failed=failed))
@@ -230,9 +241,13 @@ class _Tracker(tune.Callback):
 
     def _tell(self, trial: Trial, what: Callable[[LoggerCallback, Any], None]) -> None:
         """Nothing after a trial's end: its process may die after its last word, and Tune start another."""
-        if self._tracker is not None and trial.trial_id not in self._ended:
+        if trial.trial_id not in self._ended:
+            self._do(lambda tracker: what(tracker, self._shown(trial, self._name)))
+
+    def _do(self, what: Callable[[LoggerCallback], None]) -> None:
+        if self._tracker is not None:
             try:
-                what(self._tracker, self._shown(trial, self._name))
+                what(self._tracker)
             except Exception as error:  # whatever a tracker raises: the sweep goes on
                 self._drop(error)
 
@@ -244,30 +259,105 @@ class _Tracker(tune.Callback):
         )
 
 
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if value is not None}
+
+
 def _numbers(row: Row) -> dict[str, float]:
     """What every tracker can draw of a row: its measurements."""
     return {key: value for key, value in row.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 
-def _mlflow(uri: str, name: str, tags: Mapping[str, str]) -> LoggerCallback:
+def _told(row: Row) -> dict[str, float]:
+    return {**_numbers(row), TRAINING_ITERATION: row["epochs"]}
+
+
+def _catch_up(logger: LoggerCallback, row: Row, directory: Path = Path()) -> None:
+    """Tell a logger of a trial that has ended, all at once."""
+    trial: Any = _Shown(row["trial_id"], row["trial_id"], _known(row["config"]), {"row": row}, directory)
+    logger.log_trial_start(trial)
+    for epoch, score in row["curve"][:-1]:
+        logger.log_trial_result(0, trial, {"score": score, TRAINING_ITERATION: epoch})
+    logger.log_trial_result(0, trial, _told(row))
+    logger.log_trial_end(trial, failed=row["status"] == "error")
+
+
+class _TensorBoard(TBXLoggerCallback):
+    """Every trial has one directory."""
+
+    def __init__(self, directory: Path, done: Sequence[Row], known: Container[str]) -> None:
+        super().__init__()
+        self._directory, self._done, self._known = directory, done, known
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Add what is missing.
+
+        Raises:
+            ValueError: the directory holds trials of another sweep.
+        """
+        there = {path.name for path in self._directory.glob("*/")}
+        if not all(name in self._known for name in there):
+            raise ValueError(f"{self._directory} holds trials of another sweep; choose another --tensorboard or --name")
+        for row in self._done:
+            if row["trial_id"] not in there:
+                _catch_up(self, row, self._directory / row["trial_id"])
+
+
+def _mlflow(uri: str, name: str, tags: Mapping[str, str], done: Sequence[Row], known: Container[str]) -> LoggerCallback:
     # MLflow by itself tries for minutes, in which no trial would start.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     # Imported here, since they take seconds.
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-    class Batched(MLflowLoggerCallback):
-        """Ray's sends number by number: half a second a result, in which Tune waits."""
+    class Runs(MLflowLoggerCallback):
+        """Every trial has one run, whatever interrupts it."""
+
+        def setup(self, *arguments: Any, **info: Any) -> None:
+            """Look which runs are there, and add what is missing.
+
+            Raises:
+                ValueError: the experiment holds runs of another sweep.
+            """
+            super().setup()
+            self._client = MlflowClient(uri)
+            self._found: dict[str, Run] = {}
+            experiment, page = self._client.get_experiment_by_name(name), None
+            while experiment is not None and (page is None or page.token):
+                page = self._client.search_runs([experiment.experiment_id], page_token=page.token if page else None)
+                self._found |= {run.data.tags.get("trial_name", ""): run for run in page}
+            for trial_name, run in self._found.items():
+                if run.data.tags.get(SWEEP) != tags[SWEEP] or trial_name not in known:
+                    raise ValueError(
+                        f"experiment {name!r} holds runs of another sweep; choose another --mlflow or --name"
+                    )
+            for row in done:
+                told = self._found.get(row["trial_id"])
+                if told is None or told.info.status not in ("FINISHED", "FAILED"):
+                    _catch_up(self, row)
+
+        def log_trial_start(self, trial: Any) -> None:
+            if str(trial) in self._found and trial not in self._trial_runs:
+                self._trial_runs[trial] = self._found[str(trial)].info.run_id
+                self._client.update_run(self._trial_runs[trial], "RUNNING")
+            super().log_trial_start(trial)
 
         def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+            """Ray's sends number by number: half a second a result, in which Tune waits."""
             now, step = int(1000 * time.time()), result[TRAINING_ITERATION]
             metrics = [Metric(key, float(value), now, step) for key, value in _numbers(result).items()]
-            MlflowClient(uri).log_batch(self._trial_runs[trial], metrics)
+            self._client.log_batch(self._trial_runs[trial], metrics)
+
+        def interrupt(self) -> None:
+            """End what has not ended: MLflow would call it RUNNING for ever."""
+            for run_id in self._trial_runs.values():
+                if self._client.get_run(run_id).info.status == "RUNNING":
+                    self._client.set_terminated(run_id, "KILLED")
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return Batched(uri, experiment_name=name, tags=dict(tags))
+    return Runs(uri, experiment_name=name, tags=dict(tags))
 
 
 def _wandb(project: str, name: str, tags: Mapping[str, str]) -> LoggerCallback:
@@ -277,6 +367,7 @@ def _wandb(project: str, name: str, tags: Mapping[str, str]) -> LoggerCallback:
         project,
         name,
         upload_timeout=UPLOAD_TIMEOUT_S,
+        resume="allow",  # a trial that was interrupted goes on in its run
         tags=list(tags.values()),
         dir=os.environ.get("WANDB_DIR", os.getcwd()),  # Ray's actor would write into Tune's directory
     )
@@ -285,24 +376,39 @@ def _wandb(project: str, name: str, tags: Mapping[str, str]) -> LoggerCallback:
 class _Study(LoggerCallback):
     """Adds every trial that has ended to a study of Optuna, whatever the searcher, each once."""
 
-    def __init__(self, url: str, name: str, space: Mapping[str, Distribution], done: Sequence[Row]) -> None:
+    def __init__(
+        self, url: str, name: str, space: Mapping[str, Distribution], done: Sequence[Row], identity: str
+    ) -> None:
         self._url = url
         self._name = name
         self._space = space
         self._done = done
+        self._identity = identity
 
     def setup(self, *arguments: Any, **info: Any) -> None:
         """Open the study and add what it lacks.
 
         Raises:
-            ValueError: it holds trials of another sweep.
+            ValueError: it does not maximise one value, or holds trials of another sweep.
         """
         self._study = optuna.create_study(
             storage=self._url, study_name=self._name, direction="maximize", load_if_exists=True
         )
+        advice = "choose another --optuna or --name"
+        if self._study.directions != [StudyDirection.MAXIMIZE]:
+            found = ", ".join(direction.name.lower() for direction in self._study.directions)
+            raise ValueError(f"study {self._name!r} is to {found}, not to maximize one value; {advice}")
         there = {trial.user_attrs.get("trial_id") for trial in self._study.trials}
-        if there - {row["trial_id"] for row in self._done}:
-            raise ValueError(f"study {self._name!r} holds trials of another sweep; choose another --optuna or --name")
+        of_others = there - {row["trial_id"] for row in self._done}
+        if of_others or self._study.user_attrs.get(SWEEP, self._identity) != self._identity:
+            raise ValueError(f"study {self._name!r} holds trials of another sweep; {advice}")
+        for trial in self._study.trials:
+            for name, search in trial.distributions.items():
+                if search != self._space.get(name):
+                    raise ValueError(
+                        f"study {self._name!r} has {name} as {search}, not {self._space.get(name)}; {advice}"
+                    )
+        self._study.set_user_attr(SWEEP, self._identity)
         for row in self._done:
             if row["trial_id"] not in there:
                 self._study.add_trial(_frozen(row, self._space))

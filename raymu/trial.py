@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raymu import data, engines, memory, models, references, weights
+from raymu import data, devices, engines, memory, models, references, weights
 from raymu.checkpoint import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
@@ -79,7 +79,8 @@ def run_trial(
     """
     started, workers = time.perf_counter(), Workers()
     scenario = data.prepare(scenario)
-    row = blank_row(scenario, method, seed=seed, objective=objective, options=options)
+    here = devices.describe(references.default_device(), scenario.recipe.precision)
+    row = blank_row(scenario, method, seed=seed, objective=objective, options=options) | here
     unlearned: torch.nn.Module | None = None
     spared_s = 0.0
 
@@ -129,7 +130,7 @@ def run_trial(
         if found is not None and all(found[1][key] == row[key] for key in IDENTITY):
             state, so_far = found
             engine.resume(state)
-            row.update(so_far)
+            row.update(so_far | here)
             row["resumed"] = [*so_far["resumed"], state.epoch]
             started -= row["wall_s"]
 
@@ -190,6 +191,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "threads": options.threads,
         "workers": options.workers,
         "engine": options.engine,
+        **devices.NOWHERE,
         "config": method.config,
         "method_code": method.source(),
         "evaluation_code": references.evaluation_code(),

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
-import torch
 import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -128,7 +127,7 @@ class _Worker:
 
 def _join(address: str, rank: int, size: int) -> None:
     references.load.cache_clear()  # it was shared with others, and has to be loaded by all of these together
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if ray.get_gpu_ids() else "gloo"
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
 
 

@@ -268,11 +268,19 @@ class Hungry(Method):
                 yield cross_entropy(run.model(batch.images), batch.labels)
 
 
+def believe() -> None:
+    """Let a process of Ray believe in the GPU that it was given."""
+    from raymu import nodes
+
+    nodes._find_gpu = lambda: None
+
+
 def test_as_many_trials_share_a_gpu_as_the_first_leaves_room_for(quick, tmp_path, monkeypatch) -> None:
     """On a GPU that Ray believes in."""
     monkeypatch.setattr(Hungry, "directory", str(tmp_path))
     sweep = Sweep(Hungry, quick, Protocol(trials=4, searcher="random", scheduler="none"))
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    hook = {"worker_process_setup_hook": believe}
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, runtime_env=hook)
     try:
         rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker="auto"), QUIET)
     finally:

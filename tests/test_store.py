@@ -305,6 +305,32 @@ def test_a_full_disk_is_said_and_leaves_no_half_row(tmp_path: Path, more: int) -
     assert store.read(tmp_path) == [row(0), row(2)]
 
 
+def test_a_sweep_that_a_link_leads_to_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From another disk, say. Whatever links there are, also in a circle, upwards, and to nothing."""
+    storage, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    for place, name in ((elsewhere / "salun", "salun"), (elsewhere / "more" / "scrub", "scrub"), (storage / "z", "z")):
+        with Store(place, IDENTITY, resume=False) as rows:
+            rows.append(row(0, trial_id=name))
+    (storage / "a").symlink_to(elsewhere / "salun")
+    (storage / "b").symlink_to(elsewhere / "salun")  # a second time
+    (storage / "more").symlink_to(elsewhere / "more")
+    (storage / "first").symlink_to(storage / "z")  # has its own name
+    (elsewhere / "more" / "back").symlink_to(storage)
+    (storage / "z" / "up").symlink_to(tmp_path)
+    (storage / "z" / "self").symlink_to(".")
+    (storage / "lost").symlink_to(tmp_path / "nowhere")
+    assert [(sweep.name, sweep.rows[0]["trial_id"]) for sweep in store.load(storage)] == [
+        ("a", "salun"),
+        ("more/scrub", "scrub"),
+        ("z", "z"),
+    ]
+    assert f"left out: {storage}/lost is a link to nothing" in caplog.messages
+    assert [place.name for place in store.sweeps(storage / "a")] == ["a"]  # a storage that is a link
+    with Store(storage / "a", IDENTITY, resume=True) as rows:
+        rows.append(row(1))
+    assert len(store.read(elsewhere / "salun")) == 2
+
+
 def test_what_a_link_leads_to_is_no_second_sweep(tmp_path: Path) -> None:
     with Store(tmp_path / "salun", IDENTITY, resume=False) as rows:
         rows.append(row(0))

@@ -284,7 +284,7 @@ def searched(trial: int, score: float, status: str = "completed", **config) -> d
 
 
 def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None:
-    """Its score is the cheap probe's, which reads less: it must not win over one that ran to its end."""
+    """Its score does not compare with theirs: it must not win over one that ran to its end."""
     done = [searched(1, 0.9, "stopped"), searched(2, 0.4), searched(3, None, "error"), searched(4, 0.8, lr=100.0)]
     sweep = Sweep(RandomLabel, digits)
     learner = Learner(sweep.protocol, 0, sweep.ranges, done)

@@ -1,18 +1,26 @@
 """Trackers follow real sweeps; what they were told is read back from their own files."""
 
+import contextlib
 import dataclasses
 import io
+import os
 import shutil
+import signal
 import struct
+import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 import pytest
+import steady
 from mlflow import MlflowClient
-from optuna.distributions import FloatDistribution, IntDistribution
+from mlflow.entities import Run
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from ray.tune.logger import LoggerCallback
 from ray.tune.logger.tensorboardx import TBXLoggerCallback
@@ -25,9 +33,10 @@ from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import store
+from raymu.scenario import content_hash
 from raymu.session import Resources, session
 from raymu.sweep import Sweep, run_sweep
-from raymu.trackers import Trackers, _Shown, _Study, _Tracker
+from raymu.trackers import Trackers, _mlflow, _Shown, _Study, _TensorBoard, _Tracker
 
 SPACE = {"lr": FloatDistribution(1e-4, 1e-1, log=True), "epochs": IntDistribution(1, 10)}
 
@@ -147,7 +156,7 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     """Of three rows the study knows one, the second was written while it was away, the third is run now."""
     url = f"sqlite:///{tmp_path}/study.db"
     kept = sorted(followed.rows, key=lambda row: row["trial"])[:2]
-    study = _Study(url, "rl", SPACE, kept[:1])
+    study = _Study(url, "rl", SPACE, kept[:1], content_hash(followed.sweep.identity()))
     study.setup()
     identity = followed.sweep.identity()
     with store.Store(tmp_path / "rl", identity, resume=False, is_finished=lambda rows: False) as rows:
@@ -168,6 +177,160 @@ def test_a_study_of_another_sweep_is_left_alone(followed: Followed, tmp_path: Pa
     assert "the sweep goes on without optuna (ValueError: study 'rl' holds trials of another sweep" in other.printed
     assert len(other.rows) == 1
     assert len(optuna.load_study(study_name="rl", storage=url).trials) == 3
+
+
+def fixed_study(**changed: Any) -> optuna.trial.FrozenTrial:
+    """Trial rl-0000 as the study of `followed` has it, except for what is changed."""
+    kept: dict[str, Any] = {"params": {"lr": 1e-4, "epochs": 3}, "distributions": SPACE, "value": 0.1}
+    return optuna.trial.create_trial(**kept | {"user_attrs": {"trial_id": "rl-0000"}} | changed)
+
+
+OF_OTHERS = {
+    "to minimize": {"direction": "minimize"},
+    "is to maximize, maximize": {"directions": ["maximize", "maximize"]},
+    "has epochs as IntDistribution": {"trial": {"distributions": SPACE | {"epochs": IntDistribution(1, 9)}}},
+    "has head as Categorical": {
+        "trial": {
+            "params": {"head": "cmf"},
+            "distributions": {"head": CategoricalDistribution(["cmf", "linear"])},
+        }
+    },
+    "holds trials of another sweep": {"trial": {}, "sweep": "another"},
+    "holds trials of another": {"trial": {"user_attrs": {}}},
+}
+
+
+@pytest.mark.parametrize("reason", OF_OTHERS)
+def test_a_study_that_does_not_fit_is_left_alone(tmp_path: Path, reason: str) -> None:
+    case = OF_OTHERS[reason]
+    url = f"sqlite:///{tmp_path}/study.db"
+    kind = {name: case[name] for name in ("direction", "directions") if name in case} or {"direction": "maximize"}
+    study = optuna.create_study(storage=url, study_name="rl", **kind)
+    if "trial" in case:
+        study.add_trial(fixed_study(**case["trial"]))
+    if "sweep" in case:
+        study.set_user_attr("sweep", case["sweep"])
+    before = study.trials
+    done = [{"trial_id": "rl-0000"}, {"trial_id": "rl-0001"}]
+    with pytest.raises(ValueError, match=f"study 'rl' .*{reason}.*; choose another --optuna or --name"):
+        _Study(url, "rl", SPACE, done, "this").setup()
+    assert optuna.load_study(storage=url, study_name="rl").trials == before
+
+
+def test_what_does_not_fit_is_said_before_anything_is_computed(followed: Followed, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=url, study_name="rl", direction="minimize")
+    untrained = dataclasses.replace(followed.sweep.scenario, seed=1)
+    sweep = dataclasses.replace(followed.sweep, scenario=untrained, protocol=Protocol(trials=1))
+    printed = follow(sweep, tmp_path / "rl", Trackers(optuna=url)).printed
+    assert 0 <= printed.index("without optuna (ValueError: study 'rl' is to minimize") < printed.index("trained 2 ref")
+    assert study.trials == []
+
+
+def runs_of(uri: str, name: str) -> list[Run]:
+    client = MlflowClient(uri)
+    return client.search_runs([client.get_experiment_by_name(name).experiment_id])
+
+
+def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(tmp_path: Path) -> None:
+    """Whether its driver was killed, ended by Ctrl-C, or killed between the trial's row and its run's end."""
+    uri, tags = f"sqlite:///{tmp_path}/mlflow.db", {"sweep": "this"}
+    result = {"score": 0.5, "training_iteration": 1}
+    ended = row("completed", 0.7, [[1, 0.5], [3, 0.7]]) | {"trial_id": "s-0002"}
+    missed = row("error", None, []) | {"trial_id": "s-0003"}
+    first = _mlflow(uri, "s", tags, [], set())
+    first.setup()
+    for name in ("s-0000", "s-0001", "s-0002"):
+        first.log_trial_start(shown(name))
+        first.log_trial_result(1, shown(name), result)
+    first.log_trial_end(shown("s-0000"))
+    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 2, "FINISHED": 1}
+    first.interrupt()
+    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"KILLED": 2, "FINISHED": 1}
+    known = {"s-0000", "s-0001", "s-0002", "s-0003"}
+    done = [row("completed", 0.6, [[1, 0.5], [3, 0.6]]) | {"trial_id": "s-0000"}, ended, missed]
+    second = _mlflow(uri, "s", tags, done, known)
+    second.setup()
+    second.log_trial_start(shown("s-0001"))
+    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 1, "FINISHED": 2, "FAILED": 1}
+    second.log_trial_end(shown("s-0001"))
+    second.interrupt()
+    found = {run.info.run_name: (run.info.status, run.data.metrics.get("score")) for run in runs_of(uri, "s")}
+    assert len(runs_of(uri, "s")) == 4
+    assert found == {
+        "s-0000": ("FINISHED", 0.5),  # as it was left
+        "s-0001": ("FINISHED", 0.5),
+        "s-0002": ("FINISHED", 0.7),
+        "s-0003": ("FAILED", None),
+    }
+
+
+@pytest.mark.parametrize(("sweep", "known"), [("another", {"s-0000"}), ("this", set())])
+def test_runs_of_another_sweep_of_that_name_are_left_alone(tmp_path: Path, sweep: str, known: set[str]) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    first = _mlflow(uri, "s", {"sweep": sweep}, [], set())
+    first.setup()
+    first.log_trial_start(shown("s-0000"))
+    with pytest.raises(ValueError, match="experiment 's' holds runs of another sweep; choose another --mlflow"):
+        _mlflow(uri, "s", {"sweep": "this"}, [], known).setup()
+    (tmp_path / "tb" / "s-0000").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds trials of another sweep; choose another --tensorboard or --name"):
+        _TensorBoard(tmp_path / "tb", [], {"s-0001"}).setup()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) -> None:
+    """Killed, then Ctrl-C, then to the end; with all trackers."""
+    pytest.importorskip("wandb")
+    command = [sys.executable, steady.__file__, "--trials", "8", "--storage", str(tmp_path / "storage")]
+    command += ["--mlflow", f"sqlite:///{tmp_path}/mlflow.db", "--optuna", f"sqlite:///{tmp_path}/study.db"]
+    command += ["--tensorboard", str(tmp_path / "tb"), "--wandb", "p", "--concurrent", "2"]
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
+
+    @contextlib.contextmanager
+    def drive(*more: str) -> Iterator[subprocess.Popen[str]]:
+        driver = subprocess.Popen(
+            [*command, *more],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        try:
+            yield driver
+        finally:
+            driver.kill()
+            driver.wait()
+
+    rows = tmp_path / "storage" / "steady"
+    for least, blow, more in ((2, signal.SIGKILL, ()), (4, signal.SIGINT, ("--resume",))):
+        with drive(*more) as driver:
+            while len(store.read(rows)) < least:
+                assert driver.poll() is None, driver.communicate()
+                time.sleep(0.05)
+            driver.send_signal(blow)
+            driver.communicate()
+        statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{tmp_path}/mlflow.db", "steady"))
+        assert ("RUNNING" in statuses) == (blow == signal.SIGKILL)
+    with drive("--resume") as driver:
+        printed, _ = driver.communicate()
+    assert driver.returncode == 0, printed
+    assert "warning: the sweep goes on without" not in printed
+    names = [f"steady-{number:04d}" for number in range(8)]
+    runs = runs_of(f"sqlite:///{tmp_path}/mlflow.db", "steady")
+    assert sorted(run.info.run_name for run in runs) == names
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    by_name = {one["trial_id"]: one for one in store.read(rows)}
+    assert {run.info.run_name: run.data.metrics["score"] for run in runs} == {
+        name: one["score"] for name, one in by_name.items()
+    }
+    assert sorted(path.name for path in (tmp_path / "tb" / "steady").iterdir()) == names
+    trials = optuna.load_study(study_name="steady", storage=f"sqlite:///{tmp_path}/study.db").trials
+    assert sorted(trial.user_attrs["trial_id"] for trial in trials) == names
+    ids = {path.name.split("-", 3)[3] for path in (tmp_path / "wandb").glob("offline-run-*")}
+    assert len(ids) == 8  # `wandb sync` puts what has one id into one run
 
 
 def test_a_tracker_that_fails_costs_one_line_and_no_row(
@@ -198,7 +361,7 @@ def row(status: str, score: float | None, curve: list[list[float]], **config: fl
 
 def test_every_status_has_its_state(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    study = _Study(url, "s", SPACE, [])
+    study = _Study(url, "s", SPACE, [], "of s")
     study.setup()
     stopped = row("stopped", 0.3, [[1, 0.2], [3, 0.3]], test_retain_acc=0.5)
     study.log_trial_end(shown("stopped", row=stopped))

@@ -251,8 +251,8 @@ def draws(rows: Iterable[Row]) -> list[float]:
     """What each trial of a search is worth to `expected_best`.
 
     The published setting is left out: it was not drawn. A trial that ended in an error or diverged is worth 0. One that
-    was stopped early is worth its last score, but no more than the worst completed trial: the scheduler found it worse
-    than those, `best` never chooses it, and its score is a cheap probe's, which looks better than the strong one's.
+    was stopped early is worth its last score, but no more than the worst completed trial: the scheduler found it behind
+    others, `best` never chooses it, and its score is the cheap probe's, which does not compare with the strong one's.
     """
     searched = [row for row in rows if row.get("source") == "search"]
     floor = min((number(row["score"]) or 0.0 for row in searched if row["status"] == "completed"), default=0.0)

@@ -17,7 +17,7 @@ import re
 import socket
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +52,10 @@ CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precede
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
 OUTAGE_S = 120.0
 ATTEMPTS = 3  # of a single request
+MEANINGS = {  # of fields that say little by themselves
+    "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
+    "protocol.decisions": "another version of Ray stops other trials; see environment.json",
+}
 READERS = 16  # parts read at once: on object storage the wait is for answers
 
 
@@ -401,11 +405,39 @@ def _tree(storage: Location) -> dict[str, list[str]]:
 def _files(directory: Location, *, recursive: bool = False) -> list[str]:
     """Paths relative to the directory; none where it is missing."""
     if directory.local and recursive:  # pyarrow follows links, even in a circle, and gives up where it may not look
-        tree = os.walk(directory.path)
-        return [os.path.relpath(f"{parent}/{name}", directory.path) for parent, _, names in tree for name in names]
+        tree = _walk(directory.path)
+        return [os.path.relpath(f"{parent}/{name}", directory.path) for parent, names in tree for name in names]
     chosen = FileSelector(directory.path, allow_not_found=True, recursive=recursive)
     found = directory.filesystem.get_file_info(chosen)
     return [info.path[len(directory.path) :].lstrip("/") for info in found if info.type == FileType.File]
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Every local directory at or below the top, or to which a link there leads, with the names of its files; each
+    once, under its own name rather than that of a link. A link to a directory that holds it is left out. Of what cannot
+    be looked at, and of a link to nothing, a warning tells.
+    """
+
+    def warn(what: object) -> None:
+        if not isinstance(what, FileNotFoundError):  # as a storage that is not there yet
+            logging.getLogger(__name__).warning("left out: %s", what)
+
+    seen: set[str] = set()
+    tops = deque([top])
+    while tops:
+        for parent, folders, names in os.walk(tops.popleft(), onerror=warn):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield parent, names
+            for link in sorted(filter(os.path.islink, (f"{parent}/{folder}" for folder in folders))):
+                if os.path.commonpath([real, os.path.realpath(link)]) != os.path.realpath(link):
+                    tops.append(link)
+            for link in filter(os.path.islink, (f"{parent}/{name}" for name in names)):
+                if not os.path.exists(link):
+                    warn(f"{link} is a link to nothing")
 
 
 def _parts(files: list[str]) -> list[str]:
@@ -572,4 +604,5 @@ def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
         for key in stored | asked:
             yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
     elif stored != asked:
-        yield f"{name} is {stored} there, {asked} here"
+        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
+        yield f"{name} is {stored} there, {asked} here{meaning}"

@@ -1,0 +1,78 @@
+"""What computes: which processor, in which arithmetic, and what keeps torch from a GPU."""
+
+import os
+import platform
+import re
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+TIMEOUT_S = 10
+NOWHERE = dict.fromkeys(("device", "processor", "cuda", "arithmetic"))  # of a row, before anything was computed
+
+
+def has_gpu() -> bool:
+    """Whether this process may use a GPU, and torch can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old: `missing_gpu` says it where it matters
+        return os.environ.get(VISIBLE) != "" and torch.cuda.is_available()
+
+
+def describe(device: torch.device, precision: str) -> dict[str, Any]:
+    """What computes on a device, as columns of a row.
+
+    Args:
+        precision: the recipe's, "fp32" or "bf16".
+
+    Returns:
+        `device` "cpu" or "cuda"; `processor`, the model of the CPU or GPU; `cuda`, the version that torch is built for,
+        None on a CPU; `arithmetic`, the precision, on a GPU with "tf32:" and what NVIDIA's TensorFloat-32 rounds there:
+        "conv" and "matmul".
+    """
+    if device.type == "cpu":
+        return {"device": "cpu", "processor": _cpu(), "cuda": None, "arithmetic": precision}
+    rounded = {"conv": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32}
+    tf32 = ",".join(kind for kind, is_rounded in rounded.items() if is_rounded)
+    return {
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "arithmetic": f"{precision} tf32:{tf32}" if tf32 else precision,
+    }
+
+
+def _cpu() -> str:
+    """Its model, or else its architecture."""
+    information = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.*)$", information.read_text(), re.MULTILINE) if information.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def missing_gpu() -> str | None:
+    """What keeps torch from a GPU here: its own words, NVIDIA's driver and what torch is built for; None if nothing
+    does.
+    """
+    if has_gpu():
+        return None
+    said = f"{VISIBLE} is empty"
+    if os.environ.get(VISIBLE) != "":
+        try:
+            torch.cuda.init()
+            said = "torch finds none"
+        except (RuntimeError, AssertionError) as error:
+            said = str(error).split(". ")[0]
+    built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    return f"{said} (NVIDIA driver: {_driver() or 'none'}; torch {torch.__version__}, built {built})"
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver."""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None

@@ -1,0 +1,101 @@
+"""README's figures, made anew: a block of it that follows a comment with a command is what the command prints.
+
+    python tests/benchmarks/readme.py           # runs the commands, and writes README.md
+    python tests/benchmarks/readme.py --print   # shows it instead
+
+They run one after the other in an empty directory, with a cache of their own. `tests/test_readme.py` runs them, too,
+and compares. The commands `... extremes SWEEP` and `... machine` of this script print two of the blocks.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from raymu import devices
+from raymu.results import ranking, select, store, tables
+
+REPOSITORY = Path(__file__).parent.parent.parent
+README = REPOSITORY / "README.md"
+BLOCK = re.compile(
+    r"(?<=<!-- )(?P<command>(?:python|raymu) .*)(?P<open> -->\n(?:```\n)?)(?P<content>(?:.+\n)+?)(?=```|\n)"
+)
+
+
+def blocks(text: str) -> dict[str, str]:
+    """What stands below every command."""
+    return {found["command"]: found["content"] for found in BLOCK.finditer(text)}
+
+
+def run(commands: list[str]) -> dict[str, str]:
+    """What commands print, one after the other."""
+    printed = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("sweeps", "tests"):
+            Path(place, name).symlink_to(REPOSITORY / name)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "RAYMU_CACHE": f"{place}/cache", "COLUMNS": "120"}
+        for command in commands:
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command],
+                cwd=place,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            printed[command] = re.sub(r" +$", "", done.stdout, flags=re.MULTILINE)
+    return printed
+
+
+def rewritten(text: str) -> str:
+    """The text with the blocks that its commands print now."""
+    printed = run(list(blocks(text)))
+    return BLOCK.sub(lambda found: f"{found['command']}{found['open']}{printed[found['command']]}", text)
+
+
+def show_extremes(sweep: str) -> None:
+    """Print the settings that ran to the end whose output, and whose features, tell least of what is forgotten."""
+    rows = select.candidates(store.read(sweep))
+    least = {
+        "silent": min(rows, key=lambda row: (row["test_forget_acc"], row["trial"])),
+        "blind": min(rows, key=lambda row: (row["test_probe_forget_acc"], row["trial"])),
+    }
+    objective = rows[0]["objective"]
+    figures = {name: ranking.figures_of(row, objective) for name, row in least.items()}
+    Console().print(tables.comparison(figures, objective))
+
+
+def show_machine() -> None:
+    """Print what the figures are made on."""
+    here = devices.describe(torch.device("cpu"), "fp32")
+    print(
+        f"Made on {os.cpu_count()} cores of {here['processor']}, in {here['arithmetic']}, by torch {torch.__version__}."
+    )
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", nargs="*", help="extremes SWEEP, or machine")
+    arguments.add_argument("--print", action="store_true", help="leave README.md as it is")
+    options = arguments.parse_args()
+    if options.what[:1] == ["extremes"]:
+        show_extremes(options.what[1])
+    elif options.what == ["machine"]:
+        show_machine()
+    elif options.what:
+        arguments.error(f"unknown: {' '.join(options.what)}")
+    elif options.print:
+        print(rewritten(README.read_text()))
+    else:
+        README.write_text(rewritten(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a row says of the machine, and a GPU that was promised and is not there."""
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from rich.console import Console
+
+from raymu import devices, references
+from raymu.engines import DEFAULTS
+from raymu.errors import NodeError
+from raymu.methods.random_label import RandomLabel
+from raymu.nodes import settle
+from raymu.protocol import Protocol
+from raymu.results import store
+from raymu.results.store import locate
+from raymu.session import Resources
+from raymu.sweep import Sweep, run_sweep
+from raymu.trial import blank_row, run_trial
+
+QUIET = Console(quiet=True)
+NVIDIA_SMI = "#!/bin/sh\necho 470.57.02\n"
+
+
+@pytest.fixture
+def believing() -> Iterator[None]:
+    """A local Ray with a GPU that it was told of."""
+    if torch.cuda.is_available():
+        pytest.skip("torch has a GPU here")
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
+    believing, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    reason = r"^node \S+: torch cannot use the GPU that Ray gives to trials there: .*NVIDIA driver: .*; torch "
+    sweep = Sweep(RandomLabel, quick, Protocol(trials=2))
+    with pytest.raises(NodeError, match=reason) as refused:
+        run_sweep(sweep, tmp_path / "results", Resources(), QUIET)
+    assert f"torch {torch.__version__}, built " in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert references.missing(quick) == ["original", "retrained"]
+    # A node that joins later is looked at by the first trial that it is given.
+    monkeypatch.setattr("raymu.nodes.check_gpus", lambda: None)
+    with pytest.raises(NodeError, match=reason):
+        run_sweep(sweep, tmp_path / "results", Resources(), QUIET)
+    assert references.missing(quick) == ["original", "retrained"]
+    references.compare(quick)
+    with pytest.raises(NodeError, match=reason):
+        run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0.5), QUIET)
+    assert store.read(tmp_path / "results") == []
+    rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0), QUIET, resume=True)
+    assert [(row["status"], row["device"], row["cuda"]) for row in rows] == [("completed", "cpu", None)] * 2
+
+
+def test_a_trial_that_was_given_no_gpu_uses_none(monkeypatch: pytest.MonkeyPatch, believing, tmp_path: Path) -> None:
+    """Ray does not hide those of its machine."""
+
+    @ray.remote(num_cpus=1)
+    def device(home) -> str:
+        settle(home)
+        torch.cuda.is_available = lambda: True  # as if the machine had one
+        return references.default_device().type
+
+    from raymu.nodes import at_home
+
+    with at_home(locate(tmp_path)) as home:
+        assert ray.get(device.remote(home)) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    assert references.default_device().type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said", "built"),
+    [
+        ("13.0", "The NVIDIA driver on your system is too old (found version 11040)", "built for CUDA 13.0"),
+        (None, "Torch not compiled with CUDA enabled", "built without CUDA"),
+    ],
+)
+def test_driver_and_build_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda, said, built) -> None:
+    def fail() -> None:
+        raise RuntimeError(f"{said}. Please update your GPU driver")
+
+    (tmp_path / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv(devices.VISIBLE, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert devices.missing_gpu() == f"{said} (NVIDIA driver: 470.57.02; torch {torch.__version__}, {built})"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.missing_gpu() is None
+
+
+def test_a_row_says_what_computed_it(quick, quick_references, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = RandomLabel.from_config(RandomLabel.published_config(quick))
+    row, _ = run_trial(quick, method, seed=0)
+    assert (row["device"], row["cuda"], row["arithmetic"]) == ("cpu", None, "fp32")
+    if Path("/proc/cpuinfo").exists():
+        assert row["processor"] in Path("/proc/cpuinfo").read_text() or row["processor"] == platform.machine()
+    blank = blank_row(quick, method, seed=0, objective="hmean", options=DEFAULTS)
+    assert {name: blank[name] for name in devices.NOWHERE} == devices.NOWHERE  # nothing was computed
+    assert list(row) == list(blank)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    on_gpu = devices.describe(torch.device("cuda"), "bf16")
+    assert on_gpu == {
+        "device": "cuda",
+        "processor": "NVIDIA A100",
+        "cuda": torch.version.cuda,
+        "arithmetic": "bf16 tf32:conv",
+    }
