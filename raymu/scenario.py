@@ -1,13 +1,13 @@
 """What has to be forgotten: a dataset, a model, how it is trained, and the forget set."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymu.errors import InputError
+from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, unknown
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Recipe:
         optimizer: "sgd" or "adamw"; see `Engine.epochs`. Methods of unlearning choose their own.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16 (torch.autocast), for unlearning
             and evaluation as well. Weights are always float32.
+
+    Raises:
+        InputError: a value that cannot work.
     """
 
     lr: float
@@ -35,6 +38,9 @@ class Recipe:
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        conform(self, "recipe: ", lr=POSITIVE, epochs=Bounds(1), batch_size=Bounds(1), patience=Bounds(1))
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ class Scenario:
         seed: draws the split, and the samples to forget.
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
+
+    Raises:
+        InputError: a value that cannot work.
     """
 
     name: str
@@ -72,6 +81,13 @@ class Scenario:
     test_share: float = 0.0
     seed: int = 0
     model_seed: int = 0
+
+    def __post_init__(self) -> None:
+        share, number = Bounds(0, 1), NOT_NEGATIVE
+        shares = {"forget_share": share, "val_share": share, "test_share": share}
+        conform(self, "scenario: ", **shares, forget=number, seed=number, model_seed=number)
+        if self.val_share + self.test_share >= 1:
+            raise InputError("scenario: val_share and test_share leave nothing to train on")
 
     @property
     def hash(self) -> str:
@@ -185,10 +201,3 @@ def get(name: str) -> Scenario:
     if name not in SCENARIOS:
         raise InputError(unknown("scenario", name, list(SCENARIOS)))
     return SCENARIOS[name]
-
-
-def unknown(kind: str, name: str, known: list[str]) -> str:
-    """'unknown method 'salum'; did you mean 'salun'? Known: ...'."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
