@@ -40,4 +40,5 @@ class BadTeacher(Method):
             for batch in run.batches(rows):
                 taught = torch.where(batch.forget.unsqueeze(1), incompetent(batch), competent(batch))
                 student = log_softmax(run.model(batch.images) / self.T, dim=1)
-                yield kl_div(student, log_softmax(taught / self.T, dim=1), reduction="mean", log_target=True)
+                teacher = log_softmax(taught / self.T, dim=1)
+                yield kl_div(student, teacher, reduction="batchmean", log_target=True) / student.shape[1]

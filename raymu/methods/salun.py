@@ -65,7 +65,7 @@ class SalUn(RandomLabel):
         yield from super().unlearn(run)
 
 
-def saliency(run: Engine, kind: Saliency) -> dict[str, Tensor]:
+def saliency(run: Engine, kind: Saliency = "absolute") -> dict[str, Tensor]:
     """How much the forget set's loss depends on every weight."""
     total = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
     for gradients in run.gradients("forget", "sum"):

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from raymu.engines.local import Engine
 from raymu.method import Method, Range, Step, fixed, tuned
+from raymu.values import NOT_NEGATIVE
 
 DECAY_EPOCHS = (3, 5, 9)
 DECAY = 0.1
@@ -52,8 +53,8 @@ class Scrub(Method):
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the retain set")
     msteps: int = tuned(2, Range(1, 10, "int"), "epochs that begin with the forget set: not more than there are")
     T: float = tuned(4.0, Range(1.0, 8.0, "linear"), "temperature of the distillation")
-    alpha: float = tuned(1e-3, Range(1e-4, 2.0, "log"), "weight of the teacher on the retain set")
-    gamma: float = tuned(0.99, Range(0.1, 2.0, "linear"), "weight of the labels on the retain set")
+    alpha: float = tuned(1e-3, Range(1e-4, 2.0, "log"), "weight of the teacher on the retain set", NOT_NEGATIVE)
+    gamma: float = tuned(0.99, Range(0.1, 2.0, "linear"), "weight of the labels on the retain set", NOT_NEGATIVE)
     batch_size: int = fixed(64, "images a step")
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from raymu.engines.local import Engine
 from raymu.method import Method, Range, Step, fixed, tuned
+from raymu.values import NOT_NEGATIVE
 
 NOISE_LR = 0.1
 NOISE_STEPS = 40  # 5 x 8
@@ -53,7 +54,7 @@ class UNSIR(Method):
     impair_epochs: int = tuned(3, Range(1, 5, "int"), "passes over noise and retain sample")
     repair_epochs: int = tuned(3, Range(1, 5, "int"), "passes over the retain sample")
     noise_batches: int = tuned(20, Range(5, 40, "int"), "how often a class's batch of noise is mixed in")
-    noise_weight: float = tuned(0.1, Range(1e-3, 1.0, "log"), "penalty on the noise's squared norm")
+    noise_weight: float = tuned(0.1, Range(1e-3, 1.0, "log"), "penalty on the noise's squared norm", NOT_NEGATIVE)
     retain_per_class: int = fixed(1000, "size of the retain sample")
 
     @property
