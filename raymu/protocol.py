@@ -84,9 +84,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         some = Bounds(1)
-        conform(self, trials=some, max_epochs=some, max_images=some, search_seeds=NOT_NEGATIVE)
-        if not self.search_seeds:
-            raise InputError("a search needs a seed")
+        conform(self, trials=some, max_epochs=some, max_images=some)
+        if not self.search_seeds or min(self.search_seeds) < 0:
+            raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
         if len(set(self.search_seeds)) < len(self.search_seeds):
             raise InputError(f"the search seeds {self.search_seeds} are not all different")
         if self.objective not in OBJECTIVES:
