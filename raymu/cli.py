@@ -331,10 +331,12 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         return False
     (end,) = ranked
     console.print(tables.comparison(end.figures, protocol.objective))
+    for name, setting in sweep.method.settings(sweep.scenario, sweep.head).items():
+        mark = "published" if setting == sweep.published else "also published, not run"
+        console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)
     if end.published is not None and end.published["fallback"]:
         console.print(
-            f"published: a fallback, since the paper gives no setting for {sweep.scenario.dataset} with a {sweep.head}"
-            " head",
+            f"published: a fallback, since there is no setting for {sweep.scenario.dataset} with a {sweep.head} head",
             highlight=False,
         )
     if end.score.runs:
@@ -374,7 +376,7 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
 
 def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[str, Range]":
     from raymu.method import Range
-    from raymu.scenario import unknown
+    from raymu.values import unknown
 
     known, ranges = method.ranges(head), {}
     for text in texts:
@@ -385,6 +387,8 @@ def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[
             low, high = (float(end) for end in ends.split(":"))
         except ValueError as error:
             raise InputError(f"--range takes NAME=LOW:HIGH such as lr=1e-4:1e-2, not {text!r}") from error
+        if name in ranges:
+            raise InputError(f"--range {name} is given twice")
         ranges[name] = Range(low, high, known[name].scale)
     return ranges
 
@@ -462,6 +466,7 @@ def _unlearn(
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.trial import check
+    from raymu.values import NOT_NEGATIVE, checked
 
     chosen = get_method(method)
     if given.get("method", chosen.name()) != chosen.name():
@@ -478,6 +483,7 @@ def _unlearn(
     chosen.check_options(**kind)
     config_values = given["config"] if given else chosen.published_config(task, kind["head"])
     instance = chosen.from_config(config_values, **kind)
+    number = checked("seed", given.get("seed", 0) if seed is None else seed, int, NOT_NEGATIVE)
     engines.check(task, options)
     if layers:
         check_blocks(models.build(task, task.model_seed))
@@ -488,7 +494,7 @@ def _unlearn(
     data.check_split(task)
     keep.make_room(out)
     missing = references.missing(task)
-    trial = (out.absolute(), task, instance, given.get("seed", 0) if seed is None else seed, goal, options, layers)
+    trial = (out.absolute(), task, instance, number, goal, options, layers)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         if options.stage is None:
             keep.keep(*trial)
@@ -626,8 +632,8 @@ def methods(
                     for field in cls.hyperparameters("cmf").values()
                 },
                 "published": [
-                    {"dataset": dataset, "head": head, "config": dict(values)}
-                    for (dataset, head), values in cls.published.items()
+                    {"dataset": dataset, "head": head, "name": called, "config": dict(values)}
+                    for (dataset, head, called), values in cls.published.items()
                 ],
             }
         )
@@ -643,14 +649,16 @@ def methods(
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
         for field in cls.hyperparameters().values():
             search, doc = field.metadata["range"] or "fixed", field.metadata["doc"]
-            table.add_row(field.name, "-" if field.default is None else f"{field.default:g}", str(search), doc)
-        for (dataset, head), values in cls.published.items():
-            table.add_row(f"{dataset} {head}", "", "", " ".join(f"{key}={value:g}" for key, value in values.items()))
+            table.add_row(field.name, method.shown(field.default), str(search), doc)
+        for (dataset, head, called), values in cls.published.items():
+            setting = " ".join(f"{key}={method.shown(value)}" for key, value in values.items())
+            table.add_row(f"{dataset} {head}", called, "", setting)
         console.print(table, highlight=False)
     console.print(
-        "Hyperparameters: default, range that a sweep covers, meaning. Below them what the paper gives by dataset and"
-        " head; elsewhere the setting for CIFAR-10 is the fallback. With --head cmf, temperature (1, 1..64 log) is"
-        " searched as well."
+        "Hyperparameters: default, range that a sweep covers, meaning. Below them what is published by dataset and head:"
+        " what the authors' code says, which is the published setting, and what the paper's table says where it differs."
+        " Elsewhere the setting for CIFAR-10 is the fallback. With --head cmf, temperature (1, 1..64 log) is searched as"
+        " well."
     )
 
 
@@ -734,7 +742,7 @@ def best(
 def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
     """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
     from raymu.results import select, store
-    from raymu.scenario import unknown
+    from raymu.values import unknown
 
     sweeps = store.load(storage)
     if method is not None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from raymu import source
 from raymu.errors import InputError
-from raymu.scenario import Scenario, content_hash, unknown
+from raymu.scenario import Scenario, content_hash
+from raymu.values import ANY, NOT_NEGATIVE, POSITIVE, Bounds, checked, conform, unknown
 
 if TYPE_CHECKING:
     from raymu.engines.local import Engine
@@ -33,8 +34,8 @@ class Range:
     `scale` is "log" (positive reals), "linear" (reals) or "int" (whole numbers).
 
     Raises:
-        InputError: low is not below high, an end is not finite, a log range is not positive, or an int range has
-            fractions.
+        InputError: there is no such scale, low is not below high, an end is no finite number, a log range is not
+            positive, or an int range has fractions.
     """
 
     low: float
@@ -42,12 +43,11 @@ class Range:
     scale: Literal["log", "linear", "int"]
 
     def __post_init__(self) -> None:
-        if not float("-inf") < self.low < self.high < float("inf"):
+        conform(self, "range: ", **(dict.fromkeys(("low", "high"), POSITIVE) if self.scale == "log" else {}))
+        for end in ("low", "high") if self.scale == "int" else ():
+            object.__setattr__(self, end, checked(f"range: {end}", getattr(self, end), int))
+        if self.low >= self.high:
             raise InputError(f"range {self}: the low end has to be below the high end")
-        if self.scale == "log" and self.low <= 0:
-            raise InputError(f"range {self}: a log range has to be positive")
-        if self.scale == "int" and not (float(self.low).is_integer() and float(self.high).is_integer()):
-            raise InputError(f"range {self}: an int range needs whole numbers")
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high and (self.scale != "int" or float(value).is_integer())
@@ -56,16 +56,30 @@ class Range:
         return f"{self.low:g}..{self.high:g}" + ("" if self.scale == "int" else f" {self.scale}")
 
 
-def tuned(default: float, search: Range, doc: str) -> Any:
-    """A hyperparameter that a sweep searches: its published default, its range, and its meaning, on one line."""
-    if default not in search:
-        raise ValueError(f"default {default} lies outside {search}")
-    return dataclasses.field(default=default, metadata={"range": search, "doc": doc})
+def tuned(default: float, search: Range, doc: str, bounds: Bounds | None = None) -> Any:
+    """A hyperparameter that a sweep searches: its published default, its range, and its meaning, on one line.
+
+    Its declared type says whether it is a whole number. It has to be positive if its whole range is; `bounds` say
+    otherwise.
+    """
+    bounds = bounds or _bounds(search.low)
+    if default not in search or search.low not in bounds or search.high not in bounds:
+        raise ValueError(f"default {default} or range {search} lies outside")
+    return dataclasses.field(default=default, metadata={"range": search, "doc": doc, "bounds": bounds})
 
 
-def fixed(default: float | None, doc: str) -> Any:
-    """A hyperparameter that a sweep leaves at its published value."""
-    return dataclasses.field(default=default, metadata={"range": None, "doc": doc})
+def fixed(default: float | str | None, doc: str, bounds: Bounds | None = None) -> Any:
+    """A hyperparameter that a sweep leaves at its published value.
+
+    Its declared type says what it can be: `int`, `float`, a Literal of words, or one of these or None. A number has to
+    be positive if the default is; `bounds` say otherwise.
+    """
+    bounds = bounds or (_bounds(default) if isinstance(default, float | int) else POSITIVE)
+    return dataclasses.field(default=default, metadata={"range": None, "doc": doc, "bounds": bounds})
+
+
+def _bounds(least: float) -> Bounds:
+    return POSITIVE if least > 0 else NOT_NEGATIVE if least == 0 else ANY
 
 
 @dataclass(frozen=True)
@@ -98,14 +112,19 @@ class Method:
     Class attributes:
         paper: where the method comes from.
         needs: the parts of the training set that it reads.
-        published: the paper's settings by (dataset, head), where they differ from the fields' defaults, which are
-            those for CIFAR-10.
+        published: settings by (dataset, head, name), where they differ from the fields' defaults, which are those that
+            the authors ran on CIFAR-10. The name "code" is what they ran, their scripts say, with "(one class)" or
+            "(several classes)" to forget behind it where that makes a difference; "table" is what the paper's table
+            says, where it differs.
         start: "original" weights, or "scratch" for random ones by the trial's seed (or pretrained ones).
         trains: whether it takes optimizer steps; otherwise it edits the weights once, in no epoch.
         classes_only: whether it can forget classes, but not single samples.
 
+    Differs from the source, in every method: batches are of nearly equal size, where the authors' code has a small last
+    one; and images are augmented, the split and the original's training are, as the scenario says.
+
     Raises:
-        InputError: options that make no sense for the method.
+        InputError: options that make no sense for the method, or a hyperparameter out of its bounds.
     """
 
     head: Head = "linear"
@@ -114,7 +133,7 @@ class Method:
 
     paper: ClassVar[str]
     needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
-    published: ClassVar[Mapping[tuple[str, Head], dict[str, Any]]] = {}
+    published: ClassVar[Mapping[tuple[str, Head, str], Mapping[str, Any]]] = {}
     start: ClassVar[Literal["original", "scratch"]] = "original"
     trains: ClassVar[bool] = True
     classes_only: ClassVar[bool] = False
@@ -122,6 +141,8 @@ class Method:
 
     def __post_init__(self) -> None:
         self.check_options(self.head, self.train)
+        bounds = {field.name: field.metadata["bounds"] for field in dataclasses.fields(self) if "doc" in field.metadata}
+        conform(self, f"{self.name()}: ", **bounds)
 
     def unlearn(self, run: "Engine") -> Iterator[Step]:
         """Yield one step after the other: a scalar loss, or several whose gradients are added, each perhaps Clipped.
@@ -194,16 +215,52 @@ class Method:
         return {name: getattr(self, name) for name in self.hyperparameters(self.head)}
 
     @classmethod
+    def check_range(cls, name: str, search: Range) -> None:
+        """Look whether a range can be that of one of the method's hyperparameters.
+
+        Raises:
+            InputError: its scale does not suit the hyperparameter's type, or an end lies out of bounds.
+        """
+        field, kind = cls.__dataclass_fields__[name], get_type_hints(cls)[name]
+        if not isinstance(search, Range):
+            raise InputError(f"{cls.name()}: {name} needs a Range, not {search!r}")
+        if (search.scale == "int") != (kind is int):
+            scales = "int" if kind is int else "log or linear"
+            raise InputError(f"{cls.name()}: the range of {name} has to be {scales}, not {search.scale}")
+        for end in (search.low, search.high):
+            checked(f"{cls.name()}: the range of {name}", end, kind, field.metadata["bounds"])
+
+    @classmethod
+    def settings(cls, scenario: Scenario, head: Head = "linear") -> dict[str, dict[str, Any]]:
+        """What is published for a scenario's dataset and number of classes, by name, whole: first what the authors ran.
+        Nothing is published for forgetting single samples.
+        """
+        return cls._settings(scenario.dataset, head, len(scenario.forget)) if scenario.forget else {}
+
+    @classmethod
+    def _settings(cls, dataset: str, head: Head, classes: int) -> dict[str, dict[str, Any]]:
+        others = "(one class)" if classes > 1 else "(several classes)"
+        return {
+            name: cls(head=head, **setting).config
+            for (of_dataset, of_head, name), setting in cls.published.items()
+            if (of_dataset, of_head) == (dataset, head) and not name.endswith(others)
+        }
+
+    @classmethod
     def published_config(cls, scenario: Scenario, head: Head = "linear") -> dict[str, Any]:
-        """The published setting for a scenario's dataset; where the paper gives none, the one for CIFAR-10."""
-        fallback = cls.published.get(("cifar10", head), {})
-        setting = cls.published.get((scenario.dataset, head), fallback)
-        return cls(head=head, **setting).config
+        """What the authors ran on a scenario's dataset; where nothing is published, what they ran on CIFAR-10."""
+        found = cls.settings(scenario, head) or cls._settings("cifar10", head, len(scenario.forget))
+        return next(iter(found.values()), cls(head=head).config)
 
     @classmethod
     def is_published(cls, scenario: Scenario, head: Head = "linear") -> bool:
-        """Whether the paper gives a setting for this dataset and head."""
-        return (scenario.dataset, head) in cls.published
+        """Whether there is a published setting for a scenario."""
+        return bool(cls.settings(scenario, head))
+
+    @classmethod
+    def published_as(cls, scenario: Scenario, head: Head, config: Mapping[str, Any]) -> str | None:
+        """The name of the published setting that a config is; None: it is none for this dataset and head."""
+        return next((name for name, setting in cls.settings(scenario, head).items() if setting == config), None)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, head: Head = "linear", train: Train = "all") -> "Method":
@@ -211,23 +268,14 @@ class Method:
 
         Raises:
             InputError: options that make no sense, a hyperparameter that the method does not have, or a value that is
-                no number of at least 0.
+                not of its type or out of its bounds.
         """
         cls.check_options(head, train)
-        known, types = cls.hyperparameters(head), get_type_hints(cls)
-        values: dict[str, Any] = {}
-        for key, value in config.items():
+        known = list(cls.hyperparameters(head))
+        for key in config:
             if key not in known:
-                raise InputError(unknown(f"hyperparameter of {cls.name()}", key, list(known)))
-            if value is None and known[key].default is None:
-                continue
-            try:
-                values[key] = int(value) if types[key] is int else float(value)
-                if not 0 <= values[key] < float("inf"):
-                    raise ValueError("out of range")
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{cls.name()}: {key} has to be a number of at least 0, not {value!r}") from error
-        return cls(head=head, train=train, **values)
+                raise InputError(unknown(f"hyperparameter of {cls.name()}", key, known))
+        return cls(head=head, train=train, **config)
 
 
 def names() -> list[str]:
@@ -278,6 +326,11 @@ def _loaded(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
+def shown(value: float | str | None) -> str:
+    """A hyperparameter's value in a table."""
+    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
 def markdown_table() -> str:
     """Every method with its hyperparameters: published value (for CIFAR-10) and range. It stands in the README."""
     lines = ["| method | paper | reads | hyperparameters: default -> range |", "|---|---|---|---|"]
@@ -285,7 +338,7 @@ def markdown_table() -> str:
         cls = get(name)
         knobs = []
         for field in cls.hyperparameters().values():
-            default = "none" if field.default is None else f"{field.default:g}"
+            default = shown(field.default)
             search = field.metadata["range"]
             knobs.append(f"{field.name} {default}" + (f" -> {search}" if search else ""))
         lines.append(f"| {name} | {cls.paper} | {' and '.join(cls.needs)} | {'; '.join(knobs)} |")

@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from raymu.data import DATASETS, Data, Split
 from raymu.errors import Diverged, InputError
-from raymu.scenario import Scenario, unknown
+from raymu.scenario import Scenario
+from raymu.values import unknown
 
 EXTRACT_BATCH = 640
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from raymu.errors import InputError
 from raymu.objective import OBJECTIVES, PARETO
-from raymu.scenario import content_hash, unknown
+from raymu.scenario import content_hash
+from raymu.values import NOT_NEGATIVE, Bounds, conform, unknown
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
@@ -39,9 +40,7 @@ class Confirmation:
     forget: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("seeds", 0), ("originals", 0), ("top", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"confirmation {name} has to be at least {least}, not {getattr(self, name)}")
+        conform(self, "confirmation ", seeds=NOT_NEGATIVE, originals=NOT_NEGATIVE, top=Bounds(1), forget=NOT_NEGATIVE)
         object.__setattr__(self, "forget", tuple(sorted({tuple(sorted(set(one))) for one in self.forget})))
         if not self.seeds and (self.originals or self.forget):
             raise InputError("a confirmation needs at least one seed")
@@ -89,21 +88,14 @@ class Protocol:
     decisions: str = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("trials", "max_epochs", "max_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} has to be at least 1, not {value}")
+        some = Bounds(1)
+        conform(self, trials=some, max_epochs=some, max_images=some)
         if not self.search_seeds or min(self.search_seeds) < 0:
             raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
         if len(set(self.search_seeds)) < len(self.search_seeds):
             raise InputError(f"the search seeds {self.search_seeds} are not all different")
-        for name, known in (
-            ("objective", list(OBJECTIVES)),
-            ("searcher", list(get_args(Searcher))),
-            ("scheduler", list(get_args(Scheduler))),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(unknown(name, getattr(self, name), known))
+        if self.objective not in OBJECTIVES:
+            raise InputError(unknown("objective", self.objective, list(OBJECTIVES)))
         if self.searcher == "nsga2" and self.objective != PARETO:
             raise InputError(f"searcher nsga2 is for the objective {PARETO}, not for {self.objective}")
         if self.objective == PARETO and self.scheduler != "none":

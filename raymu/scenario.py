@@ -1,7 +1,6 @@
 """What has to be forgotten: a dataset, a model, how it is trained, and the forget set."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymu.errors import InputError
+from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, unknown
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Recipe:
         optimizer: "sgd" or "adamw"; see `Engine.epochs`. Methods of unlearning choose their own.
         precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16 (torch.autocast), for unlearning
             and evaluation as well. Weights are always float32.
+
+    Raises:
+        InputError: a value that cannot work.
     """
 
     lr: float
@@ -36,6 +39,9 @@ class Recipe:
     augment: bool = False
     optimizer: Literal["sgd", "adamw"] = "sgd"
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        conform(self, "recipe: ", lr=POSITIVE, epochs=Bounds(1), batch_size=Bounds(1), patience=Bounds(1))
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,9 @@ class Scenario:
             fills it in; empty: those that the dataset had when it was prepared last.
 
     Equal scenarios are written in one way: `forget` is sorted and has no class twice, `model_args` are sorted.
+
+    Raises:
+        InputError: a value that cannot work.
     """
 
     name: str
@@ -80,6 +89,11 @@ class Scenario:
     data: str = ""
 
     def __post_init__(self) -> None:
+        share, number = Bounds(0, 1), NOT_NEGATIVE
+        shares = {"forget_share": share, "val_share": share, "test_share": share}
+        conform(self, "scenario: ", **shares, forget=number, seed=number, model_seed=number)
+        if self.val_share + self.test_share >= 1:
+            raise InputError("scenario: val_share and test_share leave nothing to train on")
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
         object.__setattr__(self, "model_args", tuple(sorted(dict(self.model_args).items())))
 
@@ -208,10 +222,3 @@ def get(name: str) -> Scenario:
     if name not in SCENARIOS:
         raise InputError(unknown("scenario", name, list(SCENARIOS)))
     return SCENARIOS[name]
-
-
-def unknown(kind: str, name: str, known: list[str]) -> str:
-    """'unknown method 'salum'; did you mean 'salun'? Known: ...'."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"

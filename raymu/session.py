@@ -13,6 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
+from raymu.values import NOT_NEGATIVE, Bounds, conform
 
 CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
@@ -42,13 +43,12 @@ class Resources:
     concurrent: int | None = None
 
     def __post_init__(self) -> None:
+        conform(self, gpus_per_worker=NOT_NEGATIVE, concurrent=Bounds(1))
         gpus = self.gpus_per_worker
-        if isinstance(gpus, float | int) and (gpus < 0 or (gpus > 1 and gpus % 1)):
+        if isinstance(gpus, float) and gpus > 1 and gpus % 1:
             raise InputError(f"gpus per worker has to be a part of one, or a whole number, not {gpus:g}")
         if self.options.workers > 1 and gpus is not None and (gpus == "auto" or gpus % 1):
             raise InputError(f"workers of one trial cannot share a GPU; {gpus} is for trials of one worker")
-        if self.concurrent is not None and self.concurrent < 1:
-            raise InputError(f"concurrent has to be at least 1, not {self.concurrent}")
 
 
 class Slots(NamedTuple):

@@ -41,11 +41,12 @@ from raymu.method import Head, Method, Range, Train
 from raymu.progress import SweepProgress
 from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import select, store
-from raymu.scenario import Scenario, unknown
+from raymu.scenario import Scenario
 from raymu.search import Learner, Queue, distribution, scheduler
 from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
 from raymu.trackers import Trackers, callbacks
 from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
+from raymu.values import unknown
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 
@@ -88,8 +89,8 @@ class Sweep:
 
     Raises:
         InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
-            does not have, options that make no sense for the method, a hyperparameter that it does not search, or a
-            budget that leaves it no range or no grid.
+            does not have, options that make no sense for the method, a hyperparameter that it does not search, a range
+            that goes beyond what it can be, or a budget that leaves it no range or no grid.
     """
 
     method: type[Method]
@@ -107,6 +108,8 @@ class Sweep:
         for name in self.space:
             if name not in known:
                 raise InputError(unknown(f"searched hyperparameter of {self.method.name()}", name, known))
+        for name, search in {**self.method.ranges(self.head), **self.space}.items():
+            self.method.check_range(name, search)
         self.design(self.protocol.search_seeds[0])
 
     @property
@@ -634,6 +637,7 @@ class _Recorder(tune.Callback):
         task: Task = trial.config["task"]
         sweep = self._sweep
         is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
+        published = sweep.method.published_as(sweep.scenario, sweep.head, task.config)
         row = {
             "trial_id": _trial_id(self._rows, task.number),
             "sweep": self._rows.name,
@@ -642,6 +646,7 @@ class _Recorder(tune.Callback):
             "search_seed": task.search_seed,
             "confirms": task.confirms,
             "protocol_hash": sweep.protocol.hash,
+            "published": published,
             "fallback": is_fallback,
             "restarts": self._ledger.begun(task.number) - 1,
             **row,

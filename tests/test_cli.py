@@ -32,7 +32,7 @@ def test_help_of_a_sweep_names_every_flag(raymu) -> None:
 def test_methods_and_scenarios(raymu) -> None:
     described = {method["name"]: method for method in json.loads(raymu("methods", "--json").stdout)}
     assert described["salun"]["hyperparameters"]["lr"] == {
-        "default": 1e-4,
+        "default": 1e-2,
         "low": 1e-5,
         "high": 1e-1,
         "scale": "log",
@@ -46,9 +46,13 @@ def test_methods_and_scenarios(raymu) -> None:
             printed = raymu(command, COLUMNS=width).stdout
             assert max(map(len, printed.splitlines())) <= int(width)
     assert "salun" in raymu("methods").stdout
-    assert {"dataset": "cifar100", "head": "linear", "config": {"lr": 1e-3, "epochs": 3}} in described["salun"][
-        "published"
+    published = [
+        (entry["name"], entry["config"])
+        for entry in described["salun"]["published"]
+        if (entry["dataset"], entry["head"]) == ("cifar100", "linear")
     ]
+    assert published == [("code", {"lr": 3e-3}), ("table", {"lr": 1e-3})]
+    assert {"code", "table"} <= set(raymu("methods", COLUMNS="120").stdout.split())
     assert described["unsir"]["forgets"] == ["classes"]
 
 
@@ -81,6 +85,15 @@ def test_methods_and_scenarios(raymu) -> None:
         (["sweep", "salun", "--range", "lr=1e-2:1e-4"], "low end has to be below the high end"),
         (["sweep", "salun", "--range", "rl=1:2"], "did you mean 'lr'"),
         (["sweep", "salun", "--range", "lr=1"], "NAME=LOW:HIGH"),
+        (["sweep", "salun", "--range", "salient=1.5:3"], "the range of salient has to be above 0 and at most 1"),
+        (["sweep", "salun", "--range", "epochs=1.5:3"], "a whole number, not 1.5"),
+        (["sweep", "salun", "--range", "epochs=0:3"], "the range of epochs has to be above 0"),
+        (["sweep", "salun", "--range", "lr=nan:1"], "has to be above 0, a number, not nan"),
+        (["sweep", "salun", "--range", "lr=1e-3:inf"], "has to be above 0, a number, not inf"),
+        (["sweep", "salun", "--range", "lr=1e-3:1", "--range", "lr=1e-4:1"], "--range lr is given twice"),
+        (["sweep", "salun", "--checkpoint-every", "nan"], "checkpoint_s has to be at least 0"),
+        (["sweep", "salun", "--gpus-per-trial", "-1"], "gpus_per_worker has to be at least 0"),
+        (["run", "salun", "--seed", "-1", "--out", "x"], "seed has to be at least 0"),
         (["sweep", "salun", "--trials", "0"], "trials has to be at least 1"),
         (["sweep", "salun", "--trials", "many"], "--trials"),
         (["sweep", "salun", "--seed", "-1"], "seeds of at least 0"),
@@ -119,6 +132,11 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
         ("config: {salience: 0.1}", "did you mean 'salient'"),
         ("lr: 0.1", "needs a `config`"),
         ("{", "is no YAML"),
+        ("config: {epochs: 2.9}", "salun: epochs has to be above 0, a whole number, not 2.9"),
+        ("config: {epochs: true}", "a whole number, not True"),
+        ("config: {salient: 2}", "salient has to be above 0 and at most 1, a number, not 2"),
+        ("config: {saliency: fan}", "unknown salun: saliency 'fan'"),
+        ("seed: 1.5\nconfig: {lr: 0.1}", "seed has to be at least 0, a whole number, not 1.5"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(monkeypatch, capsys, tmp_path, content, message) -> None:

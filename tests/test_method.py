@@ -85,6 +85,7 @@ class TestEveryMethod:
         assert method.paper
         assert "Reads " in text
         assert "BatchNorm statistics" in text  # what happens to them is decided for every method, and said
+        assert "Differs from the source" in text
 
     @pytest.mark.parametrize("head", ["linear", "cmf"])
     @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
@@ -95,9 +96,21 @@ class TestEveryMethod:
         assert method.from_config(published, head=head).config == published
 
     def test_published_settings_lie_in_the_range(self, method) -> None:
-        for (dataset, head), setting in method.published.items():
+        for (dataset, head, name), setting in method.published.items():
             assert dataset in ("cifar10", "cifar100", "tinyimagenet")
-            assert all(value in method.ranges(head)[name] for name, value in setting.items() if name not in FIXED)
+            assert name in ("code", "code (one class)", "code (several classes)", "table")
+            assert all(value in method.ranges(head)[knob] for knob, value in setting.items() if knob not in FIXED)
+
+    @pytest.mark.parametrize("head", ["linear", "cmf"])
+    @pytest.mark.parametrize("forget", [(0,), (0, 1)])
+    def test_what_the_authors_ran_comes_before_what_their_table_says(self, method, head, forget) -> None:
+        for scenario in (
+            task for task in SCENARIOS.values() if task.dataset in ("cifar10", "cifar100", "tinyimagenet")
+        ):
+            settings = method.settings(dataclasses.replace(scenario, forget=forget), head)
+            assert len(settings) <= 2
+            assert not list(settings)[1:] or list(settings)[1] == "table"
+            assert len({str(setting) for setting in settings.values()}) == len(settings)  # named where they differ
 
     def test_wrong_hyperparameters_are_refused(self, method) -> None:
         known = next(iter(method.hyperparameters()))
@@ -299,9 +312,55 @@ def test_a_setting_that_the_paper_does_not_give_is_a_fallback() -> None:
     assert RandomLabel.is_published(cifar)
     assert not RandomLabel.is_published(digits)
     assert RandomLabel.published_config(digits, "cmf") == RandomLabel.published_config(cifar, "cmf")
-    assert RandomLabel.published_config(cifar, "cmf") == {"lr": 2e-3, "epochs": 4, "clip": 1.0, "temperature": 1.0}
+    assert RandomLabel.published_config(cifar, "cmf") == {"lr": 1e-4, "epochs": 4, "clip": 1.0, "temperature": 1.0}
     assert Retrain.published_config(cifar) == {"lr": 1e-2, "epochs": 200}
     assert Retrain.published_config(digits) == {"lr": 0.05, "epochs": 12}  # the recipe of the references
+    samples = dataclasses.replace(cifar, forget=(), forget_share=0.1)
+    assert not RandomLabel.is_published(samples)
+    assert RandomLabel.published_config(samples) == RandomLabel.published_config(cifar)
+
+
+# What the scripts in the authors' repository say (commit e6e94af), and their table: forgetting one class, or three.
+PUBLISHED = [
+    ("random_label", "cifar10", "linear", 1, {"lr": 1e-2}, {"lr": 1e-4}),
+    ("random_label", "cifar10", "cmf", 1, {"lr": 1e-4, "epochs": 4, "clip": 1.0}, {"lr": 2e-3}),
+    ("random_label", "cifar10", "cmf", 3, {"lr": 2e-3}, None),
+    ("salun", "cifar10", "linear", 1, {"lr": 1e-2, "saliency": "absolute", "decay": 1.0, "clip": None}, {"lr": 1e-4}),
+    ("salun", "cifar100", "linear", 3, {"lr": 3e-3}, {"lr": 1e-3}),
+    ("salun", "cifar10", "cmf", 1, {"lr": 2e-4, "epochs": 4, "decay": 0.2, "clip": 1.0}, {"lr": 2e-3}),
+    ("neggrad_plus", "cifar10", "linear", 1, {"lr": 1e-3, "ascent": 1.0, "clip": 1.0}, {"lr": 1e-4}),
+    ("neggrad_plus", "cifar100", "linear", 1, {"lr": 5e-5}, {"lr": 5e-3}),
+    ("neggrad_plus", "cifar100", "linear", 3, {"lr": 1e-4}, {"lr": 5e-3}),
+    ("neggrad_plus", "tinyimagenet", "cmf", 1, {"lr": 3e-5, "ascent": 0.5, "clip": 1.0}, None),
+    ("scrub", "cifar10", "linear", 1, {"lr": 1e-4, "epochs": 3, "msteps": 2, "T": 4.0, "batch_size": 64}, None),
+    ("scrub", "cifar100", "linear", 3, {"lr": 3e-4}, {"lr": 1e-3}),
+    ("scrub", "tinyimagenet", "cmf", 1, {"lr": 5e-3}, {"lr": 1e-3}),
+    ("unsir", "cifar10", "linear", 1, {"impair_lr": 1e-4, "repair_lr": 5e-5}, {"impair_lr": 5e-5, "repair_lr": 5e-5}),
+    ("unsir", "cifar100", "linear", 1, {"impair_lr": 2e-4, "repair_lr": 3e-5}, {"impair_lr": 3e-5, "repair_lr": 3e-5}),
+    ("svd", "cifar10", "linear", 1, {"alpha_r": 100.0, "alpha_f": 3.0}, {"alpha_r": 1000.0, "alpha_f": 30.0}),
+    ("svd", "cifar100", "linear", 1, {"alpha_r": 1000.0, "alpha_f": 30.0}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "dataset", "head", "classes", "code", "table"), PUBLISHED)
+def test_the_published_setting_is_what_the_authors_ran(name, dataset, head, classes, code, table) -> None:
+    method = methods.get(name)
+    (scenario,) = (task for task in SCENARIOS.values() if task.dataset == dataset)
+    scenario = dataclasses.replace(scenario, forget=tuple(range(classes)))
+    config = method.published_config(scenario, head)
+    assert {key: config[key] for key in code} == code
+    assert method.published_as(scenario, head, config).startswith("code")
+    second = method.settings(scenario, head).get("table")
+    assert (second is None) == (table is None)
+    if table is not None:
+        assert {key: second[key] for key in table} == table
+        assert method.published_as(scenario, head, second) == "table"
+    assert method.published_as(scenario, head, {**config, "temperature": 2.0}) is None
+
+
+@pytest.mark.parametrize("ascent", [1e-4 / 0.9999, 0.05 / 0.95])
+def test_kurmanjis_own_settings_of_neggrad_plus_lie_in_its_range(ascent) -> None:
+    assert ascent in methods.get("neggrad_plus").ranges()["ascent"]
 
 
 def test_a_method_of_ones_own_is_named_by_its_class() -> None:

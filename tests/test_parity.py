@@ -34,9 +34,8 @@ LR = {"unsir": 1e-3, "gradient_ascent": 1e-2}  # Adam, and an ascent that must n
 # rounding does. Class-mean features centre and scale what is rounded, and the first steps of Adam have the length of
 # its learning rate even where the gradient is nothing but rounding.
 TOLERANCE = {"": (1e-5, 1e-5), "cmf": (1e-3, 5e-3), "unsir": (1e-3, 5e-2)}
-# At its own damping the conjugate gradients of influence end before they converge, and amplify anything: in float64, in
-# one process, another 1e-16 in their target moved what they find by 2e-2.
-DAMPED = {"influence": {"damping": 10.0, "scale": 100.0}}
+# A longer step of influence; and masked gradients that are clipped.
+KNOBS = {"influence": {"scale": 100.0}, "salun": {"clip": 0.05}}
 ROUNDING = 2e-7  # of the largest weights
 ROUNDED = 3  # times that a model is also evaluated whose weights are rounded anew
 
@@ -52,7 +51,7 @@ def cases() -> dict[str, Method]:
             except InputError:
                 continue
             config = {knob: LR.get(name, 0.02) for knob in cls.ranges() if knob.endswith("lr")}
-            config |= {knob: 1 for knob in cls.ranges() if knob.endswith("epochs")} | DAMPED.get(name, {})
+            config |= {knob: 1 for knob in cls.ranges() if knob.endswith("epochs")} | KNOBS.get(name, {})
             found[f"{name}-{head}-{train}"] = cls.from_config(config, head=head, train=train)
     return found
 

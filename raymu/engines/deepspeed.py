@@ -5,14 +5,14 @@ import copy
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raymu.engines.local import Engine, checkpoint_gradients, make_optimizer
+from raymu.engines.local import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
 from raymu.method import Clipped, Step
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
@@ -31,7 +31,7 @@ class DeepSpeed(Engine):
     gradients, master weights and the optimizer's state.
     """
 
-    def _begin(self, optimizer: Literal["sgd", "adam", "adamw"], lr: float) -> None:
+    def _begin(self, optimizer: Optimizer, lr: float) -> None:
         self._plain = self.model
         network = copy.deepcopy(self.model)
         self._trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
@@ -41,6 +41,7 @@ class DeepSpeed(Engine):
         wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=self._config())
         self._deepspeed: Any = wrapped
         if self._frozen:
+            self._mask_gradients(self._trained)
             self._freeze()
 
     def _config(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class DeepSpeed(Engine):
                 continue
             gradients = self._gradients()
             if norm is not None:
-                torch._foreach_mul_(gradients, (norm / self._length(gradients)).clamp(max=1))
+                torch._foreach_mul_(gradients, clipping(norm, self._length(gradients)))
             if kept:
                 torch._foreach_add_(gradients, kept)
             if part is not parts[-1]:  # each is clipped on its own, so they are kept apart and added up here

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 
 from raymu import cache, models, source
 from raymu.data import Data
@@ -31,6 +32,7 @@ COST = "cost of the pass"  # the images that it read, and its seconds
 
 Tensors = dict[str, Tensor]
 Rows = Literal["train", "retain", "forget"] | Tensor
+Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
 
 
 class Batch(NamedTuple):
@@ -138,17 +140,15 @@ class Engine:
 
     # What a method may read:
 
-    def epochs(
-        self, count: int, lr: float | Callable[[int], float], optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    ) -> Iterator[int]:
+    def epochs(self, count: int, lr: float | Callable[[int], float], optimizer: Optimizer = "sgd") -> Iterator[int]:
         """Count 1, 2, ... `count` with the model in train mode and a new optimizer.
 
         Where the classifier is trained alone, everything else stays in eval mode.
 
         Args:
             lr: the learning rate, or epoch -> learning rate.
-            optimizer: "sgd" has Nesterov momentum 0.9 and weight decay 5e-4 (Gao et al., AISTATS 2026), "adam" has
-                its usual moments and no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR
+            optimizer: "sgd" has Nesterov momentum 0.9 and weight decay 5e-4 (Gao et al., AISTATS 2026), "momentum" has
+                them without Nesterov's correction, "adam" has its usual moments and no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR
                 2022), of every weight.
         """
         rate = lr if callable(lr) else lambda epoch: lr
@@ -249,6 +249,12 @@ class Engine:
         labels = self._data.train.targets[rows]
         chosen = [rows[labels == label][:per_class] for label in labels.unique()]
         return torch.cat(chosen).sort().values
+
+    def portion(self, part: Part, share: float, seed: int) -> Tensor:
+        """Positions of that share (in 0..1) of the part, rounded down, drawn evenly from that seed."""
+        rows = self._rows(part)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+        return rows[order[: int(share * len(rows))]].sort().values
 
     def random_labels(self, batch: Batch) -> Tensor:
         """Wrong labels (B,), drawn evenly: among the classes that are not forgotten; where samples are forgotten,
@@ -365,7 +371,7 @@ class Engine:
     def train_only(self, masks: Tensors) -> None:
         """From now on only the weights under these masks (bool, by name) move.
 
-        The others keep their present value to the bit, whatever weight decay and momentum do.
+        The others have no gradient, and keep their present value to the bit, whatever weight decay and momentum do.
         """
         self._frozen = {name: (masks[name], weight.detach().clone()) for name, weight in self.weights().items()}
 
@@ -378,12 +384,20 @@ class Engine:
 
     # How it is carried out:
 
-    def _begin(self, optimizer: Literal["sgd", "adam", "adamw"], lr: float) -> None:
+    def _begin(self, optimizer: Optimizer, lr: float) -> None:
         """Get ready for epochs of training."""
-        self._optimizer = make_optimizer(list(self.weights().values()), optimizer, lr)
+        weights = self.weights()
+        self._optimizer = make_optimizer(list(weights.values()), optimizer, lr)
+        self._hooks = self._mask_gradients(weights)
 
     def _end(self) -> None:
         """Those epochs are over, or given up."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _mask_gradients(self, weights: dict[str, nn.Parameter]) -> list[RemovableHandle]:
+        """Let what must not move have no gradient, so that the others' is clipped by its own length."""
+        return [weights[name].register_hook(mask.mul) for name, (mask, _) in self._frozen.items()]
 
     def _masters(self) -> list[Tensor]:
         """What the optimizer moves, or this worker's part of it."""
@@ -438,7 +452,7 @@ class Engine:
         weights = list(self.weights().values())
         gradients = torch.autograd.grad(loss, weights)
         length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-        scale = (norm / length).clamp(max=1)
+        scale = clipping(norm, length)
         for weight, gradient in zip(weights, gradients, strict=True):
             gradient *= scale
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
@@ -548,15 +562,22 @@ class Engine:
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
 
 
-def make_optimizer(
-    weights: list[nn.Parameter], kind: Literal["sgd", "adam", "adamw"], lr: float
-) -> torch.optim.Optimizer:
+def make_optimizer(weights: list[nn.Parameter], kind: Optimizer, lr: float) -> torch.optim.Optimizer:
     """See Engine.epochs."""
-    if kind == "adam":
-        return torch.optim.Adam(weights, lr=lr)
-    if kind == "adamw":
-        return torch.optim.AdamW(weights, lr=lr, weight_decay=DECOUPLED_DECAY)
-    return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    match kind:
+        case "adam":
+            return torch.optim.Adam(weights, lr=lr)
+        case "adamw":
+            return torch.optim.AdamW(weights, lr=lr, weight_decay=DECOUPLED_DECAY)
+        case "sgd" | "momentum":
+            nesterov = kind == "sgd"
+            return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, nesterov=nesterov, weight_decay=WEIGHT_DECAY)
+    raise ValueError(f"there is no optimizer {kind!r}")
+
+
+def clipping(norm: float, length: Tensor) -> Tensor:
+    """What a gradient of that length is multiplied by, as `torch.nn.utils.clip_grad_norm_` does."""
+    return (norm / (length + 1e-6)).clamp(max=1)
 
 
 def checkpoint_gradients(model: nn.Module, on: bool) -> None:

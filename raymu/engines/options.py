@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymu.errors import InputError
+from raymu.values import NOT_NEGATIVE, Bounds, conform
 
 STAGES = (0, 1, 2, 3)
 DECIDED = {  # by the method, the scenario or the engine
@@ -49,11 +50,8 @@ class Options:
     checkpoint_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} has to be at least 1, not {getattr(self, name)}")
-        if self.zero is not None and self.zero not in STAGES:
-            raise InputError(f"ZeRO has the stages 0 to 3, not {self.zero}")
+        stages = Bounds(min(STAGES), max(STAGES))
+        conform(self, threads=Bounds(1), workers=Bounds(1), zero=stages, checkpoint_s=NOT_NEGATIVE)
         if self.offload and not self.stage:
             raise InputError("offload needs ZeRO stage 1, 2 or 3")
         if self.deepspeed is not None:

@@ -17,11 +17,18 @@ class Finetune(Method):
         loss = CE(retain)
 
     Reads retain images. BatchNorm statistics follow them.
+
+    Differs from the source: Golatkar et al. have no such settings; steps and settings are those of Gao et al., AISTATS
+    2026, and do not differ from their code.
     """
 
     paper: ClassVar[str] = "Golatkar et al., CVPR 2020"
     needs: ClassVar[tuple[Part, ...]] = ("retain",)
-    published: ClassVar[dict[Any, Any]] = {("cifar10", "linear"): {"lr": 1e-3, "epochs": 3}}
+    published: ClassVar[dict[Any, Any]] = {
+        ("cifar10", "linear", "code"): {"lr": 1e-3, "epochs": 3},
+        ("cifar100", "linear", "code"): {"lr": 1e-3, "epochs": 3},
+        ("tinyimagenet", "linear", "code"): {"lr": 1e-3, "epochs": 3},
+    }
 
     lr: float = tuned(1e-3, Range(1e-5, 1e-1, "log"), "learning rate")
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the retain set")

@@ -17,6 +17,9 @@ class GradientAscent(Method):
         loss = -CE(forget)
 
     Reads forget images. BatchNorm statistics follow them.
+
+    Differs from the source: Thudi et al. take one step, along gradients at the original's first weights; here many
+    small ones are taken, each from where the last led, as later papers mean by the name. The settings are nobody's.
     """
 
     paper: ClassVar[str] = "Thudi et al., EuroS&P 2022"

@@ -25,14 +25,18 @@ class Retrain(Method):
         loss = CE(retain)
 
     Reads retain images. BatchNorm statistics follow them.
+
+    Differs from the source: the script of Gao et al. for Tiny-ImageNet has weight decay 1e-4 and ends after 75 epochs
+    without a better validation accuracy; here it is 5e-4, and all epochs are trained.
     """
 
     paper: ClassVar[str] = "Gao et al., AISTATS 2026 (RetainOnlyRetrain)"
     needs: ClassVar[tuple[Part, ...]] = ("retain",)
     published: ClassVar[dict[Any, Any]] = {
-        ("cifar10", "linear"): {"lr": 1e-2, "epochs": 200},
-        ("cifar100", "linear"): {"lr": 1e-2, "epochs": 200},
-        ("tinyimagenet", "linear"): {"lr": 5e-2, "epochs": 150},
+        ("cifar10", "linear", "table"): {"lr": 1e-2, "epochs": 200},
+        ("cifar100", "linear", "table"): {"lr": 1e-2, "epochs": 200},
+        ("tinyimagenet", "linear", "code"): {"lr": 5e-2, "epochs": 300},
+        ("tinyimagenet", "linear", "table"): {"lr": 5e-2, "epochs": 150},
     }
     start: ClassVar[Literal["original", "scratch"]] = "scratch"
 

@@ -21,6 +21,8 @@ class SSD(Method):
     F is the mean over batches of the squared gradient of the batch's CE. What classes are in a batch matters: they come
     one after the other, as in the authors' code, wherever images are stored. Reads forget and retain images once, in
     eval mode: BatchNorm statistics do not move.
+
+    Differs from the source: nothing is known.
     """
 
     paper: ClassVar[str] = "Foster et al., AAAI 2024"

@@ -230,7 +230,14 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     fallback = [entry.sweep.name for entry in ranked if entry.published is not None and entry.published.get("fallback")]
     if fallback:
         who = "" if len(fallback) == len(ranked) else f" ({', '.join(fallback)})"
-        yield f"“Published” is a fallback{who}: the paper gives no setting for this dataset and head."
+        yield f"“Published” is a fallback{who}: there is no setting for this dataset and head."
+    named = [
+        f"{entry.sweep.name} {entry.published['published']}"
+        for entry in ranked
+        if entry.published is not None and entry.published.get("published")
+    ]
+    if named:
+        yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
 
 
 def cost(sweep: SweepResults) -> Row:

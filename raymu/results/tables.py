@@ -125,10 +125,12 @@ def trials(rows: Sequence[Row]) -> Table:
     return table
 
 
-def setting(config: Mapping[str, float | None]) -> str:
+def setting(config: Mapping[str, float | str | None]) -> str:
     """'lr=0.0123 epochs=3'; a hyperparameter that is None is left out."""
     shown = {
-        name: value if isinstance(value, int) else f"{value:.3g}" for name, value in config.items() if value is not None
+        name: f"{value:.3g}" if isinstance(value, float) else value
+        for name, value in config.items()
+        if value is not None
     }
     return " ".join(f"{name}={value}" for name, value in shown.items())
 

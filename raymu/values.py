@@ -1,0 +1,114 @@
+"""What a value can be: its declared type and its bounds, looked at in one place, wherever it comes in."""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from raymu.errors import InputError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The finite numbers from `low` to `high`, both ends included; without `low` itself if they are `above` it."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        ends = []
+        if self.low > -math.inf:
+            ends.append(f"above {self.low:g}" if self.above else f"at least {self.low:g}")
+        if self.high < math.inf:
+            ends.append(f"at most {self.high:g}")
+        return " and ".join(ends)
+
+
+ANY = Bounds()
+NOT_NEGATIVE = Bounds(0)
+POSITIVE = Bounds(0, above=True)
+SHARE = Bounds(0, 1, above=True)
+
+
+def conform(instance: Any, what: str = "", /, **bounds: Bounds) -> None:
+    """Bring every field of a frozen dataclass to its declared type; see `checked`.
+
+    Args:
+        what: what stands before a field's name in messages.
+        bounds: of its numbers, by field; the others have to be finite.
+
+    Raises:
+        InputError: a field is nothing of its type, or out of bounds.
+    """
+    kinds = _kinds(type(instance))
+    for field in dataclasses.fields(instance):
+        if field.init:
+            value = checked(what + field.name, getattr(instance, field.name), kinds[field.name], bounds.get(field.name))
+            object.__setattr__(instance, field.name, value)
+
+
+def checked(what: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Any:
+    """A value in its declared type. Of other types than these it is returned as it is:
+
+    - `int` and `float`: a number of Python's or NumPy's, but no bool, or a text that says one (YAML reads 1e-3 as a
+      text); nothing is rounded;
+    - `bool` and `str`: one;
+    - a Literal: one of its words;
+    - `tuple[X, ...]`: several X;
+    - `X | None`: an X, or None; `X | Literal[...]`: an X, or one of the words.
+
+    Raises:
+        InputError: it is nothing of the kind, or a number that is out of bounds or not finite.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        kinds = [one for one in arguments if one is not NoneType]
+        words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+        if (value is None and NoneType in arguments) or (isinstance(value, str) and value in words):
+            return value
+        return checked(what, value, kinds[0], bounds)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            raise InputError(unknown(what, value, list(arguments)))
+        return value
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
+            raise InputError(f"{what} has to be a tuple, not {value!r}")
+        return tuple(checked(what, one, arguments[0], bounds) for one in value)
+    if kind in (int, float):
+        return _number(what, value, kind, bounds or ANY)
+    if kind in (bool, str) and not isinstance(value, kind):
+        raise InputError(f"{what} has to be {'a text' if kind is str else 'true or false'}, not {value!r}")
+    return value
+
+
+def _number(what: str, value: Any, kind: type[int] | type[float], bounds: Bounds) -> int | float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, Real | str):
+            raise ValueError("no number")
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if number not in bounds or not (kind is float or float(number).is_integer()):
+            raise ValueError("out of bounds")
+        return kind(number)
+    except (ValueError, OverflowError) as error:
+        wanted = ", ".join(filter(None, [str(bounds), "a whole number" if kind is int else "a number"]))
+        raise InputError(f"{what} has to be {wanted}, not {value!r}") from error
+
+
+_kinds = functools.cache(get_type_hints)
+
+
+def unknown(kind: str, name: Any, known: list[str]) -> str:
+    """'unknown method 'salum'; did you mean 'salun'? Known: ...'."""
+    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
