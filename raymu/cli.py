@@ -515,7 +515,7 @@ def _unlearn(
     if layers:
         console.print(tables.layers(cache.load_json(out / keep.LAYERS)))
     if others := _others(given, row):
-        typer.echo(f"warning: not the row's figures, though the same trial: {'; '.join(others)}", err=True)
+        typer.echo(f"warning: these may not be the row's figures: {'; '.join(others)}", err=True)
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
 
 
@@ -525,8 +525,8 @@ def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
         return get_scenario(name or DEFAULT_SCENARIO)
     if "scenario_fields" not in row:
         raise InputError(
-            f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: say with"
-            " --scenario, and where need be --forget, which it is"
+            f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: raymu run"
+            " --config takes such a row, with --scenario and where need be --forget"
         )
     task = Scenario.from_dict(row["scenario_fields"])
     if task.hash != row.get("scenario_hash"):
@@ -535,9 +535,11 @@ def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
 
 
 def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """The accuracies that differ though the trial is the same."""
+    """What differs though the trial is that of the row which was given: accuracies, or nobody knows."""
     from raymu.trial import IDENTITY
 
+    if "status" in given and "method_code" not in given:
+        return ["raymu 0.1 made the row, which does not say by what code"]
     if any(given.get(key) != row[key] for key in IDENTITY):
         return []
     keys = [key for key in row if key.endswith("_acc") and given.get(key) is not None]
