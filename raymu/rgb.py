@@ -8,7 +8,7 @@ An image is read as a viewer shows it:
   (255 - C) (255 - K) / 255. Values of a CMYK JPEG are stored inverted, as Adobe's are;
 - 16-bit grey is scaled from the range of the format, 0..65535, or 0..4095 in a TIFF of 12 bits. Of 16-bit colour
   Pillow keeps the high byte;
-- ICC profiles are not applied.
+- ICC profiles and gamma are not applied.
 
 Some images are refused, since there is no agreed way to show them: 32-bit and signed integers and floating point, whose
 white no file names; several frames; and a transparent colour in PNGs of 2, 4 or 3 x 16 bits, which Pillow compares with
