@@ -50,7 +50,7 @@ def test_what_cannot_go_on_says_so_in_a_line(raymu, old, tmp_path) -> None:
     refused = {
         "raymu is 0.1.0 there, 0.2.0 here": ["sweep", "finetune", "--storage", "old", "--trials", "3", "--resume"],
         "takes such a row, with --scenario": ["run", "finetune", "--config", "best.yaml", "--out", "out"],
-        "does not hold it, since raymu 0.1 made it": ["export", "--storage", "old", "--out", "out"],
+        "does not hold it, since raymu 0.1 made it": ["export", "old", "--out", "out"],
     }
     for message, arguments in refused.items():
         printed = raymu(*arguments)
