@@ -39,9 +39,7 @@ class Confirmation:
     forget: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        conform(
-            self, "confirmation ", seeds=NOT_NEGATIVE, originals=NOT_NEGATIVE, top=Bounds(1), forget=NOT_NEGATIVE
-        )
+        conform(self, "confirmation ", seeds=NOT_NEGATIVE, originals=NOT_NEGATIVE, top=Bounds(1), forget=NOT_NEGATIVE)
         if not self.seeds and (self.originals or self.forget):
             raise InputError("a confirmation needs at least one seed")
 

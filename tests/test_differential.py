@@ -1,5 +1,5 @@
-"""Methods against the authors' loops, written out here with their optimizer, schedule, clipping and masks, in float64 on
-the same weights and batches. Every loop is also run with a mistake in it, which has to show.
+"""Methods against the authors' loops, written out here with their optimizer, schedule, clipping and masks, in float64
+on the same weights and batches. Every loop is also run with a mistake in it, which has to show.
 """
 
 import copy
@@ -178,9 +178,7 @@ def test_bad_teacher_is_that_of_chundawat(original, loaded, scenario) -> None:
         for _, batch in engine.seen:
             forget = batch.forget.double().unsqueeze(1)
             with torch.no_grad():
-                ignorant, knowing = (
-                    (teacher(batch.images) / temperature).softmax(1) for teacher in (random, full)
-                )
+                ignorant, knowing = ((teacher(batch.images) / temperature).softmax(1) for teacher in (random, full))
             teacher = forget * ignorant + (1 - forget) * knowing
             student = (model(batch.images) / temperature).log_softmax(1)
             each = teacher * (teacher.log() - student)

@@ -140,9 +140,7 @@ class Engine:
 
     # What a method may read:
 
-    def epochs(
-        self, count: int, lr: float | Callable[[int], float], optimizer: Optimizer = "sgd"
-    ) -> Iterator[int]:
+    def epochs(self, count: int, lr: float | Callable[[int], float], optimizer: Optimizer = "sgd") -> Iterator[int]:
         """Count 1, 2, ... `count` with the model in train mode and a new optimizer.
 
         Where the classifier is trained alone, everything else stays in eval mode.
@@ -150,8 +148,9 @@ class Engine:
         Args:
             lr: the learning rate, or epoch -> learning rate.
             optimizer: "sgd" has Nesterov momentum 0.9 and weight decay 5e-4 (Gao et al., AISTATS 2026), "momentum" has
-                them without Nesterov's correction, "adam" has its usual moments and no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR
-                2022), of every weight.
+                the same without Nesterov's correction (Kurmanji et al., NeurIPS 2023), "adam" has its usual moments and
+                no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR 2022), of every
+                weight.
         """
         rate = lr if callable(lr) else lambda epoch: lr
         begun = False
@@ -562,9 +561,7 @@ class Engine:
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
 
 
-def make_optimizer(
-    weights: list[nn.Parameter], kind: Optimizer, lr: float
-) -> torch.optim.Optimizer:
+def make_optimizer(weights: list[nn.Parameter], kind: Optimizer, lr: float) -> torch.optim.Optimizer:
     """See Engine.epochs."""
     match kind:
         case "adam":
