@@ -288,9 +288,9 @@ def get(name: str) -> type[Method]:
     return method
 
 
-def shown(value: float | str | None) -> str:
+def shown(value: Any) -> str:
     """A hyperparameter's value in a table."""
-    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float | int) else str(value)
 
 
 def markdown_table() -> str:
