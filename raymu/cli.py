@@ -657,10 +657,10 @@ def methods(
             table.add_row(f"{dataset} {head}", called, "", setting)
         console.print(table, highlight=False)
     console.print(
-        "Hyperparameters: default, range that a sweep covers, meaning. Below them what is published by dataset and head:"
-        " what the authors' code says, which is the published setting, and what the paper's table says where it differs."
-        " Elsewhere the setting for CIFAR-10 is the fallback. With --head cmf, temperature (1, 1..64 log) is searched as"
-        " well."
+        "Hyperparameters: default, range that a sweep covers, meaning. Below them what is published by dataset and"
+        " head: what the authors' code says, which is the published setting, and what the paper's table says where it"
+        " differs. Elsewhere the setting for CIFAR-10 is the fallback. With --head cmf, temperature (1, 1..64 log) is"
+        " searched as well."
     )
 
 

@@ -239,12 +239,12 @@ class Method:
 
     @classmethod
     def _settings(cls, dataset: str, head: Head, classes: int) -> dict[str, dict[str, Any]]:
-        others = "(one class)" if classes > 1 else "(several classes)"
-        return {
-            name: cls(head=head, **setting).config
-            for (of_dataset, of_head, name), setting in cls.published.items()
-            if (of_dataset, of_head) == (dataset, head) and not name.endswith(others)
-        }
+        others, found = "(one class)" if classes > 1 else "(several classes)", dict[str, dict[str, Any]]()
+        for (of_dataset, of_head, name), setting in cls.published.items():
+            config = cls(head=head, **setting).config
+            if (of_dataset, of_head) == (dataset, head) and not name.endswith(others) and config not in found.values():
+                found[name] = config
+        return found
 
     @classmethod
     def published_config(cls, scenario: Scenario, head: Head = "linear") -> dict[str, Any]:
@@ -326,9 +326,9 @@ def _loaded(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def shown(value: float | str | None) -> str:
+def shown(value: Any) -> str:
     """A hyperparameter's value in a table."""
-    return "none" if value is None else value if isinstance(value, str) else f"{value:g}"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float | int) else str(value)
 
 
 def markdown_table() -> str:

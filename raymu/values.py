@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ def conform(instance: Any, what: str = "", /, **bounds: Bounds) -> None:
     Raises:
         InputError: a field is nothing of its type, or out of bounds.
     """
-    kinds = _kinds(type(instance))
+    kinds = get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         if field.init:
             value = checked(what + field.name, getattr(instance, field.name), kinds[field.name], bounds.get(field.name))
@@ -57,7 +56,9 @@ def conform(instance: Any, what: str = "", /, **bounds: Bounds) -> None:
 
 
 def checked(what: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Any:
-    """A value in its declared type. Of other types than these it is returned as it is:
+    """A value in its declared type.
+
+    Of other types than these it is returned as it is:
 
     - `int` and `float`: a number of Python's or NumPy's, but no bool, or a text that says one (YAML reads 1e-3 as a
       text); nothing is rounded;
@@ -102,9 +103,6 @@ def _number(what: str, value: Any, kind: type[int] | type[float], bounds: Bounds
     except (ValueError, OverflowError) as error:
         wanted = ", ".join(filter(None, [str(bounds), "a whole number" if kind is int else "a number"]))
         raise InputError(f"{what} has to be {wanted}, not {value!r}") from error
-
-
-_kinds = functools.cache(get_type_hints)
 
 
 def unknown(kind: str, name: Any, known: list[str]) -> str:

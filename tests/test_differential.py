@@ -1,5 +1,5 @@
-"""Methods against the authors' loops, written out here with their optimizer, schedule, clipping and masks, in float64 on
-the same weights and batches. Every loop is also run with a mistake in it, which has to show.
+"""Methods against the authors' loops, written out here with their optimizer, schedule, clipping and masks, in float64
+on the same weights and batches. Every loop is also run with a mistake in it, which has to show.
 """
 
 import copy

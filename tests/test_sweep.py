@@ -72,7 +72,15 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
     rows = store.read_all(swept[0])
     first = next(row for row in rows if row["trial"] == 0)
-    assert first["config"] == {"lr": 1e-4, "epochs": 3, "clip": None, "salient": 0.5}
+    assert first["config"] == {
+        "lr": 1e-2,
+        "epochs": 3,
+        "clip": None,
+        "salient": 0.5,
+        "saliency": "absolute",
+        "decay": 1.0,
+    }
+    assert first["published"] is None  # for the digits it is a fallback
     assert (first["source"], first["status"], first["epochs"]) == ("published", "completed", 3)
     assert select.tuned(rows)["score"] >= first["score"]
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def numbers(method: type[Method]) -> list[str]:
 @pytest.mark.parametrize("method", ALL, ids=lambda method: method.name())
 def test_no_hyperparameter_takes_what_is_no_number(method) -> None:
     for name in numbers(method):
-        optional = "None" in str(method.__annotations__.get(name, ""))
+        optional = "None" in str(get_type_hints(method)[name])
         for wrong in (value for value in NO_NUMBERS if not (optional and value is None)):
             refused(method.from_config, {name: wrong}, head="cmf" if name == "temperature" else "linear")
             refused(method, **{name: wrong})
@@ -202,7 +202,7 @@ def test_a_scenario_that_cannot_be_is_refused(values) -> None:
 
 
 def test_how_a_scenario_is_written_makes_no_difference() -> None:
-    """lr 1 and 1.0, a list and a tuple of classes."""
+    """A rate of 1 and of 1.0, a list and a tuple of classes."""
 
     def hashed(lr, forget) -> str:
         return Scenario("s", "digits", "test_resnet", Recipe(lr=lr, epochs=1), forget=forget).hash

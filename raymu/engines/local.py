@@ -148,8 +148,9 @@ class Engine:
         Args:
             lr: the learning rate, or epoch -> learning rate.
             optimizer: "sgd" has Nesterov momentum 0.9 and weight decay 5e-4 (Gao et al., AISTATS 2026), "momentum" has
-                them without Nesterov's correction, "adam" has its usual moments and no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR
-                2022), of every weight.
+                the same without Nesterov's correction (Kurmanji et al., NeurIPS 2023), "adam" has its usual moments and
+                no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR 2022), of every
+                weight.
         """
         rate = lr if callable(lr) else lambda epoch: lr
         begun = False

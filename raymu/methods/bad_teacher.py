@@ -14,7 +14,8 @@ from raymu.values import SHARE
 
 @dataclass(frozen=True, kw_only=True)
 class BadTeacher(Method):
-    """Distil the forget set from a randomly initialised teacher and a part of the retain set from the original, by Adam.
+    """Distil the forget set from a randomly initialised teacher, and a part of the retain set from the original, by
+    Adam.
 
         loss = KL(teacher || student) / classes, of logits / T, the teacher being the random one for forget images
 

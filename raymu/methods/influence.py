@@ -83,7 +83,7 @@ class Influence(Method):
         left = np.linalg.norm(target - curvature @ solution)
         if not left <= TOLERANCE * np.linalg.norm(target):
             raise RuntimeError(
-                f"conjugate gradients do not converge in {self.iterations} iterations: {left / np.linalg.norm(target):.2g}"
-                " of the gradient is left; give them more, or more damping"
+                f"conjugate gradients do not converge in {self.iterations} iterations:"
+                f" {left / np.linalg.norm(target):.2g} of the gradient is left; give them more, or more damping"
             )
         return unflat(solution)

@@ -14,8 +14,6 @@ from raymu.values import SHARE
 
 DECAY_EPOCHS = 3
 
-Saliency = Literal["absolute", "signed"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SalUn(RandomLabel):
@@ -29,10 +27,10 @@ class SalUn(RandomLabel):
     random label reads. The saliency pass runs in eval mode, so that it leaves BatchNorm statistics alone; while it
     unlearns they follow the batches, as they do in the authors' code.
 
-    Differs from the source: steps and settings are those of Gao et al., AISTATS 2026; but they let weight decay move the
-    masked weights, and choose otherwise among equally salient ones. Fan et al. sum the gradients of batches' means, draw
-    labels among all classes, have plain momentum, and on CIFAR-10 a pass over the forget set before one over the retain
-    set.
+    Differs from the source: steps and settings are those of Gao et al., AISTATS 2026; but they let weight decay move
+    the masked weights, and choose otherwise among equally salient ones. Fan et al. sum the gradients of batches' means,
+    draw labels among all classes, have plain momentum, and on CIFAR-10 a pass over the forget set before one over the
+    retain set.
     """
 
     paper: ClassVar[str] = "Fan et al., ICLR 2024"
@@ -52,7 +50,7 @@ class SalUn(RandomLabel):
     }
 
     salient: float = tuned(0.5, Range(0.1, 0.9, "linear"), "share of the weights that may move", SHARE)
-    saliency: Saliency = fixed("absolute", "absolute or signed: what is summed over batches")
+    saliency: Literal["absolute", "signed"] = fixed("absolute", "absolute or signed: what is summed over batches")
     decay: float = fixed(1.0, "what the learning rate is multiplied by after every third epoch", SHARE)
 
     def rate(self, epoch: int) -> float:
@@ -65,7 +63,7 @@ class SalUn(RandomLabel):
         yield from super().unlearn(run)
 
 
-def saliency(run: Engine, kind: Saliency = "absolute") -> dict[str, Tensor]:
+def saliency(run: Engine, kind: Literal["absolute", "signed"] = "absolute") -> dict[str, Tensor]:
     """How much the forget set's loss depends on every weight."""
     total = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
     for gradients in run.gradients("forget", "sum"):

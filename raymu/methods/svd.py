@@ -25,8 +25,8 @@ class SVD(Method):
     U and s come from the second moments of the layer's inputs (a convolution's: its patches), in float64. Reads a
     sample of forget and of retain images, balanced by class, in eval mode: BatchNorm statistics do not move.
 
-    Differs from the source: theirs take at most 10,000 patches of a layer, here all are taken. Settings are those of Gao
-    et al., AISTATS 2026; Kodge et al. search both alphas.
+    Differs from the source: theirs take at most 10,000 patches of a layer, here all are taken. Settings are those of
+    Gao et al., AISTATS 2026; Kodge et al. search both alphas.
     """
 
     paper: ClassVar[str] = "Kodge et al., TMLR 2024"
