@@ -11,11 +11,10 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 import readme
 
 FIXED = {"original", "retrained", "published"}  # what no search chooses
-POINTS, HMEAN = 5, 0.05
-SEARCHED = 4  # times as far
+POINTS, HMEAN, SEARCHED_HMEAN = 5, 0.05, 0.15
 TOLERANCE = (
-    f"accuracies come out to within {POINTS} points and hmean to within {HMEAN}; those of *tuned*, *silent* and"
-    f" *blind*, whose search then goes another way, to within {SEARCHED * POINTS} and {SEARCHED * HMEAN:g}."
+    f"accuracies come out to within {POINTS} points and hmean to within {HMEAN}. Of *tuned*, *silent* and *blind*,"
+    f" whose search goes another way there, hmean alone compares, to within {SEARCHED_HMEAN}."
 )
 TEXT = readme.README.read_text()
 
@@ -61,9 +60,10 @@ def test_the_figures_of_the_readme_come_out_again() -> None:
         if command.startswith("raymu"):
             assert printed == stated[command]
         for name, numbers in here.items() if "sweeps" in command or "extremes" in command else ():
-            far = 1 if name in FIXED else SEARCHED
-            assert numbers[:-1] == pytest.approx(there[name][:-1], abs=far * POINTS), f"{command}: {name}"
-            assert numbers[-1] == pytest.approx(there[name][-1], abs=far * HMEAN), f"{command}: {name}"
+            far = HMEAN if name in FIXED else SEARCHED_HMEAN
+            assert numbers[-1] == pytest.approx(there[name][-1], abs=far), f"{command}: {name}"
+            if name in FIXED:
+                assert numbers == pytest.approx(there[name], abs=POINTS), f"{command}: {name}"
             if name == "silent":  # what the text says of it
                 _, forget, probe, *_ = numbers
                 assert forget < 10 < 80 < probe
