@@ -478,6 +478,7 @@ def _unlearn(
     chosen.check_options(**kind)
     config_values = given["config"] if given else chosen.published_config(task, kind["head"])
     instance = chosen.from_config(config_values, **kind)
+    models.check(task)
     engines.check(task, options)
     if layers:
         check_blocks(models.build(task, task.model_seed))

@@ -110,7 +110,8 @@ class Engine:
         self._method, self._end_of_epoch = method, end_of_epoch
         if method.train == "classifier":
             self.model.requires_grad_(False)
-            self.model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+            for layer in models.heads(self.model):
+                layer.requires_grad_(True)
         if method.head == "cmf":
             self.model = models.CMF(self.model, self._data.num_classes, method.temperature).to(self._device)
             self._make_head(self._once("class-sums", self._class_sums))
@@ -469,9 +470,7 @@ class Engine:
         return tensors
 
     def _train_mode(self) -> None:
-        classifier_only = self._method.train == "classifier"
-        self.model.train(not classifier_only)
-        self.model.get_classifier().train()  # type: ignore[operator]
+        self.model.train(self._method.train != "classifier")
 
     def _refresh_head(self) -> None:
         if isinstance(self.model, models.CMF):

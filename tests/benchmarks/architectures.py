@@ -1,0 +1,125 @@
+"""Which architectures of timm raymu takes: each one below 30 million weights, at its own input size, with random weights.
+
+    python tests/benchmarks/architectures.py FOUND.jsonl [--share 0/2] [--only "resnet*"]
+    python tests/benchmarks/architectures.py FOUND.jsonl --table docs/architectures.md
+
+The first tries them, and appends a line as each is done; begun again, it goes on. With `--share 0/2` and `--share 1/2`
+two processes share the work. The second writes the table. Nothing is downloaded.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import textwrap
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from raymu import models
+from raymu.data import DATASETS, Dataset, Format
+from raymu.errors import InputError
+from raymu.scenario import Recipe, Scenario
+
+LARGEST = 30_000_000
+CLASSES = 10
+NOISE = 0.02  # on all weights: what starts at 0 would hide a difference
+
+
+@dataclass(frozen=True)
+class Native(Dataset):
+    """Images that nobody reads, of the size that an architecture was made for."""
+
+    shape: tuple[int, int, int] = (3, 224, 224)
+
+    def format(self, scenario: Scenario) -> Format:
+        return Format(self.shape, (0.5,) * self.channels, (0.5,) * self.channels)
+
+    def prepare(self, entry, directory) -> None:
+        raise NotImplementedError
+
+    def load(self, entry, scenario, device, processes):
+        raise NotImplementedError
+
+
+def scenario_of(name: str) -> Scenario:
+    """A scenario of `CLASSES` classes with images of the architecture's own size."""
+    shape = tuple(timm.get_pretrained_cfg(name).input_size)
+    DATASETS["native"] = Native(CLASSES, shape[0], shape)
+    return Scenario(name=name, dataset="native", architecture=name, recipe=Recipe(lr=0.1, epochs=1), forget=(0,))
+
+
+def count_weights(name: str) -> int:
+    """The number of its weights, without their memory."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in timm.create_model(name, num_classes=CLASSES).parameters())
+
+
+@torch.no_grad()
+def difference(scenario: Scenario) -> float:
+    """How far raymu's features times raymu's matrix are from what timm's own model answers, of its largest logit."""
+    model = timm.create_model(scenario.architecture, **models.timm_arguments(scenario)).eval()
+    for weight in model.parameters():
+        weight += NOISE * torch.randn_like(weight)
+    images = torch.randn(2, *DATASETS["native"].format(scenario).shape)
+    expected = model(images)
+    features, logits = models.features_and_logits(model, images)
+    heads = models.heads(model)
+    bias = sum(head.bias for head in heads if head.bias is not None) / len(heads)
+    made = features @ models.head_matrix(model).T + bias
+    worst = torch.stack([(made - expected).abs().max(), (logits - expected).abs().max()]).max()
+    return (worst / expected.abs().max()).item()
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """The architecture's line."""
+    torch.manual_seed(0)
+    line: dict[str, Any] = {"architecture": name, "family": family(name)}
+    line["weights"] = count_weights(name)
+    if line["weights"] >= LARGEST:
+        return line
+    started, scenario = time.perf_counter(), scenario_of(name)
+    line["shape"] = list(DATASETS["native"].format(scenario).shape)
+    try:
+        models.check(scenario)
+        line["difference"] = difference(scenario)
+    except InputError as error:
+        line["refused"] = str(error)
+    return line | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def family(name: str) -> str:
+    """timm's module that defines it."""
+    return timm.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("found", type=Path, help="the lines, as JSON")
+    parser.add_argument("--share", default="0/1", help="which part of the work: 0/2 is the first half")
+    parser.add_argument("--only", default="", help="a pattern of names")
+    parser.add_argument("--table", type=Path, help="write the lines as Markdown instead")
+    chosen = parser.parse_args()
+    done = [json.loads(line) for line in chosen.found.read_text().splitlines()] if chosen.found.exists() else []
+    if chosen.table is not None:
+        chosen.table.write_text(table(done))
+        return
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    first, step = map(int, chosen.share.split("/"))
+    names = timm.list_models(chosen.only)[first::step]
+    for name in sorted(set(names) - {line["architecture"] for line in done}):
+        line = attempt(name)
+        with chosen.found.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
