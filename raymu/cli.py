@@ -481,7 +481,7 @@ def _unlearn(
     models.check(task)
     engines.check(task, options)
     if layers:
-        check_blocks(models.build(task, task.model_seed))
+        check_blocks(task)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

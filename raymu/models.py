@@ -102,7 +102,7 @@ def _try_out(scenario: Scenario, shape: tuple[int, ...], num_classes: int) -> No
     model, random = build(scenario, seed=0).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += NOISE * torch.randn(weight.shape, generator=random)
+            weight.add_(torch.randn(weight.shape, generator=random), alpha=NOISE)
     images = _channels_last(torch.randn((2, *shape), generator=random))
     labels = torch.arange(len(images)) % num_classes
 
@@ -164,7 +164,7 @@ def _try_head(model: Any, images: Tensor) -> None:
 
 def _try_file(model: nn.Module, other: nn.Module, images: Tensor) -> None:
     for weight in other.parameters():
-        weight += torch.randn_like(weight)
+        weight.add_(torch.randn_like(weight))
     other(images)  # some keep what they compute from their weights
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.safetensors"

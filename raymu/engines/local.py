@@ -293,7 +293,7 @@ class Engine:
         weights = self.weights()
         for batch in self.scan(part):
             loss = cross_entropy(self.model(batch.images), batch.labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = gradients_of(loss, list(weights.values()))
             count = torch.tensor(len(batch.labels), device=self._device)
             self._workers.sum(count, *gradients)
             if reduction == "mean":
@@ -436,7 +436,7 @@ class Engine:
             loss.backward()
             return
         weights = list(self.weights().values())
-        gradients = torch.autograd.grad(loss, weights)
+        gradients = gradients_of(loss, weights)
         length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
         scale = (norm / length).clamp(max=1)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -543,6 +543,13 @@ class Engine:
             self.images += count
             known = rows.clamp(min=0)
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
+
+
+def gradients_of(loss: Tensor, weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    """The gradient of a scalar in every weight, in their order: 0 in those that it does not depend on, as some models
+    have them.
+    """
+    return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
 
 
 def make_optimizer(

@@ -1,4 +1,4 @@
-"""Which architectures of timm raymu takes: each one below 30 million weights, at its own input size, with random weights.
+"""Which architectures of timm raymu takes: each below 30 million weights, at its own input size, with random weights.
 
     python tests/benchmarks/architectures.py FOUND.jsonl [--share 0/2] [--only "resnet*"]
     python tests/benchmarks/architectures.py FOUND.jsonl --table docs/architectures.md
@@ -95,8 +95,43 @@ def attempt(name: str) -> dict[str, Any]:
 
 
 def family(name: str) -> str:
-    """timm's module that defines it."""
+    """The module of timm that defines it."""
     return timm.model_entrypoint(name).__module__.rpartition(".")[2]
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """All lines of architectures small enough, as Markdown."""
+    small = sorted(
+        (line for line in lines if "seconds" in line), key=lambda line: (line["family"], line["architecture"])
+    )
+    works = [line for line in small if "difference" in line]
+    worst = max(line["difference"] for line in works)
+    versions = f"timm {timm.__version__}, torch {torch.__version__}, {datetime.date.today():%B %Y}"
+    text = [
+        "# Architectures",
+        f"Every architecture of timm below {LARGEST // 10**6} million weights, tried at its own input size, with random"
+        f" weights and {CLASSES} classes ({versions}). {len(works)} of {len(small)} work: raymu's features times its"
+        f" matrix are what the model itself answers, up to rounding (at most {worst:.0e} of the largest logit), in eval"
+        " mode it can be differentiated, in train mode trained, and its weights come back from a file. The others are"
+        " refused before anything is trained, in the line that stands here. Larger ones, and other sizes and arguments,"
+        " are tried in the same way when a scenario names them.",
+        "Made by",
+        "    python tests/benchmarks/architectures.py found.jsonl\n"
+        "    python tests/benchmarks/architectures.py found.jsonl --table docs/architectures.md",
+        "## Work",
+        *(
+            f"**{name}** ({len(members)}): {', '.join(members)}"
+            for name, group in itertools.groupby(works, key=lambda line: line["family"])
+            if (members := [f"`{line['architecture']}`" for line in group])
+        ),
+        "## Refused",
+        "\n".join(f"- `{line['architecture']}`: {line['refused']}" for line in small if "refused" in line),
+    ]
+    paragraphs = [
+        textwrap.fill(part, 120, break_on_hyphens=False, break_long_words=False) if part[0] not in " -" else part
+        for part in text
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def main() -> None:
