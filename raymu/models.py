@@ -146,7 +146,7 @@ def _refusal(scenario: Scenario, what: str) -> Iterator[None]:
 def _compare(one: Tensor, other: Tensor, difference: str) -> None:
     """Raise ValueError if logits differ by more than rounding, or are not finite."""
     by, scale = (one - other).abs().max().item(), other.abs().max().item()
-    if not by <= ROUNDING * scale:
+    if not by <= ROUNDING * scale < float("inf"):
         raise ValueError(f"{difference} (by {by:.2g}, where the largest is {scale:.2g})")
 
 
