@@ -103,8 +103,8 @@ def _try_out(scenario: Scenario, shape: tuple[int, ...], num_classes: int) -> No
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=random), alpha=NOISE)
-    images = _channels_last(torch.randn((2, *shape), generator=random))
-    labels = torch.arange(len(images)) % num_classes
+    images = torch.randn((2, *shape), generator=random)
+    read, labels = _channels_last(images), torch.arange(len(images)) % num_classes  # as `outputs` reads them
 
     def logits_of(some: Tensor) -> Tensor:
         said: Any = model(some)
@@ -114,11 +114,11 @@ def _try_out(scenario: Scenario, shape: tuple[int, ...], num_classes: int) -> No
 
     with torch.random.fork_rng():
         with torch.no_grad(), _refusal(scenario, f"does not read images of {' x '.join(map(str, shape))}"):
-            logits = logits_of(images)
+            logits = logits_of(read)
         with torch.no_grad(), _refusal(scenario, "has no head of one matrix"):
-            _try_head(model, images[:1])
+            _try_head(model, read[:1])
         with torch.no_grad(), _refusal(scenario, "cannot be saved and loaded"):
-            _try_file(model, build(scenario, seed=1).eval(), images[:1])
+            _try_file(model, build(scenario, seed=1).eval(), read[:1])
         with _refusal(scenario, "cannot be measured"):
             alone = logits_of(images[:1])
             _compare(alone, logits[:1], "an image's logits depend on the images beside it")

@@ -150,10 +150,15 @@ def main() -> None:
     first, step = map(int, chosen.share.split("/"))
     names = timm.list_models(chosen.only)[first::step]
     for name in sorted(set(names) - {line["architecture"] for line in done}):
+        if child := os.fork():  # a crash ends that process alone
+            if status := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+                print(f"{name}: exit code {status}", flush=True)
+            continue
         line = attempt(name)
         with chosen.found.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
+        os._exit(0)
 
 
 if __name__ == "__main__":
