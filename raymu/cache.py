@@ -158,8 +158,14 @@ def _hashes(entry: Path) -> dict[str, str]:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors (no pickle)."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write tensors as safetensors (no pickle). Those that share memory, as tied weights do, are written one by one."""
+    written, taken = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        written[name] = tensor.clone() if place in taken else tensor
+        taken.add(place)
+    save_file(written, path)
 
 
 def load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:

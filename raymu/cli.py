@@ -484,9 +484,10 @@ def _unlearn(
     config_values = given["config"] if given else chosen.published_config(task, kind["head"])
     instance = chosen.from_config(config_values, **kind)
     number = checked("seed", given.get("seed", 0) if seed is None else seed, int, NOT_NEGATIVE)
+    models.check(task)
     engines.check(task, options)
     if layers:
-        check_blocks(models.build(task, task.model_seed))
+        check_blocks(task)
     weights.prepare(task, weights_file)
     task = data.prepare(task, data_dir)
     for line in data.notes(task):

@@ -1,19 +1,31 @@
-"""Classifiers, by timm name. Features and head are found through timm's own interface."""
+"""Classifiers, by timm name: what they answer, the features that their head reads, and the head as a matrix.
+
+Logits are what the model itself returns. Its features are what its last linear layers are given on the way there, so
+that they need no rule for an architecture; whether logits = features x matrix + bias, `check` finds out on two images.
+"""
 
 import contextlib
+import dataclasses
+import functools
+import tempfile
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
+from raymu import cache
 from raymu.data import DATASETS, Data, Split
 from raymu.errors import Diverged, InputError
 from raymu.scenario import Scenario
 from raymu.values import unknown
 
 EXTRACT_BATCH = 640
+ROUNDING = 1e-4  # of the largest logit; float32 leaves some 1e-6
+NOISE = 0.02  # on the weights that `check` tries: layers that start at 0 would hide what they add
 
 
 def check_architecture(scenario: Scenario) -> None:
@@ -47,20 +59,119 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     """The scenario's architecture with random weights that depend on `seed` alone.
 
     Raises:
-        RuntimeError: timm does not know the architecture, or not its arguments.
+        InputError: timm cannot build it with these arguments, or it has no stem that `cifar_stem` could replace.
     """
     import timm  # takes a second, which only who builds a model has to spend
 
+    arguments = timm_arguments(scenario)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = timm.create_model(scenario.architecture, **timm_arguments(scenario))
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        with _refusal(scenario, f"cannot be built with {given}"):
+            model: Any = timm.create_model(scenario.architecture, **arguments)
         if scenario.cifar_stem:
-            channels = DATASETS[scenario.dataset].channels
-            model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, 1, 1, bias=False)
+            stem, pool = getattr(model, "conv1", None), getattr(model, "maxpool", None)
+            if not (isinstance(stem, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)):
+                raise InputError(
+                    f"cifar_stem: {scenario.architecture} has no stem of one convolution and a max-pooling, as ResNets"
+                    " have"
+                )
+            model.conv1 = nn.Conv2d(DATASETS[scenario.dataset].channels, stem.out_channels, 3, 1, 1, bias=False)
             nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
             model.maxpool = nn.Identity()
     network: nn.Module = model
     return network
+
+
+def check(scenario: Scenario) -> None:
+    """Try the scenario's architecture on two random images, on the CPU, as training and evaluation will use it.
+
+    A process tries each architecture once.
+
+    Raises:
+        InputError: it cannot be built, or does not read such images; its logits are not its features times one matrix;
+            it cannot be trained, in train mode or in eval mode; or a copy with the weights as they are read from a
+            file answers otherwise.
+    """
+    dataset = DATASETS[scenario.dataset]
+    alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0)
+    _try_out(alike, tuple(dataset.format(scenario).shape), dataset.num_classes)
+
+
+@functools.cache
+def _try_out(scenario: Scenario, shape: tuple[int, ...], num_classes: int) -> None:
+    model, random = build(scenario, seed=0).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=random), alpha=NOISE)
+    images = torch.randn((2, *shape), generator=random)
+    read, labels = _channels_last(images), torch.arange(len(images)) % num_classes  # as `outputs` reads them
+
+    def logits_of(some: Tensor) -> Tensor:
+        said: Any = model(some)
+        if not isinstance(said, Tensor) or said.shape != (len(some), num_classes):
+            raise ValueError(f"it does not return {num_classes} logits an image")
+        return said
+
+    with torch.random.fork_rng():
+        with torch.no_grad(), _refusal(scenario, f"does not read images of {' x '.join(map(str, shape))}"):
+            logits = logits_of(read)
+        with torch.no_grad(), _refusal(scenario, "has no head of one matrix"):
+            _try_head(model, read[:1])
+        with torch.no_grad(), _refusal(scenario, "cannot be saved and loaded"):
+            _try_file(model, build(scenario, seed=1).eval(), read[:1])
+        with _refusal(scenario, "cannot be measured"):
+            alone = logits_of(images[:1])
+            _compare(alone, logits[:1], "an image's logits depend on the images beside it")
+            cross_entropy(alone, labels[:1]).backward()  # some methods, and relearning, do so in eval mode
+        # Batches are of nearly equal size: the smallest has one image only where the largest has two.
+        few = images[:1] if scenario.recipe.batch_size <= 2 else images
+        with _refusal(scenario, f"cannot be trained on batches of {len(few)}"):
+            model.train()
+            cross_entropy(logits_of(few), labels[: len(few)]).backward()
+
+
+@contextlib.contextmanager
+def _refusal(scenario: Scenario, what: str) -> Iterator[None]:
+    """Say in one line what the architecture cannot do, and what was raised."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever an architecture may raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = textwrap.shorten(f"{kind}{error}", 200)
+        raise InputError(f"{scenario.architecture} {what}: {reason}") from error
+
+
+def _compare(one: Tensor, other: Tensor, difference: str) -> None:
+    """Raise ValueError if logits differ by more than rounding, or are not finite."""
+    by, scale = (one - other).abs().max().item(), other.abs().max().item()
+    if not by <= ROUNDING * scale < float("inf"):
+        raise ValueError(f"{difference} (by {by:.2g}, where the largest is {scale:.2g})")
+
+
+def _try_head(model: Any, images: Tensor) -> None:
+    layers = heads(model)
+    if not layers:
+        raise ValueError("timm names no linear layer as its classifier")
+    features, logits = features_and_logits(model, images)
+    matrix = head_matrix(model)
+    if matrix.shape != (logits.shape[1], features.shape[1]):
+        raise ValueError("its classifier reads more than one vector of features an image")
+    bias = sum(layer.bias for layer in layers if layer.bias is not None) / len(layers)
+    _compare(features @ matrix.T + bias, logits, "its logits are not what its classifier makes of its features")
+
+
+def _try_file(model: nn.Module, other: nn.Module, images: Tensor) -> None:
+    for weight in other.parameters():
+        weight.add_(torch.randn_like(weight))
+    other(images)  # some keep what they compute from their weights
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "model.safetensors"
+        cache.save_tensors(path, model.state_dict())
+        other.load_state_dict(cache.load_tensors(path, torch.device("cpu")))
+    _compare(other(images), model(images), "with new weights it still answers by what it computed from the old")
 
 
 @contextlib.contextmanager
@@ -75,10 +186,45 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def heads(model: Any) -> list[Any]:
+    """The linear layers (1x1 convolutions among them) of a timm model's classifier that end in one output a class. Most
+    have one. The logits are the mean of what they make, as in a model that was distilled with a second one.
+    """
+    classifier = model.get_classifier()
+    parts = classifier if isinstance(classifier, tuple) else (classifier,)
+    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    return [layer for layer in layers if _outputs(layer) == _outputs(layers[-1])]  # what precedes makes features
+
+
+def _outputs(layer: Any) -> int:
+    size: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return size
+
+
+def head_matrix(model: Any) -> Tensor:
+    """The matrix (K, D) that makes logits, but for a bias, of the features that `features_and_logits` gives."""
+    layers = heads(model)
+    return torch.cat([layer.weight.flatten(1) for layer in layers], 1) / len(layers)
+
+
 def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W)."""
-    features = model.forward_head(model.forward_features(images), pre_logits=True)
-    return features, model.get_classifier()(features)
+    """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W).
+
+    The logits are the model's own. The features are what its head is given meanwhile; where it has several, they stand
+    side by side.
+    """
+    layers, given = heads(model), dict[nn.Module, Tensor]()
+
+    def listen(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        given[layer] = inputs[0].flatten(1)
+
+    hooks = [layer.register_forward_pre_hook(listen, prepend=True) for layer in layers]  # before DeepSpeed's
+    try:
+        logits = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([given[layer] for layer in layers], 1), logits
 
 
 class Outputs(NamedTuple):
@@ -170,7 +316,7 @@ class CMF(nn.Module):
     features, m_c is the mean of norm(f) over class c and mu that over all. The head has nothing to train: it follows
     the features when `update` is called, so that a method has to change them.
 
-    It has timm's interface, so that whoever probes it looks at z. The backbone's own head is not used.
+    Whoever probes it looks at z. The backbone's own head is not used.
 
     Args:
         backbone: a timm classifier; the weights of its head are frozen.
@@ -180,14 +326,16 @@ class CMF(nn.Module):
     def __init__(self, backbone: Any, num_classes: int, temperature: float) -> None:
         super().__init__()
         self.backbone: Any = backbone.requires_grad_(True)
-        backbone.get_classifier().requires_grad_(False)
-        self.head = nn.Linear(backbone.head_hidden_size, num_classes, bias=False)
+        for layer in heads(backbone):
+            layer.requires_grad_(False)
+        size = head_matrix(backbone).shape[1]
+        self.head = nn.Linear(size, num_classes, bias=False)
         weight = torch.zeros_like(self.head.weight)
         del self.head.weight
         self.head.register_buffer("weight", weight)  # not trained: what shards parameters leaves it alone
         self.temperature = temperature
         self.mu: Tensor
-        self.register_buffer("mu", torch.zeros(backbone.head_hidden_size))
+        self.register_buffer("mu", torch.zeros(size))
 
     def class_sums(self, data: Data) -> tuple[Tensor, Tensor]:
         """Of this worker's share of the training set, the sum of every class's unit backbone features (K, D) and the
@@ -208,20 +356,11 @@ class CMF(nn.Module):
         self.mu.copy_(mean)
         self.head.weight.copy_(self.temperature * normalize(centred))
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The backbone's."""
-        features: Tensor = self.backbone.forward_features(images)
-        return features
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """The centred unit features z (B, D), or with the head its logits (B, K)."""
-        unit = normalize(self.backbone.forward_head(features, pre_logits=True))
-        z = normalize(unit - self.mu)
-        return z if pre_logits else self.head(z)
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of normalised images."""
-        return self.forward_head(self.forward_features(images))
+        features, _ = features_and_logits(self.backbone, images)
+        logits: Tensor = self.head(normalize(normalize(features) - self.mu))
+        return logits
 
     def get_classifier(self) -> nn.Module:
         """The head, without its centring: it takes z."""

@@ -77,10 +77,12 @@ def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path
         options: what carries it out.
 
     Raises:
+        InputError: the architecture cannot be trained or measured.
         Diverged: the recipe does not train this model.
     """
 
     def build(entry: Path | None) -> None:
+        models.check(scenario)
         started = time.perf_counter()
         device = default_device()
         scenario_data = data.load(scenario, device, options.threads)

@@ -30,7 +30,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 import raymu
-from raymu import data, engines, environment, memory, nodes, references, weights
+from raymu import data, engines, environment, memory, models, nodes, references, weights
 from raymu.attempts import Failure, Ledger, in_flight
 from raymu.checkpoint import Checkpoints
 from raymu.design import design
@@ -277,6 +277,7 @@ def run_sweep(
             return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
+        models.check(sweep.scenario)
         engines.check(sweep.scenario, resources.options)
         weights.prepare(sweep.scenario, weights_file)
         for line in data.notes(sweep.scenario):

@@ -8,7 +8,7 @@ from torch import nn
 
 from raymu import models
 from raymu.data import Data
-from raymu.engines.local import Engine
+from raymu.engines.local import Engine, checkpoint_gradients
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
 from raymu.scenario import Scenario
@@ -30,7 +30,7 @@ def check(scenario: Scenario, options: Options) -> None:
 
     Raises:
         InputError: DeepSpeed is not installed; or several workers shall train a model with BatchNorm, or its gradients
-            shall be checkpointed.
+            shall be checkpointed, or timm cannot checkpoint those of the architecture.
     """
     if options.stage is not None and importlib.util.find_spec("deepspeed") is None:
         raise InputError("several workers and ZeRO need DeepSpeed: pip install 'raymu[deepspeed]'")
@@ -38,6 +38,11 @@ def check(scenario: Scenario, options: Options) -> None:
         return
     with torch.device("meta"):
         model = models.build(scenario, seed=0)
+    if options.checkpointing:
+        try:
+            checkpoint_gradients(model, True)
+        except Exception as error:  # most assert it
+            raise InputError(f"gradient checkpointing: timm has none for {scenario.architecture}") from error
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         return
     if options.workers > 1:

@@ -112,7 +112,8 @@ class Engine:
         self._method, self._end_of_epoch = method, end_of_epoch
         if method.train == "classifier":
             self.model.requires_grad_(False)
-            self.model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+            for layer in models.heads(self.model):
+                layer.requires_grad_(True)
         if method.head == "cmf":
             self.model = models.CMF(self.model, self._data.num_classes, method.temperature).to(self._device)
             self._make_head(self._once("class-sums", self._class_sums))
@@ -299,7 +300,7 @@ class Engine:
         weights = self.weights()
         for batch in self.scan(part):
             loss = cross_entropy(self.model(batch.images), batch.labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = gradients_of(loss, list(weights.values()))
             count = torch.tensor(len(batch.labels), device=self._device)
             self._workers.sum(count, *gradients)
             if reduction == "mean":
@@ -451,7 +452,7 @@ class Engine:
             loss.backward()
             return
         weights = list(self.weights().values())
-        gradients = torch.autograd.grad(loss, weights)
+        gradients = gradients_of(loss, weights)
         length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
         scale = clipping(norm, length)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -486,9 +487,7 @@ class Engine:
         return tensors
 
     def _train_mode(self) -> None:
-        classifier_only = self._method.train == "classifier"
-        self.model.train(not classifier_only)
-        self.model.get_classifier().train()  # type: ignore[operator]
+        self.model.train(self._method.train != "classifier")
 
     def _refresh_head(self) -> None:
         if isinstance(self.model, models.CMF):
@@ -561,6 +560,13 @@ class Engine:
             self.images += count
             known = rows.clamp(min=0)
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
+
+
+def gradients_of(loss: Tensor, weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
+    """The gradient of a scalar in every weight, in their order: 0 in those that it does not depend on, as some models
+    have them.
+    """
+    return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
 
 
 def make_optimizer(weights: list[nn.Parameter], kind: Optimizer, lr: float) -> torch.optim.Optimizer:

@@ -21,7 +21,7 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
-from raymu.models import Outputs, extract, outputs
+from raymu.models import Outputs, extract, head_matrix, outputs
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")
@@ -141,7 +141,7 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
     answers = _answers(held_out, probe, NearestClassCentre(moments))
     row = _accuracies(held_out, answers, workers)
 
-    head = model.get_classifier().weight.detach()  # type: ignore[operator]
+    head = head_matrix(model).detach()
     row |= {"train_nc1": _defined(nc1, moments), "train_nc2": _defined(nc2, moments)}
     row |= {"train_nc3": _defined(nc3, moments, head)}
     row |= {f"train_{name}": value for name, value in _alignments(head, moments, data).items()}

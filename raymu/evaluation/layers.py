@@ -1,17 +1,18 @@
 """A depth profile: what the linear probe reads from every block, since forgetting may sit deeper or shallower."""
 
-from collections.abc import Iterator
+import textwrap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from raymu.data import Data, Split
+from raymu.data import DATASETS, Data, Split
 from raymu.errors import InputError
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.evaluate import SPLITS
 from raymu.evaluation.probe import LinearProbe
-from raymu.models import CMF, batches, eval_mode, features_and_logits
+from raymu.models import CMF, batches, build, eval_mode, features_and_logits
+from raymu.scenario import Scenario
 
 PENULTIMATE = "penultimate"
 
@@ -26,12 +27,9 @@ def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
         `{split}_probe_retain_acc` and `{split}_probe_forget_acc` for "val" and "test", fractions of the samples.
 
     Raises:
-        InputError: timm does not say what the blocks of this model are.
         Undefined: an output is not finite.
     """
-    check_blocks(model)
-    workers = data.workers
-    names = [*(info["module"] for info in _backbone(model).feature_info), PENULTIMATE]
+    workers, names = data.workers, _names(model)
     labels = workers.share(data.probed.targets)
     probes = [LinearProbe(features, labels, workers=workers) for features in _blocks(model, data, data.probed)]
     rows: list[dict[str, Any]] = [{"layer": name} for name in names]
@@ -43,28 +41,41 @@ def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def check_blocks(model: nn.Module) -> None:
-    """Look whether the model has a profile.
+def check_blocks(scenario: Scenario) -> None:
+    """Look whether the scenario's models have a profile, on two black images.
 
     Raises:
-        InputError: timm does not say what its blocks are.
+        InputError: timm does not say what the blocks of this architecture are, or cannot read them from such images.
     """
-    if not hasattr(_backbone(model), "forward_intermediates"):
-        raise InputError("--layers: timm does not say what the blocks of this architecture are")
+    model, shape = build(scenario, seed=0), DATASETS[scenario.dataset].format(scenario).shape
+    try:
+        with eval_mode(model), torch.no_grad():
+            blocks = _outputs(model, torch.zeros(2, *shape))
+        if len(blocks) != len(_names(model)):
+            raise ValueError(f"{len(blocks)} outputs of {len(_names(model))}")
+    except Exception as error:  # whatever an architecture may raise
+        raise InputError(
+            f"--layers: timm does not say what the blocks of {scenario.architecture} are"
+            f" ({textwrap.shorten(f'{type(error).__name__}: {error}', 120)})"
+        ) from error
 
 
 def _backbone(model: Any) -> Any:
     return model.backbone if isinstance(model, CMF) else model
 
 
+def _names(model: nn.Module) -> list[str]:
+    return [*(info["module"] for info in _backbone(model).feature_info), PENULTIMATE]
+
+
+def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Features (B, D) of every block, each with a D of its own, and the penultimate ones."""
+    blocks = _backbone(model).forward_intermediates(images, intermediates_only=True)
+    return [*(block.mean((2, 3)) for block in blocks), features_and_logits(model, images)[0]]
+
+
 def _blocks(model: nn.Module, data: Data, split: Split) -> list[Tensor]:
-    """Of this worker's share, features (n, D) of every block, each with a D of its own, and the penultimate ones."""
-
-    def of(images: Tensor) -> Iterator[Tensor]:
-        for block in _backbone(model).forward_intermediates(images, intermediates_only=True):
-            yield block.mean((2, 3))
-        yield features_and_logits(model, images)[0]
-
+    """Those of this worker's share, (n, D)."""
     with eval_mode(model), torch.no_grad():
-        parts = [[block[: len(labels)] for block in of(images)] for images, labels in batches(data, split)]
+        parts = [[block[: len(labels)] for block in _outputs(model, images)] for images, labels in batches(data, split)]
     return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
