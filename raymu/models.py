@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from raymu import cache
+from raymu import cache, source
 from raymu.data import DATASETS, Data, Split
 from raymu.errors import Diverged, InputError
 from raymu.scenario import Scenario
@@ -42,6 +42,14 @@ def check_architecture(scenario: Scenario) -> None:
     known = timm.list_pretrained(f"{scenario.architecture}.*")
     if scenario.pretrained and scenario.pretrained not in known:
         raise InputError(unknown("pretrained weights", scenario.pretrained, known))
+
+
+def own_code(scenario: Scenario) -> str:
+    """A digest of the code of an architecture that a user registered with timm; empty for those that are installed."""
+    import timm
+
+    make = timm.model_entrypoint(scenario.architecture)
+    return source.digest(make) if source.is_own(make.__module__) else ""
 
 
 def timm_arguments(scenario: Scenario) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Each takes the split whose metrics it reads. A search uses "val"; "test" is for 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raymu import source
+
 Row = Mapping[str, Any]
 
 
@@ -39,3 +41,8 @@ OBJECTIVES: dict[str, Callable[..., float]] = {
     "oracle_gap": oracle_gap,
     PARETO: hmean,
 }
+
+
+def code_of(objective: str) -> str:
+    """A digest of an objective's code: scores compare only where it is the same."""
+    return source.digest(OBJECTIVES[objective], pair, within=("raymu.objective",))

@@ -50,8 +50,11 @@ def directory(scenario: Scenario) -> Path:
 
 
 def entry_of(scenario: Scenario, which: Which) -> Path:
-    """Where a reference is cached, as the code that trains it now would train it."""
-    return directory(scenario) / f"{which}-{source.digest(Train, fit, within=TRAINING)}"
+    """Where a reference is cached, named by all that decides its weights beside the scenario: the code that trains it,
+    that of an architecture of the user's own, and the weights that training starts from.
+    """
+    made_by = [source.digest(Train, fit, within=TRAINING), models.own_code(scenario), weights.digest(scenario)]
+    return directory(scenario) / f"{which}-{content_hash(made_by)}"
 
 
 def weights_digest(scenario: Scenario, which: Which) -> str:

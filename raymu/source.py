@@ -46,10 +46,13 @@ def digest(*objects: Any, within: tuple[str, ...] = ()) -> str:
             if code is None:
                 return uuid.uuid4().hex[:12]
             found.add(f"{one.__qualname__}: {code.text}")  # without the module: a script that runs is __main__
-            for name, value in _used(code, vars(sys.modules[one.__module__])):
-                parts = list(_parts(value))
-                todo += [part for part in parts if not isinstance(part, PLAIN)]
-                found.update(f"{name}: {part!r}" for part in parts if isinstance(part, PLAIN))
+            for name, value in _used(code, {**vars(sys.modules[one.__module__]), **_enclosed(one)}):
+                for part in _parts(value):
+                    if isinstance(part, PLAIN):
+                        found.add(f"{name}: {part!r}")
+                    else:
+                        found.add(f"{name}: {part.__qualname__}")
+                        todo.append(part)
     return content_hash(sorted(found))
 
 
@@ -60,11 +63,11 @@ def _package(module: str) -> str:
 def _counts(module: str, within: tuple[str, ...], packages: set[str]) -> bool:
     if _package(module) == "raymu":
         return any(module == one or module.startswith(f"{one}.") for one in within)
-    return _package(module) in packages or _is_own(module)
+    return _package(module) in packages or is_own(module)
 
 
 @functools.cache
-def _is_own(module: str) -> bool:
+def is_own(module: str) -> bool:
     """Whether it is raymu's or the user's, not one of Python or of an installed package."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return _package(module) == "raymu" or (file is not None and not str(Path(file).resolve()).startswith(INSTALLED))
@@ -95,6 +98,13 @@ def _code(one: Any) -> _Code | None:
     return _Code(ast.unparse(tree), frozenset(names), frozenset(attributes))
 
 
+def _enclosed(one: Any) -> dict[str, Any]:
+    """What a function that stands in another one uses of that."""
+    names, cells = getattr(one, "__code__", None), getattr(one, "__closure__", None) or ()
+    found = dict(zip(names.co_freevars if names else (), cells, strict=True))
+    return {name: cell.cell_contents for name, cell in found.items() if cell != types.CellType()}
+
+
 def _used(code: _Code, scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The globals that the source names, and the attributes that it takes of modules among them."""
     for name in code.names & scope.keys():
@@ -102,7 +112,7 @@ def _used(code: _Code, scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, attribute in code.attributes:
         owner = scope.get(name)
         # What modules of others hold may depend on the machine, as os.environ does.
-        if isinstance(owner, types.ModuleType) and _is_own(owner.__name__) and hasattr(owner, attribute):
+        if isinstance(owner, types.ModuleType) and is_own(owner.__name__) and hasattr(owner, attribute):
             yield f"{name}.{attribute}", getattr(owner, attribute)
 
 

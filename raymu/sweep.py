@@ -38,6 +38,7 @@ from raymu.engines import Options
 from raymu.errors import InputError, NodeError, StorageError
 from raymu.evaluation import picture
 from raymu.method import Head, Method, Range, Train
+from raymu.objective import code_of
 from raymu.progress import SweepProgress
 from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import select, store
@@ -230,6 +231,7 @@ class Sweep:
             "method": self.method.name(),
             "method_code": self.method.source(),
             "evaluation_code": references.evaluation_code(),
+            "objective_code": code_of(self.protocol.objective),
             "head": self.head,
             "train": self.train,
             "scenario": self.scenario.as_dict(),

@@ -13,7 +13,7 @@ from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
-from raymu.objective import OBJECTIVES
+from raymu.objective import OBJECTIVES, code_of
 from raymu.scenario import Scenario
 from raymu.workers import Workers
 
@@ -33,6 +33,7 @@ IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is a
     "config",
     "method_code",
     "evaluation_code",
+    "objective_code",
     "original_weights",
     "objective",
 )
@@ -195,6 +196,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "config": method.config,
         "method_code": method.source(),
         "evaluation_code": references.evaluation_code(),
+        "objective_code": code_of(objective),
         "original_weights": None,
         "retrained_weights": None,
         "status": "completed",

@@ -52,6 +52,16 @@ def prepare(scenario: Scenario, file: Path | None = None) -> None:
         raise InputError(f"{file} is not what {scenario.pretrained} was before; remove {copy.parent} first")
 
 
+def digest(scenario: Scenario) -> str:
+    """12 hex digits over the scenario's pretrained weights; empty where it has none.
+
+    Raises:
+        InputError: see `prepare`.
+    """
+    prepare(scenario)
+    return str(cache.load_json(_entry(scenario) / cache.HASHES)[FILE][:12]) if scenario.pretrained else ""
+
+
 def start(scenario: Scenario, seed: int) -> nn.Module:
     """The scenario's architecture before its first epoch, on the CPU.
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, data, method, references, source
+from raymu import cache, data, method, objective, references, source
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
@@ -268,7 +268,7 @@ def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
     for name, change in {
         "same": ("", ""),
         "comment": ("\ndef saliency(", "\n# a comment\n\ndef saliency("),
-        "docstring": ('"""The sum over', '"""A sum over'),
+        "docstring": ('"""How much the', '"""By how much the'),
         "helper": ("largest(", "smallest("),
         "body": ("descending=True", "descending=False"),
     }.items():
@@ -296,7 +296,9 @@ class Uses:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("LIMIT", 4), ("LIMITS", {"a": [1, 3]}), ("helper", lambda: LIMIT)], ids=str
+    ("name", "value"),
+    [("LIMIT", 4), ("LIMITS", {"a": [1, 3]}), ("helper", lambda: LIMIT)],
+    ids=["number", "dict", "function"],
 )
 def test_a_digest_covers_what_the_code_reaches(monkeypatch, name, value) -> None:
     before = source.digest(Uses)
@@ -402,3 +404,43 @@ def test_a_run_leaves_nothing_of_the_run_before(raymu, tmp_path) -> None:
     (tmp_path / "mine" / "README.md").write_text("mine")
     printed = raymu("run", "finetune", "--config", "good.yaml", "--out", "mine")
     assert (printed.returncode, (tmp_path / "mine" / "README.md").read_text()) == (2, "mine")
+
+
+# What references start from, and what scores are
+
+
+ACTIVATION: type[torch.nn.Module] = torch.nn.ReLU
+
+
+def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, monkeypatch) -> None:
+    class Tiny(torch.nn.Module):
+        def __init__(self, num_classes: int, in_chans: int) -> None:
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256 * in_chans, 8), ACTIVATION())
+            self.fc = torch.nn.Linear(8, num_classes)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.body(images))
+
+        def get_classifier(self) -> torch.nn.Module:
+            return self.fc
+
+    def tiny_of_a_test(pretrained: bool = False, **given) -> torch.nn.Module:
+        return Tiny(given["num_classes"], given["in_chans"])
+
+    registered = sys.modules["timm.models._registry"]
+    monkeypatch.setitem(registered._model_entrypoints, "tiny_of_a_test", tiny_of_a_test)
+    scenario = data.prepare(dataclasses.replace(striped, architecture="tiny_of_a_test"))
+    before = references.entry_of(scenario, "original")
+    assert references.entry_of(scenario, "original") == before
+    monkeypatch.setattr(sys.modules[__name__], "ACTIVATION", torch.nn.Tanh)
+    assert references.entry_of(scenario, "original") != before
+
+
+def test_an_objective_is_known_by_its_code(monkeypatch) -> None:
+    before = objective.code_of("hmean")
+    monkeypatch.setitem(objective.OBJECTIVES, "hmean", lambda row, split="val": 1.0)
+    assert objective.code_of("hmean") != before
+    scored = {"source": "search", "protocol_hash": "p"}
+    with pytest.raises(InputError, match="objective_code"):
+        select.tuned([row(0, objective_code=before, **scored), row(1, objective_code="other", **scored)])

@@ -256,6 +256,7 @@ def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
             ("method", identity["method"]),
             ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1
             ("evaluation_code", identity.get("evaluation_code")),
+            ("objective_code", identity.get("objective_code")),
             ("scenario_hash", content_hash(identity["scenario"])),
         ):
             rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
@@ -265,7 +266,7 @@ def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
                     f" {', '.join(sorted(map(str, others)))}"
                 )
     for other in sweeps[1:]:
-        for field in ("protocol", "scenario", "evaluation_code"):
+        for field in ("protocol", "scenario", "evaluation_code", "objective_code"):
             found = list(differences(sweeps[0].identity.get(field), other.identity.get(field), field))
             if found:
                 raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")

@@ -15,6 +15,17 @@ from raymu.objective import pair
 Row = dict[str, Any]
 
 
+# Rows in which one of these differs do not compare.
+COMPARABLE = (
+    "scenario_hash",
+    "objective",
+    "protocol_hash",
+    "evaluation_code",
+    "objective_code",
+    "original_weights",
+)
+
+
 class Rule(Protocol):
     """A way to choose."""
 
@@ -146,7 +157,7 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     ]
     if not found:
         raise InputError("no completed trial to choose from")
-    for field in ("scenario_hash", "objective", "protocol_hash", "evaluation_code", "original_weights"):
+    for field in COMPARABLE:
         values = sorted({str(row.get(field)) for row in found})
         if len(values) > 1:
             raise InputError(
