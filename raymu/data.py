@@ -174,7 +174,12 @@ class ArrayDataset(Dataset):
         return content_hash([source.digest(self.read), *versions, self.num_classes, self.format_of_arrays])
 
     def keep(self, name: str, arrays: Arrays) -> str:
-        """Make what `read` returned the data of the dataset; return what they are."""
+        """Make what `read` returned the data of the dataset; return what they are.
+
+        Raises:
+            InputError: it is not what `read` has to return.
+        """
+        self._check(name, arrays)
         digest = hashlib.sha256(repr((self.num_classes, self.format_of_arrays)).encode())
         for key, array in sorted(arrays.items()):
             digest.update(f"{key} {array.dtype} {array.shape}".encode())
@@ -189,6 +194,18 @@ class ArrayDataset(Dataset):
         cache.once(entry_of(name, data), build)
         _write_json(_latest_path(name), {"data": data, "reader": self._reader})
         return data
+
+    def _check(self, name: str, arrays: Arrays) -> None:
+        for part in ("train", "test") if "test_images" in arrays else ("train",):
+            images, labels = (arrays.get(f"{part}_{kind}", np.zeros(0)) for kind in ("images", "labels"))
+            wanted = (len(labels), *self.format_of_arrays.shape)
+            if not len(labels) or images.dtype != np.uint8 or images.shape != wanted:
+                raise InputError(
+                    f"{name}: {part}_images have to be uint8 of the shape {wanted}, an image for each of {part}_labels,"
+                    f" not {images.dtype} of {images.shape}"
+                )
+            if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= self.num_classes:
+                raise InputError(f"{name}: {part}_labels have to be int64 in 0..{self.num_classes - 1}")
 
     def is_ready(self, entry: Path) -> bool:
         """See Dataset."""

@@ -55,11 +55,11 @@ REFUSED = {
     ),
 }
 ROUNDING = 1e-5
-UNUSUAL = [  # and small enough for whole trials
+UNUSUAL = [
     "two heads, averaged",
-    "1x1 convolution as head",
     "BatchNorm before the head",
-    "tied weights",
+    pytest.param("1x1 convolution as head", marks=pytest.mark.long),
+    pytest.param("tied weights", marks=pytest.mark.long),
 ]
 
 
@@ -134,6 +134,12 @@ def test_features_times_matrix_are_the_logits_of_timms_own_model(kind, of_kind) 
     for answered in (logits, made):
         assert (answered - expected).abs().max() < ROUNDING * expected.abs().max()
     assert matrix.shape == (CLASSES, features.shape[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_passes_before_training(kind, of_kind) -> None:
+    """Saved, read, differentiated and trained: `references.train` asks the same."""
+    models.check(of_kind(kind))
 
 
 def test_two_heads_are_two_halves_of_one_matrix(of_kind) -> None:

@@ -132,8 +132,26 @@ def test_arrays_are_read_again_where_code_or_directory_say_otherwise(striped, tm
     assert len(data.load(first, CPU).train) == 32  # half of its 64: what was bound stays bound
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_images": np.zeros((64, 16, 16), np.uint8)}, r"uint8 of the shape \(64, 1, 16, 16\)"),
+        ({"train_images": np.zeros((63, 1, 16, 16), np.uint8)}, r"an image for each of train_labels"),
+        ({"train_images": np.zeros((64, 1, 16, 16))}, "not float64"),
+        ({"train_labels": np.full(64, 4)}, r"int64 in 0\.\.3"),
+        ({"train_labels": np.zeros(0, np.int64)}, "an image for each"),
+        ({"test_images": np.zeros((2, 1, 16, 16), np.uint8)}, "test_images"),
+    ],
+    ids=["flat", "one too few", "floats", "a class too many", "no label", "no test label"],
+)
+def test_arrays_that_cannot_be_used_are_refused(own_cache, tmp_path, changed, message) -> None:
+    with pytest.raises(InputError, match=message):
+        array_dataset(50).keep("stripes", stripes(50, tmp_path) | changed)
+
+
 def test_a_directory_that_is_given_and_missing_is_no_reason_to_take_another(own_cache, tmp_path, monkeypatch) -> None:
-    data.DATASETS["cifar10"].keep("cifar10", data.DATASETS["digits"].read(tmp_path) | {})
+    images, labels = np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10
+    data.DATASETS["cifar10"].keep("cifar10", {"train_images": images, "train_labels": labels})
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     data.prepare(SCENARIOS["cifar10-resnet18"])
     with pytest.raises(InputError, match=r"CIFAR10 is not in .*nowhere"):

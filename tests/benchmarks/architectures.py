@@ -106,6 +106,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     )
     works = [line for line in small if "difference" in line]
     worst = max(line["difference"] for line in works)
+    rest = len(set(timm.list_models()) - {line["architecture"] for line in lines})
     versions = f"timm {timm.__version__}, torch {torch.__version__}, {datetime.date.today():%B %Y}"
     text = [
         "# Architectures",
@@ -115,6 +116,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         " mode it can be differentiated, in train mode trained, and its weights come back from a file. The others are"
         " refused before anything is trained, in the line that stands here. Larger ones, and other sizes and arguments,"
         " are tried in the same way when a scenario names them.",
+        *([f"Not tried yet: {rest} of timm's architectures, of whatever size."] if rest else []),
         "Made by",
         "    python tests/benchmarks/architectures.py found.jsonl\n"
         "    python tests/benchmarks/architectures.py found.jsonl --table docs/architectures.md",
