@@ -129,7 +129,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
     ("content", "message"),
     [
         ("method: finetune\nconfig: {lr: 0.1}", "a setting of finetune, not of salun"),
-        ("config: {salience: 0.1}", "did you mean 'salient'"),
+        ("config: {salint: 0.1}", "did you mean 'salient'"),
         ("lr: 0.1", "needs a `config`"),
         ("{", "is no YAML"),
         ("config: {epochs: 2.9}", "salun: epochs has to be above 0, a whole number, not 2.9"),

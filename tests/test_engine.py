@@ -177,7 +177,7 @@ def test_crops_and_flips_are_those_of_the_padded_image() -> None:
 
 def test_options_that_make_no_sense_are_refused() -> None:
     for message, wrong in (
-        ("stages 0 to 3", {"zero": 4}),
+        ("at least 0 and at most 3", {"zero": 4}),
         ("at least 1", {"workers": 0}),
         ("offload needs ZeRO", {"offload": True}),
         ("offload needs ZeRO", {"offload": True, "zero": 0}),
