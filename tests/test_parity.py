@@ -29,17 +29,14 @@ SCENARIO = dataclasses.replace(
     recipe=Recipe(lr=0.05, epochs=3, batch_size=16, augment=True),
     forget=(3, 8),
 )
-LR = {
-    "unsir": 1e-3,
-    "bad_teacher": 1e-3,
-    "gradient_ascent": 1e-2,
-}  # Adam, and an ascent that must not diverge; the others 0.02
+LR = {"unsir": 1e-3, "bad_teacher": 1e-3, "gradient_ascent": 1e-2}  # Adam, an ascent not to diverge; the others 0.02
 # How far apart weights may be, on average and at most, as a share of how far they moved, on average and at most: what
 # rounding does. Class-mean features centre and scale what is rounded, and the first steps of Adam have the length of
 # its learning rate even where the gradient is nothing but rounding.
 TOLERANCE = {"": (1e-5, 1e-5), "cmf": (1e-3, 5e-3), "unsir": (1e-3, 5e-2), "bad_teacher": (1e-3, 5e-2)}
 # A longer step of influence; and masked gradients that are clipped.
-KNOBS = {"influence": {"scale": 100.0}, "salun": {"clip": 0.05}}
+KNOBS = {"influence-linear": {"scale": 100.0}, "influence-cmf": {"scale": 100.0}}
+KNOBS |= {"salun-linear": {"lr": 0.2, "clip": 0.05}}
 ROUNDING = 2e-7  # of the largest weights
 ROUNDED = 3  # times that a model is also evaluated whose weights are rounded anew
 
@@ -55,7 +52,7 @@ def cases() -> dict[str, Method]:
             except InputError:
                 continue
             config = {knob: LR.get(name, 0.02) for knob in cls.ranges() if knob.endswith("lr")}
-            config |= {knob: 1 for knob in cls.ranges() if knob.endswith("epochs")} | KNOBS.get(name, {})
+            config |= {knob: 1 for knob in cls.ranges() if knob.endswith("epochs")} | KNOBS.get(f"{name}-{head}", {})
             found[f"{name}-{head}-{train}"] = cls.from_config(config, head=head, train=train)
     return found
 
