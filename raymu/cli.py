@@ -567,16 +567,12 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
-    from ray import cloudpickle
-
     from raymu.nodes import at_home
     from raymu.results.store import locate
     from raymu.session import Resources, fit_to_cluster, session
-    from raymu.worker_group import side_by_side
+    from raymu.worker_group import side_by_side, take_along
 
-    method = sys.modules[type(call[3]).__module__]
-    if not method.__name__.startswith("raymu."):  # the workers have no such module
-        cloudpickle.register_pickle_by_value(method)
+    take_along(type(call[3]).__module__)
     with session(None), at_home(locate(out)) as home:
         side_by_side(home, fit_to_cluster(Resources(options=options)), [call])
 

@@ -116,15 +116,23 @@ def _used(code: _Code, scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{attribute}", getattr(owner, attribute)
 
 
+_seen_first: dict[int, tuple[Any, list[Any]]] = {}
+
+
 def _parts(value: Any) -> Iterator[Any]:
-    """The classes, functions and plain values that a global consists of."""
+    """The classes, functions and plain values that a global consists of. What a program fills while it runs, such as a
+    cache, counts as it was when it was seen first.
+    """
     if isinstance(value, PLAIN):
         yield value
     elif isinstance(value, functools.partial):
         yield from _parts((value.func, value.args, value.keywords))
-    elif isinstance(value, dict):
-        yield from _parts((*value.keys(), *value.values()))
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (dict, list, set)):
+        if id(value) not in _seen_first:
+            items = (*value.keys(), *value.values()) if isinstance(value, dict) else tuple(value)
+            _seen_first[id(value)] = value, list(_parts(items))
+        yield from _seen_first[id(value)][1]
+    elif isinstance(value, (tuple, frozenset)):
         for one in value:
             yield from _parts(one)
     elif isinstance(plain := inspect.unwrap(value) if callable(value) else value, (type, types.FunctionType)):

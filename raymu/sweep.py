@@ -269,6 +269,7 @@ def run_sweep(
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     directory = store.locate(location)
+    weights.prepare(sweep.scenario, weights_file)
     sweep = dataclasses.replace(sweep, scenario=data.prepare(sweep.scenario, data_dir))
 
     def finished(rows: Sequence[Row]) -> bool:
@@ -281,7 +282,6 @@ def run_sweep(
         scenarios = [sweep.scenario, *sweep.confirmed()]
         models.check(sweep.scenario)
         engines.check(sweep.scenario, resources.options)
-        weights.prepare(sweep.scenario, weights_file)
         for line in data.notes(sweep.scenario):
             _print_once(console, line)
         for scenario in scenarios:

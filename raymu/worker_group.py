@@ -3,6 +3,7 @@
 import functools
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -168,6 +169,12 @@ def in_group(home: nodes.Home, options: Options, function: Callable[..., Result]
     if _group is None or _group.ended:
         _group = WorkerGroup(ray.util.get_current_placement_group())
     return _group.run(call, *arguments)
+
+
+def take_along(module: str) -> None:
+    """Let what a module outside raymu defines travel to other processes as it is: they may not have the module."""
+    if not module.startswith("raymu."):
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
 
 
 def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:

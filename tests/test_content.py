@@ -325,6 +325,17 @@ def test_a_digest_covers_what_the_code_reaches(monkeypatch, name, value) -> None
     assert source.digest(Uses) != before
 
 
+def test_what_a_program_fills_while_it_runs_changes_no_digest() -> None:
+    kept: list[int] = []
+
+    def fills() -> None:
+        kept.append(1)
+
+    before = source.digest(fills)
+    fills()
+    assert source.digest(fills) == before
+
+
 def test_code_that_nobody_can_read_is_never_taken_for_the_same() -> None:
     scope: dict = {"__name__": __name__}
     exec("def unseen(): return 1", scope)

@@ -260,5 +260,5 @@ def test_both_references_and_retrain_start_from_them_and_unlearning_goes_on(file
         )
     retrained = references.load_model(TUNED, "retrained").state_dict()
     assert all(torch.equal(tensor, retrained[name]) for name, tensor in model.state_dict().items())
-    written = json.loads((references.directory(TUNED) / "original" / "scenario.json").read_text())
+    written = json.loads((references.entry_of(TUNED, "original") / "scenario.json").read_text())
     assert written["pretrained"] == NAME

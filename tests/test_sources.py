@@ -57,7 +57,12 @@ class Recorder(Engine):
         self.steps: list[tuple[list[torch.Tensor], dict[str, torch.Tensor]]] = []
         asked: list[torch.Tensor] = []
         self._asked = asked
-        hook = self.model.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+
+        def ask(module, inputs) -> None:
+            if module.training:  # a teacher is a copy in eval mode
+                asked.append(inputs[0])
+
+        hook = self.model.register_forward_pre_hook(ask)
         super().run(method, *rest)
         hook.remove()
 
