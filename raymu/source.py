@@ -3,14 +3,17 @@ when the code behind it is edited.
 """
 
 import ast
+import contextlib
 import functools
+import hashlib
+import importlib
 import inspect
 import sys
 import sysconfig
 import textwrap
 import types
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +49,7 @@ def digest(*objects: Any, within: tuple[str, ...] = ()) -> str:
             if code is None:
                 return uuid.uuid4().hex[:12]
             found.add(f"{one.__qualname__}: {code.text}")  # without the module: a script that runs is __main__
-            for name, value in _used(code, {**vars(sys.modules[one.__module__]), **_enclosed(one)}):
+            for name, value in _used(one, code):
                 for part in _parts(value):
                     if isinstance(part, PLAIN):
                         found.add(f"{name}: {part!r}")
@@ -74,28 +77,41 @@ def is_own(module: str) -> bool:
 
 
 class _Code(NamedTuple):
-    """The source of a class or function without docstrings, and what it names: `x`, and `x.y`."""
+    """The source of a class or function without docstrings, what it names (`x`, and `x.y.z`), and what it imports itself
+    from which module.
+    """
 
     text: str
     names: frozenset[str]
-    attributes: frozenset[tuple[str, str]]
+    dotted: frozenset[str]
+    imported: frozenset[tuple[str, str]]
 
 
 @functools.cache
 def _code(one: Any) -> _Code | None:
+    code = getattr(one, "__code__", one)  # else a decorated function shows the one that it wraps
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(one)))
-    except (OSError, TypeError, SyntaxError):  # there is none, or it is a lambda within a line
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError):
         return None
-    names, attributes = set[str](), set[tuple[str, str]]()
+    except SyntaxError:  # a lambda within a line
+        return _Code(_instructions(code), frozenset(code.co_names), frozenset(), frozenset())
+    names, dotted, imported = set[str](), set[str](), set[tuple[str, str]]()
     for node in ast.walk(tree):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
         elif isinstance(node, ast.Name):
             names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            attributes.add((node.value.id, node.attr))
-    return _Code(ast.unparse(tree), frozenset(names), frozenset(attributes))
+        elif isinstance(node, ast.Attribute):
+            dotted.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imported.update((node.module, alias.name) for alias in node.names)
+    return _Code(ast.unparse(tree), frozenset(names), frozenset(dotted), frozenset(imported))
+
+
+def _instructions(code: types.CodeType) -> str:
+    parts = (_instructions(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts)
+    return f"{code.co_code.hex()} {code.co_names} {list(parts)}"
 
 
 def _enclosed(one: Any) -> dict[str, Any]:
@@ -105,15 +121,37 @@ def _enclosed(one: Any) -> dict[str, Any]:
     return {name: cell.cell_contents for name, cell in found.items() if cell != types.CellType()}
 
 
-def _used(code: _Code, scope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The globals that the source names, and the attributes that it takes of modules among them."""
+def _used(one: Any, code: _Code) -> Iterator[tuple[str, Any]]:
+    """The globals that the source names, what it takes of own modules, and what was given to a class afterwards."""
+    scope = {**vars(sys.modules[one.__module__]), **_enclosed(one)}
     for name in code.names & scope.keys():
         yield name, scope[name]
-    for name, attribute in code.attributes:
-        owner = scope.get(name)
-        # What modules of others hold may depend on the machine, as os.environ does.
-        if isinstance(owner, types.ModuleType) and is_own(owner.__name__) and hasattr(owner, attribute):
-            yield f"{name}.{attribute}", getattr(owner, attribute)
+    for chain in code.dotted:
+        root, *rest = chain.split(".")
+        owner = scope.get(root)
+        for place, name in enumerate(rest):
+            # What modules of others hold may depend on the machine, as os.environ does.
+            if not isinstance(owner, types.ModuleType) or not is_own(owner.__name__):
+                break
+            owner = getattr(owner, name, None)
+            if place == len(rest) - 1 or not isinstance(owner, types.ModuleType):
+                yield f"{root}.{'.'.join(rest[: place + 1])}", owner
+    for module, name in code.imported:
+        with contextlib.suppress(ImportError):
+            if is_own(importlib.import_module(module).__name__):
+                yield f"{module}.{name}", getattr(sys.modules[module], name, None)
+    if isinstance(one, type):
+        for name, value in vars(one).items():
+            function = getattr(value, "__func__", value)
+            is_body = getattr(function, "__qualname__", "").startswith(f"{one.__qualname__}.")
+            if isinstance(value, PLAIN) and not name.startswith("_"):
+                yield name, value
+            elif (
+                isinstance(function, types.FunctionType)
+                and not is_body
+                and "__create_fn__" not in function.__qualname__
+            ):
+                yield name, function
 
 
 _seen_first: dict[int, tuple[Any, list[Any]]] = {}
@@ -125,15 +163,32 @@ def _parts(value: Any) -> Iterator[Any]:
     """
     if isinstance(value, PLAIN):
         yield value
-    elif isinstance(value, functools.partial):
-        yield from _parts((value.func, value.args, value.keywords))
-    elif isinstance(value, (dict, list, set)):
-        if id(value) not in _seen_first:
-            items = (*value.keys(), *value.values()) if isinstance(value, dict) else tuple(value)
-            _seen_first[id(value)] = value, list(_parts(items))
-        yield from _seen_first[id(value)][1]
+    elif isinstance(value, (type, types.FunctionType)):
+        yield value
+        if hasattr(value, "__wrapped__"):
+            yield from _parts(value.__wrapped__)
+    elif hasattr(type(value), "__array__"):  # of NumPy or torch
+        array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+        yield f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
     elif isinstance(value, (tuple, frozenset)):
         for one in value:
             yield from _parts(one)
-    elif isinstance(plain := inspect.unwrap(value) if callable(value) else value, (type, types.FunctionType)):
-        yield plain
+    elif isinstance(value, functools.partial):
+        yield from _parts((value.func, value.args, value.keywords))
+    elif isinstance(value, types.MethodType):
+        yield from _parts((value.__func__, value.__self__))
+    elif hasattr(value, "__wrapped__"):
+        yield from _parts(value.__wrapped__)
+    elif (
+        isinstance(value, (dict, list, set))
+        or is_own(type(value).__module__)
+        or isinstance(value, types.SimpleNamespace)
+    ):
+        if id(value) not in _seen_first:
+            _seen_first[id(value)] = value, []  # before what it holds, which may hold it
+            held = (
+                value if isinstance(value, (dict, list, set)) else {"": type(value), **getattr(value, "__dict__", {})}
+            )
+            items = (*held.keys(), *held.values()) if isinstance(held, dict) else tuple(held)
+            _seen_first[id(value)][1].extend(_parts(items))
+        yield from _seen_first[id(value)][1]
