@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from raymu import data, evaluation, models, references
-from raymu.errors import Diverged, InputError, Undefined
+from raymu.errors import Diverged, Undefined
 from raymu.evaluation import accuracy, keys
 from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.collapse import alignment, nc1, nc2, nc3, nc4
@@ -479,11 +479,6 @@ def test_a_depth_profile_ends_where_the_evaluation_begins(architecture, digits) 
     whole = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
     for key, value in rows[-1].items():
         assert key == "layer" or value == pytest.approx(whole[key], abs=0.03)
-
-
-def test_an_architecture_without_blocks_has_no_profile() -> None:
-    with pytest.raises(InputError, match="blocks"):
-        evaluation.profile(torch.nn.Linear(1, 1), None)
 
 
 def test_pixels_alone_are_read_from_the_first_block(digits) -> None:
