@@ -478,7 +478,6 @@ def _unlearn(
     chosen.check_options(**kind)
     config_values = given["config"] if given else chosen.published_config(task, kind["head"])
     instance = chosen.from_config(config_values, **kind)
-    models.check(task)
     engines.check(task, options)
     if layers:
         check_blocks(task)
@@ -487,6 +486,7 @@ def _unlearn(
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
     weights.prepare(task, weights_file)
+    models.check(task)
     data.prepare(task, data_dir)
     data.check_split(task)
     missing = references.missing(task)

@@ -271,9 +271,9 @@ def run_sweep(
             return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
-        models.check(sweep.scenario)
         engines.check(sweep.scenario, resources.options)
         weights.prepare(sweep.scenario, weights_file)
+        models.check(sweep.scenario)
         for scenario in scenarios:
             data.prepare(scenario, data_dir)
             data.check_split(scenario)
