@@ -152,9 +152,14 @@ def _hashes(entry: Path) -> dict[str, str]:
     found = {}
     for path in sorted(entry.iterdir()):
         if path.name != HASHES:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.name] = hash_of(path)
     return found
+
+
+def hash_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

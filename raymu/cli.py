@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not ne
 
 DEFAULT_SCENARIO = "digits"
 DEFAULT_STORAGE = "raymu-results"
+MOST_NAMED = 5  # of what differs between two rows
 
 console = Console(stderr=False)
 
@@ -484,11 +485,11 @@ def _unlearn(
     config_values = given["config"] if given else chosen.published_config(task, kind["head"])
     instance = chosen.from_config(config_values, **kind)
     number = checked("seed", given.get("seed", 0) if seed is None else seed, int, NOT_NEGATIVE)
-    models.check(task)
     engines.check(task, options)
     if layers:
         check_blocks(task)
     weights.prepare(task, weights_file)
+    models.check(task)
     task = data.prepare(task, data_dir)
     for line in data.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -522,8 +523,10 @@ def _unlearn(
 
 def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
     """The scenario of that name, or else the row's own."""
-    if name is not None or "scenario" not in row:
+    if name is not None or not {"scenario", "scenario_fields"} & row.keys():
         return get_scenario(name or DEFAULT_SCENARIO)
+    if "scenario_fields" not in row and "scenario_hash" not in row:  # written by hand
+        return get_scenario(row["scenario"])
     if "scenario_fields" not in row:
         raise InputError(
             f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: raymu run"
@@ -537,14 +540,15 @@ def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
 
 def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """What differs though the trial is that of the row which was given: accuracies, or nobody knows."""
-    from raymu.trial import IDENTITY
+    from raymu.trial import IDENTITY, MADE_WITH, NO_METRICS
 
     if "status" in given and "method_code" not in given:
         return ["raymu 0.1 made the row, which does not say by what code"]
-    if any(given.get(key) != row[key] for key in IDENTITY):
-        return []
-    keys = [key for key in row if key.endswith("_acc") and given.get(key) is not None]
-    return [f"{key} {given[key]:.4f} there, {row[key]:.4f} here" for key in keys if given[key] != row[key]]
+    if any(given.get(key) != row[key] for key in IDENTITY if key not in MADE_WITH):
+        return []  # another trial was asked for
+    keys = [*MADE_WITH, *(key for key in NO_METRICS if key != "probe"), "score"]
+    differ = [key for key in keys if given.get(key) != row[key] and given.get("status") == "completed"]
+    return [f"{key} is {given.get(key)} there, {row[key]} here" for key in differ[:MOST_NAMED]]
 
 
 def _engine(row: Mapping[str, Any], **given: Any) -> "Options":

@@ -7,6 +7,7 @@ copies or unpickles images. Large ones stay as they are, and an index of them is
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from raymu import cache, source
 from raymu.errors import InputError
 from raymu.images import Images, Pixels
 from raymu.scenario import Scenario, content_hash
+from raymu.values import unknown
 from raymu.workers import Workers
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
@@ -70,12 +72,13 @@ class Dataset(ABC):
         """What the scenario's model sees of its images."""
 
     @abstractmethod
-    def prepare(self, name: str, directory: Path | str | None) -> str:
+    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
         """Make a cache entry of the images and labels that are there now, unless there is one.
 
         Args:
             name: of the dataset.
-            directory: where the original files are. None: where they were the last time.
+            directory: where the original files are. None: where those that are asked for were, or else the last ones.
+            asked: what they should be; may be empty.
 
         Returns:
             What they are, see `Scenario.data`; `entry_of` is the cache entry.
@@ -114,6 +117,11 @@ def _described(digest: str, classes: int, counts: Mapping[str, int]) -> str:
     return f"{digest}: {counts['train']:,} training{test} images of {classes:,} classes"
 
 
+def _function(read: Any) -> Any:
+    """The function that a partial one calls."""
+    return read.func if isinstance(read, partial) else read
+
+
 def _latest(dataset: str) -> dict[str, str]:
     """What a dataset held when it was prepared last: its `data`, and a digest of the `reader` of arrays; empty where it
     never was.
@@ -141,13 +149,14 @@ class ArrayDataset(Dataset):
 
     `size` is the height and the width of an image. `read(directory)` returns uint8 images (N, C, H, W) and int64
     labels (N,) as `train_images`, `train_labels` and, where the dataset brings its own test set, `test_images`,
-    `test_labels`. It raises InputError where it can't.
+    `test_labels`. It raises InputError where it can't. `files` says whether it reads files of that directory.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     read: Callable[[Path], Arrays]
+    files: bool = True
 
     def format(self, scenario: Scenario) -> Format:
         """See Dataset."""
@@ -158,13 +167,18 @@ class ArrayDataset(Dataset):
         """What every model sees of its images."""
         return Format((self.channels, self.size, self.size), self.mean, self.std)
 
-    def prepare(self, name: str, directory: Path | str | None) -> str:
-        """See Dataset. Without a directory what was read the last time is taken, unless other code or other versions of
-        packages would read it now.
+    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
+        """See Dataset. Without a directory what raymu read the last time is taken, unless other code or other versions
+        of packages would read it now; what a function of the user's reads is read anew.
         """
+        if directory is not None and not self.files:
+            raise InputError(f"{name} has no files of its own: leave out --data-dir {directory}")
         latest = _latest(name)
-        if directory is None and latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
-            return latest["data"]
+        if directory is None and inspect.unwrap(_function(self.read)).__module__ == __name__:
+            if asked and self.is_ready(entry_of(name, asked)):
+                return asked
+            if latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
+                return latest["data"]
         return self.keep(name, self.read(Path(directory or cache.root() / "downloads").expanduser()))
 
     @property
@@ -196,8 +210,15 @@ class ArrayDataset(Dataset):
         return data
 
     def _check(self, name: str, arrays: Arrays) -> None:
+        known = {f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")}
+        for key in arrays.keys() - known:
+            raise InputError(f"{name}: {unknown('array', key, sorted(known))}")
+        if not (len(self.mean) == len(self.std) == self.channels and np.isfinite(self.mean).all()):
+            raise InputError(f"{name}: mean and std have to be {self.channels} finite numbers, one a channel")
+        if not (np.isfinite(self.std).all() and min(self.std) > 0):
+            raise InputError(f"{name}: std has to be above 0, not {self.std}")
         for part in ("train", "test") if "test_images" in arrays else ("train",):
-            images, labels = (arrays.get(f"{part}_{kind}", np.zeros(0)) for kind in ("images", "labels"))
+            images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
             wanted = (len(labels), *self.format_of_arrays.shape)
             if not len(labels) or images.dtype != np.uint8 or images.shape != wanted:
                 raise InputError(
@@ -206,6 +227,8 @@ class ArrayDataset(Dataset):
                 )
             if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= self.num_classes:
                 raise InputError(f"{name}: {part}_labels have to be int64 in 0..{self.num_classes - 1}")
+            if missing := set(range(self.num_classes)) - set(labels.tolist()):
+                raise InputError(f"{name}: no {part} image is of class {min(missing)}")
 
     def is_ready(self, entry: Path) -> bool:
         """See Dataset."""
@@ -239,14 +262,14 @@ class EncodedDataset(Dataset):
         transform = transform_of(scenario)
         return Format(transform["input_size"], transform["mean"], transform["std"])
 
-    def prepare(self, name: str, directory: Path | str | None) -> str:
+    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
         """See Dataset. What lies there is looked at anew."""
         from raymu import index
         from raymu.decoding import decode
         from raymu.results.store import locate
 
         if directory is None:
-            directory = _location(name)["location"]
+            directory = _location(name, asked)
             if (location := locate(directory)).local and not Path(location.path).is_dir():
                 raise InputError(f"{name} is no longer in {location}; say with --data-dir where it is")
         location = locate(directory)
@@ -299,16 +322,16 @@ class EncodedDataset(Dataset):
         }
 
 
-def _location(dataset: str) -> dict[str, str]:
-    """Where a dataset was found the last time, and the name of its index."""
-    latest = _latest(dataset)
-    if not latest:
+def _location(dataset: str, asked: str) -> str:
+    """Where those data of a dataset were found that are asked for, or else the last ones."""
+    entries = [entry_of(dataset, data) for data in (asked, _latest(dataset).get("data", "")) if data]
+    found = next((entry / LOCATION for entry in entries if (entry / LOCATION).exists()), None)
+    if found is None:
         raise InputError(
             f"where is {dataset}? Name with --data-dir a directory with train/<class>/*.JPEG and val/<class>/*.JPEG,"
             " or a directory or URI with shards train-*.tar and val-*.tar"
         )
-    known: dict[str, str] = cache.load_json(entry_of(dataset, latest["data"]) / LOCATION)
-    return known
+    return str(cache.load_json(found)["location"])
 
 
 def _read_digits(directory: Path) -> Arrays:
@@ -427,7 +450,7 @@ def _pixels(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 DATASETS: dict[str, Dataset] = {
-    "digits": ArrayDataset(10, 1, 16, (0.305,), (0.319,), _read_digits),
+    "digits": ArrayDataset(10, 1, 16, (0.305,), (0.319,), _read_digits, files=False),
     "cifar10": ArrayDataset(
         10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), partial(_read_cifar, "CIFAR10")
     ),
@@ -521,7 +544,7 @@ def check_forget(scenario: Scenario) -> None:
         if not 0 < scenario.forget_share < 1:
             raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
         return
-    classes = range(DATASETS[scenario.dataset].num_classes)
+    classes = range(dataset_of(scenario).num_classes)
     for forgotten in scenario.forget:
         if forgotten not in classes:
             raise InputError(f"forget class {forgotten} is outside the data: {scenario.dataset} has 0..{classes[-1]}")
@@ -541,13 +564,33 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario
         InputError: the files are missing and cannot be fetched, something is wrong with them, or they are not those
             that the scenario names.
     """
-    dataset, name = DATASETS[scenario.dataset], scenario.dataset
-    if scenario.data and directory is None and dataset.is_ready(entry_of(name, scenario.data)):
-        return scenario
-    data = dataset.prepare(name, directory)
+    name = scenario.dataset
+    data = dataset_of(scenario).prepare(name, directory, scenario.data)
     if scenario.data not in ("", data):
         raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
     return dataclasses.replace(scenario, data=data)
+
+
+def prepared(scenario: Scenario) -> Scenario:
+    """The scenario with its data filled in. Where they are, and are in the cache, nothing is looked at: a sweep's data
+    were looked at when it began.
+
+    Raises:
+        InputError: see `prepare`.
+    """
+    is_ready = scenario.data and dataset_of(scenario).is_ready(entry_of(scenario.dataset, scenario.data))
+    return scenario if is_ready else prepare(scenario)
+
+
+def dataset_of(scenario: Scenario) -> Dataset:
+    """The scenario's dataset.
+
+    Raises:
+        InputError: there is none of that name; the message names the nearest.
+    """
+    if scenario.dataset not in DATASETS:
+        raise InputError(unknown("dataset", scenario.dataset, list(DATASETS)))
+    return DATASETS[scenario.dataset]
 
 
 def notes(scenario: Scenario) -> list[str]:
@@ -574,7 +617,7 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
         processes: how many decode images that are not kept in memory, beside this one; 0: this one does. None: as many
             as torch has CPU threads.
     """
-    dataset, scenario = DATASETS[scenario.dataset], prepare(scenario)
+    dataset, scenario = dataset_of(scenario), prepared(scenario)
     processes = torch.get_num_threads() if processes is None else processes
     parts = dataset.load(entry_of(scenario.dataset, scenario.data), scenario, device, processes)
     train = parts["train"]

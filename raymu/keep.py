@@ -19,21 +19,24 @@ LAYERS = "layers.json"
 
 
 def make_room(out: Path) -> None:
-    """Make the directory, or remove from it what an earlier run left there.
+    """Make the directory, or remove from it what an earlier run left there, as its hashes say.
 
     Raises:
         InputError: it cannot be made, or files of the same names in it are not those of an earlier run.
     """
-    files = [out / name for name in (ROW, WEIGHTS, CARD, LAYERS)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        others = [file.name for file in files if file.exists()]
-        if others and not (out / ROW).exists():
-            raise InputError(f"{out} holds another {others[0]}; choose another --out")
-        for file in reversed(files):  # the row last: it says whose the others are
-            file.unlink(missing_ok=True)
+        listed = out / cache.HASHES
+        left = cache.load_json(listed) if listed.exists() else {}
+        for name in (ROW, WEIGHTS, CARD, LAYERS):
+            if (out / name).exists() and cache.hash_of(out / name) != left.get(name):
+                raise InputError(f"{out} holds a {name} that is not an earlier run's; choose another --out")
+        for name in (*left, cache.HASHES):
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{listed} is damaged; choose another --out") from error
 
 
 def keep(
@@ -56,3 +59,5 @@ def keep(
         (out / CARD).write_text(model_card(row, references.metrics(scenario), scenario, method.paper))
     if profiles is not None:
         cache.save_json(out / LAYERS, profiles)
+    made = [out / name for name in (ROW, WEIGHTS, CARD, LAYERS) if (out / name).exists()]
+    cache.save_json(out / cache.HASHES, {path.name: cache.hash_of(path) for path in made})

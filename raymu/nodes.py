@@ -179,7 +179,7 @@ def prepare(home: Home, scenario: Scenario) -> None:
     """
     settle(home)
     try:
-        data.prepare(scenario)
+        data.prepared(scenario)
         weights.prepare(scenario)
     except InputError as error:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error

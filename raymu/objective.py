@@ -4,9 +4,12 @@ Each takes the split whose metrics it reads. A search uses "val"; "test" is for 
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from raymu import source
+from raymu.errors import InputError
+from raymu.values import unknown
 
 Row = Mapping[str, Any]
 
@@ -43,6 +46,24 @@ OBJECTIVES: dict[str, Callable[..., float]] = {
 }
 
 
+def scored(objective: str, row: Row) -> float:
+    """The score of a row on validation.
+
+    Raises:
+        ValueError: the objective returns something else than a number in [0, 1].
+    """
+    score = OBJECTIVES[objective](row)
+    if isinstance(score, bool) or not isinstance(score, Real) or not 0 <= score <= 1:
+        raise ValueError(f"objective {objective} has to return a number from 0 to 1, not {score!r}")
+    return float(score)
+
+
 def code_of(objective: str) -> str:
-    """A digest of an objective's code: scores compare only where it is the same."""
+    """A digest of an objective's code: scores compare only where it is the same.
+
+    Raises:
+        InputError: there is no such objective.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError(unknown("objective", objective, list(OBJECTIVES)))
     return source.digest(OBJECTIVES[objective], pair, within=("raymu.objective",))

@@ -45,7 +45,7 @@ class _Converged(Exception):
 
 def directory(scenario: Scenario) -> Path:
     """Where everything that belongs to the scenario and its data is cached."""
-    scenario = scenario if scenario.data else data.prepare(scenario)
+    scenario = scenario if scenario.data else data.prepared(scenario)
     return cache.root() / "scenarios" / f"{scenario.name}-{scenario.hash}"
 
 
@@ -258,7 +258,7 @@ def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) 
     scenario reads them once: of one whose data are filled in, since what is prepared last may change. A reference that
     is missing is trained.
     """
-    scenario = data.prepare(scenario)
+    scenario = data.prepared(scenario)
     compared = compare(scenario, options)
     return References(
         scenario=scenario,

@@ -3,12 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymu.errors import InputError
 from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, unknown
+
+# What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
+DECIDED = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Scenario:
     recipe: Recipe
     forget: tuple[int, ...] = ()
     forget_share: float = 0.0
-    model_args: tuple[tuple[str, int], ...] = ()
+    model_args: tuple[tuple[str, Any], ...] = ()
     pretrained: str = ""
     cifar_stem: bool = False
     val_share: float = 0.1
@@ -95,7 +99,11 @@ class Scenario:
         if self.val_share + self.test_share >= 1:
             raise InputError("scenario: val_share and test_share leave nothing to train on")
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
-        object.__setattr__(self, "model_args", tuple(sorted(dict(self.model_args).items())))
+        if not isinstance(self.recipe, Recipe):
+            raise InputError(f"scenario: recipe has to be a Recipe, not {self.recipe!r}")
+        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
+            raise InputError(f"scenario: a name has letters, digits and . _ + -, unlike {self.name!r}")
+        object.__setattr__(self, "model_args", _arguments(self.model_args))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Scenario":
@@ -125,6 +133,18 @@ class Scenario:
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types."""
         return {**dataclasses.asdict(self), "forget": list(self.forget), "model_args": dict(self.model_args)}
+
+
+def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
+    """Further arguments of a model, sorted by name, each a number, a text, or several of them."""
+    pairs = [(name, tuple(value) if isinstance(value, list) else value) for name, value in given]
+    for name, value in pairs:
+        if name in DECIDED or [other for other, _ in pairs].count(name) > 1:
+            raise InputError(f"scenario: model_args cannot hold {name}" + (" twice" if name not in DECIDED else ""))
+        for one in value if isinstance(value, tuple) else (value,):
+            if not isinstance(one, int | float | str) or one != one:
+                raise InputError(f"scenario: {name} among model_args has to be a number or a text, not {value!r}")
+    return tuple(sorted(pairs))
 
 
 def content_hash(content: Any) -> str:

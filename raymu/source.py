@@ -3,10 +3,9 @@ when the code behind it is edited.
 """
 
 import ast
-import contextlib
 import functools
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -76,9 +75,19 @@ def is_own(module: str) -> bool:
     return _package(module) == "raymu" or (file is not None and not str(Path(file).resolve()).startswith(INSTALLED))
 
 
+def _is_users(module: str) -> bool:
+    """Whether it can be imported, and is neither raymu's, Python's nor of an installed package."""
+    try:
+        spec = None if _package(module) == "raymu" else importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return False
+    origin = "" if spec is None else spec.origin or ""
+    return origin.endswith(".py") and not origin.startswith(INSTALLED)
+
+
 class _Code(NamedTuple):
-    """The source of a class or function without docstrings, what it names (`x`, and `x.y.z`), and what it imports itself
-    from which module.
+    """The source of a class or function without docstrings; what it names, `x` and `x.y.z`; and which names it imports
+    itself from which module.
     """
 
     text: str
@@ -137,9 +146,8 @@ def _used(one: Any, code: _Code) -> Iterator[tuple[str, Any]]:
             if place == len(rest) - 1 or not isinstance(owner, types.ModuleType):
                 yield f"{root}.{'.'.join(rest[: place + 1])}", owner
     for module, name in code.imported:
-        with contextlib.suppress(ImportError):
-            if is_own(importlib.import_module(module).__name__):
-                yield f"{module}.{name}", getattr(sys.modules[module], name, None)
+        if _is_users(module):  # raymu's own imports within functions are of what few need
+            yield f"{module}.{name}", getattr(importlib.import_module(module), name, None)
     if isinstance(one, type):
         for name, value in vars(one).items():
             function = getattr(value, "__func__", value)

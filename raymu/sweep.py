@@ -280,8 +280,8 @@ def run_sweep(
             return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
-        models.check(sweep.scenario)
         engines.check(sweep.scenario, resources.options)
+        models.check(sweep.scenario)
         for line in data.notes(sweep.scenario):
             _print_once(console, line)
         for scenario in scenarios:
@@ -368,14 +368,16 @@ class _Run:
             InputError: rows of this sweep came from other ones.
         """
         self._train_missing([scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)])
-        said = {row["scenario_hash"]: row["original_weights"] for row in self._rows.read() if row["original_weights"]}
         for scenario in scenarios:
-            weights = references.metrics(scenario)["original"]["weights"]
-            if said.get(scenario.hash, weights) != weights:
-                raise InputError(
-                    f"the original of the rows so far is not the one in {references.directory(scenario)}, which was"
-                    " trained elsewhere or anew: choose another --name"
-                )
+            metrics = references.metrics(scenario)
+            for which in references.REFERENCES:
+                column, weights = f"{which}_weights", metrics[which]["weights"]
+                rows = (row for row in self._rows.read() if row["scenario_hash"] == scenario.hash and row[column])
+                if any(row[column] != weights for row in rows):
+                    raise InputError(
+                        f"the {which} model of the rows so far is not the one in {references.directory(scenario)},"
+                        " which was trained elsewhere or anew: choose another --name"
+                    )
 
     def _train_missing(self, scenarios: Sequence[Scenario]) -> None:
         if not scenarios:

@@ -23,6 +23,7 @@ COMPARABLE = (
     "evaluation_code",
     "objective_code",
     "original_weights",
+    "retrained_weights",
 )
 
 
