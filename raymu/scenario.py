@@ -101,7 +101,7 @@ class Scenario:
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
         if not isinstance(self.recipe, Recipe):
             raise InputError(f"scenario: recipe has to be a Recipe, not {self.recipe!r}")
-        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
+        if not re.fullmatch(r"[\w.+-]*", self.name):
             raise InputError(f"scenario: a name has letters, digits and . _ + -, unlike {self.name!r}")
         object.__setattr__(self, "model_args", _arguments(self.model_args))
 

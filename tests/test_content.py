@@ -141,8 +141,10 @@ def test_arrays_are_read_again_where_code_or_directory_say_otherwise(striped, tm
         ({"train_labels": np.full(64, 4)}, r"int64 in 0\.\.3"),
         ({"train_labels": np.zeros(0, np.int64)}, "an image for each"),
         ({"test_images": np.zeros((2, 1, 16, 16), np.uint8)}, "test_images"),
+        ({"train_labels": np.arange(64) % 3}, "no train image is of class 3"),
+        ({"valid_images": np.zeros((2, 1, 16, 16), np.uint8)}, "unknown array 'valid_images'"),
     ],
-    ids=["flat", "one too few", "floats", "a class too many", "no label", "no test label"],
+    ids=["flat", "too few", "floats", "a class too many", "no label", "no test label", "a class too few", "unknown"],
 )
 def test_arrays_that_cannot_be_used_are_refused(own_cache, tmp_path, changed, message) -> None:
     with pytest.raises(InputError, match=message):
@@ -306,19 +308,47 @@ def helper() -> int:
     return LIMIT + len(LIMITS)
 
 
+@dataclass
+class Settings:
+    """What code may keep its numbers in."""
+
+    beta: float = 1.0
+
+
+SETTINGS = Settings()
+TABLE = np.arange(3)
+WEIGHTS = torch.zeros(2)
+IN_A_LINE = {
+    "a": lambda: 1,
+}
+
+
 class Uses:
     """What calls other code."""
 
-    def work(self) -> int:
-        return helper()
+    def work(self) -> float:
+        from helper_of_a_test import scale
+
+        return scale(helper() * SETTINGS.beta + TABLE.sum() + WEIGHTS.sum() + IN_A_LINE["a"]())
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("LIMIT", 4), ("LIMITS", {"a": [1, 3]}), ("helper", lambda: LIMIT)],
-    ids=["number", "dict", "function"],
+    [
+        ("LIMIT", 4),
+        ("LIMITS", {"a": [1, 3]}),
+        ("helper", lambda: LIMIT),
+        ("SETTINGS", Settings(2.0)),
+        ("TABLE", np.arange(4)),
+        ("WEIGHTS", torch.ones(2)),
+        ("IN_A_LINE", {"a": lambda: 2}),
+    ],
+    ids=["number", "dict", "function", "instance", "array", "tensor", "lambda"],
 )
-def test_a_digest_covers_what_the_code_reaches(monkeypatch, name, value) -> None:
+def test_a_digest_covers_what_the_code_reaches(monkeypatch, tmp_path, name, value) -> None:
+    (tmp_path / "helper_of_a_test.py").write_text("def scale(value):\n    return value\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "helper_of_a_test", raising=False)
     before = source.digest(Uses)
     assert source.digest(Uses) == before
     monkeypatch.setattr(sys.modules[__name__], name, value)
@@ -427,10 +457,11 @@ def test_a_run_leaves_nothing_of_the_run_before(raymu, tmp_path) -> None:
     assert printed.returncode == 1
     assert "there is no model" in printed.stderr
     assert "model" not in printed.stdout
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["row.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["hashes.json", "row.json"]
     assert json.loads((tmp_path / "out" / "row.json").read_text())["status"] == "diverged"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
+    (tmp_path / "mine" / "row.json").write_text("{}")
     printed = raymu("run", "finetune", "--config", "good.yaml", "--out", "mine")
     assert (printed.returncode, (tmp_path / "mine" / "README.md").read_text()) == (2, "mine")
 
@@ -464,6 +495,37 @@ def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, m
     assert references.entry_of(scenario, "original") == before
     monkeypatch.setattr(sys.modules[__name__], "ACTIVATION", torch.nn.Tanh)
     assert references.entry_of(scenario, "original") != before
+
+
+class Weighted:
+    """An objective with a knob."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, row, split: str = "val") -> float:
+        return self.weight * row[f"{split}_retain_acc"]
+
+
+def test_an_objective_that_is_an_object_is_known_by_its_state(monkeypatch) -> None:
+    codes = []
+    for weight in (1.0, 0.25, 1.0):
+        monkeypatch.setitem(objective.OBJECTIVES, "mine", Weighted(weight))
+        codes.append(objective.code_of("mine"))
+    assert codes[0] == codes[2] != codes[1]
+
+
+@pytest.mark.parametrize("score", [7.5, -0.1, None, float("nan"), True, "0.5"])
+def test_a_score_is_a_number_from_0_to_1(monkeypatch, score) -> None:
+    monkeypatch.setitem(objective.OBJECTIVES, "mine", lambda row: score)
+    with pytest.raises(ValueError, match="objective mine has to return a number from 0 to 1"):
+        objective.scored("mine", {})
+
+
+def test_an_objective_of_a_search_does_not_see_test(quick, quick_references, monkeypatch) -> None:
+    monkeypatch.setitem(objective.OBJECTIVES, "mine", lambda row: row["test_retain_acc"])
+    done, _ = run_trial(quick, RandomLabel(lr=1e-3, epochs=1), seed=0, objective="mine")
+    assert (done["status"], done["error"]) == ("error", "KeyError: 'test_retain_acc'")
 
 
 def test_an_objective_is_known_by_its_code(monkeypatch) -> None:
