@@ -1,7 +1,6 @@
 """What fails around a trial costs time, and no row."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -146,7 +145,7 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    begun = json.loads((tmp_path / "steady" / store.RUNNING).read_text())
+    begun = store.running(tmp_path / "steady")
     rows = run(protocol, tmp_path / "steady", resume=True, concurrent=2)
     assert sorted(row["trial"] for row in rows) == list(range(5))
     assert begun
@@ -155,7 +154,7 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
             assert row["config"] == begun[str(row["trial"])]["config"]
             assert row["restarts"] == 1
     assert any(row["resumed"] for row in rows)
-    assert json.loads((tmp_path / "steady" / store.RUNNING).read_text()) == {}
+    assert store.running(tmp_path / "steady") == {}
     assert list((tmp_path / "steady" / "checkpoints").iterdir()) == []
 
 

@@ -43,7 +43,8 @@ def test_a_row_is_complete(quick, quick_references) -> None:
     json.dumps(row, allow_nan=False)
     assert row["status"] == "completed"
     assert (row["method"], row["scenario"], row["seed"], row["epochs"]) == ("salun", "quick", 3, 2)
-    assert row["config"] == {"lr": 0.01, "epochs": 2, "clip": None, "salient": 0.5}
+    defaults = {"clip": None, "salient": 0.5, "saliency": "absolute", "decay": 1.0}
+    assert row["config"] == {"lr": 0.01, "epochs": 2, **defaults}
     assert (row["head"], row["train"], row["forget_share"]) == ("linear", "all", 0.0)
     train, forget = len(quick_references.data.train), quick_references.data.forget.sum().item()
     assert row["images"] == 2 * train + forget  # two epochs, and the saliency
