@@ -631,6 +631,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
             archive.writestr(f"{top}/val/images/val_{number}.JPEG", image(colours[classes[number % 3]]))
         archive.writestr(f"{top}/test/images/test_0.JPEG", image(0, "L"))
     monkeypatch.setitem(data.PUBLISHED, "Tiny-ImageNet", {"train": 3 * (4,), "test": 3 * (3,)})
+    monkeypatch.setitem(data.DATASETS, "tinyimagenet", replace(data.DATASETS["tinyimagenet"], num_classes=3))
     scenario = replace(SCENARIO, dataset="tinyimagenet", val_share=0.25)
     monkeypatch.setattr(data, "TINY_IMAGENET_URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
     with pytest.raises(InputError, match=r"tiny-imagenet-200\.zip.*--data-dir"):
