@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class _Converged(Exception):
 def directory(scenario: Scenario) -> Path:
     """Where everything that belongs to the scenario and its data is cached."""
     scenario = scenario if scenario.data else data.prepared(scenario)
-    return cache.root() / "scenarios" / f"{scenario.name}-{scenario.hash}"
+    name = re.sub(r"[^\w.+-]", "_", scenario.name)  # of whatever a user calls it
+    return cache.root() / "scenarios" / f"{name}-{scenario.hash}"
 
 
 def entry_of(scenario: Scenario, which: Which) -> Path:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -101,8 +100,6 @@ class Scenario:
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
         if not isinstance(self.recipe, Recipe):
             raise InputError(f"scenario: recipe has to be a Recipe, not {self.recipe!r}")
-        if not re.fullmatch(r"[\w.+-]*", self.name):
-            raise InputError(f"scenario: a name has letters, digits and . _ + -, unlike {self.name!r}")
         object.__setattr__(self, "model_args", _arguments(self.model_args))
 
     @classmethod
