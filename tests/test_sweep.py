@@ -179,7 +179,12 @@ def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) 
 def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) -> None:
     printed = raymu("export", str(swept[0] / "salun"), "--out", "model")
     assert printed.returncode == 0, printed.stderr
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"README.md", "model.safetensors", "row.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "README.md",
+        "hashes.json",
+        "model.safetensors",
+        "row.json",
+    }
     row, tuned = json.loads((tmp_path / "model" / "row.json").read_text()), select.tuned(store.read(swept[0] / "salun"))
     assert {key: row[key] for key in keys()} == {key: tuned[key] for key in keys()}
     assert "machine-unlearning" in (tmp_path / "model" / "README.md").read_text()
