@@ -278,6 +278,7 @@ def believe() -> None:
 def test_as_many_trials_share_a_gpu_as_the_first_leaves_room_for(quick, tmp_path, monkeypatch) -> None:
     """On a GPU that Ray believes in."""
     monkeypatch.setattr(Hungry, "directory", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # a node that was settled in this process left it empty
     sweep = Sweep(Hungry, quick, Protocol(trials=4, searcher="random", scheduler="none"))
     hook = {"worker_process_setup_hook": believe}
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, runtime_env=hook)
