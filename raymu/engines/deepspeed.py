@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raymu.engines.local import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
 from raymu.method import Clipped, Step
+from raymu.models import CMF
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -38,10 +39,14 @@ class DeepSpeed(Engine):
         self._optimizer = make_optimizer(list(self._trained.values()), optimizer, lr)
         network.register_forward_hook(self._weigh)
         checkpoint_gradients(network, self._options.checkpointing)
+        self._mask_gradients(self._trained)  # before stage 3 makes placeholders of the weights
         wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=self._config())
         self._deepspeed: Any = wrapped
+        if self._options.stage == 3 and isinstance(network, CMF):
+            # Nobody uses the backbone's own output, whose backward pass would gather these weights.
+            for weight in network.backbone.parameters(recurse=False):
+                deepspeed.zero.register_external_parameter(network, weight)
         if self._frozen:
-            self._mask_gradients(self._trained)
             self._freeze()
 
     def _config(self) -> dict[str, Any]:
