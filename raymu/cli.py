@@ -474,8 +474,8 @@ def _unlearn(
         raise InputError(f"the config is a setting of {given['method']}, not of {chosen.name()}")
     if given.get("method_code", chosen.source()) != chosen.source():
         raise InputError(
-            f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's stands in a"
-            " file of its own, to be named instead: raymu run path/to/own.py"
+            f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's method"
+            " is defined in another file. Name that file: raymu run path/to/own.py"
         )
     task = _with_forget(_task(given, scenario), forget, forget_share)
     goal = objective or given.get("objective", "hmean")
@@ -539,7 +539,7 @@ def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
 
 
 def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """What differs though the trial is that of the row which was given: accuracies, or nobody knows."""
+    """Differences between a given row and the row of the same trial run again, as "column is X there, Y here"."""
     from raymu.trial import IDENTITY, MADE_WITH, NO_METRICS
 
     if "status" in given and "method_code" not in given:

@@ -112,7 +112,7 @@ def entry_of(dataset: str, data: str) -> Path:
 
 
 def _described(digest: str, classes: int, counts: Mapping[str, int]) -> str:
-    """What data are, for `Scenario.data`: their digest, and what a reader can check."""
+    """Text for `Scenario.data`: the digest of the data, and the numbers of images and classes."""
     test = f" and {counts['test']:,} test" if "test" in counts else ""
     return f"{digest}: {counts['train']:,} training{test} images of {classes:,} classes"
 
@@ -123,8 +123,8 @@ def _function(read: Any) -> Any:
 
 
 def _latest(dataset: str) -> dict[str, str]:
-    """What a dataset held when it was prepared last: its `data`, and a digest of the `reader` of arrays; empty where it
-    never was.
+    """Record of the dataset's last preparation: its `data`, and for arrays a digest of their `reader`; empty if there
+    was none.
     """
     path = _latest_path(dataset)
     return dict(cache.load_json(path)) if path.exists() else {}
@@ -164,7 +164,7 @@ class ArrayDataset(Dataset):
 
     @property
     def format_of_arrays(self) -> Format:
-        """What every model sees of its images."""
+        """Format of its images, the same for every model."""
         return Format((self.channels, self.size, self.size), self.mean, self.std)
 
     def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
@@ -172,7 +172,7 @@ class ArrayDataset(Dataset):
         of packages would read it now; what a function of the user's reads is read anew.
         """
         if directory is not None and not self.files:
-            raise InputError(f"{name} has no files of its own: leave out --data-dir {directory}")
+            raise InputError(f"{name} reads no files: leave out --data-dir {directory}")
         latest = _latest(name)
         if directory is None and inspect.unwrap(_function(self.read)).__module__ == __name__:
             if asked and self.is_ready(entry_of(name, asked)):

@@ -1,4 +1,4 @@
-"""What computes: which processor, in which arithmetic, and what keeps torch from a GPU."""
+"""Processor and arithmetic of this process, and the reason why torch cannot use a GPU."""
 
 import os
 import platform

@@ -368,11 +368,12 @@ class _Run:
             InputError: rows of this sweep came from other ones.
         """
         self._train_missing([scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)])
+        done = self._rows.read()
         for scenario in scenarios:
             metrics = references.metrics(scenario)
             for which in references.REFERENCES:
                 column, weights = f"{which}_weights", metrics[which]["weights"]
-                rows = (row for row in self._rows.read() if row["scenario_hash"] == scenario.hash and row[column])
+                rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
                 if any(row[column] != weights for row in rows):
                     raise InputError(
                         f"the {which} model of the rows so far is not the one in {references.directory(scenario)},"
