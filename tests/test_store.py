@@ -158,7 +158,7 @@ def test_an_unfinished_sweep_waits_for_resume(storage: str) -> None:
 
 def test_what_is_put_is_loaded(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
-        assert store.load(storage) == [(rows.name, IDENTITY, {}, {}, None, [])]
+        assert store.load(storage) == [(rows.name, IDENTITY, {}, {}, None, [], "")]
         rows.put("environment.json", {"machine": "ü"})
         rows.put("references.json", {"abc": {"original": row(0)}})
         rows.put("features.json", {"labels": [1]})

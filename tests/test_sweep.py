@@ -176,6 +176,18 @@ def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) 
     assert "salun" in (tmp_path / "page.html").read_text()
 
 
+def test_rows_that_are_not_there_are_told_of(swept, raymu, tmp_path) -> None:
+    assert [sweep.missing for sweep in store.load(swept[0])] == [""]
+    shutil.copytree(swept[0] / "salun", tmp_path / "s")
+    path = tmp_path / "s" / store.ROWS
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    for arguments in (["best", "s"], ["results", "s", "--ranking"], ["report", "s"]):
+        assert raymu(*arguments).stderr.strip().endswith("s: 11 of its 12 rows are there")
+    assert "s: 11 of its 12 rows are there." in (tmp_path / "report.html").read_text()
+    (tmp_path / "s" / store.ENDED).unlink()
+    assert "s: the sweep has not ended; 11 rows so far" in raymu("best", "s").stderr
+
+
 def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) -> None:
     printed = raymu("export", str(swept[0] / "salun"), "--out", "model")
     assert printed.returncode == 0, printed.stderr
@@ -569,7 +581,8 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
     # Trials side by side, of which the driver saw but the last end: those that had begun are within the budget.
     cut = tmp_path / "cut" / "spent"
     shutil.copytree(tmp_path / "spent", cut)
-    (cut / store.ROWS).write_text("".join(json.dumps(row | {"images": 8000}) + "\n" for row in rows[1:]))
+    ended = (store._sealed(json.dumps(row | {"images": 8000}).encode()) + b"\n" for row in rows[1:])
+    (cut / store.ROWS).write_bytes(b"".join(ended))
     attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
     (cut / store.RUNNING).write_text(json.dumps({"0": attempt}))
     resumed = _sweep(sweep, cut, resume=True)

@@ -181,7 +181,7 @@ def test_a_study_of_another_sweep_is_left_alone(followed: Followed, tmp_path: Pa
 
 def fixed_study(**changed: Any) -> optuna.trial.FrozenTrial:
     """Trial rl-0000 as the study of `followed` has it, except for what is changed."""
-    kept: dict[str, Any] = {"params": {"lr": 1e-4, "epochs": 3}, "distributions": SPACE, "value": 0.1}
+    kept: dict[str, Any] = {"params": {"lr": 2e-2, "epochs": 3}, "distributions": SPACE, "value": 0.1}
     return optuna.trial.create_trial(**kept | {"user_attrs": {"trial_id": "rl-0000"}} | changed)
 
 

@@ -2,7 +2,7 @@
 
 One sweep's directory holds what was asked for (`sweep.json`), one row a trial (`rows*.jsonl`, read in order of their
 names), and whatever else its writer puts there (`running.json`, `environment.json`, `references.json`,
-`features.json`).
+`features.json`, and at the end `ended.json`).
 """
 
 import contextlib
@@ -47,6 +47,7 @@ RUNNING = "running.json"
 ENVIRONMENT = "environment.json"
 REFERENCES = "references.json"
 FEATURES = "features.json"
+ENDED = "ended.json"
 
 CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precedes it
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
@@ -292,6 +293,7 @@ class SweepResults(NamedTuple):
         references: rows of "original" and "retrained" by scenario hash; empty where none are stored.
         features: pictures of the features; None where there are none.
         rows: one a trial, in the order in which they ended.
+        missing: what is known to be missing of its rows, in a sentence; "" where nothing is.
     """
 
     name: str
@@ -300,6 +302,7 @@ class SweepResults(NamedTuple):
     references: dict[str, dict[str, Row]]
     features: dict[str, Any] | None
     rows: list[Row]
+    missing: str = ""
 
 
 def read(location: Path | str | Location) -> list[Row]:
@@ -356,8 +359,14 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
         directory = where / name if name else where
         with _mendable("read", directory):
             content = {
-                file: read_json(directory, file) for file in (SWEEP, ENVIRONMENT, REFERENCES, FEATURES) if file in files
+                file: read_json(directory, file)
+                for file in (SWEEP, ENVIRONMENT, REFERENCES, FEATURES, ENDED)
+                if file in files
             }
+            rows = _rows(directory, _parts(files))
+            missing = _missing(content[SWEEP], content.get(ENDED), len(rows))
+            if missing:
+                logging.getLogger(__name__).warning("%s: %s", directory, missing)
             results.append(
                 SweepResults(
                     name=name or where.name,
@@ -365,10 +374,19 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
                     environment=content.get(ENVIRONMENT, {}),
                     references=content.get(REFERENCES, {}),
                     features=content.get(FEATURES),
-                    rows=_rows(directory, _parts(files)),
+                    rows=rows,
+                    missing=missing,
                 )
             )
     return results
+
+
+def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
+    if not _has_checksums(identity):  # raymu 0.1 did not say when a sweep had ended
+        return ""
+    if ended is None:
+        return f"the sweep has not ended; {rows} rows so far"
+    return "" if rows == ended["rows"] else f"{rows} of its {ended['rows']} rows are there"
 
 
 def table(storage: Path | str | Location) -> "pandas.DataFrame":
@@ -496,19 +514,26 @@ def _opened(content: bytes, sealed: bool) -> Any:
     """What JSON holds, without its checksum.
 
     Args:
-        sealed: whether it has to have one.
+        sealed: whether it has to have one, whatever it holds.
 
     Raises:
         orjson.JSONDecodeError: it is no JSON.
-        DamagedError: its checksum does not fit, or is missing.
+        DamagedError: its checksum does not fit, or is missing, or it is no object.
     """
     found = orjson.loads(content)
+    if not isinstance(found, dict):
+        raise DamagedError("it is no JSON object")
     body, mark, checksum = content.rpartition(CHECKSUM)
-    if (sealed or mark) and checksum.rstrip() != _checksum(body) + b'"}':
+    if (sealed or mark or _has_checksums(found)) and checksum.rstrip() != _checksum(body) + b'"}':
         raise DamagedError("its checksum does not fit")
     if mark:
         del found["checksum"]
     return found
+
+
+def _has_checksums(found: dict[str, Any]) -> bool:
+    """Whether a row or a sweep.json is known to be of raymu 0.2 or later."""
+    return "scenario_fields" in found or not str(found.get("raymu", "0.1.")).startswith("0.1.")
 
 
 def _checksum(content: bytes) -> bytes:
