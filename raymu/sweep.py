@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import logging
@@ -484,6 +485,7 @@ class _Run:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
         # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
+        ended: StorageError | NodeError | None = None
         try:
             with SweepProgress(self._console, what, before + count, before) as progress:
                 recorder = _Recorder(self._sweep, self._rows, self._slots.options, progress, done, self._ledger, queue)
@@ -505,9 +507,12 @@ class _Run:
                     ),
                 ).fit()
         except _Ended as end:
-            raise end.error from end.error.__cause__
+            ended = end.error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if ended is not None:
+            gc.collect()  # Tune's controller, which frees the trials' places when it goes
+            raise ended
         if self._resources.gpus_per_worker == "auto" and recorder.gpu is not None:
             self._resources = dataclasses.replace(self._resources, gpus_per_worker=part_of_gpu(recorder.gpu))
             self._slots = fit_to_cluster(self._resources)

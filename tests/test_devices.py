@@ -55,6 +55,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
     with pytest.raises(NodeError, match=reason):
         run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0.5), QUIET)
     assert store.read(tmp_path / "results") == []
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
     rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0), QUIET, resume=True)
     assert [(row["status"], row["device"], row["cuda"]) for row in rows] == [("completed", "cpu", None)] * 2
 
