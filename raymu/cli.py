@@ -38,7 +38,10 @@ app = typer.Typer(
 )
 
 StorageArgument = Annotated[str, typer.Argument(help="A sweep's directory or URI, or one above it.")]
-MethodFlag = Annotated[str | None, typer.Option(help="Only among the trials of this method.")]
+MethodFlag = Annotated[
+    str | None,
+    typer.Option(help="Only among the trials of this method: its name, or a file of your own that defines it."),
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to unlearn; see: raymu scenarios")]
 ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
@@ -475,7 +478,8 @@ def _unlearn(
     if given.get("method_code", chosen.source()) != chosen.source():
         raise InputError(
             f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's method"
-            " is defined in another file. Name that file: raymu run path/to/own.py"
+            " is defined in another file. Name that file: raymu run path/to/own.py, or raymu export --method"
+            " path/to/own.py"
         )
     task = _with_forget(_task(given, scenario), forget, forget_share)
     goal = objective or given.get("objective", "hmean")
@@ -546,6 +550,8 @@ def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         return ["raymu 0.1 made the row, which does not say by what code"]
     if any(given.get(key) != row[key] for key in IDENTITY if key not in MADE_WITH):
         return []  # another trial was asked for
+    if given.get("status") == "stopped":
+        return [f"its trial was stopped after {given['epochs']} epochs, this one went on for {row['epochs']}"]
     keys = [*MADE_WITH, *(key for key in NO_METRICS if key != "probe"), "score"]
     differ = [key for key in keys if given.get(key) != row[key] and given.get("status") == "completed"]
     return [f"{key} is {given.get(key)} there, {row[key]} here" for key in differ[:MOST_NAMED]]
@@ -744,16 +750,23 @@ def best(
 
 def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
     """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
+    from raymu.method import get as get_method
     from raymu.results import select, store
     from raymu.values import unknown
 
+    kind, _, argument = rule.partition(":")
+    if kind not in (rules := ["tuned", "pareto", "cheapest", "constrained"]):
+        raise InputError(unknown("rule", kind, rules))
+    if argument and kind != "constrained":
+        raise InputError(f"--rule {kind} takes no {argument!r}")
     sweeps = store.load(storage)
     if method is not None:
+        if ".py" in method:
+            method = get_method(method).name()
         known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
         if method not in known:
             raise InputError(unknown("method in this storage", method, known))
         sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
-    kind, _, argument = rule.partition(":")
     rows = [row for sweep in sweeps for row in sweep.rows]
     if kind == "pareto":
         return select.ParetoFront().choose(rows)
@@ -769,8 +782,6 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
         if original is None:
             raise InputError(f"{storage} does not say what the original reached")
         return select.Constrained(original, loss).choose(rows)
-    if kind not in ("tuned", "cheapest"):
-        raise InputError(unknown("rule", kind, ["tuned", "pareto", "cheapest", "constrained"]))
     chosen, reasons = [], []
     for sweep in sweeps:
         try:
@@ -810,8 +821,12 @@ def export(
     weights_file: WeightsFlag = None,
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
+    from raymu.method import names
+
     row = _choose(storage, method, "tuned")[0]
-    _unlearn(row["method"], out, row, data_dir=data_dir, weights_file=weights_file, options=_engine(row))
+    if row["method"] not in names() and ".py" not in (method or ""):
+        raise InputError(f"{row['method']} is none of raymu's methods: name the file of yours, --method path/to/own.py")
+    _unlearn(method or row["method"], out, row, data_dir=data_dir, weights_file=weights_file, options=_engine(row))
 
 
 @app.command()

@@ -220,23 +220,31 @@ def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp
     assert len(rows) == 3
     for row in rows:
         (tmp_path / "row.json").write_text(json.dumps(row))
-        if row["status"] == "stopped":
-            continue  # it holds accuracies of an epoch before its last
         made = raymu("run", "mine.py", "--config", "row.json", "--out", "again")
         assert made.returncode == 0, made.stderr
+        if row["status"] == "stopped":  # it holds accuracies of an epoch before its last
+            assert f"was stopped after {row['epochs']} epochs" in made.stderr
+            continue
         assert "may not be the row's figures" not in made.stderr
         again = json.loads((tmp_path / "again" / "row.json").read_text())
         assert {key: again[key] for key in row if key.endswith("_acc")} == {
             key: row[key] for key in row if key.endswith("_acc")
         }
-    refused = raymu("run", "salun", "--config", "row.json", "--out", "other")  # raymu's own of that name
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert "salun is not the method that made the row" in refused.stderr
-    assert not (tmp_path / "other").exists()
+    for command in (["run", "salun", "--config", "row.json"], ["export", "swept"]):  # raymu's own of that name
+        refused = raymu(*command, "--out", "other")
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "salun is not the method that made the row" in refused.stderr
+        assert not (tmp_path / "other").exists()
+    exported = raymu("export", "swept", "--method", "mine.py", "--out", "other")
+    assert exported.returncode == 0, exported.stderr
+    best = select.tuned(rows)
+    assert json.loads((tmp_path / "other" / "row.json").read_text())["test_retain_acc"] == best["test_retain_acc"]
+    shutil.rmtree(tmp_path / "other")
     changed = {**row, "scenario_fields": {**row["scenario_fields"], "val_share": 0.3}}
     (tmp_path / "row.json").write_text(json.dumps(changed))
     refused = raymu("run", "mine.py", "--config", "row.json", "--out", "other")
     assert refused.returncode == 2
+    assert not (tmp_path / "other").exists()
     assert "the row was changed" in refused.stderr
 
 

@@ -283,6 +283,8 @@ def test_sweeps_under_two_protocols_or_scenarios_are_not_ranked_together() -> No
     changed = SweepResults(
         "second", {**first.identity, "method": "second", "scenario": other.as_dict()}, {}, {}, None, rows
     )
+    with pytest.raises(InputError, match="first and third hold the same trials: one is a copy"):
+        rank([first, first._replace(name="third")])
     with pytest.raises(InputError, match=r"scenario\.seed is 0 there, 1 here"):
         rank([first, changed])
 

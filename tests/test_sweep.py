@@ -169,6 +169,7 @@ def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) 
         ("constrained:much", "takes a share"),
         ("constrained:-1", "no completed trial keeps"),
         ("tunned", "did you mean 'tuned'"),
+        ("tuned:3", "--rule tuned takes no '3'"),
     ):
         refused = raymu("best", storage, "--rule", rule)
         assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr

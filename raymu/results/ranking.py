@@ -90,8 +90,8 @@ def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
     sweep in which no trial completed is left out.
 
     Raises:
-        InputError: two sweeps differ in protocol or scenario, or rows do not belong to the protocol that stands with
-            them; the message says in which field.
+        InputError: two sweeps differ in protocol or scenario, or one is a copy of the other, or rows do not belong to
+            the protocol that stands with them; the message says in which field.
     """
     _check_comparable(sweeps)
     ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
@@ -270,3 +270,6 @@ def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
             found = list(differences(sweeps[0].identity.get(field), other.identity.get(field), field))
             if found:
                 raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")
+    for one, other in itertools.combinations(sweeps, 2):
+        if any(row in one.rows for row in other.rows[:1]):
+            raise InputError(f"{one.name} and {other.name} hold the same trials: one is a copy, which is no second run")

@@ -214,9 +214,6 @@ def _listed(values: Iterable[str]) -> str:
 def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[str]:
     """What a reader has to know before the ranking."""
     yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
-    for part in ("scenario", "protocol"):
-        if any(sweep.identity.get(part) != sweeps[0].identity.get(part) for sweep in sweeps):
-            yield f"The sweeps differ in their {part}, so they may not compare (see Protocol)."
     single = [entry.sweep.name for entry in ranked if not entry.score.runs]
     if single:
         who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"
