@@ -493,7 +493,7 @@ def _unlearn(
     if layers:
         check_blocks(task)
     weights.prepare(task, weights_file)
-    models.check(task)
+    models.check(task, chosen)
     task = data.prepare(task, data_dir)
     for line in data.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymu import source
 from raymu.errors import InputError
@@ -195,6 +195,18 @@ class Method:
                 raise InputError(f"{cls.name()} starts from random weights: a classifier alone cannot learn on them")
             if head == "cmf":
                 raise InputError("a CMF head follows the features: with those frozen there is nothing to train")
+
+    @classmethod
+    def check_model(cls, model: nn.Module, images: Tensor) -> None:
+        """Look, before anything is trained, whether the method can work on a model of this architecture.
+
+        Args:
+            model: with random weights, in eval mode.
+            images: (2, C, H, W), as the model reads them.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
 
     @classmethod
     def hyperparameters(cls, head: Head = "linear") -> dict[str, "dataclasses.Field[Any]"]:

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, normalize
 from raymu import cache, source
 from raymu.data import DATASETS, Data, Split
 from raymu.errors import Diverged, InputError
+from raymu.method import Method
 from raymu.scenario import Scenario
 from raymu.values import unknown
 
@@ -91,28 +92,29 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     return network
 
 
-def check(scenario: Scenario) -> None:
-    """Try the scenario's architecture on two random images, on the CPU, as training and evaluation will use it.
+def check(scenario: Scenario, method: type[Method] | None = None) -> None:
+    """Try the scenario's architecture on two random images, on the CPU, as training, evaluation and a method will use
+    it.
 
     A process tries each architecture once.
 
     Raises:
         InputError: it cannot be built, or does not read such images; its logits are not its features times one matrix;
-            it cannot be trained, in train mode or in eval mode; or a copy with the weights as they are read from a
-            file answers otherwise.
+            it cannot be trained, in train mode or in eval mode; a copy with the weights as they are read from a
+            file answers otherwise; or the method cannot work on it.
     """
     dataset = DATASETS[scenario.dataset]
+    shape = tuple(dataset.format(scenario).shape)
     alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0)
-    _try_out(alike, tuple(dataset.format(scenario).shape), dataset.num_classes)
+    _try_out(alike, shape, dataset.num_classes)
+    if method is not None:
+        with torch.no_grad(), _refusal(scenario, f"is not what {method.name()} works on"):
+            method.check_model(*sample(alike, shape))
 
 
 @functools.cache
 def _try_out(scenario: Scenario, shape: tuple[int, ...], num_classes: int) -> None:
-    model, random = build(scenario, seed=0).eval(), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=random), alpha=NOISE)
-    images = torch.randn((2, *shape), generator=random)
+    model, images = sample(scenario, shape)
     read, labels = _channels_last(images), torch.arange(len(images)) % num_classes  # as `outputs` reads them
 
     def logits_of(some: Tensor) -> Tensor:
@@ -137,6 +139,17 @@ def _try_out(scenario: Scenario, shape: tuple[int, ...], num_classes: int) -> No
         with _refusal(scenario, f"cannot be trained on batches of {len(few)}"):
             model.train()
             cross_entropy(logits_of(few), labels[: len(few)]).backward()
+
+
+def sample(scenario: Scenario, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    """The scenario's architecture with random weights, none of them 0, in eval mode, and two random images (2, C, H, W)
+    for it.
+    """
+    model, random = build(scenario, seed=0).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=random), alpha=NOISE)
+    return model, torch.randn((2, *shape), generator=random)
 
 
 @contextlib.contextmanager

@@ -283,7 +283,7 @@ def run_sweep(
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
         engines.check(sweep.scenario, resources.options)
-        models.check(sweep.scenario)
+        models.check(sweep.scenario, sweep.method)
         for line in data.notes(sweep.scenario):
             _print_once(console, line)
         for scenario in scenarios:

@@ -204,6 +204,29 @@ def test_what_cannot_work_is_one_line_before_anything_is_trained(case, make, mon
     assert references.missing(scenario) == list(references.REFERENCES)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "reason"),
+    [
+        ("tf_mobilenetv3_small_minimal_100", {}, "its layer conv_stem is more than its weight times its input"),
+        (
+            "beit_base_patch16_224",
+            {"img_size": 32, "depth": 1, "embed_dim": 32, "num_heads": 2},
+            "it uses blocks.0.attn.qkv.weight without its layer, so what it reads is not seen",
+        ),
+        *((KINDS[kind][1], KINDS[kind][2], "") for kind in ("plain", "1x1 convolution as head", "tied weights")),
+    ],
+)
+def test_svd_takes_no_layer_whose_input_it_does_not_see(architecture, arguments, reason, make, tmp_path) -> None:
+    scenario = make("seen", architecture=architecture, model_args=tuple(arguments.items()))
+    if not reason:
+        models.check(scenario, get("svd"))
+        return
+    line = f"{architecture} is not what svd works on: {reason}"
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        run_sweep(Sweep(get("svd"), scenario), locate(tmp_path / "sweep"), Resources(), Console())
+    assert references.missing(scenario) == list(references.REFERENCES)
+
+
 def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_path, monkeypatch) -> None:
     def never(*arguments: Any, **rest: Any) -> None:
         raise AssertionError("too late")

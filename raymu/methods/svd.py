@@ -1,6 +1,7 @@
 """SVD, gradient-free class forgetting: remove the directions that only the forget set's activations use."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,6 +14,10 @@ from torch.nn.functional import unfold
 from raymu.engines.local import Engine, Rows
 from raymu.method import Method, Part, Range, Step, fixed, tuned
 
+Layer = nn.Conv2d | nn.Linear
+
+ROUNDING = 1e-4  # of a layer's largest output; float32 leaves some 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Method):
@@ -23,7 +28,9 @@ class SVD(Method):
         P = I - (M_forget - M_forget M_retain),  W <- W P^T
 
     U and s come from the second moments of the layer's inputs (a convolution's: its patches), in float64. Reads a
-    sample of forget and of retain images, balanced by class, in eval mode: BatchNorm statistics do not move.
+    sample of forget and of retain images, balanced by class, in eval mode: BatchNorm statistics do not move. An
+    architecture with a layer whose output is not its weight times its input (timm's "same" padding), or whose weight is
+    used without it, is refused.
 
     Differs from the source: theirs take at most 10,000 patches of a layer, here all are taken. Settings are those of
     Gao et al., AISTATS 2026; Kodge et al. search both alphas.
@@ -41,6 +48,26 @@ class SVD(Method):
     alpha_r: float = tuned(100.0, Range(10.0, 3000.0, "log"), "how much of the retain set's weak directions is kept")
     alpha_f: float = tuned(3.0, Range(1.0, 300.0, "log"), "how much of the forget set's weak directions is removed")
     samples: int = fixed(900, "images of the forget set, and of the retain set, at most, but one a class")
+
+    @classmethod
+    def check_model(cls, model: nn.Module, images: Tensor) -> None:
+        unseen = dict(layers_of(model))
+
+        def compare(name: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            unseen.pop(name, None)
+            vectors = layer_inputs(layer, inputs[0])
+            made = vectors @ layer.weight.view(len(vectors), -1, vectors.shape[-1]).mT  # (G, N, outputs / G)
+            rows = output.flatten(2).mT if isinstance(layer, nn.Conv2d) else output
+            rows = rows.reshape(-1, layer.weight.shape[0])
+            rows = rows - layer.bias if layer.bias is not None else rows
+            said = rows.view(len(rows), len(made), -1).transpose(0, 1)
+            if made.shape != said.shape or (made - said).abs().max() > ROUNDING * said.abs().max():
+                raise ValueError(f"its layer {name.removesuffix('.weight')} is more than its weight times its input")
+
+        with hooked(layers_of(model), compare):
+            model(images)
+        if unseen:
+            raise ValueError(f"it uses {next(iter(unseen))} without its layer, so what it reads is not seen")
 
     def unlearn(self, run: Engine) -> Iterator[Step]:
         forget, retain = (
@@ -69,28 +96,16 @@ def input_directions(run: Engine, rows: Rows) -> dict[str, Tensor]:
     """For every layer's weight NAME: `NAME.basis` (G, D, D), orthonormal columns, and `NAME.share` (G, D), the share of
     the energy of its input along each. G are a convolution's groups, D is the length of the input of one output.
     """
-    layers = {
-        f"{name}.weight": layer
-        for name, layer in run.model.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and f"{name}.weight" in run.weights()
-    }
+    layers = {name: layer for name, layer in layers_of(run.model).items() if name in run.weights()}
     moments: dict[str, Tensor] = {}
 
-    def listen(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            vectors = layer_inputs(layer, inputs[0].detach()).double()
-            moments[name] = moments.get(name, 0) + vectors.mT @ vectors
+    def add(name: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        vectors = layer_inputs(layer, inputs[0].detach()).double()
+        moments[name] = moments.get(name, 0) + vectors.mT @ vectors
 
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(listen(name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad():
-            for batch in run.scan(rows):
-                run.model(batch.images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), hooked(layers, add):
+        for batch in run.scan(rows):
+            run.model(batch.images)
     run.sum(*moments.values())
     directions = {}
     for name, moment in moments.items():
@@ -101,7 +116,23 @@ def input_directions(run: Engine, rows: Rows) -> dict[str, Tensor]:
     return directions
 
 
-def layer_inputs(layer: nn.Module, inputs: Tensor) -> Tensor:
+def layers_of(model: nn.Module) -> dict[str, Layer]:
+    """The layers that SVD projects, by the name of their weight."""
+    return {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, Layer)}
+
+
+@contextlib.contextmanager
+def hooked(layers: Mapping[str, Layer], call: Callable[..., None]) -> Iterator[None]:
+    """Call a function with name, layer, inputs and output whenever one of the layers is used."""
+    hooks = [layer.register_forward_hook(partial(call, name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def layer_inputs(layer: Layer, inputs: Tensor) -> Tensor:
     """The vectors (G, N, D) that a layer's weight, seen as (G, outputs / G, D), is multiplied with."""
     if isinstance(layer, nn.Conv2d):
         patches = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]

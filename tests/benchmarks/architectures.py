@@ -41,7 +41,10 @@ class Native(Dataset):
     def format(self, scenario: Scenario) -> Format:
         return Format(self.shape, (0.5,) * self.channels, (0.5,) * self.channels)
 
-    def prepare(self, entry, directory) -> None:
+    def prepare(self, name, directory, asked):
+        raise NotImplementedError
+
+    def is_ready(self, entry):
         raise NotImplementedError
 
     def load(self, entry, scenario, device, processes):
