@@ -29,8 +29,7 @@ ORIGINALS, RUNS = 5, 4  # of every sweep's confirmation
 
 def write(storage: Path, rows: int) -> int:
     """Fill the storage with sweeps that have so many rows together; return their bytes."""
-    scenario, chosen = SCENARIOS["digits"], method.get("salun")
-    data.prepare(scenario)
+    scenario, chosen = data.prepare(SCENARIOS["digits"]), method.get("salun")
     real, _ = run_trial(scenario, chosen.from_config(chosen.published_config(scenario)), seed=0)
     protocol = Protocol(trials=rows // SWEEPS, confirmation=Confirmation(seeds=RUNS, originals=ORIGINALS))
     identity = Sweep(chosen, scenario, protocol).identity()
@@ -41,7 +40,8 @@ def write(storage: Path, rows: int) -> int:
     written = 0
     for sweep in range(SWEEPS):
         directory = storage / f"method{sweep}"
-        with store.Store(directory, identity, resume=False):
+        with store.Store(directory, identity, resume=False) as stored:
+            stored.put(store.ENDED, {"rows": rows // SWEEPS})
             lines = []
             for trial in range(rows // SWEEPS):
                 row = real | {name: generator.random() for name in numbers}
@@ -52,8 +52,8 @@ def write(storage: Path, rows: int) -> int:
                     original, seed = divmod(trial, RUNS)
                     row |= {"source": "confirmation", "model_seed": original, "seed": seed}
                     row["confirms"] = f"{directory.name}-0000"
-                lines.append(json.dumps(row) + "\n")
-            written += (directory / store.ROWS).write_text("".join(lines))
+                lines.append(store._sealed(json.dumps(row).encode()) + b"\n")
+            written += (directory / store.ROWS).write_bytes(b"".join(lines))
     print(f"{rows} rows of {len(real)} columns, {written / rows:.0f} bytes each, in {SWEEPS} sweeps")
     return written
 
