@@ -38,6 +38,9 @@ app = typer.Typer(
 )
 
 StorageArgument = Annotated[str, typer.Argument(help="A sweep's directory or URI, or one above it.")]
+OF_SCENARIO = ("forget", "forget_share", "model_seed")  # what a row also says outside its scenario_fields
+OF_RUN = ("method", "head", "train", "config", "objective", "seed", "threads", "workers", "engine")
+BY_HAND = ("scenario", *OF_SCENARIO, *OF_RUN)  # what a file for --config may say that is no row
 MethodFlag = Annotated[
     str | None,
     typer.Option(help="Only among the trials of this method: its name, or a file of your own that defines it."),
@@ -475,7 +478,7 @@ def _unlearn(
     chosen = get_method(method)
     if given.get("method", chosen.name()) != chosen.name():
         raise InputError(f"the config is a setting of {given['method']}, not of {chosen.name()}")
-    if given.get("method_code", chosen.source()) != chosen.source():
+    if "scenario_fields" in given and given.get("method_code") != chosen.source():
         raise InputError(
             f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's method"
             " is defined in another file. Name that file: raymu run path/to/own.py, or raymu export --method"
@@ -527,18 +530,24 @@ def _unlearn(
 
 def _task(row: Mapping[str, Any], name: str | None) -> Scenario:
     """The scenario of that name, or else the row's own."""
-    if name is not None or not {"scenario", "scenario_fields"} & row.keys():
-        return get_scenario(name or DEFAULT_SCENARIO)
-    if "scenario_fields" not in row and "scenario_hash" not in row:  # written by hand
-        return get_scenario(row["scenario"])
+    if name is not None:
+        return get_scenario(name)
+    if "scenario_hash" not in row:  # written by hand
+        changes = {field: row[field] for field in OF_SCENARIO if field in row}
+        if {"forget", "forget_share"} & changes.keys():
+            changes = {"forget": (), "forget_share": 0.0, **changes}
+        return Scenario.from_dict({**get_scenario(row.get("scenario", DEFAULT_SCENARIO)).as_dict(), **changes})
     if "scenario_fields" not in row:
         raise InputError(
             f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: raymu run"
             " --config takes such a row, with --scenario and where need be --forget"
         )
     task = Scenario.from_dict(row["scenario_fields"])
-    if task.hash != row.get("scenario_hash"):
-        raise InputError(f"the row was changed: its scenario_fields are not those of {row.get('scenario_hash')}")
+    if task.hash != row["scenario_hash"]:
+        raise InputError(f"the row was changed: its scenario_fields are not those of {row['scenario_hash']}")
+    for field, value in {"scenario": task.name, **{one: task.as_dict()[one] for one in OF_SCENARIO}}.items():
+        if row.get(field, value) != value:
+            raise InputError(f"the row was changed: its {field} is {row[field]}, in its scenario_fields {value}")
     return task
 
 
@@ -546,7 +555,7 @@ def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Differences between a given row and the row of the same trial run again, as "column is X there, Y here"."""
     from raymu.trial import IDENTITY, MADE_WITH, NO_METRICS
 
-    if "status" in given and "method_code" not in given:
+    if "scenario_hash" in given and "scenario_fields" not in given:
         return ["raymu 0.1 made the row, which does not say by what code"]
     if any(given.get(key) != row[key] for key in IDENTITY if key not in MADE_WITH):
         return []  # another trial was asked for
@@ -560,12 +569,15 @@ def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
     """What carried out the row's trial, except for what is given."""
     from raymu.engines.options import Options
+    from raymu.values import unknown
 
-    kind, _, stage = row.get("engine", "").partition("-")
+    engine = row.get("engine", "pytorch")
+    if engine not in (known := ["pytorch", *(f"zero-{stage}" for stage in range(4))]):
+        raise InputError(unknown("engine", str(engine), known))
     said = {
         "threads": row.get("threads"),
         "workers": row.get("workers"),
-        "zero": int(stage) if kind == "zero" else None,
+        "zero": None if engine == "pytorch" else int(engine[-1]),
     }
     if given.get("deepspeed"):
         said["zero"] = None
@@ -599,16 +611,31 @@ def _read_row(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; empty for None."""
     if path is None:
         return {}
+    from raymu.values import unknown
+
+    def mapping(pairs: list[Any]) -> dict[Any, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"{path} says {twice[0]} twice")
+        return dict(pairs)
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            return mapping([[self.construct_object(one, deep=True) for one in pair] for pair in node.value])
+
     text = _text(path) or ""
     try:
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=mapping)
         except json.JSONDecodeError:  # YAML reads nearly all JSON, but to it 1e-05 is a word
-            content = yaml.safe_load(text)
+            content = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(f"{path} needs a `config` with hyperparameters, as `raymu best --yaml` prints it")
+    if "scenario_hash" not in content:
+        for name in content.keys() - set(BY_HAND):
+            raise InputError(f"{path}: {unknown('field', str(name), list(BY_HAND))}")
     return content
 
 

@@ -45,12 +45,14 @@ def check_architecture(scenario: Scenario) -> None:
         raise InputError(unknown("pretrained weights", scenario.pretrained, known))
 
 
-def own_code(scenario: Scenario) -> str:
-    """A digest of the code of an architecture that a user registered with timm; empty for those that are installed."""
+def code_of(scenario: Scenario) -> str:
+    """A digest of the architecture's code where a user registered it with timm; of those that are installed, timm's
+    version.
+    """
     import timm
 
     make = timm.model_entrypoint(scenario.architecture)
-    return source.digest(make) if source.is_own(make.__module__) else ""
+    return source.digest(make) if source.is_own(make.__module__) else f"timm {timm.__version__}"
 
 
 def timm_arguments(scenario: Scenario) -> dict[str, Any]:

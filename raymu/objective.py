@@ -64,6 +64,6 @@ def code_of(objective: str) -> str:
     Raises:
         InputError: there is no such objective.
     """
-    if objective not in OBJECTIVES:
-        raise InputError(unknown("objective", objective, list(OBJECTIVES)))
+    if not isinstance(objective, str) or objective not in OBJECTIVES:
+        raise InputError(unknown("objective", str(objective), list(OBJECTIVES)))
     return source.digest(OBJECTIVES[objective], pair, within=("raymu.objective",))

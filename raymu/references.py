@@ -29,8 +29,9 @@ BASELINE = "baseline.safetensors"
 METRICS = "metrics.json"
 LOOK = "look.json"
 PROFILES = "profiles.json"
-TRAINING = ("raymu.engines", "raymu.images", "raymu.methods", "raymu.models", "raymu.weights")
-EVALUATION = ("raymu.evaluation", "raymu.models")
+DATA = ("raymu.data", "raymu.decoding", "raymu.encoded", "raymu.images", "raymu.rgb")
+TRAINING = (*DATA, "raymu.engines", "raymu.methods", "raymu.models", "raymu.weights")
+EVALUATION = (*DATA, "raymu.evaluation", "raymu.models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,12 @@ def directory(scenario: Scenario) -> Path:
 
 
 def entry_of(scenario: Scenario, which: Which) -> Path:
-    """Where a reference is cached, named by all that decides its weights beside the scenario: the code that trains it,
-    that of an architecture of the user's own, and the weights that training starts from.
+    """Where a reference is cached, named by all that decides its weights beside the scenario: the code that splits the
+    data and trains on them, the architecture's, the images' normalisation, and the weights that training starts from.
     """
-    made_by = [source.digest(Train, fit, within=TRAINING), models.own_code(scenario), weights.digest(scenario)]
+    code = source.digest(Train, fit, data.load, within=TRAINING)
+    normalised = list(data.DATASETS[scenario.dataset].format(scenario))
+    made_by = [code, models.code_of(scenario), normalised, weights.digest(scenario)]
     return directory(scenario) / f"{which}-{content_hash(made_by)}"
 
 
@@ -186,7 +189,7 @@ def _of_both(scenario: Scenario, what: str, code: str) -> Path:
 
 def evaluation_code() -> str:
     """A digest of the code that evaluates: rows and references compare only where it is the same."""
-    return source.digest(evaluate, look, baseline, gaps, within=EVALUATION)
+    return source.digest(evaluate, look, baseline, gaps, data.load, within=EVALUATION)
 
 
 def fit(

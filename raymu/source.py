@@ -19,12 +19,15 @@ from typing import Any, NamedTuple
 from raymu.scenario import content_hash
 
 INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-PLAIN = (bool, int, float, complex, str, bytes, type(None), Path)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
+NOT_CODE = {"_abc_impl", "_source"}  # what Python and `Method.source` keep in a class
+Function = types.FunctionType
 
 
 def digest(*objects: Any, within: tuple[str, ...] = ()) -> str:
     """12 hex digits over the source of classes and functions, and of all that they reach by name: other classes and
-    functions, and constants. Comments, docstrings and formatting do not count.
+    functions, and the values that they use, each with its place. Of a module of the user's own that they name, all of
+    it. Comments, docstrings and formatting do not count.
 
     Args:
         objects: these count in any case, and what they reach in their own packages.
@@ -34,88 +37,125 @@ def digest(*objects: Any, within: tuple[str, ...] = ()) -> str:
     Where a source is not to be found, as of a class that was typed into a Python shell, the digest is a new one every
     time: nothing that was kept is then taken for the same.
     """
-    todo = list(_parts(objects))
-    given = {one for one in todo if not isinstance(one, PLAIN)}
-    packages = {_package(one.__module__) for one in given} - {"raymu"}
-    seen, found = set[Any](), set[str]()
-    while todo:
-        one = todo.pop()
-        if isinstance(one, PLAIN):
-            found.add(repr(one))
-        elif one not in seen and (one in given or _counts(one.__module__, within, packages)):
-            seen.add(one)
-            code = _code(one)
-            if code is None:
-                return uuid.uuid4().hex[:12]
-            found.add(f"{one.__qualname__}: {code.text}")  # without the module: a script that runs is __main__
-            for name, value in _used(one, code):
-                for part in _parts(value):
-                    if isinstance(part, PLAIN):
-                        found.add(f"{name}: {part!r}")
-                    else:
-                        found.add(f"{name}: {part.__qualname__}")
-                        todo.append(part)
-    return content_hash(sorted(found))
+    reader = _Reader(objects, within)
+    text = reader.text(objects)
+    return content_hash(text) if reader.all_known else uuid.uuid4().hex[:12]
+
+
+def is_own(module: str) -> bool:
+    """Whether it is raymu's or the user's, not one of Python or of an installed package."""
+    return _package(module) == "raymu" or _is_users(module)
 
 
 def _package(module: str) -> str:
     return module.partition(".")[0]
 
 
-def _counts(module: str, within: tuple[str, ...], packages: set[str]) -> bool:
-    if _package(module) == "raymu":
-        return any(module == one or module.startswith(f"{one}.") for one in within)
-    return _package(module) in packages or is_own(module)
-
-
 @functools.cache
-def is_own(module: str) -> bool:
-    """Whether it is raymu's or the user's, not one of Python or of an installed package."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return _package(module) == "raymu" or (file is not None and not str(Path(file).resolve()).startswith(INSTALLED))
-
-
 def _is_users(module: str) -> bool:
-    """Whether it can be imported, and is neither raymu's, Python's nor of an installed package."""
+    """Whether it is neither raymu's, Python's nor of an installed package."""
+    return _file(module) is not None
+
+
+def _file(module: str) -> Path | None:
+    """The file of a user's module, imported or not."""
+    package = _package(module)
+    if package == "raymu" or (package != module and _place(package) is None):
+        return None  # asked first, since to look for a module imports its package
+    place = _place(module)
+    return place if place is not None and place.suffix == ".py" else None
+
+
+def _place(module: str) -> Path | None:
+    """The file of a module or, of a package without one, its folder; None if it is Python's or installed."""
+    found: Any = sys.modules.get(module)
     try:
-        spec = None if _package(module) == "raymu" else importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module) if found is None else None
     except (ImportError, ValueError):
-        return False
-    origin = "" if spec is None else spec.origin or ""
-    return origin.endswith(".py") and not origin.startswith(INSTALLED)
+        spec = None
+    origin = getattr(found, "__file__", None) or getattr(spec, "origin", None)
+    folders = getattr(found, "__path__", None) or getattr(spec, "submodule_search_locations", None) or [None]
+    place = origin or next(iter(folders))
+    path = None if place is None else Path(place).resolve()
+    return None if path is None or str(path).startswith(INSTALLED) else path
+
+
+class _Constant(NamedTuple):
+    """A container that a module of raymu defines. Its source counts, since others may add to it, as to the datasets."""
+
+    module: str
+    name: str
 
 
 class _Code(NamedTuple):
-    """The source of a class or function without docstrings; what it names, `x` and `x.y.z`; and which names it imports
-    itself from which module.
+    """The source of a class, function or module without docstrings; what it names, `x` and `x.y.z`; and the modules
+    that it imports.
     """
 
     text: str
     names: frozenset[str]
     dotted: frozenset[str]
-    imported: frozenset[tuple[str, str]]
+    imported: frozenset[str]
 
 
 @functools.cache
 def _code(one: Any) -> _Code | None:
     code = getattr(one, "__code__", one)  # else a decorated function shows the one that it wraps
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError):
+        if one.__name__ == "<lambda>":  # its lines hold more than itself, perhaps another one
+            inspect.getsource(code)
+            names = frozenset(_named(code))
+            return _Code(_instructions(code), names, frozenset(f"{a}.{b}" for a in names for b in names), frozenset())
+        return _read(textwrap.dedent(inspect.getsource(code)), one.__module__)
+    except (OSError, TypeError, SyntaxError):
         return None
-    except SyntaxError:  # a lambda within a line
-        return _Code(_instructions(code), frozenset(code.co_names), frozenset(), frozenset())
-    names, dotted, imported = set[str](), set[str](), set[tuple[str, str]]()
+
+
+def _read(source: str, module: str) -> _Code:
+    tree = ast.parse(source)
+    names, dotted, imported, strings = set[str](), set[str](), set[str](), set[str]()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
         elif isinstance(node, ast.Name):
             names.add(node.id)
         elif isinstance(node, ast.Attribute):
             dotted.add(ast.unparse(node))
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imported.update((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package or None)
+            imported.update((origin, *(f"{origin}.{alias.name}" for alias in node.names)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.add(node.value)
+    if any(name.rpartition(".")[2] in ("import_module", "__import__") for name in names | dotted):
+        imported |= {one for one in strings if all(part.isidentifier() for part in one.split("."))}
     return _Code(ast.unparse(tree), frozenset(names), frozenset(dotted), frozenset(imported))
+
+
+@functools.cache
+def _body(module: str) -> list[ast.stmt]:
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return ast.parse(Path(path).read_text(encoding="utf-8") if path else "").body
+
+
+@functools.cache
+def _origins(module: str) -> dict[str, str]:
+    """From which module a module has a name, for those that it imports."""
+    imports = (node for node in _body(module) if isinstance(node, ast.ImportFrom))
+    return {alias.asname or alias.name: node.module or "" for node in imports for alias in node.names}
+
+
+@functools.cache
+def _assigned(constant: _Constant) -> _Code:
+    text = [
+        ast.unparse(node)
+        for node in _body(constant.module)
+        for target in (getattr(node, "targets", None) or [getattr(node, "target", None)])
+        if isinstance(target, ast.Name) and target.id == constant.name
+    ]
+    return _read("\n".join(text), constant.module)
 
 
 def _instructions(code: types.CodeType) -> str:
@@ -123,80 +163,192 @@ def _instructions(code: types.CodeType) -> str:
     return f"{code.co_code.hex()} {code.co_names} {list(parts)}"
 
 
-def _enclosed(one: Any) -> dict[str, Any]:
+def _named(code: types.CodeType) -> Iterator[str]:
+    yield from (*code.co_names, *code.co_freevars)
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType):
+            yield from _named(one)
+
+
+def _enclosed(function: Function) -> dict[str, Any]:
     """What a function that stands in another one uses of that."""
-    names, cells = getattr(one, "__code__", None), getattr(one, "__closure__", None) or ()
-    found = dict(zip(names.co_freevars if names else (), cells, strict=True))
+    found = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     return {name: cell.cell_contents for name, cell in found.items() if cell != types.CellType()}
 
 
-def _used(one: Any, code: _Code) -> Iterator[tuple[str, Any]]:
-    """The globals that the source names, what it takes of own modules, and what was given to a class afterwards."""
-    scope = {**vars(sys.modules[one.__module__]), **_enclosed(one)}
-    for name in code.names & scope.keys():
-        yield name, scope[name]
-    for chain in code.dotted:
-        root, *rest = chain.split(".")
-        owner = scope.get(root)
-        for place, name in enumerate(rest):
-            # What modules of others hold may depend on the machine, as os.environ does.
-            if not isinstance(owner, types.ModuleType) or not is_own(owner.__name__):
-                break
-            owner = getattr(owner, name, None)
-            if place == len(rest) - 1 or not isinstance(owner, types.ModuleType):
-                yield f"{root}.{'.'.join(rest[: place + 1])}", owner
-    for module, name in code.imported:
-        if _is_users(module):  # raymu's own imports within functions are of what few need
-            yield f"{module}.{name}", getattr(importlib.import_module(module), name, None)
-    if isinstance(one, type):
-        for name, value in vars(one).items():
-            function = getattr(value, "__func__", value)
-            is_body = getattr(function, "__qualname__", "").startswith(f"{one.__qualname__}.")
-            if isinstance(value, PLAIN) and not name.startswith("_"):
-                yield name, value
-            elif (
-                isinstance(function, types.FunctionType)
-                and not is_body
-                and "__create_fn__" not in function.__qualname__
-            ):
-                yield name, function
+def _unbound(value: Any) -> Any:
+    """The function that stands in a class as static method, class method or property."""
+    return getattr(value, "__func__", getattr(value, "fget", value))
 
 
-_seen_first: dict[int, tuple[Any, list[Any]]] = {}
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """The classes, functions and plain values that a global consists of. What a program fills while it runs, such as a
-    cache, counts as it was when it was seen first.
+def _is_a_value(value: Any) -> bool:
+    """Whether an object of an installed class, or of Python's, is known by what it holds. Others, such as a generator
+    of random numbers or a console, hold what differs from process to process.
     """
-    if isinstance(value, PLAIN):
-        yield value
-    elif isinstance(value, (type, types.FunctionType)):
-        yield value
+    kind: Any = type(value)
+    compares = kind.__eq__ is not object.__eq__ and kind.__module__ != "os"  # os.environ compares, too
+    return compares or kind.__module__ in ("operator", "types", "builtins") or hasattr(value, "state_dict")
+
+
+_seen_first: dict[int, tuple[Any, Any]] = {}
+
+
+def _first(value: Any, held: Any) -> Any:
+    """What a container or an object held when it was seen first: what a program fills while it runs, such as a cache,
+    is not its code.
+    """
+    return _seen_first.setdefault(id(value), (value, held))[1]
+
+
+class _Reader:
+    """Writes down values and code, each class, function and container once, and then by its number."""
+
+    def __init__(self, objects: tuple[Any, ...], within: tuple[str, ...]) -> None:
+        self.all_known = True
+        self._within = within
+        self._given = {id(one) for one in objects}
+        self._packages = {_package(getattr(one, "__module__", None) or "raymu") for one in objects} - {"raymu"}
+        self._numbers: dict[Any, int] = {}
+        self._kept: list[Any] = []
+
+    def text(self, value: Any) -> str:
+        """What a value is, with all that it consists of."""
+        if isinstance(value, PLAIN):
+            return repr(value)
+        if isinstance(value, _Constant):
+            return self._constant(value)
+        if isinstance(value, (tuple, frozenset)):
+            return self._several(type(value).__qualname__, value)
+        if hasattr(type(value), "__array__"):  # of NumPy or torch
+            array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+            return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+        if isinstance(value, types.ModuleType):
+            return self._module(value.__name__)
+        if (seen := self._number(id(value))) is not None:
+            return seen
+        self._kept.append(value)  # so that no other gets its id
+        if isinstance(value, (type, Function)):
+            return self._definition(value)
+        if isinstance(value, (list, set)):
+            return self._several(type(value).__qualname__, _first(value, tuple(value)))
+        if isinstance(value, (dict, types.MappingProxyType)):
+            return self._several("dict", _first(value, tuple(value.items())))
+        if isinstance(value, (types.MethodType, functools.partial, property, staticmethod, classmethod)):
+            fields = ("__self__", "__func__", "func", "args", "keywords", "fget", "fset", "fdel")
+            kind: Any = type(value)
+            return self._several(kind.__qualname__, [getattr(value, name, None) for name in fields])
         if hasattr(value, "__wrapped__"):
-            yield from _parts(value.__wrapped__)
-    elif hasattr(type(value), "__array__"):  # of NumPy or torch
-        array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-        yield f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
-    elif isinstance(value, (tuple, frozenset)):
-        for one in value:
-            yield from _parts(one)
-    elif isinstance(value, functools.partial):
-        yield from _parts((value.func, value.args, value.keywords))
-    elif isinstance(value, types.MethodType):
-        yield from _parts((value.__func__, value.__self__))
-    elif hasattr(value, "__wrapped__"):
-        yield from _parts(value.__wrapped__)
-    elif (
-        isinstance(value, (dict, list, set))
-        or is_own(type(value).__module__)
-        or isinstance(value, types.SimpleNamespace)
-    ):
-        if id(value) not in _seen_first:
-            _seen_first[id(value)] = value, []  # before what it holds, which may hold it
-            held = (
-                value if isinstance(value, (dict, list, set)) else {"": type(value), **getattr(value, "__dict__", {})}
-            )
-            items = (*held.keys(), *held.values()) if isinstance(held, dict) else tuple(held)
-            _seen_first[id(value)][1].extend(_parts(items))
-        yield from _seen_first[id(value)][1]
+            return self.text(value.__wrapped__)
+        return self._instance(value)
+
+    def _number(self, key: Any) -> str | None:
+        """The number of what was written down already; None where it was not, and is from now on."""
+        if key in self._numbers:
+            return f"#{self._numbers[key]}"
+        self._numbers[key] = len(self._numbers)
+        return None
+
+    def _several(self, kind: str, values: Any) -> str:
+        if isinstance(values, frozenset) or kind == "set":
+            values = sorted(values, key=lambda one: getattr(one, "__qualname__", repr(one)))
+        return f"{kind}({', '.join(map(self.text, values))})"
+
+    def _instance(self, value: Any) -> str:
+        """As it would be pickled. Of what cannot be, such as a lock, or depends on the process, its class."""
+        kind = type(value)
+        if not (is_own(kind.__module__) or _is_a_value(value)):
+            return kind.__qualname__
+        try:
+            made = value.__reduce_ex__(4)
+        except Exception:  # whatever an object may raise
+            return kind.__qualname__
+        if isinstance(made, str):
+            return made
+        make, arguments, state, *items = (*made, None, None, None)[:5]
+        state = dict(state) if isinstance(state, dict) else state
+        return self._several("object", _first(value, (make, arguments, state, *(list(one or ()) for one in items))))
+
+    def _module(self, name: str) -> str:
+        """All of a user's module and of those that it imports; of others their name."""
+        path = _file(name)
+        if path is None:
+            return name
+        if (seen := self._number(path)) is not None:
+            return seen
+        code = _read(path.read_text(encoding="utf-8"), name)
+        return f"{code.text} {self._imports(code)}"
+
+    def _imports(self, code: _Code) -> list[str]:
+        return [self._module(name) for name in sorted(code.imported) if _is_users(name)]
+
+    def _constant(self, constant: _Constant) -> str:
+        if (seen := self._number(constant)) is not None:
+            return seen
+        code, scope = _assigned(constant), vars(sys.modules[constant.module])
+        used = [f"{name}: {self.text(scope[name])}" for name in sorted(code.names & scope.keys() - {constant.name})]
+        return f"{code.text} {used}"
+
+    def _counts(self, one: Any) -> bool:
+        module = one.__module__ or ""
+        if id(one) in self._given or _package(module) in self._packages or _is_users(module):
+            return True
+        return self._is_within(module)
+
+    def _is_within(self, module: str) -> bool:
+        return any(module == name or module.startswith(f"{name}.") for name in self._within)
+
+    def _definition(self, one: Any) -> str:
+        if not self._counts(one):
+            return f"{one.__module__}.{one.__qualname__}"
+        code = _code(one)
+        if code is None:
+            self.all_known = False
+            return ""
+        held = self._held(one) if isinstance(one, type) else self._given_to(one)
+        used = sorted([*self._used(one, code), *held], key=lambda item: item[0])
+        # Without the module: a script that runs is __main__.
+        values = [f"{name}: {self.text(value)}" for name, value in used]
+        return f"{one.__qualname__}: {code.text} {self._imports(code)} {values}"
+
+    def _used(self, one: Any, code: _Code) -> Iterator[tuple[str, Any]]:
+        """The globals that the source names, and what it takes of raymu's modules."""
+        scope = getattr(one, "__globals__", None) or vars(sys.modules[one.__module__])
+        origins = _origins(one.__module__)
+        for name in code.names & scope.keys():
+            yield name, self._fixed(origins.get(name) or one.__module__, name, scope[name])
+        for chain in code.dotted:
+            root, *rest = chain.split(".")
+            owner = scope.get(root)
+            for place, name in enumerate(rest, start=1):
+                if not isinstance(owner, types.ModuleType) or _package(owner.__name__) != "raymu":
+                    break
+                module, owner = owner.__name__, getattr(owner, name, None)
+                if not isinstance(owner, types.ModuleType):
+                    yield f"{root}.{'.'.join(rest[:place])}", self._fixed(module, name, owner)
+
+    def _fixed(self, module: str, name: str, value: Any) -> Any:
+        """The value, but for containers of raymu their place, and nothing where that does not count."""
+        if not isinstance(value, (dict, list, set)) or _package(module) != "raymu":
+            return value
+        return _Constant(module, name) if self._is_within(module) else None
+
+    def _given_to(self, function: Function) -> Iterator[tuple[str, Any]]:
+        """Default values, what an enclosing function gave, and attributes."""
+        yield "defaults of it", (function.__defaults__, function.__kwdefaults__)
+        yield from _enclosed(function).items()
+        yield from vars(function).items()
+
+    def _held(self, one: type) -> Iterator[tuple[str, Any]]:
+        """A class's bases, its attributes, and what was given to its methods."""
+        yield "bases of it", one.__bases__
+        for name, value in vars(one).items():
+            function = _unbound(value)
+            if isinstance(function, Function):
+                if "__create_fn__" in inspect.unwrap(function).__qualname__:
+                    continue  # of a dataclass
+                if function.__qualname__.startswith(f"{one.__qualname__}."):  # its text is in the class's
+                    yield f"{name}()", tuple(self._given_to(function))
+                else:
+                    yield name, function
+            elif not name.startswith("__") and name not in NOT_CODE:
+                yield name, value

@@ -162,8 +162,9 @@ def check(scenario: Scenario, method: type[Method], objective: str) -> None:
 
     Raises:
         InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
-            does not have, or an objective that says nothing there.
+            does not have, or an objective that is none or says nothing there.
     """
+    code_of(objective)
     data.check_forget(scenario)
     models.check_architecture(scenario)
     if scenario.forget_share:

@@ -1,6 +1,7 @@
 """Results are known by what they are results of: data, scenario, code, original. A name says nothing."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -17,15 +18,16 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
 
-from raymu import cache, data, method, objective, references, source
+from raymu import cache, cli, data, engines, method, objective, references, source
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation
 from raymu.results import select, store
 from raymu.scenario import SCENARIOS, Recipe, Scenario
-from raymu.trial import run_trial
+from raymu.trial import blank_row, run_trial
 
 CPU = torch.device("cpu")
 QUICK = Recipe(lr=0.05, epochs=1, batch_size=16)
@@ -248,6 +250,53 @@ def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp
     assert "the row was changed" in refused.stderr
 
 
+CHANGED = {
+    "forget": ({"forget": [3]}, "its forget is [3], in its scenario_fields [8]"),
+    "model_seed": ({"model_seed": 4}, "its model_seed is 4"),
+    "scenario": ({"scenario": "cifar10-resnet18"}, "its scenario is cifar10-resnet18"),
+    "engine": ({"engine": "zero-x"}, "unknown engine 'zero-x'"),
+    "no text": ({"engine": 3}, "unknown engine '3'"),
+    "objective": ({"objective": ["hmean"]}, "unknown objective"),
+    "method_code": ({"method_code": None}, "finetune is not the method that made the row"),
+}
+BY_HAND = {
+    "a field that is none": ("sede: 7", "unknown field 'sede'; did you mean 'seed'?"),
+    "a number given twice": ("seed: 1\nseed: 2", "says seed twice"),
+    "classes that are none": ("forget: [12]", "12"),
+    "both kinds": ("forget: [1]\nforget_share: 0.1", "not both"),
+}
+
+
+def refusal(path: Path) -> str:
+    """What `raymu run finetune` says of a config that it refuses."""
+    done = CliRunner().invoke(cli.app, ["run", "finetune", "--config", str(path), "--out", str(path.parent / "out")])
+    assert isinstance(done.exception, InputError), done.output
+    assert not (path.parent / "out").exists()
+    return str(done.exception)
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_row_that_contradicts_itself_is_refused(tmp_path, case) -> None:
+    change, said = CHANGED[case]
+    scenario, finetune = data.prepare(SCENARIOS["digits"]), method.get("finetune")()
+    whole = blank_row(scenario, finetune, seed=0, objective="hmean", options=engines.DEFAULTS)
+    (tmp_path / "row.json").write_text(json.dumps(whole | change))
+    assert said in refusal(tmp_path / "row.json")
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_a_config_by_hand_says_nothing_that_is_not_read(tmp_path, case) -> None:
+    text, said = BY_HAND[case]
+    (tmp_path / "hand.yaml").write_text(f"{text}\nconfig: {{lr: 0.001, epochs: 1}}\n")
+    assert said in refusal(tmp_path / "hand.yaml")
+
+
+def test_a_config_by_hand_says_what_is_forgotten() -> None:
+    assert cli._task({"forget": [3, 1], "config": {}}, None).forget == (1, 3)
+    sampled = cli._task({"scenario": "digits", "forget_share": 0.1, "model_seed": 5}, None)
+    assert (sampled.forget, sampled.forget_share, sampled.model_seed) == ((), 0.1, 5)
+
+
 # Code
 
 
@@ -361,6 +410,84 @@ def test_a_digest_covers_what_the_code_reaches(monkeypatch, tmp_path, name, valu
     assert source.digest(Uses) == before
     monkeypatch.setattr(sys.modules[__name__], name, value)
     assert source.digest(Uses) != before
+
+
+HELPER = "VALUE = {V}\nTABLE = {{'a': {V}}}\ndef f():\n    return {V}\n"
+EDITS = {
+    "values swapped in a dict": "X = {{'a': {V}, 'b': 3 - {V}}}\ndef work():\n    return X['a']",
+    "order of a list": "X = [{V}, 3 - {V}]\ndef work():\n    return X[0]",
+    "length of a tuple": "X = (1,) * {V}\ndef work():\n    return sum(X)",
+    "functions swapped in a table": (
+        "def g(): return 1\ndef h(): return 2\n"
+        "X = {{'p': (g, h)[{V} - 1], 'q': (h, g)[{V} - 1]}}\ndef work():\n    return X['p']()"
+    ),
+    "default of a closure": "def make(w):\n    return lambda row, w=w: w\nwork = make({V})",
+    "keyword default": "def make(w):\n    def f(*, w=w):\n        return w\n    return f\nwork = make({V})",
+    "attribute of a function": "def work():\n    return work.w\nwork.w = {V}",
+    "one of two lambdas in a line": "work = (lambda: 1, lambda: 2)[{V} - 1]",
+    "class of a closure": "def make(w):\n    class C:\n        def f(self): return w\n    return C\nwork = make({V})",
+    "slots": "class C:\n    __slots__ = ('w',)\nX = C()\nX.w = {V}\ndef work():\n    return X.w",
+    "Fraction": "from fractions import Fraction\nX = Fraction({V}, 7)\ndef work():\n    return X",
+    "deque": "from collections import deque\nX = deque([{V}])\ndef work():\n    return X",
+    "range": "X = range({V})\ndef work():\n    return X",
+    "itemgetter": "import operator\nX = operator.itemgetter({V})\ndef work(row):\n    return X(row)",
+    "module of torch": "import torch\nX = torch.nn.Dropout({V} / 10)\ndef work():\n    return X",
+    "import inside": "def work():\n    import helper_of_a_test as h\n    return h.f()",
+    "from inside": "def work():\n    from helper_of_a_test import f\n    return f()",
+    "import_module": "import importlib\ndef work():\n    return importlib.import_module('helper_of_a_test').f()",
+    "getattr": "import helper_of_a_test\ndef work():\n    return getattr(helper_of_a_test, 'f')()",
+    "passed on": "import helper_of_a_test\ndef g(m): return m.f()\ndef work():\n    return g(helper_of_a_test)",
+    "lambda in lines": "import helper_of_a_test\nX = {{\n    'a': lambda: helper_of_a_test.f(),\n}}\nwork = X['a']",
+    "given to a class": "import helper_of_a_test\nclass work:\n    def f(self): pass\nwork.T = helper_of_a_test.TABLE",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_digest_knows_each_value_by_its_place(monkeypatch, tmp_path, edit) -> None:
+    digests = []
+    for number, value in enumerate((1, 2, 1)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "helper_of_a_test.py").write_text(HELPER.format(V=value))
+        (folder / "own_of_a_test.py").write_text(EDITS[edit].format(V=value))
+        with monkeypatch.context() as context:
+            context.syspath_prepend(folder)
+            digests.append(source.digest(importlib.import_module("own_of_a_test").work))
+        for name in ("helper_of_a_test", "own_of_a_test"):
+            sys.modules.pop(name, None)
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_what_differs_from_process_to_process_changes_no_digest(tmp_path) -> None:
+    text = (
+        "import os, random, threading\nfrom rich.console import Console\n"
+        "LOCK, RANDOM = threading.Lock(), random.Random()\n"
+        "CONSOLE, ENVIRONMENT = Console(), os.environ\ndef work():\n    return LOCK, RANDOM, CONSOLE, ENVIRONMENT\n"
+    )
+    (tmp_path / "own_of_a_test.py").write_text(text)
+    say = "from raymu import data, references, source; import own_of_a_test as o; data.DATASETS['mine'] = o; "
+    say += "print(source.digest(o.work), references.evaluation_code(), source.digest(references.fit))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", before + say], cwd=tmp_path, capture_output=True, text=True, check=True,
+            env={**os.environ, "ONE_MORE": before},
+        ).stdout
+        for before in ("", "import raymu.cli, raymu.sweep; ")
+    }  # fmt: skip
+    assert len(printed) == 1
+
+
+def test_a_dataset_that_is_registered_changes_no_reference(striped, monkeypatch) -> None:
+    before = references.entry_of(data.prepare(striped), "original")
+    monkeypatch.setitem(data.DATASETS, "another", data.DATASETS["digits"])
+    assert references.entry_of(data.prepare(striped), "original") == before
+
+
+def test_images_that_are_normalised_otherwise_train_other_references(striped, monkeypatch) -> None:
+    before = references.entry_of(data.prepare(striped), "original")
+    changed = dataclasses.replace(data.DATASETS[striped.dataset], mean=(0.1,))
+    monkeypatch.setitem(data.DATASETS, striped.dataset, changed)
+    assert references.entry_of(data.prepare(striped), "original") != before
 
 
 def test_what_a_program_fills_while_it_runs_changes_no_digest() -> None:

@@ -289,6 +289,18 @@ def test_sweeps_under_two_protocols_or_scenarios_are_not_ranked_together() -> No
         rank([first, changed])
 
 
+def test_sweeps_of_other_models_are_not_ranked_together() -> None:
+    first, second = (
+        sweep(name, [one | {"original_weights": weights} for one in confirmed(name, 0.3).rows])
+        for name, weights in (("first", "a"), ("second", "b"))
+    )
+    with pytest.raises(InputError, match="first and second cannot be ranked together: original_weights is a there, b"):
+        rank([first, second])
+    mixed = [*first.rows[:1], *second.rows[1:2]]
+    with pytest.raises(InputError, match="original_weights"):
+        rank([sweep("mixed", mixed)])
+
+
 @pytest.mark.parametrize(
     ("part", "change"),
     [("protocol", {"trials": 9}), ("protocol", {"search_seeds": [1]}), ("scenario", {"forget": [3]})],

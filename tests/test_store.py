@@ -156,6 +156,24 @@ def test_an_unfinished_sweep_waits_for_resume(storage: str) -> None:
         Store(storage, IDENTITY, resume=False, is_finished=lambda rows: len(rows) >= 4)
 
 
+def test_references_of_other_models_than_the_rows_are_refused(storage: str) -> None:
+    with Store(storage, IDENTITY, resume=False) as rows:
+        rows.append(row(0) | {"scenario_hash": "abc", "original_weights": "one"})
+        rows.put(store.REFERENCES, {"abc": {"original": {"weights": "one"}}})
+        assert store.load(storage)
+        rows.put(store.REFERENCES, {"abc": {"original": {"weights": "two"}}})
+    with pytest.raises(InputError, match=r"original model of .* \(one\) is not the one in references.json \(two\)"):
+        store.load(storage)
+
+
+def test_a_copy_of_rows_beside_them_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Store(tmp_path / "s", IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    (tmp_path / "s" / "rows-backup.jsonl").write_text("{}\n")
+    assert store.read_all(tmp_path / "s") == [row(0)]
+    assert "left out: rows-backup.jsonl" in caplog.text
+
+
 def test_what_is_put_is_loaded(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
         assert store.load(storage) == [(rows.name, IDENTITY, {}, {}, None, [], "")]

@@ -106,7 +106,7 @@ def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
     """What a sweep ended with, still without a rank, and the runs that say how good that is."""
     try:
         tuned = select.tuned(sweep.rows)
-    except InputError:
+    except select.NothingCompleted:
         return None
     objective, confirmed = sweep.identity["protocol"]["objective"], select.confirmed(sweep.rows)
     published = select.published(sweep.rows)
@@ -270,6 +270,18 @@ def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
             found = list(differences(sweeps[0].identity.get(field), other.identity.get(field), field))
             if found:
                 raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")
+    models: dict[tuple[str, str], tuple[str, str]] = {}
+    for sweep in sweeps:
+        for row in sweep.rows:
+            for column in ("original_weights", "retrained_weights"):
+                if (weights := row.get(column)) is None:
+                    continue
+                first, known = models.setdefault((row["scenario_hash"], column), (sweep.name, weights))
+                if weights != known:
+                    raise InputError(
+                        f"{first} and {sweep.name} cannot be ranked together: {column} is {known} there, {weights}"
+                        " here, so their references were trained at different times or places"
+                    )
     for one, other in itertools.combinations(sweeps, 2):
         if any(row in one.rows for row in other.rows[:1]):
             raise InputError(f"{one.name} and {other.name} hold the same trials: one is a copy, which is no second run")

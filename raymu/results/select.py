@@ -27,6 +27,10 @@ COMPARABLE = (
 )
 
 
+class NothingCompleted(InputError):
+    """There is nothing to choose from."""
+
+
 class Rule(Protocol):
     """A way to choose."""
 
@@ -148,8 +152,8 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     One that was stopped early is no candidate: its row is that of fewer epochs than its setting says.
 
     Raises:
-        InputError: there is none, or they are of several scenarios, originals, objectives or protocols,
-            or evaluated by different code.
+        NothingCompleted: there is none.
+        InputError: they are of several scenarios, originals, objectives or protocols, or evaluated by different code.
     """
     found = [
         row
@@ -157,7 +161,7 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
         if row["source"] != "confirmation" and row["status"] == "completed" and _is_number(row["score"])
     ]
     if not found:
-        raise InputError("no completed trial to choose from")
+        raise NothingCompleted("no completed trial to choose from")
     for field in COMPARABLE:
         values = sorted({str(row.get(field)) for row in found})
         if len(values) > 1:

@@ -50,6 +50,7 @@ FEATURES = "features.json"
 ENDED = "ended.json"
 
 CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precedes it
+PART = re.compile(r"rows(-\d{5}-[0-9a-f]{12})?\.jsonl")
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
 OUTAGE_S = 120.0
 ATTEMPTS = 3  # of a single request
@@ -225,6 +226,12 @@ class Store:
             parts = _parts(_files(self.directory))
         # One that was refused before its first trial leaves its name free.
         if stored is not None and (parts or running(self.directory)):
+            if str(stored.get("raymu")).startswith("0.1."):
+                raise InputError(
+                    f"{self.directory} belongs to another sweep: raymu is {stored['raymu']} there,"
+                    f" {identity['raymu']} here. Sweeps of raymu 0.1 can be read, but not resumed: choose another"
+                    " --name or --storage"
+                )
             differing = list(differences(stored, identity))
             if differing:
                 raise InputError(
@@ -344,7 +351,7 @@ def read_all(storage: Path | str | Location) -> list[Row]:
     Raises:
         InputError: there is no sweep, or the storage cannot be read.
     """
-    return [row for directory in sweeps(storage) for row in read(directory)]
+    return [row for sweep in load(storage) for row in sweep.rows]
 
 
 def load(storage: Path | str | Location) -> list[SweepResults]:
@@ -364,6 +371,7 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
                 if file in files
             }
             rows = _rows(directory, _parts(files))
+            _check_references(directory, content.get(REFERENCES, {}), rows)
             missing = _missing(content[SWEEP], content.get(ENDED), len(rows))
             if missing:
                 logging.getLogger(__name__).warning("%s: %s", directory, missing)
@@ -379,6 +387,18 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
                 )
             )
     return results
+
+
+def _check_references(directory: Location, stored: dict[str, dict[str, Row]], rows: list[Row]) -> None:
+    """Look whether references.json is of the models that the rows were compared with."""
+    for row in rows:
+        for which, found in stored.get(row["scenario_hash"], {}).items():
+            weights = row.get(f"{which}_weights")
+            if weights is not None and weights != found.get("weights"):
+                raise InputError(
+                    f"{directory}: the {which} model of trial {row['trial']} ({weights}) is not the one in {REFERENCES}"
+                    f" ({found.get('weights')}), so one of the two is of another run"
+                )
 
 
 def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
@@ -459,7 +479,11 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _parts(files: list[str]) -> list[str]:
-    return sorted(fnmatch.filter(files, "rows*.jsonl"))
+    named = fnmatch.filter(files, "rows*.jsonl")
+    for name in named:
+        if not PART.fullmatch(name):
+            logging.getLogger(__name__).warning("left out: %s is no file of a sweep", name)
+    return sorted(filter(PART.fullmatch, named))
 
 
 def _all_rows(directory: Location) -> list[Row]:
