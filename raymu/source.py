@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from raymu.scenario import content_hash
 
 INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -190,6 +192,24 @@ def _is_a_value(value: Any) -> bool:
     return compares or kind.__module__ in ("operator", "types", "builtins") or hasattr(value, "state_dict")
 
 
+def _content(value: Any) -> tuple[Any, ...]:
+    """What an object would be pickled as; nothing for one that cannot be, such as a lock. Of one that may depend on the
+    process, its attributes, if all are plain.
+    """
+    if not (is_own(type(value).__module__) or _is_a_value(value)):
+        held = getattr(value, "__dict__", {})
+        return tuple(held.items()) if all(isinstance(one, PLAIN) for one in held.values()) else ()
+    try:
+        made = value.__reduce_ex__(4)
+    except Exception:  # whatever an object may raise
+        return ()
+    if isinstance(made, str):
+        return (made,)
+    make, arguments, state, *items = (*made, None, None, None)[:5]
+    state = tuple(state.items()) if isinstance(state, dict) else state
+    return (make, arguments, state, *(tuple(one or ()) for one in items))
+
+
 _seen_first: dict[int, tuple[Any, Any]] = {}
 
 
@@ -219,9 +239,10 @@ class _Reader:
             return self._constant(value)
         if isinstance(value, (tuple, frozenset)):
             return self._several(type(value).__qualname__, value)
-        if hasattr(type(value), "__array__"):  # of NumPy or torch
-            array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-            return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+        if hasattr(type(value), "__array__"):  # of NumPy, torch or pandas
+            array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+            content = array.tolist() if array.dtype.hasobject else hashlib.sha256(array.tobytes()).hexdigest()
+            return f"{array.dtype} {array.shape} {self.text(content)}"
         if isinstance(value, types.ModuleType):
             return self._module(value.__name__)
         if (seen := self._number(id(value))) is not None:
@@ -239,7 +260,7 @@ class _Reader:
             return self._several(kind.__qualname__, [getattr(value, name, None) for name in fields])
         if hasattr(value, "__wrapped__"):
             return self.text(value.__wrapped__)
-        return self._instance(value)
+        return self._several(type(value).__qualname__, _first(value, _content(value)))
 
     def _number(self, key: Any) -> str | None:
         """The number of what was written down already; None where it was not, and is from now on."""
@@ -252,21 +273,6 @@ class _Reader:
         if isinstance(values, frozenset) or kind == "set":
             values = sorted(values, key=lambda one: getattr(one, "__qualname__", repr(one)))
         return f"{kind}({', '.join(map(self.text, values))})"
-
-    def _instance(self, value: Any) -> str:
-        """As it would be pickled. Of what cannot be, such as a lock, or depends on the process, its class."""
-        kind = type(value)
-        if not (is_own(kind.__module__) or _is_a_value(value)):
-            return kind.__qualname__
-        try:
-            made = value.__reduce_ex__(4)
-        except Exception:  # whatever an object may raise
-            return kind.__qualname__
-        if isinstance(made, str):
-            return made
-        make, arguments, state, *items = (*made, None, None, None)[:5]
-        state = dict(state) if isinstance(state, dict) else state
-        return self._several("object", _first(value, (make, arguments, state, *(list(one or ()) for one in items))))
 
     def _module(self, name: str) -> str:
         """All of a user's module and of those that it imports; of others their name."""

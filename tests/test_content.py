@@ -432,6 +432,9 @@ EDITS = {
     "range": "X = range({V})\ndef work():\n    return X",
     "itemgetter": "import operator\nX = operator.itemgetter({V})\ndef work(row):\n    return X(row)",
     "module of torch": "import torch\nX = torch.nn.Dropout({V} / 10)\ndef work():\n    return X",
+    "object of scikit-learn": (
+        "from sklearn.linear_model import Ridge\nX = Ridge(alpha={V})\ndef work():\n    return X.alpha"
+    ),
     "import inside": "def work():\n    import helper_of_a_test as h\n    return h.f()",
     "from inside": "def work():\n    from helper_of_a_test import f\n    return f()",
     "import_module": "import importlib\ndef work():\n    return importlib.import_module('helper_of_a_test').f()",
