@@ -629,7 +629,7 @@ def _read_row(path: Path | None) -> dict[str, Any]:
             content = json.loads(text, object_pairs_hook=mapping)
         except json.JSONDecodeError:  # YAML reads nearly all JSON, but to it 1e-05 is a word
             content = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(f"{path} needs a `config` with hyperparameters, as `raymu best --yaml` prints it")

@@ -94,6 +94,7 @@ def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
             the protocol that stands with them; the message says in which field.
     """
     _check_comparable(sweeps)
+    _check_runs(sweeps)
     ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
     better = _significantly_better([runs for _, runs in ends])
@@ -270,18 +271,21 @@ def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
             found = list(differences(sweeps[0].identity.get(field), other.identity.get(field), field))
             if found:
                 raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")
+
+
+def _check_runs(sweeps: Sequence[SweepResults]) -> None:
+    """Look whether all rows were compared with the same models, and none stands in two sweeps."""
     models: dict[tuple[str, str], tuple[str, str]] = {}
-    for sweep in sweeps:
-        for row in sweep.rows:
-            for column in ("original_weights", "retrained_weights"):
-                if (weights := row.get(column)) is None:
-                    continue
-                first, known = models.setdefault((row["scenario_hash"], column), (sweep.name, weights))
-                if weights != known:
-                    raise InputError(
-                        f"{first} and {sweep.name} cannot be ranked together: {column} is {known} there, {weights}"
-                        " here, so their references were trained at different times or places"
-                    )
+    for sweep, row in ((one, row) for one in sweeps for row in one.rows):
+        for column in ("original_weights", "retrained_weights"):
+            if (weights := row.get(column)) is None:
+                continue
+            first, known = models.setdefault((row["scenario_hash"], column), (sweep.name, weights))
+            if weights != known:
+                raise InputError(
+                    f"{first} and {sweep.name} cannot be ranked together: {column} is {known} there, {weights} here, so"
+                    " their references were trained at different times or places"
+                )
     for one, other in itertools.combinations(sweeps, 2):
         if any(row in one.rows for row in other.rows[:1]):
             raise InputError(f"{one.name} and {other.name} hold the same trials: one is a copy, which is no second run")
