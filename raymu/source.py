@@ -3,6 +3,7 @@ when the code behind it is edited.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -21,6 +22,7 @@ import numpy as np
 from raymu.scenario import content_hash
 
 INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+SITES = {"site-packages", "dist-packages"}  # also those of another environment, which a .pth file adds
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
 NOT_CODE = {"_abc_impl", "_source"}  # what Python and `Method.source` keep in a class
 Function = types.FunctionType
@@ -79,7 +81,8 @@ def _place(module: str) -> Path | None:
     folders = getattr(found, "__path__", None) or getattr(spec, "submodule_search_locations", None) or [None]
     place = origin or next(iter(folders))
     path = None if place is None else Path(place).resolve()
-    return None if path is None or str(path).startswith(INSTALLED) else path
+    installed = path is not None and (str(path).startswith(INSTALLED) or SITES & set(path.parts))
+    return None if installed else path
 
 
 class _Constant(NamedTuple):
@@ -127,8 +130,9 @@ def _read(source: str, module: str) -> _Code:
             imported.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = getattr(sys.modules.get(module), "__package__", None) or module.rpartition(".")[0]
-            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package or None)
-            imported.update((origin, *(f"{origin}.{alias.name}" for alias in node.names)))
+            with contextlib.suppress(ImportError):  # a relative import in a script
+                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package or None)
+                imported.update((origin, *(f"{origin}.{alias.name}" for alias in node.names)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             strings.add(node.value)
     if any(name.rpartition(".")[2] in ("import_module", "__import__") for name in names | dotted):

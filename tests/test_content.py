@@ -480,6 +480,20 @@ def test_what_differs_from_process_to_process_changes_no_digest(tmp_path) -> Non
     assert len(printed) == 1
 
 
+def test_packages_of_another_environment_are_no_code_of_the_users(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "lib" / "site-packages" / "package_of_a_test"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from ._parts import f\n")
+    (package / "_parts.py").write_text("def f(): return 1\n")
+    monkeypatch.syspath_prepend(package.parent)
+    assert not source.is_own("package_of_a_test")
+    assert not source.is_own("package_of_a_test._parts")
+    (tmp_path / "own_package_of_a_test").mkdir()
+    (tmp_path / "own_package_of_a_test" / "part.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert source.is_own("own_package_of_a_test.part")
+
+
 def test_a_dataset_that_is_registered_changes_no_reference(striped, monkeypatch) -> None:
     before = references.entry_of(data.prepare(striped), "original")
     monkeypatch.setitem(data.DATASETS, "another", data.DATASETS["digits"])
