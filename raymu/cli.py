@@ -568,16 +568,16 @@ def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
     """What carried out the row's trial, except for what is given."""
-    from raymu.engines.options import Options
+    from raymu.engines.options import ENGINES, Options
     from raymu.values import unknown
 
     engine = row.get("engine", "pytorch")
-    if engine not in (known := ["pytorch", *(f"zero-{stage}" for stage in range(4))]):
-        raise InputError(unknown("engine", str(engine), known))
+    if engine not in list(ENGINES):
+        raise InputError(unknown("engine", str(engine), list(ENGINES)))
     said = {
         "threads": row.get("threads"),
         "workers": row.get("workers"),
-        "zero": None if engine == "pytorch" else int(engine[-1]),
+        "zero": ENGINES[engine],
     }
     if given.get("deepspeed"):
         said["zero"] = None
@@ -778,6 +778,7 @@ def best(
 def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
     """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
     from raymu.method import get as get_method
+    from raymu.method import is_file
     from raymu.results import select, store
     from raymu.values import unknown
 
@@ -788,7 +789,7 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
         raise InputError(f"--rule {kind} takes no {argument!r}")
     sweeps = store.load(storage)
     if method is not None:
-        if ".py" in method:
+        if is_file(method):
             method = get_method(method).name()
         known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
         if method not in known:
@@ -848,10 +849,10 @@ def export(
     weights_file: WeightsFlag = None,
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
-    from raymu.method import names
+    from raymu.method import is_file, names
 
     row = _choose(storage, method, "tuned")[0]
-    if row["method"] not in names() and ".py" not in (method or ""):
+    if row["method"] not in names() and not is_file(method or ""):
         raise InputError(f"{row['method']} is none of raymu's methods: name the file of yours, --method path/to/own.py")
     _unlearn(method or row["method"], out, row, data_dir=data_dir, weights_file=weights_file, options=_engine(row))
 

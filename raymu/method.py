@@ -5,7 +5,7 @@ import importlib.util
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -197,12 +197,11 @@ class Method:
                 raise InputError("a CMF head follows the features: with those frozen there is nothing to train")
 
     @classmethod
-    def check_model(cls, model: nn.Module, images: Tensor) -> None:
+    def check_model(cls, sample: Callable[[], tuple[nn.Module, Tensor]]) -> None:
         """Look, before anything is trained, whether the method can work on a model of this architecture.
 
         Args:
-            model: with random weights, in eval mode.
-            images: (2, C, H, W), as the model reads them.
+            sample: makes a model with random weights, in eval mode, and images (2, C, H, W), as the model reads them.
 
         Raises:
             ValueError: it cannot; the message says why.
@@ -304,8 +303,8 @@ def get(name: str) -> type[Method]:
     Raises:
         InputError: there is no such file, or not that one method in it; the message names the nearest.
     """
-    path, _, wanted = name.partition(":")
-    if path.endswith(".py"):
+    if is_file(name):
+        path, _, wanted = name.partition(":")
         found = _defined_in(_loaded(Path(path)))
         if wanted not in ("", *found) or (not wanted and len(found) != 1):
             raise InputError(f"{path} defines the methods {', '.join(found) or '-'}; name one as {path}:NAME")
@@ -314,6 +313,11 @@ def get(name: str) -> type[Method]:
         raise InputError(unknown("method", name, names()))
     (method,) = _defined_in(importlib.import_module(f"raymu.methods.{name}")).values()
     return method
+
+
+def is_file(name: str) -> bool:
+    """Whether a method is named by its file: "path/to/own.py" or "path/to/own.py:NAME"."""
+    return name.partition(":")[0].endswith(".py")
 
 
 def _defined_in(module: ModuleType) -> dict[str, type[Method]]:

@@ -111,7 +111,7 @@ def check(scenario: Scenario, method: type[Method] | None = None) -> None:
     _try_out(alike, shape, dataset.num_classes)
     if method is not None:
         with torch.no_grad(), _refusal(scenario, f"is not what {method.name()} works on"):
-            method.check_model(*sample(alike, shape))
+            method.check_model(functools.partial(sample, alike, shape))
 
 
 @functools.cache

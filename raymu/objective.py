@@ -58,12 +58,21 @@ def scored(objective: str, row: Row) -> float:
     return float(score)
 
 
+def check(objective: object) -> None:
+    """Look whether there is an objective of that name.
+
+    Raises:
+        InputError: there is none; the message names the nearest.
+    """
+    if objective not in list(OBJECTIVES):
+        raise InputError(unknown("objective", str(objective), list(OBJECTIVES)))
+
+
 def code_of(objective: str) -> str:
     """A digest of an objective's code: scores compare only where it is the same.
 
     Raises:
         InputError: there is no such objective.
     """
-    if not isinstance(objective, str) or objective not in OBJECTIVES:
-        raise InputError(unknown("objective", str(objective), list(OBJECTIVES)))
+    check(objective)
     return source.digest(OBJECTIVES[objective], pair, within=("raymu.objective",))

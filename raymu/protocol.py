@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raymu.errors import InputError
-from raymu.objective import OBJECTIVES, PARETO
+from raymu.objective import PARETO
+from raymu.objective import check as check_objective
 from raymu.scenario import content_hash
-from raymu.values import NOT_NEGATIVE, Bounds, conform, unknown
+from raymu.values import NOT_NEGATIVE, Bounds, conform
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
@@ -94,8 +95,7 @@ class Protocol:
             raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
         if len(set(self.search_seeds)) < len(self.search_seeds):
             raise InputError(f"the search seeds {self.search_seeds} are not all different")
-        if self.objective not in OBJECTIVES:
-            raise InputError(unknown("objective", self.objective, list(OBJECTIVES)))
+        check_objective(self.objective)
         if self.searcher == "nsga2" and self.objective != PARETO:
             raise InputError(f"searcher nsga2 is for the objective {PARETO}, not for {self.objective}")
         if self.objective == PARETO and self.scheduler != "none":

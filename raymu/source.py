@@ -13,7 +13,7 @@ import sysconfig
 import textwrap
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ def _code(one: Any) -> _Code | None:
     code = getattr(one, "__code__", one)  # else a decorated function shows the one that it wraps
     try:
         if one.__name__ == "<lambda>":  # its lines hold more than itself, perhaps another one
-            inspect.getsource(code)
+            inspect.getsource(code)  # raises where nobody can read it
             names = frozenset(_named(code))
             return _Code(_instructions(code), names, frozenset(f"{a}.{b}" for a in names for b in names), frozenset())
         return _read(textwrap.dedent(inspect.getsource(code)), one.__module__)
@@ -197,8 +197,8 @@ def _is_a_value(value: Any) -> bool:
 
 
 def _content(value: Any) -> tuple[Any, ...]:
-    """What an object would be pickled as; nothing for one that cannot be, such as a lock. Of one that may depend on the
-    process, its attributes, if all are plain.
+    """Parts of an object, as pickle takes them. None for an object that cannot be pickled, such as a lock. Where the
+    content may differ from process to process, the attributes, if all are plain.
     """
     if not (is_own(type(value).__module__) or _is_a_value(value)):
         held = getattr(value, "__dict__", {})
@@ -214,14 +214,14 @@ def _content(value: Any) -> tuple[Any, ...]:
     return (make, arguments, state, *(tuple(one or ()) for one in items))
 
 
-_seen_first: dict[int, tuple[Any, Any]] = {}
+_seen_first: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 
 
-def _first(value: Any, held: Any) -> Any:
-    """What a container or an object held when it was seen first: what a program fills while it runs, such as a cache,
-    is not its code.
-    """
-    return _seen_first.setdefault(id(value), (value, held))[1]
+def _first(value: Any, parts: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Parts of a container or an object at its first sight. What a program adds later, as to a cache, is no code."""
+    if id(value) not in _seen_first:
+        _seen_first[id(value)] = value, parts(value)
+    return _seen_first[id(value)][1]
 
 
 class _Reader:
@@ -236,7 +236,7 @@ class _Reader:
         self._kept: list[Any] = []
 
     def text(self, value: Any) -> str:
-        """What a value is, with all that it consists of."""
+        """Text of a value and of all its parts."""
         if isinstance(value, PLAIN):
             return repr(value)
         if isinstance(value, _Constant):
@@ -255,16 +255,16 @@ class _Reader:
         if isinstance(value, (type, Function)):
             return self._definition(value)
         if isinstance(value, (list, set)):
-            return self._several(type(value).__qualname__, _first(value, tuple(value)))
+            return self._several(type(value).__qualname__, _first(value, tuple))
         if isinstance(value, (dict, types.MappingProxyType)):
-            return self._several("dict", _first(value, tuple(value.items())))
+            return self._several("dict", _first(value, lambda held: tuple(held.items())))
         if isinstance(value, (types.MethodType, functools.partial, property, staticmethod, classmethod)):
             fields = ("__self__", "__func__", "func", "args", "keywords", "fget", "fset", "fdel")
             kind: Any = type(value)
             return self._several(kind.__qualname__, [getattr(value, name, None) for name in fields])
         if hasattr(value, "__wrapped__"):
             return self.text(value.__wrapped__)
-        return self._several(type(value).__qualname__, _first(value, _content(value)))
+        return self._several(type(value).__qualname__, _first(value, _content))
 
     def _number(self, key: Any) -> str | None:
         """The number of what was written down already; None where it was not, and is from now on."""

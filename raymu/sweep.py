@@ -278,7 +278,7 @@ def run_sweep(
 
     with store.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
         if finished(done := rows.read()):
-            rows.put(store.ENDED, {"rows": len(done)})
+            rows.end(len(done))
             return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
@@ -303,7 +303,7 @@ def run_sweep(
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
-        rows.put(store.ENDED, {"rows": len(done)})
+        rows.end(len(done))
         return done
 
 

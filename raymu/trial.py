@@ -13,6 +13,7 @@ from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
+from raymu.objective import check as check_objective
 from raymu.objective import code_of, scored
 from raymu.scenario import Scenario
 from raymu.workers import Workers
@@ -164,7 +165,7 @@ def check(scenario: Scenario, method: type[Method], objective: str) -> None:
         InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
             does not have, or an objective that is none or says nothing there.
     """
-    code_of(objective)
+    check_objective(objective)
     data.check_forget(scenario)
     models.check_architecture(scenario)
     if scenario.forget_share:

@@ -582,7 +582,7 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
     # Trials side by side, of which the driver saw but the last end: those that had begun are within the budget.
     cut = tmp_path / "cut" / "spent"
     shutil.copytree(tmp_path / "spent", cut)
-    ended = (store._sealed(json.dumps(row | {"images": 8000}).encode()) + b"\n" for row in rows[1:])
+    ended = (store._line(row | {"images": 8000}) for row in rows[1:])
     (cut / store.ROWS).write_bytes(b"".join(ended))
     attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
     (cut / store.RUNNING).write_text(json.dumps({"0": attempt}))

@@ -8,6 +8,7 @@ from raymu.errors import InputError
 from raymu.values import NOT_NEGATIVE, Bounds, conform
 
 STAGES = (0, 1, 2, 3)
+ENGINES = {"pytorch": None, **{f"zero-{stage}": stage for stage in STAGES}}  # ZeRO's stage, by the word in rows
 DECIDED = {  # by the method, the scenario or the engine
     "optimizer": "the method chooses it",
     "scheduler": "the method chooses the learning rate",

@@ -50,8 +50,10 @@ class SVD(Method):
     samples: int = fixed(900, "images of the forget set, and of the retain set, at most, but one a class")
 
     @classmethod
-    def check_model(cls, model: nn.Module, images: Tensor) -> None:
-        unseen = dict(layers_of(model))
+    def check_model(cls, sample: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+        model, images = sample()
+        layers = layers_of(model)
+        unseen = dict(layers)
 
         def compare(name: str, layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             unseen.pop(name, None)
@@ -64,7 +66,7 @@ class SVD(Method):
             if made.shape != said.shape or (made - said).abs().max() > ROUNDING * said.abs().max():
                 raise ValueError(f"its layer {name.removesuffix('.weight')} is more than its weight times its input")
 
-        with hooked(layers_of(model), compare):
+        with hooked(layers, compare):
             model(images)
         if unseen:
             raise ValueError(f"it uses {next(iter(unseen))} without its layer, so what it reads is not seen")

@@ -184,7 +184,7 @@ class Store:
             ValueError: a value is not JSON, such as a NaN.
             StorageError: it could not be stored, or another writer took the sweep over.
         """
-        line = _sealed(json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace")) + b"\n"
+        line = _line(row)
         if self.directory.local:
             self._persist(lambda: self._append(line))
             return
@@ -203,6 +203,14 @@ class Store:
         """
         encoded = _as_json(content)
         self._persist(lambda: self._write(name, encoded))
+
+    def end(self, rows: int) -> None:
+        """Store that the sweep has ended, with so many rows.
+
+        Raises:
+            As `append`.
+        """
+        self.put(ENDED, {"rows": rows})
 
     def read(self) -> list[Row]:
         """All rows so far.
@@ -226,7 +234,7 @@ class Store:
             parts = _parts(_files(self.directory))
         # One that was refused before its first trial leaves its name free.
         if stored is not None and (parts or running(self.directory)):
-            if str(stored.get("raymu")).startswith("0.1."):
+            if _is_of_first_version(stored):
                 raise InputError(
                     f"{self.directory} belongs to another sweep: raymu is {stored['raymu']} there,"
                     f" {identity['raymu']} here. Sweeps of raymu 0.1 can be read, but not resumed: choose another"
@@ -523,6 +531,10 @@ def _parsed(directory: Location, name: str, content: bytes) -> list[Row]:
     return rows
 
 
+def _line(row: Row) -> bytes:
+    return _sealed(json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace")) + b"\n"
+
+
 class DamagedError(ValueError):
     """Content that is not what was stored."""
 
@@ -557,7 +569,11 @@ def _opened(content: bytes, sealed: bool) -> Any:
 
 def _has_checksums(found: dict[str, Any]) -> bool:
     """Whether a row or a sweep.json is known to be of raymu 0.2 or later."""
-    return "scenario_fields" in found or not str(found.get("raymu", "0.1.")).startswith("0.1.")
+    return "scenario_fields" in found or ("raymu" in found and not _is_of_first_version(found))
+
+
+def _is_of_first_version(identity: dict[str, Any]) -> bool:
+    return str(identity.get("raymu")).startswith("0.1.")
 
 
 def _checksum(content: bytes) -> bytes:

@@ -7,7 +7,6 @@ faster because it is short, or because there is another like it. Prints the best
 """
 
 import argparse
-import json
 import random
 import resource
 import tempfile
@@ -41,7 +40,7 @@ def write(storage: Path, rows: int) -> int:
     for sweep in range(SWEEPS):
         directory = storage / f"method{sweep}"
         with store.Store(directory, identity, resume=False) as stored:
-            stored.put(store.ENDED, {"rows": rows // SWEEPS})
+            stored.end(rows // SWEEPS)
             lines = []
             for trial in range(rows // SWEEPS):
                 row = real | {name: generator.random() for name in numbers}
@@ -52,7 +51,7 @@ def write(storage: Path, rows: int) -> int:
                     original, seed = divmod(trial, RUNS)
                     row |= {"source": "confirmation", "model_seed": original, "seed": seed}
                     row["confirms"] = f"{directory.name}-0000"
-                lines.append(store._sealed(json.dumps(row).encode()) + b"\n")
+                lines.append(store._line(row))
             written += (directory / store.ROWS).write_bytes(b"".join(lines))
     print(f"{rows} rows of {len(real)} columns, {written / rows:.0f} bytes each, in {SWEEPS} sweeps")
     return written
