@@ -33,6 +33,7 @@ from raymu.workers import ALONE
 ray.cloudpickle.register_pickle_by_value(steady)  # processes of Ray do not find the tests
 
 SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
+FILLER = "filler"
 PARETO = {"searcher": "nsga2", "objective": "pareto", "scheduler": "none"}
 
 
@@ -204,7 +205,7 @@ def test_what_the_machine_refuses_is_tried_again_and_then_given_up(cluster, at_o
 
 def fill(disk: Path) -> Path:
     """Take all that is left of the disk."""
-    filler = disk / "filler"
+    filler = disk / FILLER
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while file.write(bytes(1 << 12)):
             pass
@@ -212,24 +213,23 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
-    cluster, small_disk, tmp_path, monkeypatch, capsys
+    cluster, small_disk, tmp_path, monkeypatch, capsys, caplog
 ) -> None:
     protocol = Protocol(trials=6, searcher="quasi_random", scheduler="none")
     whole, rows = run(protocol, tmp_path / "whole"), small_disk / "steady"
 
-    def fill_and_free(seconds: float) -> None:
+    def fill_after_a_row() -> Path:
         before = len(store.read(rows))
         while len(store.read(rows)) < before + 1:
             time.sleep(0.01)
-        filler = fill(small_disk)
-        time.sleep(seconds)
-        filler.unlink()
+        return fill(small_disk)
 
     monkeypatch.setattr(store, "OUTAGE_S", 1.0)
     monkeypatch.setattr(sys, "argv", ["steady", "--storage", str(small_disk), "--trials", "6", "--concurrent", "1"])
     sys.argv += ["--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0"]
-    with meanwhile(lambda: fill_and_free(8)), pytest.raises(SystemExit) as ended:
+    with meanwhile(fill_after_a_row), pytest.raises(SystemExit) as ended:
         cli.sweep_main(lambda: steady.sweep())
+    (small_disk / FILLER).unlink()
     assert ended.value.code == 2
     printed = capsys.readouterr().err.splitlines()
     assert [line for line in printed if "No space left on device" in line and "--resume continues" in line] == printed
@@ -237,8 +237,15 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
     assert 1 <= len(kept) < 6
     assert not list(rows.rglob("*.tmp"))
 
+    def free_once_refused() -> None:
+        filler = fill_after_a_row()
+        while "trying again: No space left" not in caplog.text:
+            time.sleep(0.01)
+        filler.unlink()
+
+    caplog.clear()
     monkeypatch.setattr(store, "OUTAGE_S", 60.0)
-    with meanwhile(lambda: fill_and_free(3)):
+    with meanwhile(free_once_refused):
         resumed = run(protocol, rows, resume=True)
     assert resumed[: len(kept)] == kept
     assert by_trial(resumed) == by_trial(whole)
