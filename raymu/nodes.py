@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymu import cache, data, devices, weights
+from raymu import cache, data, devices, source, weights
 from raymu.errors import InputError, NodeError
 from raymu.results.store import Location, patiently, read_bytes, write_bytes
 from raymu.scenario import Scenario
@@ -37,6 +38,7 @@ class Home:
         node: Ray's name of it.
         base: the directory of its cache, which is that of every node.
         versions: see `versions`.
+        modules: digests of the user's modules that the driver has imported, by name.
         shelf: the actor that serves its cache.
         shared: a directory that every node has to see, for results or checkpoints.
         mark: the name of a file that stands there, of this driver alone: another may take the sweep over.
@@ -45,6 +47,7 @@ class Home:
     node: str
     base: str
     versions: dict[str, str]
+    modules: dict[str, str]
     shelf: Any
     shared: Location
     mark: str
@@ -86,7 +89,7 @@ def at_home(shared: Location) -> Iterator[Home]:
     mark = f".visible-{uuid.uuid4().hex}"
     patiently("write to", shared, partial(write_bytes, shared, mark, b""))
     shelf = ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=_on(node), max_restarts=-1, max_task_retries=-1)
-    home = Home(node, str(cache.base()), versions(), shelf.remote(str(cache.root())), shared, mark)
+    home = Home(node, str(cache.base()), versions(), _modules(), shelf.remote(str(cache.root())), shared, mark)
     try:
         yield home
     finally:
@@ -157,7 +160,7 @@ def settle(home: Home) -> None:
     os.environ["RAYMU_CACHE"] = home.base
     is_home = ray.get_runtime_context().get_node_id() == home.node
     cache.home = None if is_home else home
-    reasons = _unfit(home.versions, home.shared, home.mark)
+    reasons = _unfit(home)
     if reasons:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {'; '.join(reasons)}")
 
@@ -188,22 +191,27 @@ def prepare(home: Home, scenario: Scenario) -> None:
 _seen: dict[str, list[str]] = {}  # by mark: a process looks once
 
 
-def _unfit(expected: dict[str, str], shared: Location, mark: str) -> list[str]:
+def _unfit(home: Home) -> list[str]:
     """What is wrong here."""
-    if mark not in _seen:
-        here = versions()
+    if home.mark not in _seen:
+        here, modules = versions(), _modules()
         reasons = [
             f"{name} is {here.get(name, 'missing')} there, {version} where the sweep was started"
-            for name, version in expected.items()
+            for name, version in home.versions.items()
             if here.get(name) != version
         ]
-        if blind := _blind(shared, mark):
+        reasons += [
+            f"{name}.py is not as it was where and when the sweep was started"
+            for name in home.modules.keys() & modules.keys()
+            if home.modules[name] != modules[name]
+        ]
+        if blind := _blind(home.shared, home.mark):
             reasons.append(
                 f"it {blind}: every node has to reach the results, on a shared file system or at a URI such as"
                 " s3://bucket/path (--storage)"
             )
-        _seen[mark] = reasons
-    return _seen[mark]
+        _seen[home.mark] = reasons
+    return _seen[home.mark]
 
 
 def _blind(shared: Location, mark: str) -> str | None:
@@ -238,6 +246,12 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package).partition("+")[0]
     return found
+
+
+def _modules() -> dict[str, str]:
+    """Digests of the user's modules that this process has imported. The script that runs travels as it is."""
+    files = {name: source.file_of(name) for name in list(sys.modules) if name != "__main__"}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
 
 
 def _on(node: str) -> NodeAffinitySchedulingStrategy:

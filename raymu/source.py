@@ -58,10 +58,10 @@ def _package(module: str) -> str:
 @functools.cache
 def _is_users(module: str) -> bool:
     """Whether it is neither raymu's, Python's nor of an installed package."""
-    return _file(module) is not None
+    return file_of(module) is not None
 
 
-def _file(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """The file of a user's module, imported or not."""
     package = _package(module)
     if package == "raymu" or (package != module and _place(package) is None):
@@ -280,7 +280,7 @@ class _Reader:
 
     def _module(self, name: str) -> str:
         """All of a user's module and of those that it imports; of others their name."""
-        path = _file(name)
+        path = file_of(name)
         if path is None:
             return name
         if (seen := self._number(path)) is not None:

@@ -1,6 +1,7 @@
 """What fails around a trial costs time, and no row."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -15,11 +16,11 @@ import ray
 import steady
 from rich.console import Console
 
-from raymu import attempts, cli
+from raymu import attempts, cli, nodes
 from raymu.attempts import Failure
 from raymu.checkpoint import Checkpoints
 from raymu.engines import Options
-from raymu.errors import InputError
+from raymu.errors import InputError, NodeError
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
@@ -249,6 +250,26 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
         resumed = run(protocol, rows, resume=True)
     assert resumed[: len(kept)] == kept
     assert by_trial(resumed) == by_trial(whole)
+
+
+def test_a_process_that_finds_other_code_than_the_driver_ends_the_sweep(cluster, tmp_path, monkeypatch) -> None:
+    """A module of the user's that is edited while the sweep runs: its rows would be of two codes."""
+    module = tmp_path / "of_the_user.py"
+    module.write_text("RATE = 0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("of_the_user")
+
+    @ray.remote(num_cpus=0, max_calls=1)
+    def enter(home: nodes.Home) -> None:
+        sys.path.insert(0, str(tmp_path))
+        importlib.import_module("of_the_user")
+        nodes.settle(home)
+
+    with nodes.at_home(locate(tmp_path)) as home:
+        ray.get(enter.remote(home))
+        module.write_text("RATE = 0.2\n")
+        with pytest.raises(NodeError, match=r"of_the_user\.py is not as it was where and when the sweep was started$"):
+            nodes.returned(enter.remote(home))
 
 
 @pytest.mark.parametrize(
