@@ -55,11 +55,13 @@ def test_a_block_is_what_its_command_prints(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_figures_of_the_readme_come_out_again() -> None:
     stated = readme.blocks(TEXT)
     for command, printed in readme.run(list(stated)).items():
-        there, here = figures(stated[command]), figures(printed)
-        assert list(here) == list(there)
         if command.startswith("raymu"):
             assert printed == stated[command]
-        for name, numbers in here.items() if "sweeps" in command or "extremes" in command else ():
+        if not ("sweeps" in command or "extremes" in command):
+            continue
+        there, here = figures(stated[command]), figures(printed)
+        assert list(here) == list(there)
+        for name, numbers in here.items():
             far = HMEAN if name in FIXED else SEARCHED_HMEAN
             assert numbers[-1] == pytest.approx(there[name][-1], abs=far), f"{command}: {name}"
             if name in FIXED:
