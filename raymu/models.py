@@ -339,6 +339,8 @@ class CMF(nn.Module):
     features, m_c is the mean of norm(f) over class c and mu that over all. The head has nothing to train: it follows
     the features when `update` is called, so that a method has to change them.
 
+    Differs from the source: Gao et al. take the class means of augmented images; here they never are.
+
     Whoever probes it looks at z. The backbone's own head is not used.
 
     Args:

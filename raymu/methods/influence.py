@@ -28,7 +28,9 @@ class Influence(Method):
     not move.
 
     Differs from the source: WoodFisher, of Jia et al., approximates the inverse by 1,000 updates of rank one, from the
-    gradients of single retain images; it starts from the identity, which is a damping of 1. Their scale (alpha) is 0.2
+    gradients of single retain images. They leave the vector nearly unchanged (on the digits its norm falls from .03645
+    to .03644), so that their step is close to a plain gradient step; the converged step is about 2.6 times shorter
+    there, and the cosine of the two is .80. They read augmented images, here they never are. Their scale (alpha) is 0.2
     unless said otherwise.
 
     Raises:

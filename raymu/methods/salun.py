@@ -30,7 +30,7 @@ class SalUn(RandomLabel):
     Differs from the source: steps and settings are those of Gao et al., AISTATS 2026; but they let weight decay move
     the masked weights, and choose otherwise among equally salient ones. Fan et al. sum the gradients of batches' means,
     draw labels among all classes, have plain momentum, and on CIFAR-10 a pass over the forget set before one over the
-    retain set.
+    retain set. Both take the saliency from augmented images; here the saliency pass never augments.
     """
 
     paper: ClassVar[str] = "Fan et al., ICLR 2024"

@@ -18,11 +18,14 @@ class SSD(Method):
 
         weight *= min(1, lambda * F_all / F_forget)  where F_forget > alpha * F_all
 
-    F is the mean over batches of the squared gradient of the batch's CE. What classes are in a batch matters: they come
-    one after the other, as in the authors' code, wherever images are stored. Reads forget and retain images once, in
-    eval mode: BatchNorm statistics do not move.
+    F is the mean over batches of the squared gradient of the batch's CE, so it depends on the batch size and on what
+    classes are in a batch: they come one after the other, wherever images are stored. Reads forget and retain images
+    once, in eval mode and without augmentation: BatchNorm statistics do not move.
 
-    Differs from the source: nothing is known.
+    Differs from the source: Foster et al. have batches of 64 images where they forget a class and of 128 where they
+    forget samples, here they are the scenario's. Of all training data they read the forget class last, and samples in
+    random order. For ViTs they halve alpha where they forget a class. Gao et al. have the same rule, but read augmented
+    images in random order.
     """
 
     paper: ClassVar[str] = "Foster et al., AAAI 2024"

@@ -32,8 +32,12 @@ class SVD(Method):
     architecture with a layer whose output is not its weight times its input (timm's "same" padding), or whose weight is
     used without it, is refused.
 
-    Differs from the source: theirs take at most 10,000 patches of a layer, here all are taken. Settings are those of
-    Gao et al., AISTATS 2026; Kodge et al. search both alphas.
+    Differs from the source: settings are those of Gao et al., AISTATS 2026; Kodge et al. search both alphas. Gao et al.
+    read augmented images, here they never are. Their retain sample is the first images of every class but the first
+    forgotten one, so it holds the other forget classes; here it is drawn, without any of them. Their forget sample is
+    drawn without regard to class. From the input of a k x k convolution they cut a window of 3k x 3k at random, the
+    same for the whole batch, pad it anew, and draw at most 10,000 of its patches; here all patches of the whole input
+    are taken. As published, their code projects only the classifier of a ResNet, here every layer is projected.
     """
 
     paper: ClassVar[str] = "Kodge et al., TMLR 2024"
