@@ -4,7 +4,9 @@ on the same weights and batches. Every loop is also run with a mistake in it, wh
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,10 +17,16 @@ from torch.nn.functional import cross_entropy, normalize
 from raymu import data, models
 from raymu.engines.local import Batch, Engine
 from raymu.methods.bad_teacher import BadTeacher
+from raymu.methods.finetune import Finetune
+from raymu.methods.gradient_ascent import GradientAscent
 from raymu.methods.influence import Influence
 from raymu.methods.neggrad_plus import NegGradPlus
+from raymu.methods.random_label import RandomLabel
+from raymu.methods.retrain import Retrain
 from raymu.methods.salun import SalUn, saliency
 from raymu.methods.scrub import Scrub
+from raymu.methods.svd import SVD
+from raymu.methods.unsir import UNSIR
 from raymu.scenario import Recipe
 
 SGD = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}  # of Gao et al.
@@ -108,9 +116,9 @@ class Recorded(Engine):
             yield batch
 
 
-def unlearned(method, original, loaded, scenario) -> tuple[Recorded, nn.Module]:
+def unlearned(method, original, loaded, scenario, seed=3) -> tuple[Recorded, nn.Module]:
     """The engine after its run, and the network, without the wrapper that a CMF head is."""
-    engine = Recorded(copy.deepcopy(original), loaded, scenario, seed=3)
+    engine = Recorded(copy.deepcopy(original), loaded, scenario, seed=seed)
     engine.run(method)
     model: Any = engine.model
     return engine, model.backbone if method.head == "cmf" else model
@@ -165,6 +173,50 @@ def epochs(engine: Recorded) -> Iterator[tuple[int, list[Batch]]]:
         yield epoch, [batch for number, batch in engine.seen if number == epoch]
 
 
+@pytest.mark.parametrize(
+    ("method", "part", "rates", "clip"),
+    [
+        pytest.param(Finetune(lr=0.02, epochs=2), "retain", [0.02] * 2, None, id="finetune"),
+        pytest.param(GradientAscent(lr=0.02, epochs=3, clip=0.1), "forget", [0.02] * 3, 0.1, id="gradient_ascent"),
+        pytest.param(RandomLabel(lr=0.02, epochs=2), "train", [0.02] * 2, None, id="random_label"),
+        pytest.param(RandomLabel(lr=0.02, epochs=2, clip=0.1), "train", [0.02] * 2, 0.1, id="random_label-clipped"),
+        pytest.param(
+            Retrain(lr=0.05, epochs=7), "retain", [0.01, 0.02, 0.03, 0.04, 0.05, 0.025005, 1e-5], None, id="retrain"
+        ),
+    ],
+)
+def test_plain_methods_take_the_steps_of_gao(original, loaded, scenario, method, part, rates, clip) -> None:
+    """One cross-entropy a step, by SGD with Nesterov momentum and weight decay: down, but for gradient ascent."""
+    engine, got = unlearned(method, original, loaded, scenario)
+
+    def sgd(weights: Iterator[nn.Parameter], **changes: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(weights, lr=1.0, **(SGD | changes))
+
+    def loop(make=sgd, clipped=True) -> nn.Module:
+        model = copy.deepcopy(original).train()
+        optimizer = make(model.parameters())
+        for epoch, batches in epochs(engine):
+            optimizer.param_groups[0]["lr"] = rates[epoch - 1]
+            for batch in batches:
+                labels = batch.labels
+                if part == "train":
+                    labels = torch.where(batch.forget, engine.random_labels(batch), labels)
+                loss = cross_entropy(model(batch.images), labels)
+                optimizer.zero_grad()
+                (-loss if part == "forget" else loss).backward()
+                if clip and clipped:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+        return model
+
+    wrong: list[dict[str, Any]] = [{"make": partial(sgd, nesterov=False)}, {"make": torch.optim.Adam}]
+    agree(got, loop, wrong + [{"clipped": False}] * bool(clip), original, 1e-9)
+    assert distance(got, loop(partial(sgd, weight_decay=0.0)), original) > 1e-6  # little, but more than rounding
+    rows = {"train": range(IMAGES), "forget": loaded.forget.nonzero(), "retain": (~loaded.forget).nonzero()}[part]
+    for _, batches in epochs(engine):
+        assert sorted(row for batch in batches for row in batch.rows.tolist()) == [int(row) for row in rows]
+
+
 def test_bad_teacher_is_that_of_chundawat(original, loaded, scenario) -> None:
     """`UnlearnerLoss`, `unlearning_step` and the notebook's call: Adam, 30 % of the retain set, kl_div's own mean."""
     temperature = 2.0
@@ -195,6 +247,8 @@ def test_bad_teacher_is_that_of_chundawat(original, loaded, scenario) -> None:
     first, second = ({row for batch in batches for row in batch.rows.tolist()} for _, batches in epochs(engine))
     assert first == second  # drawn once
     assert set(loaded.forget.nonzero().squeeze(1).tolist()) <= first
+    other, _ = unlearned(BadTeacher(), original, loaded, scenario, seed=4)
+    assert {row for _, batch in other.seen for row in batch.rows.tolist()} != first  # drawn by the trial's seed
 
 
 def test_bad_teachers_loss_is_averaged_over_all_elements(original, loaded, scenario) -> None:
@@ -375,6 +429,69 @@ def test_scrub_is_that_of_kurmanji(original, loaded, scenario, head) -> None:
         return model
 
     agree(got, loop, [{"nesterov": True}, {"decays": ()}], original, 1e-9 if head == "linear" else 1e-5)
+
+
+def test_unsir_is_that_of_gao(original, loaded, scenario) -> None:
+    """`tarun_unlearn`: noise by 5 x 8 steps of Adam, then two phases, each with an Adam of its own. But for one thing:
+    noise stays between black and white.
+    """
+    rates = {"impair_lr": 2e-3, "repair_lr": 5e-4}
+    method = UNSIR(**rates, impair_epochs=2, repair_epochs=2, noise_batches=3, retain_per_class=5)
+    engine, got = unlearned(method, original, loaded, scenario)
+    (forgotten,) = scenario.forget
+
+    def noise(steps=5 * 8, lr=0.1, weight=0.1) -> Tensor:
+        model, known = copy.deepcopy(original).eval(), loaded.train.images
+        black, white = ((level - known.mean) / known.std for level in (0, 1))
+        images = torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(3)).clamp(black, white)
+        optimizer = torch.optim.Adam([images.requires_grad_()], lr=lr)
+        for _ in range(steps):
+            loss = -cross_entropy(model(images), torch.full((16,), forgotten))
+            loss = loss + weight * images.square().flatten(1).sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            images.data.clamp_(black, white)
+        return images.detach()
+
+    mixed = [(batch.images[batch.rows < 0], batch.labels[batch.rows < 0]) for _, batch in engine.seen]
+    images, labels = (torch.cat(parts) for parts in zip(*mixed, strict=True))
+    assert (labels == forgotten).all()
+
+    def apart(made: Tensor) -> Tensor:
+        return (images[:, None] - made).flatten(2).norm(dim=2)
+
+    assert (apart(noise()).min(1).values < 1e-6).all()
+    assert apart(noise()).argmin(1).bincount().tolist() == [3 * 2] * 16  # every image, in either epoch
+    for wrong in ({"steps": 20}, {"lr": 0.05}, {"weight": 0.05}):
+        assert (apart(noise(**wrong)).min(1).values > 1e-2).any(), wrong
+
+    def loop(impair_lr=2e-3, repair_lr=5e-4, anew=True) -> nn.Module:
+        model = copy.deepcopy(original).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=impair_lr)
+        for epoch, batches in epochs(engine):
+            if epoch == 3:
+                before, optimizer = optimizer, torch.optim.Adam(model.parameters(), lr=repair_lr)
+                if not anew:
+                    optimizer.state = before.state
+            for batch in batches:
+                optimizer.zero_grad()
+                cross_entropy(model(batch.images), batch.labels).backward()
+                optimizer.step()
+        return model
+
+    wrong_phases = [{"impair_lr": 2e-2}, {"repair_lr": 2e-3}, {"impair_lr": 5e-4}, {"anew": False}]
+    agree(got, loop, wrong_phases, original, 1e-9)
+
+
+def test_svd_reads_as_many_images_of_every_class_as_it_says(original, loaded, scenario) -> None:
+    """As many images of the forget set, and of the retain set as many divided by its 9 classes, but at least 1."""
+    (forgotten,) = scenario.forget
+    for samples, of_retained in ((5, 1), (9, 1), (20, 2)):
+        engine, _ = unlearned(SVD(samples=samples), original, loaded, scenario)
+        seen = Counter(label for batch in engine.scanned for label in batch.labels.tolist())
+        of_forgotten = min(samples, int(loaded.forget.sum()))
+        assert seen == {label: of_forgotten if label == forgotten else of_retained for label in range(CLASSES)}
 
 
 def test_influence_takes_the_step_of_woodfisher_with_the_whole_inverse(original, loaded, scenario) -> None:
