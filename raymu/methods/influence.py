@@ -30,8 +30,8 @@ class Influence(Method):
     Differs from the source: WoodFisher, of Jia et al., approximates the inverse by 1,000 updates of rank one, from the
     gradients of single retain images. They leave the vector nearly unchanged (on the digits its norm falls from .03645
     to .03644), so that their step is close to a plain gradient step; the converged step is about 2.6 times shorter
-    there, and the cosine of the two is .80. They read augmented images, here they never are. Their scale (alpha) is 0.2
-    unless said otherwise.
+    there, and the cosine of the two is .80. Jia et al. read augmented images, here they never are; their scale
+    (alpha) is 0.2 unless said otherwise.
 
     Raises:
         RuntimeError: conjugate gradients do not converge in the iterations that they have.

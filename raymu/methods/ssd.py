@@ -20,7 +20,7 @@ class SSD(Method):
 
     F is the mean over batches of the squared gradient of the batch's CE, so it depends on the batch size and on what
     classes are in a batch: they come one after the other, wherever images are stored. Reads forget and retain images
-    once, in eval mode and without augmentation: BatchNorm statistics do not move.
+    once, without augmentation and in eval mode: BatchNorm statistics do not move.
 
     Differs from the source: Foster et al. have batches of 64 images where they forget a class and of 128 where they
     forget samples, here they are the scenario's. Of all training data they read the forget class last, and samples in

@@ -35,9 +35,9 @@ class SVD(Method):
     Differs from the source: settings are those of Gao et al., AISTATS 2026; Kodge et al. search both alphas. Gao et al.
     read augmented images, here they never are. Their retain sample is the first images of every class but the first
     forgotten one, so it holds the other forget classes; here it is drawn, without any of them. Their forget sample is
-    drawn without regard to class. From the input of a k x k convolution they cut a window of 3k x 3k at random, the
-    same for the whole batch, pad it anew, and draw at most 10,000 of its patches; here all patches of the whole input
-    are taken. As published, their code projects only the classifier of a ResNet, here every layer is projected.
+    drawn without regard to class. From a k x k convolution's input, where it is larger, they cut a window of 3k x 3k at
+    random, the same for the whole batch, and pad it anew; at most 10,000 patches are drawn from it, here all patches of
+    the whole input are taken. As published, their code projects only the classifier of a ResNet; here every layer is.
     """
 
     paper: ClassVar[str] = "Kodge et al., TMLR 2024"
