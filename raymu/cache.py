@@ -2,8 +2,9 @@
 
 Everything below `root()` is derived and may be deleted at any time. An entry is a directory that appears in one
 atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It
-holds a hash of each of its files: one that was damaged since is built anew. On other nodes of a cluster than the
-driver's an entry comes from there, and what is built on them, or only there, is given to it (see `raymu.nodes`).
+holds its name and a hash of each of its files: one that was damaged since, or stands in another's place, is built anew.
+On other nodes of a cluster than the driver's an entry comes from there, and what is built on them, or only there, is
+given to it (see `raymu.nodes`).
 """
 
 import functools
@@ -22,6 +23,7 @@ from torch import Tensor
 
 VERSION = "v4"  # raise it when the meaning of anything below changes
 HASHES = "hashes.json"
+ENTRY = "entry"  # its name, among the hashes
 
 
 class Home(Protocol):
@@ -59,22 +61,21 @@ def once(entry: Path, build: Callable[[Path], None]) -> Path:
         entry: the directory's final path.
         build: called with an empty temporary directory to fill. If it raises, nothing is kept.
     """
-    name = str(entry.relative_to(root())) if entry.is_relative_to(root()) else None
-    damaged = False
+    name, damaged = _name(entry), False
 
     def fill(unfinished: Path) -> None:
         nonlocal damaged
         if home is not None and name is not None:
             _at_home.discard(name)
             if home.fetch(name, unfinished):
-                if is_as_built(unfinished):
+                if is_as_built(unfinished, name):
                     _at_home.add(name)
                     return
                 damaged = True
                 shutil.rmtree(unfinished)
                 unfinished.mkdir()
         build(unfinished)
-        save_json(unfinished / HASHES, _hashes(unfinished))
+        save_json(unfinished / HASHES, _contents(unfinished, name))
 
     if not is_whole(entry):
         atomically(entry, fill, is_whole)
@@ -136,20 +137,25 @@ def is_whole(entry: Path) -> bool:
 
 @functools.cache
 def _is_whole(entry: Path, built_ns: int) -> bool:
-    return is_as_built(entry)
+    return is_as_built(entry, _name(entry))
 
 
-def is_as_built(entry: Path) -> bool:
-    """Whether the files of a directory are as they were built, looked at anew."""
+def is_as_built(entry: Path, name: str | None) -> bool:
+    """Whether the files of a directory are as they were built for the entry of that name, looked at anew."""
     try:
-        return bool(_hashes(entry) == load_json(entry / HASHES))
+        return bool(_contents(entry, name) == load_json(entry / HASHES))
     except (FileNotFoundError, ValueError):
         return False
 
 
-def _hashes(entry: Path) -> dict[str, str]:
-    """The SHA-256 of every file but those hashes themselves, by its name."""
-    found = {}
+def _name(entry: Path) -> str | None:
+    """What an entry is called on every node: its path below `root()`; None where it lies elsewhere."""
+    return str(entry.relative_to(root())) if entry.is_relative_to(root()) else None
+
+
+def _contents(entry: Path, name: str | None) -> dict[str, str | None]:
+    """The entry's name, and the SHA-256 of every file but those hashes themselves, by the file's."""
+    found: dict[str, str | None] = {ENTRY: name}
     for path in sorted(entry.iterdir()):
         if path.name != HASHES:
             found[path.name] = hash_of(path)

@@ -338,13 +338,15 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         return False
     (end,) = ranked
     console.print(tables.comparison(end.figures, protocol.objective))
-    for name, setting in sweep.method.settings(sweep.scenario, sweep.head).items():
+    for name, setting in sweep.method.settings(sweep.scenario, sweep.head, sweep.train).items():
         mark = "published" if setting == sweep.published else "also published, not run"
         console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)
     if end.published is not None and end.published["fallback"]:
         console.print(
-            f"published: a fallback, since there is no setting for {sweep.scenario.dataset} with a {sweep.head} head",
+            f"published: a fallback, since nothing is for {sweep.scenario.architecture} on {sweep.scenario.dataset},"
+            f" batches of {sweep.scenario.recipe.batch_size}, {sweep.head} head, training {sweep.train}",
             highlight=False,
+            soft_wrap=True,
         )
     if end.score.runs:
         console.print(
@@ -562,8 +564,8 @@ def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     if given.get("status") == "stopped":
         return [f"its trial was stopped after {given['epochs']} epochs, this one went on for {row['epochs']}"]
     keys = [*MADE_WITH, *(key for key in NO_METRICS if key != "probe"), "score"]
-    differ = [key for key in keys if given.get(key) != row[key] and given.get("status") == "completed"]
-    return [f"{key} is {given.get(key)} there, {row[key]} here" for key in differ[:MOST_NAMED]]
+    differ = [key for key in keys if key in given and given[key] != row[key] and given.get("status") == "completed"]
+    return [f"{key} is {given[key]} there, {row[key]} here" for key in differ[:MOST_NAMED]]
 
 
 def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
@@ -578,8 +580,9 @@ def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
         "threads": row.get("threads"),
         "workers": row.get("workers"),
         "zero": ENGINES[engine],
+        "deepspeed": row.get("deepspeed"),
     }
-    if given.get("deepspeed"):
+    if said["deepspeed"] or given.get("deepspeed"):
         said["zero"] = None
     return Options(**{**_known(said), **_known(given)})
 
@@ -693,7 +696,8 @@ def methods(
     console.print(
         "Hyperparameters: default, range that a sweep covers, meaning. Below them what is published by dataset and"
         " head: what the authors' code says, which is the published setting, and what the paper's table says where it"
-        " differs. Elsewhere the setting for CIFAR-10 is the fallback. With --head cmf, temperature (1, 1..64 log) is"
+        " differs, for the architecture that they trained on that dataset. Elsewhere the setting for CIFAR-10 is the"
+        " fallback. With --head cmf, temperature (1, 1..64 log) is"
         " searched as well."
     )
 

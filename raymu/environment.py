@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "numpy", "scipy")
+PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "numpy", "scipy", "pillow")
 GIT_TIMEOUT_S = 10
 
 

@@ -26,6 +26,9 @@ Part = Literal["retain", "forget"]
 Head = Literal["linear", "cmf"]
 Train = Literal["all", "classifier"]
 
+TUNED_ON = {"cifar10": "resnet18", "cifar100": "resnet18", "tinyimagenet": "resnet50"}  # by the paper's authors
+BATCH_SIZE = 128  # theirs, where a method says nothing else
+
 
 @dataclass(frozen=True)
 class Range:
@@ -171,11 +174,14 @@ class Method:
 
     @classmethod
     def source(cls) -> str:
-        """A digest of the method's code. A class that travels to another process takes along what was said here, since
-        the script that defines it need not be there.
+        """A digest of the method's code and of what carries it out. A class that travels to another process takes along
+        what was said here, since the script that defines it need not be there.
         """
         if "_source" not in cls.__dict__:
-            cls._source = source.digest(cls, within=("raymu.methods",))
+            from raymu.engines import Engine
+
+            sharded = source.text_of("raymu.engines.deepspeed")  # as text, since DeepSpeed need not be installed
+            cls._source = source.digest(cls, Engine, sharded, within=source.TRAINING)
         return cls._source
 
     @classmethod
@@ -242,11 +248,14 @@ class Method:
             checked(f"{cls.name()}: the range of {name}", end, kind, field.metadata["bounds"])
 
     @classmethod
-    def settings(cls, scenario: Scenario, head: Head = "linear") -> dict[str, dict[str, Any]]:
-        """What is published for a scenario's dataset and number of classes, by name, whole: first what the authors ran.
-        Nothing is published for forgetting single samples.
+    def settings(cls, scenario: Scenario, head: Head = "linear", train: Train = "all") -> dict[str, dict[str, Any]]:
+        """What is published for a scenario's dataset, architecture, batches and number of classes, by name, whole:
+        first what the authors ran. Nothing is for single samples, nor for the classifier alone.
         """
-        return cls._settings(scenario.dataset, head, len(scenario.forget)) if scenario.forget else {}
+        tuned_on = scenario.architecture, scenario.recipe.batch_size
+        if train != "all" or not scenario.forget or tuned_on != (TUNED_ON.get(scenario.dataset), BATCH_SIZE):
+            return {}
+        return cls._settings(scenario.dataset, head, len(scenario.forget))
 
     @classmethod
     def _settings(cls, dataset: str, head: Head, classes: int) -> dict[str, dict[str, Any]]:
@@ -259,19 +268,19 @@ class Method:
 
     @classmethod
     def published_config(cls, scenario: Scenario, head: Head = "linear") -> dict[str, Any]:
-        """What the authors ran on a scenario's dataset; where nothing is published, what they ran on CIFAR-10."""
+        """What the authors ran on such a scenario; where nothing is published, what they ran on CIFAR-10."""
         found = cls.settings(scenario, head) or cls._settings("cifar10", head, len(scenario.forget))
         return next(iter(found.values()), cls(head=head).config)
 
     @classmethod
-    def is_published(cls, scenario: Scenario, head: Head = "linear") -> bool:
+    def is_published(cls, scenario: Scenario, head: Head = "linear", train: Train = "all") -> bool:
         """Whether there is a published setting for a scenario."""
-        return bool(cls.settings(scenario, head))
+        return bool(cls.settings(scenario, head, train))
 
     @classmethod
-    def published_as(cls, scenario: Scenario, head: Head, config: Mapping[str, Any]) -> str | None:
-        """The name of the published setting that a config is; None: it is none for this dataset and head."""
-        return next((name for name, setting in cls.settings(scenario, head).items() if setting == config), None)
+    def published_as(cls, scenario: Scenario, head: Head, train: Train, config: Mapping[str, Any]) -> str | None:
+        """The name of the published setting that a config is; None: it is none here."""
+        return next((name for name, setting in cls.settings(scenario, head, train).items() if setting == config), None)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, head: Head = "linear", train: Train = "all") -> "Method":

@@ -25,7 +25,7 @@ from raymu.results.store import Location, patiently, read_bytes, write_bytes
 from raymu.scenario import Scenario
 from raymu.shelf import Shelf
 
-PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "scikit-learn", "deepspeed")
+PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
 LATE_S = 5.0  # until other nodes see a new file on a network file system
 CHUNK = 2**26  # bytes
 

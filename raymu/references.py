@@ -29,9 +29,6 @@ BASELINE = "baseline.safetensors"
 METRICS = "metrics.json"
 LOOK = "look.json"
 PROFILES = "profiles.json"
-DATA = ("raymu.data", "raymu.decoding", "raymu.encoded", "raymu.images", "raymu.rgb")
-TRAINING = (*DATA, "raymu.engines", "raymu.methods", "raymu.models", "raymu.weights")
-EVALUATION = (*DATA, "raymu.evaluation", "raymu.models")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ def entry_of(scenario: Scenario, which: Which) -> Path:
     """Where a reference is cached, named by all that decides its weights beside the scenario: the code that splits the
     data and trains on them, the architecture's, the images' normalisation, and the weights that training starts from.
     """
-    code = source.digest(Train, fit, data.load, within=TRAINING)
+    code = source.digest(Train, fit, data.load, within=source.TRAINING)
     normalised = list(data.DATASETS[scenario.dataset].format(scenario))
     made_by = [code, models.code_of(scenario), normalised, weights.digest(scenario)]
     return directory(scenario) / f"{which}-{content_hash(made_by)}"
@@ -159,7 +156,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
 
     for which in REFERENCES:
         train(scenario, which, options)
-    entry = Workers().once(_of_both(scenario, "profiles", source.digest(profile, within=EVALUATION)), build)
+    entry = Workers().once(_of_both(scenario, "profiles", source.digest(profile, within=source.EVALUATION)), build)
     profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES)
     return profiles
 
@@ -189,7 +186,7 @@ def _of_both(scenario: Scenario, what: str, code: str) -> Path:
 
 def evaluation_code() -> str:
     """A digest of the code that evaluates: rows and references compare only where it is the same."""
-    return source.digest(evaluate, look, baseline, gaps, data.load, within=EVALUATION)
+    return source.digest(evaluate, look, baseline, gaps, data.load, within=source.EVALUATION)
 
 
 def fit(

@@ -46,7 +46,7 @@ class Shelf:
         if damaged and self.files(entry):
             from raymu import cache  # loads torch, which takes seconds
 
-            if not cache.is_as_built(self._root / entry):
+            if not cache.is_as_built(self._root / entry, entry):
                 shutil.rmtree(self._root / entry)
         if self.files(entry):
             return None

@@ -23,6 +23,17 @@ from raymu.scenario import content_hash
 
 INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 SITES = {"site-packages", "dist-packages"}  # also those of another environment, which a .pth file adds
+DATA = ("raymu.data", "raymu.decoding", "raymu.encoded", "raymu.images", "raymu.rgb")
+TRAINING = (
+    *DATA,
+    "raymu.engines",
+    "raymu.method",
+    "raymu.methods",
+    "raymu.models",
+    "raymu.weights",
+    "raymu.workers",
+)
+EVALUATION = (*DATA, "raymu.evaluation", "raymu.models")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
 NOT_CODE = {"_abc_impl", "_source"}  # what Python and `Method.source` keep in a class
 Function = types.FunctionType
@@ -44,6 +55,14 @@ def digest(*objects: Any, within: tuple[str, ...] = ()) -> str:
     reader = _Reader(objects, within)
     text = reader.text(objects)
     return content_hash(text) if reader.all_known else uuid.uuid4().hex[:12]
+
+
+def text_of(module: str) -> str:
+    """The source of a module of raymu that need not be imported, as a digest takes it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return _read(Path(spec.origin).read_text(encoding="utf-8"), module).text
 
 
 def is_own(module: str) -> bool:

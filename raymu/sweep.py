@@ -277,9 +277,11 @@ def run_sweep(
         return is_finished(sweep, rows, in_flight(directory, rows))
 
     with store.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
+        followed = functools.partial(_followed, sweep, rows, trackers or Trackers(), console)
         if finished(done := rows.read()):
-            rows.end(len(done))
-            return done
+            with followed():  # a tracker may be a new one
+                rows.end(len(done))
+                return done
         rows.put(store.ENVIRONMENT, environment.describe())
         scenarios = [sweep.scenario, *sweep.confirmed()]
         engines.check(sweep.scenario, resources.options)
@@ -291,8 +293,9 @@ def run_sweep(
         with (
             session(resources.address),
             nodes.at_home(rows.directory) as home,
-            contextlib.closing(_Run(sweep, rows, home, resources, console, trackers or Trackers())) as run,
+            followed() as followers,
         ):
+            run = _Run(sweep, rows, home, resources, console, followers)
             nodes.check(home, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
@@ -305,6 +308,34 @@ def run_sweep(
             raise RuntimeError("Ray Tune ended before the sweep did")
         rows.end(len(done))
         return done
+
+
+@contextlib.contextmanager
+def _followed(sweep: Sweep, rows: store.Store, trackers: Trackers, console: Console) -> Iterator[list[tune.Callback]]:
+    """What tells the trackers of the sweep while the body runs, and first of what they lack. What they refuse is said
+    before anything is computed.
+    """
+    ledger = Ledger(rows)
+    searched = [row for row in rows.read() if row["source"] != "confirmation"]
+    searches = itertools.chain.from_iterable(map(sweep.trials, sweep.protocol.search_seeds))
+    begun = [_trial_id(rows, number) for number in searches if number in ledger]
+    space = {name: distribution(search) for name, search in sweep.ranges.items()}
+
+    def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
+        task: Task = trial.config["task"]
+        return _trial_id(rows, task.number), task.config
+
+    def is_over(trial: Trial) -> bool:
+        return trial.config["task"].number not in ledger
+
+    followers = callbacks(trackers, sweep, rows.name, space, searched, begun, describe, is_over, console)
+    try:
+        for follower in followers:
+            follower.setup()
+        yield list(followers)
+    finally:
+        for follower in followers:
+            follower.close()
 
 
 @functools.cache  # several sweeps in a row have the same data
@@ -350,14 +381,13 @@ class _Run:
         home: nodes.Home,
         resources: Resources,
         console: Console,
-        trackers: Trackers,
+        followers: Sequence[tune.Callback],
     ) -> None:
         self._sweep, self._rows, self._home, self._resources = sweep, rows, home, resources
-        self._console, self._trackers = console, trackers
+        self._console, self._followers = console, followers
         self._ledger = Ledger(rows)
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
-        self._follow()
 
     def check_gpus(self) -> None:
         """Look whether torch can use the GPUs that trials are to have."""
@@ -436,31 +466,6 @@ class _Run:
             return task
 
         return begin
-
-    def _follow(self) -> None:
-        """Open the trackers: what they refuse is said before anything is computed."""
-        searched = [row for row in self._rows.read() if row["source"] != "confirmation"]
-        searches = itertools.chain.from_iterable(map(self._sweep.trials, self._sweep.protocol.search_seeds))
-        begun = [_trial_id(self._rows, number) for number in searches if number in self._ledger]
-        space = {name: distribution(search) for name, search in self._sweep.ranges.items()}
-
-        def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
-            task: Task = trial.config["task"]
-            return _trial_id(self._rows, task.number), task.config
-
-        def is_over(trial: Trial) -> bool:
-            return trial.config["task"].number not in self._ledger
-
-        self._followers = callbacks(
-            self._trackers, self._sweep, self._rows.name, space, searched, begun, describe, is_over, self._console
-        )
-        for follower in self._followers:
-            follower.setup()
-
-    def close(self) -> None:
-        """Tell the trackers that the sweep ends here."""
-        for follower in self._followers:
-            follower.close()
 
     def _tune(
         self,
@@ -649,8 +654,10 @@ class _Recorder(tune.Callback):
     def _record(self, trial: Trial, row: Row) -> None:
         task: Task = trial.config["task"]
         sweep = self._sweep
-        is_fallback = task.config == sweep.published and not sweep.method.is_published(sweep.scenario, sweep.head)
-        published = sweep.method.published_as(sweep.scenario, sweep.head, task.config)
+        is_fallback = task.config == sweep.published and not sweep.method.is_published(
+            sweep.scenario, sweep.head, sweep.train
+        )
+        published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, task.config)
         row = {
             "trial_id": _trial_id(self._rows, task.number),
             "sweep": self._rows.name,

@@ -78,6 +78,16 @@ def test_what_was_damaged_is_built_anew(tmp_path: Path, blow: str) -> None:
     assert (entry / cache.HASHES).stat().st_mtime_ns == built
 
 
+def test_what_stands_in_the_place_of_another_is_built_anew(quick, quick_references, tmp_path, monkeypatch) -> None:
+    shutil.copytree(cache.base(), tmp_path / "cache")
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    original, retrained = (references.entry_of(quick, which) for which in references.REFERENCES)
+    original.rename(tmp_path / "aside")
+    retrained.rename(original)
+    (tmp_path / "aside").rename(retrained)
+    assert references.missing(quick) == ["original", "retrained"]
+
+
 def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path, monkeypatch) -> None:
     shutil.copytree(cache.base(), tmp_path / "cache")
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))

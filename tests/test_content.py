@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from raymu import cache, cli, data, engines, method, objective, references, source
+from raymu.engines import local
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
@@ -338,6 +339,26 @@ def test_what_a_method_keeps_is_known_by_its_code(striped) -> None:
     assert Least.kept == [1.0, 2.0, 1.0]
 
 
+REPLACED: dict[str, tuple[object, str, Callable]] = {
+    "labels": (local.Engine, "random_labels", lambda engine, batch: batch.labels),
+    "clipping": (local, "clipping", lambda norm, length: length),
+    "sharded": (source, "text_of", lambda module: "edited"),
+}
+
+
+@pytest.mark.parametrize("edit", REPLACED)
+def test_the_code_that_carries_a_method_out_is_part_of_it(monkeypatch, edit) -> None:
+    before = RandomLabel.source()
+    monkeypatch.delattr(RandomLabel, "_source")
+    assert RandomLabel.source() == before
+    monkeypatch.delattr(RandomLabel, "_source")
+    monkeypatch.setattr(*REPLACED[edit])
+    try:
+        assert RandomLabel.source() != before
+    finally:
+        del RandomLabel._source
+
+
 def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
     original = Path(method.get("salun").__module__.replace(".", "/") + ".py")
     text = (Path(data.__file__).parent.parent / original).read_text()
@@ -577,11 +598,43 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
     path.write_text("".join(lines))
     for name in (store.SWEEP, store.REFERENCES):
         content = (tmp_path / "s" / name).read_text()
-        (tmp_path / "s" / name).write_text(content.replace("0.9", "0.8").replace('"trials": 2', '"trials": 3'))
-        printed = raymu("report", "s")
-        assert printed.returncode == 2
-        assert f"{name} is damaged" in printed.stderr
+        changed = content.replace("0.9", "0.8").replace('"trials": 2', '"trials": 3')
+        unsealed = {key: value for key, value in json.loads(content).items() if key != "checksum"}
+        for damaged in (changed, json.dumps(unsealed)):
+            (tmp_path / "s" / name).write_text(damaged)
+            printed = raymu("report", "s")
+            assert printed.returncode == 2
+            assert f"{name} is damaged" in printed.stderr
         (tmp_path / "s" / name).write_text(content)
+
+
+def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> None:
+    """As where two searches over other ranges of one method were put into one directory."""
+    for name in ("narrow", "wide"):
+        with store.Store(
+            store.locate(tmp_path / name), {"protocol": {"trials": 2}, "space": name}, resume=False
+        ) as one:
+            one.append(row(0, sweep=name))
+            one.put(store.REFERENCES, {})
+    narrow, wide = tmp_path / "narrow", tmp_path / "wide"
+    stranger, own = (wide / store.ROWS).read_bytes(), (narrow / store.ROWS).read_bytes()
+    for said, name, content in (
+        ("line 1 of rows.jsonl", store.ROWS, stranger + own),
+        ("line 2 of rows.jsonl", store.ROWS, own + stranger),
+        ("line 1 of rows-00000-0123456789ab.jsonl", "rows-00000-0123456789ab.jsonl", stranger),
+        ("references.json", store.REFERENCES, (wide / store.REFERENCES).read_bytes()),
+    ):
+        before = (narrow / name).read_bytes() if (narrow / name).exists() else None
+        (narrow / name).write_bytes(content)
+        for command in ("results", "best"):
+            printed = raymu(command, "narrow")
+            assert printed.returncode == 2
+            assert f"{said} is damaged (its checksum does not fit: it was changed, or is of another" in printed.stderr
+        (narrow / name).write_bytes(before) if before else (narrow / name).unlink()
+    (wide / store.SWEEP).unlink()
+    assert "wide has rows, but no sweep.json" in raymu("results", ".").stderr
+    with pytest.raises(InputError, match=r"there are rows, but no sweep\.json"):
+        store.Store(store.locate(wide), {"protocol": {"trials": 2}}, resume=True)
 
 
 def test_nothing_of_an_original_is_used_for_another(striped) -> None:
@@ -592,6 +645,8 @@ def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     other = dataclasses.replace(scenario, model_seed=1)
     shutil.rmtree(entry)
     shutil.copytree(references.train(other, "original"), entry)
+    said = cache.load_json(entry / cache.HASHES)
+    cache.save_json(entry / cache.HASHES, said | {cache.ENTRY: str(entry.relative_to(cache.root()))})
     references.load.cache_clear()
     after, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
     expected = cache.load_tensors(entry / references.WEIGHTS, CPU)

@@ -93,14 +93,14 @@ def scrub(lr, epochs, msteps, T, alpha, batch_size, **head: float) -> dict[str, 
 SETTINGS = {
     "scrub": {
         "linear": [
-            scrub(5e-3, 3, 2, 1.0, 0.4, 32),
-            scrub(6e-4, 4, 3, 2.0, 0.02, 32),
+            scrub(1e-2, 6, 3, 4.0, 0.01, 64),
+            scrub(2e-3, 8, 5, 2.0, 0.005, 64),
             scrub(7e-3, 6, 4, 4.0, 0.002, 16),
             scrub(3e-3, 5, 4, 1.0, 0.4, 16),
         ],
         "cmf": [
-            scrub(5e-2, 4, 3, 4.0, 0.4, 32, temperature=2.2),
-            scrub(5e-2, 6, 3, 1.0, 0.007, 64, temperature=5.6),
+            scrub(9e-2, 6, 4, 2.0, 0.07, 16, temperature=2.6),
+            scrub(8e-2, 3, 2, 4.0, 0.3, 32, temperature=5.2),
             scrub(1e-1, 6, 5, 1.0, 0.01, 16, temperature=5.0),
             scrub(5e-2, 6, 5, 4.0, 0.4, 16, temperature=5.0),
         ],

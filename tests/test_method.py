@@ -317,6 +317,13 @@ def test_a_setting_that_the_paper_does_not_give_is_a_fallback() -> None:
     assert Retrain.published_config(digits) == {"lr": 0.05, "epochs": 12}  # the recipe of the references
     samples = dataclasses.replace(cifar, forget=(), forget_share=0.1)
     assert not RandomLabel.is_published(samples)
+    for other in (
+        dataclasses.replace(cifar, architecture="vit_small_patch16_224", cifar_stem=False),
+        dataclasses.replace(cifar, recipe=dataclasses.replace(cifar.recipe, batch_size=8)),
+    ):
+        assert not RandomLabel.is_published(other)
+        assert RandomLabel.published_config(other) == RandomLabel.published_config(cifar)
+    assert not RandomLabel.is_published(cifar, train="classifier")
     assert RandomLabel.published_config(samples) == RandomLabel.published_config(cifar)
 
 
@@ -349,13 +356,13 @@ def test_the_published_setting_is_what_the_authors_ran(name, dataset, head, clas
     scenario = dataclasses.replace(scenario, forget=tuple(range(classes)))
     config = method.published_config(scenario, head)
     assert {key: config[key] for key in code} == code
-    assert method.published_as(scenario, head, config).startswith("code")
+    assert method.published_as(scenario, head, "all", config).startswith("code")
     second = method.settings(scenario, head).get("table")
     assert (second is None) == (table is None)
     if table is not None:
         assert {key: second[key] for key in table} == table
-        assert method.published_as(scenario, head, second) == "table"
-    assert method.published_as(scenario, head, {**config, "temperature": 2.0}) is None
+        assert method.published_as(scenario, head, "all", second) == "table"
+    assert method.published_as(scenario, head, "all", {**config, "temperature": 2.0}) is None
 
 
 @pytest.mark.parametrize("ascent", [1e-4 / 0.9999, 0.05 / 0.95])

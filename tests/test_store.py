@@ -176,7 +176,9 @@ def test_a_copy_of_rows_beside_them_is_left_out(tmp_path: Path, caplog: pytest.L
 
 def test_what_is_put_is_loaded(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
-        assert store.load(storage) == [(rows.name, IDENTITY, {}, {}, None, [], "")]
+        assert store.load(storage) == [
+            (rows.name, IDENTITY, {}, {}, None, [], "the sweep has not ended; 0 rows so far")
+        ]
         rows.put("environment.json", {"machine": "ü"})
         rows.put("references.json", {"abc": {"original": row(0)}})
         rows.put("features.json", {"labels": [1]})

@@ -582,10 +582,12 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
     # Trials side by side, of which the driver saw but the last end: those that had begun are within the budget.
     cut = tmp_path / "cut" / "spent"
     shutil.copytree(tmp_path / "spent", cut)
-    ended = (store._line(row | {"images": 8000}) for row in rows[1:])
-    (cut / store.ROWS).write_bytes(b"".join(ended))
+    (cut / store.ROWS).unlink()
     attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
-    (cut / store.RUNNING).write_text(json.dumps({"0": attempt}))
+    with store.Store(cut, json.loads(json.dumps(sweep.identity())), resume=True) as stored:
+        for row in rows[1:]:
+            stored.append(row | {"images": 8000})
+        stored.put(store.RUNNING, {"0": attempt})
     resumed = _sweep(sweep, cut, resume=True)
     assert sorted(row["trial"] for row in resumed) == list(range(len(rows)))
 

@@ -169,6 +169,17 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     assert [trial.params["lr"] for trial in trials] == [row["config"]["lr"] for row in resumed.rows]
 
 
+def test_a_sweep_that_has_ended_is_shown_to_a_new_tracker(followed: Followed, tmp_path: Path) -> None:
+    uri, url = f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/study.db"
+    directory = followed.trackers.tensorboard.parent / "rl"
+    again = follow(followed.sweep, directory, Trackers(tmp_path / "tb", uri, None, url), resume=True)
+    assert again.rows == followed.rows
+    assert "warning" not in again.printed
+    assert {run.info.status for run in runs_of(uri, "rl")} == {"FINISHED"}
+    assert len(runs_of(uri, "rl")) == len(optuna.load_study(study_name="rl", storage=url).trials) == 3
+    assert sorted(path.name for path in (tmp_path / "tb" / "rl").iterdir()) == ["rl-0000", "rl-0001", "rl-0002"]
+
+
 def test_a_study_of_another_sweep_is_left_alone(followed: Followed, tmp_path: Path) -> None:
     shutil.copy(followed.trackers.optuna.removeprefix("sqlite:///"), tmp_path / "study.db")
     url = f"sqlite:///{tmp_path}/study.db"

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 
-from raymu import cache, models, source
+from raymu import cache, models
 from raymu.data import Data
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import Diverged
@@ -478,8 +478,8 @@ class Engine:
         if self._cache_directory is None:
             tensors = measured()
         else:
-            code = [self._method.source(), source.digest(Engine, within=("raymu.engines", "raymu.models"))]
-            entry = self._workers.once(self._cache_directory / f"{name}-{content_hash([code, knobs])}", build)
+            made_by = content_hash([self._method.source(), knobs])
+            entry = self._workers.once(self._cache_directory / f"{name}-{made_by}", build)
             tensors = cache.load_tensors(entry / "tensors.safetensors", self._device)
         images, seconds = tensors.pop(COST).tolist()
         self.images = before + int(images)

@@ -22,7 +22,10 @@ from raymu.results.store import Row, SweepResults
 METRICS = {f"test_{metric}": heading for heading, metric in tables.COLUMNS.items()}
 CONFIG_FIELDS = [
     "method",
+    "method_code",
     "scenario",
+    "scenario_hash",
+    "scenario_fields",
     "forget",
     "forget_share",
     "head",
@@ -30,7 +33,16 @@ CONFIG_FIELDS = [
     "model_seed",
     "seed",
     "threads",
+    "workers",
+    "engine",
+    "deepspeed",
     "objective",
+    "evaluation_code",
+    "objective_code",
+    "original_weights",
+    "retrained_weights",
+    "status",
+    "score",
     "config",
 ]
 ENOUGH_ORIGINALS = 5
@@ -228,7 +240,7 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     fallback = [entry.sweep.name for entry in ranked if entry.published is not None and entry.published.get("fallback")]
     if fallback:
         who = "" if len(fallback) == len(ranked) else f" ({', '.join(fallback)})"
-        yield f"“Published” is a fallback{who}: there is no setting for this dataset and head."
+        yield f"“Published” is a fallback{who}: nothing is for this dataset, architecture, batch size and head."
     named = [
         f"{entry.sweep.name} {entry.published['published']}"
         for entry in ranked

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
 from raymu.errors import InputError, StorageError
+from raymu.scenario import content_hash
 
 if TYPE_CHECKING:
     import pandas
@@ -164,6 +165,7 @@ class Store:
         self._end = 0  # of the rows in a local directory, in bytes
         self._part = 0
         self._lines: list[bytes] = []  # of this part
+        self._seal = content_hash(identity).encode()
         try:
             if self.directory.local:
                 self._lock()
@@ -184,7 +186,7 @@ class Store:
             ValueError: a value is not JSON, such as a NaN.
             StorageError: it could not be stored, or another writer took the sweep over.
         """
-        line = _line(row)
+        line = _line(row, self._seal)
         if self.directory.local:
             self._persist(lambda: self._append(line))
             return
@@ -201,7 +203,7 @@ class Store:
         Raises:
             As `append`.
         """
-        encoded = _as_json(content)
+        encoded = _as_json(content, self._seal)
         self._persist(lambda: self._write(name, encoded))
 
     def end(self, rows: int) -> None:
@@ -230,8 +232,10 @@ class Store:
 
     def _claim(self, identity: dict[str, Any], resume: bool, is_finished: Callable[[list[Row]], bool]) -> None:
         with _mendable("read", self.directory):
-            stored = read_json(self.directory, SWEEP)
+            stored = _identity(self.directory)
             parts = _parts(_files(self.directory))
+            if parts and stored is None:
+                raise DamagedError(f"there are rows, but no {SWEEP}")
         # One that was refused before its first trial leaves its name free.
         if stored is not None and (parts or running(self.directory)):
             if _is_of_first_version(stored):
@@ -278,7 +282,7 @@ class Store:
             os.truncate(path, self._end)
 
     def _write(self, name: str, content: bytes) -> None:
-        if not self.directory.local and (writer := read_json(self.directory, WRITER)) != self._writer:
+        if not self.directory.local and (writer := read_json(self.directory, WRITER, b"")) != self._writer:
             raise StorageError(f"{self.directory} was taken over by another writer: {writer}")
         write_bytes(self.directory, name, content)
 
@@ -339,7 +343,7 @@ def running(location: Path | str | Location) -> dict[str, Any]:
     """
     directory = locate(location)
     with _mendable("read", directory), contextlib.suppress(DamagedError):
-        return read_json(directory, RUNNING) or {}
+        return read_json(directory, RUNNING, _seal_of(_identity(directory))) or {}
     return {}
 
 
@@ -373,20 +377,20 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
     for name, files in _tree(where).items():
         directory = where / name if name else where
         with _mendable("read", directory):
-            content = {
-                file: read_json(directory, file)
-                for file in (SWEEP, ENVIRONMENT, REFERENCES, FEATURES, ENDED)
-                if file in files
-            }
-            rows = _rows(directory, _parts(files))
+            identity = _identity(directory)
+            assert identity is not None
+            seal = _seal_of(identity)
+            others = (ENVIRONMENT, REFERENCES, FEATURES, ENDED)
+            content = {file: read_json(directory, file, seal) for file in others if file in files}
+            rows = _rows(directory, _parts(files), seal)
             _check_references(directory, content.get(REFERENCES, {}), rows)
-            missing = _missing(content[SWEEP], content.get(ENDED), len(rows))
+            missing = _missing(identity, content.get(ENDED), len(rows))
             if missing:
                 logging.getLogger(__name__).warning("%s: %s", directory, missing)
             results.append(
                 SweepResults(
                     name=name or where.name,
-                    identity=content[SWEEP],
+                    identity=identity,
                     environment=content.get(ENVIRONMENT, {}),
                     references=content.get(REFERENCES, {}),
                     features=content.get(FEATURES),
@@ -410,7 +414,7 @@ def _check_references(directory: Location, stored: dict[str, dict[str, Row]], ro
 
 
 def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
-    if not _has_checksums(identity):  # raymu 0.1 did not say when a sweep had ended
+    if _is_of_first_version(identity):  # which did not say when a sweep had ended
         return ""
     if ended is None:
         return f"the sweep has not ended; {rows} rows so far"
@@ -443,6 +447,9 @@ def _tree(storage: Location) -> dict[str, list[str]]:
             directory, _, name = path.rpartition("/")
             files[directory].append(name)
     found = {directory: names for directory, names in sorted(files.items()) if SWEEP in names}
+    for directory in sorted(files.keys() - found.keys()):
+        if any(map(PART.fullmatch, files[directory])):
+            logging.getLogger(__name__).warning("left out: %s has rows, but no %s", storage / directory, SWEEP)
     if not found:
         raise InputError(f"no sweep in {storage}")
     return found
@@ -495,10 +502,13 @@ def _parts(files: list[str]) -> list[str]:
 
 
 def _all_rows(directory: Location) -> list[Row]:
-    return _rows(directory, _parts(_files(directory)))
+    identity, parts = _identity(directory), _parts(_files(directory))
+    if parts and identity is None:
+        raise DamagedError(f"there are rows, but no {SWEEP}")
+    return _rows(directory, parts, _seal_of(identity))
 
 
-def _rows(directory: Location, parts: list[str]) -> list[Row]:
+def _rows(directory: Location, parts: list[str], seal: bytes | None) -> list[Row]:
     collecting = gc.isenabled()
     gc.disable()  # it would look through all rows again and again: two thirds of the time
     try:
@@ -506,7 +516,7 @@ def _rows(directory: Location, parts: list[str]) -> list[Row]:
             contents = pool.map(partial(read_bytes, directory), parts)
             by_trial: dict[int, Row] = {}
             for name, content in zip(parts, contents, strict=True):
-                for row in _parsed(directory, name, content):
+                for row in _parsed(directory, name, content, seal):
                     by_trial.setdefault(row["trial"], row)
             return list(by_trial.values())
     finally:
@@ -514,43 +524,51 @@ def _rows(directory: Location, parts: list[str]) -> list[Row]:
             gc.enable()
 
 
-def _parsed(directory: Location, name: str, content: bytes) -> list[Row]:
+def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None) -> list[Row]:
     """The rows of a part. What follows the last newline is not a row yet.
 
     Raises:
-        InputError: a line is damaged, or has no checksum though others have one.
+        InputError: a line is damaged or of another sweep.
     """
-    lines = content.split(b"\n")[:-1]
-    sealed = any(CHECKSUM in line for line in lines)  # those of raymu 0.1 are not
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            rows.append(_opened(line, sealed))
+            rows.append(_opened(line, seal))
         except (orjson.JSONDecodeError, DamagedError) as error:
             raise InputError(f"cannot read {directory}: line {number} of {name} is damaged ({error})") from error
     return rows
 
 
-def _line(row: Row) -> bytes:
-    return _sealed(json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace")) + b"\n"
+def _line(row: Row, seal: bytes) -> bytes:
+    return _sealed(json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace"), seal) + b"\n"
 
 
 class DamagedError(ValueError):
     """Content that is not what was stored."""
 
 
-def _sealed(content: bytes) -> bytes:
-    """A JSON object with a checksum over all that precedes it as its last field."""
+def _identity(directory: Location) -> dict[str, Any] | None:
+    """What `sweep.json` holds; None where it is missing."""
+    found: dict[str, Any] | None = read_json(directory, SWEEP, b"")
+    return found
+
+
+def _seal_of(identity: dict[str, Any] | None) -> bytes | None:
+    """What the checksums of a sweep's rows and files are made with, so that those of another sweep do not fit. None:
+    raymu 0.1 had no checksums.
+    """
+    return None if identity is None or _is_of_first_version(identity) else content_hash(identity).encode()
+
+
+def _sealed(content: bytes, seal: bytes) -> bytes:
+    """A JSON object with a checksum over the seal and all that precedes it as its last field."""
     body = content.rstrip().removesuffix(b"}").rstrip()
     body += b"" if body == b"{" else b", "
-    return body + CHECKSUM + _checksum(body) + b'"}'
+    return body + CHECKSUM + _checksum(body, seal) + b'"}'
 
 
-def _opened(content: bytes, sealed: bool) -> Any:
+def _opened(content: bytes, seal: bytes | None) -> Any:
     """What JSON holds, without its checksum.
-
-    Args:
-        sealed: whether it has to have one, whatever it holds.
 
     Raises:
         orjson.JSONDecodeError: it is no JSON.
@@ -560,24 +578,20 @@ def _opened(content: bytes, sealed: bool) -> Any:
     if not isinstance(found, dict):
         raise DamagedError("it is no JSON object")
     body, mark, checksum = content.rpartition(CHECKSUM)
-    if (sealed or mark or _has_checksums(found)) and checksum.rstrip() != _checksum(body) + b'"}':
-        raise DamagedError("its checksum does not fit")
-    if mark:
-        del found["checksum"]
+    if not mark and (seal is None or _is_of_first_version(found)):
+        return found
+    if seal is None or checksum.rstrip() != _checksum(body, seal) + b'"}':
+        raise DamagedError("its checksum does not fit: it was changed, or is of another sweep")
+    del found["checksum"]
     return found
-
-
-def _has_checksums(found: dict[str, Any]) -> bool:
-    """Whether a row or a sweep.json is known to be of raymu 0.2 or later."""
-    return "scenario_fields" in found or ("raymu" in found and not _is_of_first_version(found))
 
 
 def _is_of_first_version(identity: dict[str, Any]) -> bool:
     return str(identity.get("raymu")).startswith("0.1.")
 
 
-def _checksum(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest()[:16].encode()
+def _checksum(content: bytes, seal: bytes) -> bytes:
+    return hashlib.sha256(seal + content).hexdigest()[:16].encode()
 
 
 def read_bytes(directory: Location, name: str) -> bytes:
@@ -587,14 +601,17 @@ def read_bytes(directory: Location, name: str) -> bytes:
         return content
 
 
-def read_json(directory: Location, name: str) -> Any:
+def read_json(directory: Location, name: str, seal: bytes | None = None) -> Any:
     """What a JSON file holds; None where it is missing.
+
+    Args:
+        seal: what its checksum was made with; None: it has none.
 
     Raises:
         ValueError: it is damaged.
     """
     try:
-        return _opened(read_bytes(directory, name), sealed=False)
+        return _opened(read_bytes(directory, name), seal)
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, DamagedError) as error:
@@ -640,8 +657,8 @@ def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Resu
             pause = min(2 * pause, 5.0)
 
 
-def _as_json(content: Any) -> bytes:
-    return _sealed(json.dumps(content, indent=2, allow_nan=False).encode()) + b"\n"
+def _as_json(content: Any, seal: bytes = b"") -> bytes:
+    return _sealed(json.dumps(content, indent=2, allow_nan=False).encode(), seal) + b"\n"
 
 
 @contextlib.contextmanager
