@@ -124,7 +124,8 @@ class Method:
         classes_only: whether it can forget classes, but not single samples.
 
     Differs from the source, in every method: batches are of nearly equal size, where the authors' code has a small last
-    one; and images are augmented, the split and the original's training are, as the scenario says.
+    one; the split, the original's training and the augmentation of training batches are the scenario's; and what is
+    computed before the first epoch never sees augmented images.
 
     Raises:
         InputError: options that make no sense for the method, or a hyperparameter out of its bounds.

@@ -33,7 +33,7 @@ TRAINING = (
     "raymu.weights",
     "raymu.workers",
 )
-EVALUATION = (*DATA, "raymu.evaluation", "raymu.models")
+EVALUATION = (*DATA, "raymu.evaluation", "raymu.models", "raymu.workers")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
 NOT_CODE = {"_abc_impl", "_source"}  # what Python and `Method.source` keep in a class
 Function = types.FunctionType

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -323,6 +324,14 @@ def test_a_full_disk_is_said_and_leaves_no_half_row(tmp_path: Path, more: int) -
     writer.join()
     assert writer.exitcode == 0
     assert store.read(tmp_path) == [row(0), row(2)]
+
+
+def test_a_copy_of_a_sweep_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Store(tmp_path / "salun", IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    shutil.copytree(tmp_path / "salun", tmp_path / "twin")
+    assert len(store.load(tmp_path)) == 2
+    assert f"{tmp_path}/twin holds the trials of salun: it is a copy" in caplog.messages
 
 
 def test_a_sweep_that_a_link_leads_to_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

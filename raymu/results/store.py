@@ -387,6 +387,8 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
             missing = _missing(identity, content.get(ENDED), len(rows))
             if missing:
                 logging.getLogger(__name__).warning("%s: %s", directory, missing)
+            if copied := next((one.name for one in results if rows and rows[:1] == one.rows[:1]), None):
+                logging.getLogger(__name__).warning("%s holds the trials of %s: it is a copy", directory, copied)
             results.append(
                 SweepResults(
                     name=name or where.name,
