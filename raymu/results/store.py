@@ -373,7 +373,7 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
         InputError: there is no sweep, or the storage cannot be read.
     """
     where = locate(storage)
-    results = []
+    results: list[SweepResults] = []
     for name, files in _tree(where).items():
         directory = where / name if name else where
         with _mendable("read", directory):
