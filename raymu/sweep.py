@@ -277,7 +277,8 @@ def run_sweep(
         return is_finished(sweep, rows, in_flight(directory, rows))
 
     with store.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
-        followed = functools.partial(_followed, sweep, rows, trackers or Trackers(), console)
+        ledger = Ledger(rows)
+        followed = functools.partial(_followed, sweep, rows, ledger, trackers or Trackers(), console)
         if finished(done := rows.read()):
             with followed():  # a tracker may be a new one
                 rows.end(len(done))
@@ -295,7 +296,7 @@ def run_sweep(
             nodes.at_home(rows.directory) as home,
             followed() as followers,
         ):
-            run = _Run(sweep, rows, home, resources, console, followers)
+            run = _Run(sweep, rows, ledger, home, resources, console, followers)
             nodes.check(home, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
@@ -311,11 +312,12 @@ def run_sweep(
 
 
 @contextlib.contextmanager
-def _followed(sweep: Sweep, rows: store.Store, trackers: Trackers, console: Console) -> Iterator[list[tune.Callback]]:
+def _followed(
+    sweep: Sweep, rows: store.Store, ledger: Ledger, trackers: Trackers, console: Console
+) -> Iterator[list[tune.Callback]]:
     """What tells the trackers of the sweep while the body runs, and first of what they lack. What they refuse is said
     before anything is computed.
     """
-    ledger = Ledger(rows)
     searched = [row for row in rows.read() if row["source"] != "confirmation"]
     searches = itertools.chain.from_iterable(map(sweep.trials, sweep.protocol.search_seeds))
     begun = [_trial_id(rows, number) for number in searches if number in ledger]
@@ -378,14 +380,15 @@ class _Run:
         self,
         sweep: Sweep,
         rows: store.Store,
+        ledger: Ledger,
         home: nodes.Home,
         resources: Resources,
         console: Console,
         followers: Sequence[tune.Callback],
     ) -> None:
-        self._sweep, self._rows, self._home, self._resources = sweep, rows, home, resources
+        self._sweep, self._rows, self._ledger = sweep, rows, ledger
+        self._home, self._resources = home, resources
         self._console, self._followers = console, followers
-        self._ledger = Ledger(rows)
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
 
