@@ -238,10 +238,10 @@ def _sees(shared: Location, mark: str) -> bool:
 
 def versions() -> dict[str, str]:
     """Those of Python, of what computes, and of raymu itself, which is told by its source: it may have been edited."""
-    source = hashlib.sha256()
+    code = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        source.update(path.read_bytes())
-    found = {"Python": ".".join(platform.python_version_tuple()[:2]), "raymu": source.hexdigest()[:12]}
+        code.update(path.read_bytes())
+    found = {"Python": ".".join(platform.python_version_tuple()[:2]), "raymu": code.hexdigest()[:12]}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package).partition("+")[0]
@@ -250,8 +250,12 @@ def versions() -> dict[str, str]:
 
 def _modules() -> dict[str, str]:
     """Digests of the user's modules that this process has imported. The script that runs travels as it is."""
-    files = {name: source.file_of(name) for name in list(sys.modules) if name != "__main__"}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
+    found = {}
+    for name in sys.modules.keys() - {"__main__"}:
+        if (path := source.file_of(name)) is not None:
+            with contextlib.suppress(OSError):  # it may be gone
+                found[name] = cache.hash_of(path)
+    return found
 
 
 def _on(node: str) -> NodeAffinitySchedulingStrategy:
