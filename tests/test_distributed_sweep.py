@@ -1,5 +1,6 @@
 """A sweep whose trials have two workers each, under DeepSpeed, through the command line."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -47,16 +48,17 @@ def parents() -> dict[int, int]:
     return found
 
 
-def worker_of(driver: int) -> int:
-    """A process of the driver's that is a worker, and not the first, of a trial."""
+def worker_of(driver: int) -> int | None:
+    """A process of the driver's that is a worker, and not the first, of a trial; None between two trials."""
     parent = parents()
     for pid in parent:
         ancestor = pid
         while ancestor in parent and ancestor != driver:
             ancestor = parent[ancestor]
-        if ancestor == driver and b"ray::_Worker.call" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
-            return pid
-    raise LookupError("no worker runs")
+        with contextlib.suppress(OSError):  # it has just ended
+            if ancestor == driver and b"ray::_Worker.call" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
+                return pid
+    return None
 
 
 @pytest.mark.cluster
@@ -77,10 +79,10 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
     ]
     sweep = subprocess.Popen([*command, "--checkpoint-every", "0"], cwd=tmp_path, text=True, stdout=subprocess.PIPE)
     checkpoints = tmp_path / "raymu-results" / "random_label" / "checkpoints"
-    while not any(checkpoints.glob("*/state.json")):
+    while not any(checkpoints.glob("*/state.json")) or (worker := worker_of(sweep.pid)) is None:
         assert sweep.poll() is None
         time.sleep(0.05)
-    os.kill(worker_of(sweep.pid), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     printed, _ = sweep.communicate()
     assert sweep.returncode == 0, printed
     rows = sorted(store.read_all(tmp_path), key=lambda row: row["trial"])

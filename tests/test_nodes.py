@@ -162,12 +162,12 @@ def test_what_was_damaged_at_home_is_built_anew_and_given_to_it(head, own_cache,
             monkeypatch.setattr(cache, "_at_home", set())
             monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / there))
             assert cache.is_whole(cache.once(cache.root() / "some" / "entry", build))
-            assert cache.is_as_built(at)
+            assert cache.is_as_built(at, "some/entry")
             build = pytest.fail  # the next one has it from home
         shutil.rmtree(at)
         monkeypatch.setattr(cache, "_at_home", set())
         cache.once(cache.root() / "some" / "entry", build)  # it is here, and not at home
-    assert cache.is_as_built(at)
+    assert cache.is_as_built(at, "some/entry")
     assert sorted(path.name for path in at.parent.iterdir()) == [".entry.lock", "entry"]
 
 
