@@ -351,8 +351,8 @@ def _mlflow(uri: str, name: str, tags: Mapping[str, str], done: Sequence[Row], k
             self._client.log_batch(self._trial_runs[trial], metrics)
 
         def interrupt(self) -> None:
-            """End what has not ended: MLflow would call it RUNNING for ever."""
-            for run_id in self._trial_runs.values():
+            """End what has not ended, also of an earlier driver: MLflow would call it RUNNING for ever."""
+            for run_id in {run.info.run_id for run in self._found.values()} | set(self._trial_runs.values()):
                 if self._client.get_run(run_id).info.status == "RUNNING":
                     self._client.set_terminated(run_id, "KILLED")
 

@@ -108,13 +108,13 @@ def test_the_comparison_is_printed(swept) -> None:
 
 @pytest.mark.long
 def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -> None:
-    directory = references.directory(SCENARIOS["digits"])
-    before = {which: (directory / which / "model.safetensors").stat().st_mtime_ns for which in references.REFERENCES}
+    scenario = SCENARIOS["digits"]
+    models = [references.entry_of(scenario, which) / references.WEIGHTS for which in references.REFERENCES]
+    before = [model.stat().st_mtime_ns for model in models]
     printed = run(script("random_label", tmp_path), "--trials", 2, "--storage", swept[0])
     assert printed.returncode == 0, printed.stderr
     assert "trained the references" not in printed.stdout
-    after = {which: (directory / which / "model.safetensors").stat().st_mtime_ns for which in references.REFERENCES}
-    assert before == after
+    assert [model.stat().st_mtime_ns for model in models] == before
     assert {row["method"] for row in store.read_all(swept[0])} == {"salun", "random_label"}
 
 
@@ -498,7 +498,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
     """Two whole sweeps, one after the other at a time, on data that differs in its test labels alone."""
     generator = np.random.default_rng(0)
     labels = np.arange(600) % 10
-    images = generator.integers(0, 200, (600, 3, 16, 16)) + 5 * labels[:, None, None, None]  # not too easy to tell
+    images = generator.integers(0, 200, (600, 3, 32, 32)) + 5 * labels[:, None, None, None]  # not too easy to tell
     scenario = dataclasses.replace(
         SCENARIOS["cifar10-resnet18"],
         architecture="test_resnet",
