@@ -515,8 +515,8 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_labels": generator.permutation(labels[:300]) if poison else labels[:300],
         }
         data.DATASETS["cifar10"].keep("cifar10", parts)
-        sweep = Sweep(RandomLabel, scenario, Protocol(trials=6, confirmation=Confirmation(seeds=1, originals=1, top=2)))
-        rows = _sweep(sweep, tmp_path / f"poison-{poison}" / "rows")
+        protocol = Protocol(trials=12, confirmation=Confirmation(seeds=1, originals=1, top=2))
+        rows = _sweep(Sweep(RandomLabel, scenario, protocol), tmp_path / f"poison-{poison}" / "rows")
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
         searches.append([[row[key] for key in seen] for row in rows])
         searches[-1].append([select.tuned(rows)["trial"], [row["trial"] for row in select.ParetoFront().choose(rows)]])
@@ -524,7 +524,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
     assert searches[0] == searches[1]
     assert tests[0] != tests[1]
     assert "stopped" in {row[5] for row in searches[0][:-1]}
-    assert len(searches[0]) > 6 + 1
+    assert len(searches[0]) > 12 + 1
 
 
 def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) -> None:
