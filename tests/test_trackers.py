@@ -327,7 +327,7 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
             driver.send_signal(blow)
             printed, _ = driver.communicate()
         statuses = Counter(run.info.status for run in runs_of(f"sqlite:///{tmp_path}/mlflow.db", "steady"))
-        assert ("RUNNING" in statuses) == (blow == signal.SIGKILL), printed
+        assert blow == signal.SIGKILL or "RUNNING" not in statuses, printed
     with drive("--resume") as driver:
         printed, _ = driver.communicate()
     assert driver.returncode == 0, printed
