@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -178,7 +179,9 @@ class _Shown:
 
 
 class _Tracker(tune.Callback):
-    """Hands what Tune says on to one tracker, as numbers, until the tracker fails."""
+    """Hands what Tune says on to one tracker, as numbers, until the tracker fails. Each has a thread of its own, where
+    no Ctrl-C ends a write in the middle: a database would stay locked.
+    """
 
     def __init__(
         self,
@@ -196,6 +199,7 @@ class _Tracker(tune.Callback):
         self._tracker: LoggerCallback | None = None
         self._is_open = False
         self._ended: set[str] = set()
+        self._thread = ThreadPoolExecutor(1)
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
@@ -207,10 +211,10 @@ class _Tracker(tune.Callback):
             return
         self._is_open = True
         try:
-            self._tracker = self._make()
-            self._tracker.setup()
+            self._tracker = self._thread.submit(self._make).result()
         except Exception as error:
             self._drop(error)
+        self._do(lambda tracker: tracker.setup())
 
     def close(self) -> None:
         """Let a tracker that has an `interrupt` say of trials which have not ended that they do not run any more."""
@@ -247,7 +251,7 @@ class _Tracker(tune.Callback):
     def _do(self, what: Callable[[LoggerCallback], None]) -> None:
         if self._tracker is not None:
             try:
-                what(self._tracker)
+                self._thread.submit(what, self._tracker).result()
             except Exception as error:  # whatever a tracker raises: the sweep goes on
                 self._drop(error)
 
