@@ -149,7 +149,7 @@ def is_as_built(entry: Path, name: str | None) -> bool:
 
 
 def _name(entry: Path) -> str | None:
-    """What an entry is called on every node: its path below `root()`; None where it lies elsewhere."""
+    """Name of an entry, the same on every node: its path below `root()`. None for an entry that lies elsewhere."""
     return str(entry.relative_to(root())) if entry.is_relative_to(root()) else None
 
 

@@ -250,8 +250,8 @@ class Method:
 
     @classmethod
     def settings(cls, scenario: Scenario, head: Head = "linear", train: Train = "all") -> dict[str, dict[str, Any]]:
-        """What is published for a scenario's dataset, architecture, batches and number of classes, by name, whole:
-        first what the authors ran. Nothing is for single samples, nor for the classifier alone.
+        """Published settings for a scenario, by name; the first is what the authors ran. They are for its dataset,
+        architecture, batch size and number of classes. There are none for single samples or the classifier alone.
         """
         tuned_on = scenario.architecture, scenario.recipe.batch_size
         if train != "all" or not scenario.forget or tuned_on != (TUNED_ON.get(scenario.dataset), BATCH_SIZE):
@@ -269,7 +269,7 @@ class Method:
 
     @classmethod
     def published_config(cls, scenario: Scenario, head: Head = "linear") -> dict[str, Any]:
-        """What the authors ran on such a scenario; where nothing is published, what they ran on CIFAR-10."""
+        """Setting that the authors ran on a scenario; where nothing is published, the one they ran on CIFAR-10."""
         found = cls.settings(scenario, head) or cls._settings("cifar10", head, len(scenario.forget))
         return next(iter(found.values()), cls(head=head).config)
 

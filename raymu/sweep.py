@@ -278,8 +278,9 @@ def run_sweep(
 
     with store.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
         ledger = Ledger(rows)
-        followed = functools.partial(_followed, sweep, rows, ledger, trackers or Trackers(), console)
-        if finished(done := rows.read()):
+        done = rows.read()
+        followed = functools.partial(_followed, sweep, rows.name, done, ledger, trackers or Trackers(), console)
+        if finished(done):
             with followed():  # a tracker may be a new one
                 rows.end(len(done))
                 return done
@@ -313,24 +314,24 @@ def run_sweep(
 
 @contextlib.contextmanager
 def _followed(
-    sweep: Sweep, rows: store.Store, ledger: Ledger, trackers: Trackers, console: Console
+    sweep: Sweep, name: str, done: Sequence[Row], ledger: Ledger, trackers: Trackers, console: Console
 ) -> Iterator[list[tune.Callback]]:
-    """What tells the trackers of the sweep while the body runs, and first of what they lack. What they refuse is said
-    before anything is computed.
+    """Trackers of a sweep, open while the body runs. They get the rows that they lack first, and what they refuse is
+    said before anything is computed.
     """
-    searched = [row for row in rows.read() if row["source"] != "confirmation"]
+    searched = [row for row in done if row["source"] != "confirmation"]
     searches = itertools.chain.from_iterable(map(sweep.trials, sweep.protocol.search_seeds))
-    begun = [_trial_id(rows, number) for number in searches if number in ledger]
+    begun = [_trial_id(name, number) for number in searches if number in ledger]
     space = {name: distribution(search) for name, search in sweep.ranges.items()}
 
     def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
         task: Task = trial.config["task"]
-        return _trial_id(rows, task.number), task.config
+        return _trial_id(name, task.number), task.config
 
     def is_over(trial: Trial) -> bool:
         return trial.config["task"].number not in ledger
 
-    followers = callbacks(trackers, sweep, rows.name, space, searched, begun, describe, is_over, console)
+    followers = callbacks(trackers, sweep, name, space, searched, begun, describe, is_over, console)
     try:
         for follower in followers:
             follower.setup()
@@ -578,8 +579,8 @@ def _blank(sweep: Sweep, task: Task, options: Options) -> Row:
     return blank_row(task.scenario, sweep.configured(task.config), seed=task.seed, objective=objective, options=options)
 
 
-def _trial_id(rows: store.Store, number: int) -> str:
-    return f"{rows.name}-{number:04d}"
+def _trial_id(name: str, number: int) -> str:
+    return f"{name}-{number:04d}"
 
 
 class _Ended(BaseException):
@@ -657,12 +658,9 @@ class _Recorder(tune.Callback):
     def _record(self, trial: Trial, row: Row) -> None:
         task: Task = trial.config["task"]
         sweep = self._sweep
-        is_fallback = task.config == sweep.published and not sweep.method.is_published(
-            sweep.scenario, sweep.head, sweep.train
-        )
         published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, task.config)
         row = {
-            "trial_id": _trial_id(self._rows, task.number),
+            "trial_id": _trial_id(self._rows.name, task.number),
             "sweep": self._rows.name,
             "trial": task.number,
             "source": task.source,
@@ -670,7 +668,7 @@ class _Recorder(tune.Callback):
             "confirms": task.confirms,
             "protocol_hash": sweep.protocol.hash,
             "published": published,
-            "fallback": is_fallback,
+            "fallback": published is None and task.config == sweep.published,
             "restarts": self._ledger.begun(task.number) - 1,
             **row,
         }

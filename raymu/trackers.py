@@ -179,8 +179,8 @@ class _Shown:
 
 
 class _Tracker(tune.Callback):
-    """Hands what Tune says on to one tracker, as numbers, until the tracker fails. Each has a thread of its own, where
-    no Ctrl-C ends a write in the middle: a database would stay locked.
+    """Link from Tune to one tracker: it passes on numbers until the tracker fails. The tracker runs in a thread of its
+    own, where Ctrl-C cannot end a write halfway and leave a database locked.
     """
 
     def __init__(

@@ -584,9 +584,8 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
     shutil.copytree(tmp_path / "spent", cut)
     (cut / store.ROWS).unlink()
     attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
-    identity = json.loads((tmp_path / "spent" / store.SWEEP).read_text())
-    del identity["checksum"]
-    with store.Store(cut, identity, resume=True) as stored:
+    (whole,) = store.load(tmp_path / "spent")
+    with store.Store(cut, whole.identity, resume=True) as stored:
         for row in rows[1:]:
             stored.append(row | {"images": 8000})
         stored.put(store.RUNNING, {"0": attempt})

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import shutil
 import signal
@@ -157,8 +156,7 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     """Of three rows the study knows one, the second was written while it was away, the third is run now."""
     url = f"sqlite:///{tmp_path}/study.db"
     kept = sorted(followed.rows, key=lambda row: row["trial"])[:2]
-    identity = json.loads((followed.trackers.tensorboard.parent / "rl" / store.SWEEP).read_text())
-    del identity["checksum"]
+    identity = store.load(followed.trackers.tensorboard.parent / "rl")[0].identity
     study = _Study(url, "rl", SPACE, kept[:1], content_hash(identity))
     study.setup()
     with store.Store(tmp_path / "rl", identity, resume=False, is_finished=lambda rows: False) as rows:

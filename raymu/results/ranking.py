@@ -15,7 +15,7 @@ from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes most of a s
 from raymu.errors import InputError
 from raymu.objective import OBJECTIVES
 from raymu.results import select
-from raymu.results.store import SWEEP, SweepResults, differences
+from raymu.results.store import SWEEP, SweepResults, differences, is_copy
 from raymu.scenario import content_hash
 
 Row = dict[str, Any]
@@ -287,5 +287,5 @@ def _check_runs(sweeps: Sequence[SweepResults]) -> None:
                     " their references were trained at different times or places"
                 )
     for one, other in itertools.combinations(sweeps, 2):
-        if any(row in one.rows for row in other.rows[:1]):
+        if is_copy(other.rows, one.rows):
             raise InputError(f"{one.name} and {other.name} hold the same trials: one is a copy, which is no second run")

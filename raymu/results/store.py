@@ -207,7 +207,10 @@ class Store:
         self._persist(lambda: self._write(name, encoded))
 
     def end(self, rows: int) -> None:
-        """Store that the sweep has ended, with so many rows.
+        """Mark the sweep as ended.
+
+        Args:
+            rows: how many it has.
 
         Raises:
             As `append`.
@@ -232,10 +235,7 @@ class Store:
 
     def _claim(self, identity: dict[str, Any], resume: bool, is_finished: Callable[[list[Row]], bool]) -> None:
         with _mendable("read", self.directory):
-            stored = _identity(self.directory)
-            parts = _parts(_files(self.directory))
-            if parts and stored is None:
-                raise DamagedError(f"there are rows, but no {SWEEP}")
+            stored, parts = _found(self.directory)
         # One that was refused before its first trial leaves its name free.
         if stored is not None and (parts or running(self.directory)):
             if _is_of_first_version(stored):
@@ -387,7 +387,7 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
             missing = _missing(identity, content.get(ENDED), len(rows))
             if missing:
                 logging.getLogger(__name__).warning("%s: %s", directory, missing)
-            if copied := next((one.name for one in results if rows and rows[:1] == one.rows[:1]), None):
+            if copied := next((one.name for one in results if is_copy(rows, one.rows)), None):
                 logging.getLogger(__name__).warning("%s holds the trials of %s: it is a copy", directory, copied)
             results.append(
                 SweepResults(
@@ -413,6 +413,11 @@ def _check_references(directory: Location, stored: dict[str, dict[str, Row]], ro
                     f"{directory}: the {which} model of trial {row['trial']} ({weights}) is not the one in {REFERENCES}"
                     f" ({found.get('weights')}), so one of the two is of another run"
                 )
+
+
+def is_copy(rows: list[Row], others: list[Row]) -> bool:
+    """Whether two sweeps hold the same trials."""
+    return any(row in others for row in rows[:1])
 
 
 def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
@@ -504,10 +509,20 @@ def _parts(files: list[str]) -> list[str]:
 
 
 def _all_rows(directory: Location) -> list[Row]:
+    identity, parts = _found(directory)
+    return _rows(directory, parts, _seal_of(identity))
+
+
+def _found(directory: Location) -> tuple[dict[str, Any] | None, list[str]]:
+    """Content of `sweep.json`, None where it is missing, and the names of the files with rows.
+
+    Raises:
+        DamagedError: there are rows without it.
+    """
     identity, parts = _identity(directory), _parts(_files(directory))
     if parts and identity is None:
         raise DamagedError(f"there are rows, but no {SWEEP}")
-    return _rows(directory, parts, _seal_of(identity))
+    return identity, parts
 
 
 def _rows(directory: Location, parts: list[str], seal: bytes | None) -> list[Row]:
@@ -550,14 +565,14 @@ class DamagedError(ValueError):
 
 
 def _identity(directory: Location) -> dict[str, Any] | None:
-    """What `sweep.json` holds; None where it is missing."""
+    """Content of `sweep.json`; None where it is missing."""
     found: dict[str, Any] | None = read_json(directory, SWEEP, b"")
     return found
 
 
 def _seal_of(identity: dict[str, Any] | None) -> bytes | None:
-    """What the checksums of a sweep's rows and files are made with, so that those of another sweep do not fit. None:
-    raymu 0.1 had no checksums.
+    """Start of what the checksums of a sweep's rows and files are computed over. Every sweep has its own, so checksums
+    of another sweep do not fit. None for sweeps of raymu 0.1, which had no checksums.
     """
     return None if identity is None or _is_of_first_version(identity) else content_hash(identity).encode()
 

@@ -51,7 +51,7 @@ def write(storage: Path, rows: int) -> int:
                     original, seed = divmod(trial, RUNS)
                     row |= {"source": "confirmation", "model_seed": original, "seed": seed}
                     row["confirms"] = f"{directory.name}-0000"
-                lines.append(store._line(row))
+                lines.append(store._line(row, stored._seal))
             written += (directory / store.ROWS).write_bytes(b"".join(lines))
     print(f"{rows} rows of {len(real)} columns, {written / rows:.0f} bytes each, in {SWEEPS} sweeps")
     return written
