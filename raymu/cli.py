@@ -608,6 +608,8 @@ def _text(path: Path | None) -> str | None:
         return None if path is None else path.read_text()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text") from error
 
 
 def _read_row(path: Path | None) -> dict[str, Any]:

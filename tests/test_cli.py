@@ -132,6 +132,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
         ("config: {salint: 0.1}", "did you mean 'salient'"),
         ("lr: 0.1", "needs a `config`"),
         ("{", "is no YAML"),
+        ("\xff", "is no text"),
         ("config: {epochs: 2.9}", "salun: epochs has to be above 0, a whole number, not 2.9"),
         ("config: {epochs: true}", "a whole number, not True"),
         ("config: {salient: 2}", "salient has to be above 0 and at most 1, a number, not 2"),
@@ -140,7 +141,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(monkeypatch, capsys, tmp_path, content, message) -> None:
-    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "config.yaml").write_bytes(content.encode("latin-1"))
     arguments = ["run", "salun", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "x")]
     test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys, tmp_path, arguments, message)
 

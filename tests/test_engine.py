@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 import time
 from collections import Counter
@@ -184,6 +185,11 @@ def test_options_that_make_no_sense_are_refused() -> None:
         ("Expecting", {"deepspeed": "{"}),
         ("JSON object", {"deepspeed": "[]"}),
         ("leave gradient_clipping out, the method clips", {"deepspeed": '{"gradient_clipping": 1.0}'}),
+        ("did you mean 'zero_optimization'", {"deepspeed": '{"zero_optimisation": {"stage": 2}}'}),
+        ("unknown field", {"deepspeed": '{"gradient_allreduce_op": "sum"}'}),  # gradients would be added up
+        ("leave zenflow out", {"deepspeed": '{"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}'}),
+        ("has to be an object", {"deepspeed": '{"zero_optimization": [2]}'}),
+        ("at most 3, a whole number, not 2.7", {"deepspeed": '{"zero_optimization": {"stage": 2.7}}'}),
         ("itself", {"deepspeed": '{"zero_optimization": {"stage": 2}}', "zero": 1}),
     ):
         with pytest.raises(InputError, match=message):
@@ -192,6 +198,18 @@ def test_options_that_make_no_sense_are_refused() -> None:
     given = Options(deepspeed='{"zero_optimization": {"stage": 3, "sub_group_size": 1000}}')
     assert (given.stage, given.engine) == (3, "zero-3")
     assert given.deepspeed_config["zero_optimization"]["sub_group_size"] == 1000
+
+
+def test_a_configuration_that_deepspeed_refuses_is_refused_before_anything_is_trained() -> None:
+    for message, config in (
+        ("stages: Extra inputs are not permitted", {"zero_optimization": {"stages": 2}}),
+        (
+            "overlap_comm: Input should be a valid boolean",
+            {"zero_optimization": {"stage": 2, "overlap_comm": "perhaps"}},
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            engines.check(SCENARIOS["digits"], Options(deepspeed=json.dumps(config)))
 
 
 def test_batchnorm_is_refused_where_workers_would_have_statistics_of_their_own() -> None:

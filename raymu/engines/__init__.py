@@ -29,11 +29,15 @@ def check(scenario: Scenario, options: Options) -> None:
     """Look whether the options can carry out trials of the scenario.
 
     Raises:
-        InputError: DeepSpeed is not installed; or several workers shall train a model with BatchNorm, or its gradients
-            shall be checkpointed, or timm cannot checkpoint those of the architecture.
+        InputError: DeepSpeed is not installed, or refuses its configuration; or several workers shall train a model
+            with BatchNorm, or its gradients shall be checkpointed, or timm cannot checkpoint those of the architecture.
     """
     if options.stage is not None and importlib.util.find_spec("deepspeed") is None:
         raise InputError("several workers and ZeRO need DeepSpeed: pip install 'raymu[deepspeed]'")
+    if options.deepspeed is not None:
+        from raymu.engines import deepspeed
+
+        deepspeed.check(options, scenario)
     if options.workers == 1 and not options.checkpointing:
         return
     with torch.device("meta"):

@@ -10,11 +10,16 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.config import DeepSpeedConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from raymu.engines.local import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
+from raymu.engines.options import Options
+from raymu.errors import InputError
 from raymu.method import Clipped, Step
 from raymu.models import CMF
+from raymu.scenario import Scenario
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -22,6 +27,33 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be co
 
 NEVER = 10**9
 LINEAR = torch.nn.functional.linear
+
+
+def check(options: Options, scenario: Scenario) -> None:
+    """Look whether DeepSpeed accepts the configuration.
+
+    Raises:
+        InputError: it refuses a field's value.
+    """
+    try:
+        DeepSpeedConfig(_config(options, scenario))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"DeepSpeed configuration: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except Exception as error:  # DeepSpeed's own checks raise what comes
+        raise InputError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from error
+
+
+def _config(options: Options, scenario: Scenario) -> dict[str, Any]:
+    return {
+        **options.deepspeed_config,
+        "train_micro_batch_size_per_gpu": 1,  # a number has to be there
+        "gradient_clipping": 0.0,  # left out, it is 1.0
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "torch_autocast": {"enabled": scenario.recipe.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": NEVER,
+    }
 
 
 class DeepSpeed(Engine):
@@ -50,15 +82,7 @@ class DeepSpeed(Engine):
             self._freeze()
 
     def _config(self) -> dict[str, Any]:
-        return {
-            **self._options.deepspeed_config,
-            "train_micro_batch_size_per_gpu": 1,  # a number has to be there
-            "gradient_clipping": 0.0,  # left out, it is 1.0
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "torch_autocast": {"enabled": self.scenario.recipe.precision == "bf16", "dtype": "bfloat16"},
-            "steps_per_print": NEVER,
-        }
+        return _config(self._options, self.scenario)
 
     def _spread(self, teacher: nn.Module) -> nn.Module:
         if self._options.stage != 3:

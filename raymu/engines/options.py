@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, Bounds, conform
+from raymu.values import NOT_NEGATIVE, Bounds, checked, conform, unknown
 
 STAGES = (0, 1, 2, 3)
 ENGINES = {"pytorch": None, **{f"zero-{stage}": stage for stage in STAGES}}  # ZeRO's stage, by the word in rows
@@ -20,6 +20,18 @@ DECIDED = {  # by the method, the scenario or the engine
     "bf16": "the scenario's recipe says the precision",
     "torch_autocast": "the scenario's recipe says the precision",
 }
+PASSED = (  # of a DeepSpeed configuration: what changes speed and memory alone
+    "zero_optimization",
+    "aio",
+    "comms_logger",
+    "dump_state",
+    "flops_profiler",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "wall_clock_breakdown",
+)
+INEXACT = ("zenflow", "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights")
 
 
 @dataclass(frozen=True)
@@ -34,12 +46,13 @@ class Options:
             one, PyTorch alone.
         offload: keep the optimizer's state in the CPU's memory.
         checkpointing: compute activations anew in the backward pass instead of keeping them.
-        deepspeed: a DeepSpeed configuration, as JSON, that replaces the one made from `zero` and `offload`.
+        deepspeed: a DeepSpeed configuration, as JSON, that replaces the one made from `zero` and `offload`. Its fields
+            are among `PASSED`.
         checkpoint_s: seconds after which the end of an epoch is worth a checkpoint.
 
     Raises:
-        InputError: no such stage, a configuration that decides what is not its to decide, or both a configuration and
-            what it replaces.
+        InputError: no such stage, a configuration with a field that is not passed on, or both a configuration and what
+            it replaces.
     """
 
     threads: int = 1
@@ -58,15 +71,13 @@ class Options:
         if self.deepspeed is not None:
             if self.zero is not None or self.offload:
                 raise InputError("a DeepSpeed configuration says the ZeRO stage and what is offloaded itself")
-            for key, reason in DECIDED.items():
-                if key in self._given():
-                    raise InputError(f"DeepSpeed configuration: leave {key} out, {reason}")
+            _check(self._given(), stages)
 
     @property
     def stage(self) -> int | None:
         """Of ZeRO; None: DeepSpeed is not used."""
         if self.deepspeed is not None:
-            return int(self._given().get("zero_optimization", {}).get("stage", 0))
+            return int(self._given().get("zero_optimization", {}).get("stage", 0))  # looked at by `_check`
         return (1 if self.workers > 1 else None) if self.zero is None else self.zero
 
     @property
@@ -92,6 +103,21 @@ class Options:
         if not isinstance(config, dict):
             raise InputError("a DeepSpeed configuration has to be a JSON object")
         return config
+
+
+def _check(config: dict[str, Any], stages: Bounds) -> None:
+    """InputError for what is not passed on: DeepSpeed itself takes no notice of a field that it does not know."""
+    for field in config:
+        if field in DECIDED:
+            raise InputError(f"DeepSpeed configuration: leave {field} out, {DECIDED[field]}")
+        if field not in PASSED:
+            raise InputError(unknown("field of a DeepSpeed configuration", field, list(PASSED)))
+    sharding = config.get("zero_optimization", {})
+    if not isinstance(sharding, dict):
+        raise InputError(f"zero_optimization has to be an object, not {sharding!r}")
+    checked("zero_optimization.stage", sharding.get("stage", 0), int, stages)
+    if inexact := [field for field in INEXACT if sharding.get(field)]:
+        raise InputError(f"DeepSpeed configuration: leave {inexact[0]} out, the weights would be others")
 
 
 DEFAULTS = Options()
