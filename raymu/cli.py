@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from raymu.errors import InputError, StorageError
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.scenario import get as get_scenario
+from raymu.values import NOT_NEGATIVE, checked, unknown
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.engines.options import Options
@@ -40,6 +42,12 @@ app = typer.Typer(
 StorageArgument = Annotated[str, typer.Argument(help="A sweep's directory or URI, or one above it.")]
 OF_SCENARIO = ("forget", "forget_share", "model_seed")  # what a row also says outside its scenario_fields
 OF_RUN = ("method", "head", "train", "config", "objective", "seed", "threads", "workers", "engine")
+AS_IN_JSON = {  # what YAML reads as no text; to YAML 1.1 010 is 8, 1:30 is 90 and 1e-05 a text
+    "null": "null|~|",
+    "bool": "true|false",
+    "int": "-?(0|[1-9][0-9]*)",
+    "float": "-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][-+]?[0-9]+)?",
+}
 BY_HAND = ("scenario", *OF_SCENARIO, *OF_RUN)  # what a file for --config may say that is no row
 MethodFlag = Annotated[
     str | None,
@@ -86,8 +94,8 @@ def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
     """What a script in `sweeps/` ends with: read the flags, run the sweep, print the comparison.
 
     Args:
-        sweep: makes the sweep, or several that run one after the other and are ranked. Flags that are given win over
-            what it says.
+        sweep: makes the sweep, or several that run one after the other and are ranked, for which they share scenario
+            and protocol. Flags that are given win over what it says.
     """
 
     def program() -> None:
@@ -131,7 +139,18 @@ app.add_typer(typer.Typer(cls=_Methods, no_args_is_help=True), name="sweep", hel
 
 
 def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
-    """A program with one command, whose defaults are what the first of the sweeps says."""
+    """A program with one command, whose defaults are what the sweeps say.
+
+    Raises:
+        InputError: they differ in scenario or protocol, so that they could not be ranked.
+    """
+    for what in ("scenario", "protocol"):
+        for sweep in sweeps:
+            if getattr(sweep, what) != getattr(sweeps[0], what):
+                raise InputError(
+                    f"sweeps that are ranked share one {what}: {sweeps[0].name} and {sweep.name} differ in it; give"
+                    " each a script"
+                )
     names = ", ".join(sweep.method.name() for sweep in sweeps)
     summary = (sweeps[0].method.__doc__ or "").strip().split("\n\n")[0] if len(sweeps) == 1 else "Then rank them."
     program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
@@ -148,13 +167,14 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
 
     default, resources = defaults[0], Resources()
     budget = default.protocol
+    heads, trains = {sweep.head for sweep in defaults}, {sweep.train for sweep in defaults}
 
     def command(
         scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = default.scenario.name,
         forget: ForgetFlag = None,
         forget_share: ShareFlag = None,
-        head: Annotated[str, typer.Option(help=HEAD_HELP)] = default.head,
-        train: Annotated[str, typer.Option(help=TRAIN_HELP)] = default.train,
+        head: Annotated[str | None, typer.Option(help=HEAD_HELP)] = default.head if len(heads) == 1 else None,
+        train: Annotated[str | None, typer.Option(help=TRAIN_HELP)] = default.train if len(trains) == 1 else None,
         data_dir: DataFlag = None,
         weights_file: WeightsFlag = None,
         trials: Annotated[int, typer.Option(help="How many settings to try.")] = budget.trials,
@@ -239,14 +259,15 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
         )
 
-        def asked(method: "type[Method]", space: "Mapping[str, Range]") -> Sweep:
+        def asked(one: Sweep) -> Sweep:
+            its_head: Any = head or one.head
             return Sweep(
-                method=method,
+                method=one.method,
                 scenario=_with_forget(chosen, forget, forget_share),
                 protocol=protocol,
-                space={**space, **_parse_ranges(method, head, ranges or [])},
-                head=head,  # type: ignore[arg-type]
-                train=train,  # type: ignore[arg-type]
+                space={**one.space, **_parse_ranges(one.method, its_head, ranges or [])},
+                head=its_head,
+                train=train or one.train,  # type: ignore[arg-type]
             )
 
         trackers = Trackers(tensorboard, mlflow, wandb, optuna)
@@ -261,7 +282,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         )
         given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
         if len(defaults) == 1:
-            sweep = asked(default.method, default.space)
+            sweep = asked(default)
             location = locate(storage) / (name or sweep.name)
             if not _sweep_and_show(sweep, location, given, **options):
                 raise InputError(f"no completed trial to choose from; see: raymu results {location}")
@@ -271,11 +292,14 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         sweeps, left_out = [], []
         for one in defaults:
             try:
-                sweeps.append(asked(one.method, one.space))
+                sweeps.append(asked(one))
             except InputError as error:
                 left_out.append(error)
         if not sweeps:
             raise left_out[0]
+        names = [sweep.name for sweep in sweeps]
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise InputError(f"two of the sweeps are {twice[0]}: one of a method, head and trained part is ranked")
         for reason in left_out:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
         _sweep_and_rank(sweeps, locate(storage) / (name or "all"), given, **options)
@@ -378,14 +402,13 @@ def _with_forget(scenario: Scenario, forget: str | None, share: float | None) ->
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
+        return tuple(checked(flag, part, int) for part in text.split(","))
+    except InputError as error:
         raise InputError(f"{flag} takes numbers such as 3 or 0,1,2, not {text!r}") from error
 
 
 def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[str, Range]":
     from raymu.method import Range
-    from raymu.values import unknown
 
     known, ranges = method.ranges(head), {}
     for text in texts:
@@ -475,7 +498,6 @@ def _unlearn(
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.trial import check
-    from raymu.values import NOT_NEGATIVE, checked
 
     chosen = get_method(method)
     if given.get("method", chosen.name()) != chosen.name():
@@ -571,7 +593,6 @@ def _others(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 def _engine(row: Mapping[str, Any], **given: Any) -> "Options":
     """What carried out the row's trial, except for what is given."""
     from raymu.engines.options import ENGINES, Options
-    from raymu.values import unknown
 
     engine = row.get("engine", "pytorch")
     if engine not in list(ENGINES):
@@ -616,24 +637,20 @@ def _read_row(path: Path | None) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; empty for None."""
     if path is None:
         return {}
-    from raymu.values import unknown
-
-    def mapping(pairs: list[Any]) -> dict[Any, Any]:
-        names = [name for name, _ in pairs]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"{path} says {twice[0]} twice")
-        return dict(pairs)
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            return mapping([[self.construct_object(one, deep=True) for one in pair] for pair in node.value])
+            pairs = [[self.construct_object(one, deep=True) for one in pair] for pair in node.value]
+            names = [name for name, _ in pairs]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{path} says {twice[0]} twice")
+            return dict(pairs)
 
-    text = _text(path) or ""
+    Loader.yaml_implicit_resolvers = {}
+    for kind, words in AS_IN_JSON.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"({words})$"), None)
     try:
-        try:
-            content = json.loads(text, object_pairs_hook=mapping)
-        except json.JSONDecodeError:  # YAML reads nearly all JSON, but to it 1e-05 is a word
-            content = yaml.load(text, Loader)
+        content = yaml.load(_text(path) or "", Loader)
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
@@ -786,7 +803,6 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
     from raymu.method import get as get_method
     from raymu.method import is_file
     from raymu.results import select, store
-    from raymu.values import unknown
 
     kind, _, argument = rule.partition(":")
     if kind not in (rules := ["tuned", "pareto", "cheapest", "constrained"]):

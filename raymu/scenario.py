@@ -110,8 +110,8 @@ class Scenario:
             InputError: they are not those of a scenario.
         """
         try:
-            rest = {"recipe": Recipe(**fields["recipe"]), "forget": tuple(fields["forget"])}
-            return cls(**{**fields, **rest, "model_args": tuple(fields["model_args"].items())})
+            rest = {"recipe": Recipe(**fields["recipe"]), "model_args": tuple(fields["model_args"].items())}
+            return cls(**{**fields, **rest})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"these are not the fields of a scenario: {error}") from error
 
@@ -236,6 +236,6 @@ def get(name: str) -> Scenario:
     Raises:
         InputError: there is none; the message names the nearest.
     """
-    if name not in SCENARIOS:
+    if name not in list(SCENARIOS):
         raise InputError(unknown("scenario", name, list(SCENARIOS)))
     return SCENARIOS[name]

@@ -94,7 +94,7 @@ def checked(what: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
 
 def _number(what: str, value: Any, kind: type[int] | type[float], bounds: Bounds) -> int | float:
     try:
-        if isinstance(value, bool) or not isinstance(value, Real | str):
+        if isinstance(value, bool) or not isinstance(value, Real | str) or "_" in str(value):
             raise ValueError("no number")
         number = int(value) if isinstance(value, Integral) else float(value)
         if number not in bounds or not (kind is float or float(number).is_integer()):

@@ -334,6 +334,19 @@ def test_a_copy_of_a_sweep_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert f"{tmp_path}/twin holds the trials of salun: it is a copy" in caplog.messages
 
 
+def test_trials_of_sweeps_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder, score in (("a", 0.4), ("b", 0.6)):
+        with Store(tmp_path / folder / "salun", IDENTITY, resume=False) as rows:
+            rows.append(row(0, score, trial_id="salun-0000"))
+            rows.append(row(1, score, trial_id="salun-0001", confirms="salun-0000"))
+    with Store(tmp_path / "a" / "ssd", IDENTITY, resume=False) as rows:
+        rows.append(row(0, 0.5, trial_id="ssd-0000"))
+    found = {one["trial_id"]: one for one in store.read_all(tmp_path)}
+    assert list(found) == ["a/salun-0000", "a/salun-0001", "ssd-0000", "b/salun-0000", "b/salun-0001"]
+    assert found["b/salun-0001"]["confirms"] == "b/salun-0000"
+    assert [one["trial_id"] for one in store.read_all(tmp_path / "a")] == ["salun-0000", "salun-0001", "ssd-0000"]
+
+
 def test_a_sweep_that_a_link_leads_to_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """From another disk, say. Whatever links there are, also in a circle, upwards, and to nothing."""
     storage, elsewhere = tmp_path / "results", tmp_path / "elsewhere"

@@ -311,7 +311,8 @@ class SweepResults(NamedTuple):
         environment: versions, git, machine, start; empty where none is stored.
         references: rows of "original" and "retrained" by scenario hash; empty where none are stored.
         features: pictures of the features; None where there are none.
-        rows: one a trial, in the order in which they ended.
+        rows: one a trial, in the order in which they ended. Where another sweep's have the same `trial_id`, as two
+            of one method in two folders, it begins with the sweep's name.
         missing: what is known to be missing of its rows, in a sentence; "" where nothing is.
     """
 
@@ -400,7 +401,26 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
                     missing=missing,
                 )
             )
-    return results
+    return _told_apart(results)
+
+
+def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
+    """The sweeps, no two trials of which have one `trial_id`."""
+    names = [{row["trial_id"] for row in sweep.rows if "trial_id" in row} for sweep in sweeps]
+
+    def renamed(sweep: SweepResults, row: dict[str, Any]) -> dict[str, Any]:
+        named = {key: row[key] for key in ("trial_id", "confirms") if row.get(key)}
+        return row | {key: f"{sweep.name}-{value.rpartition('-')[2]}" for key, value in named.items()}
+
+    return [
+        sweep._replace(
+            rows=[renamed(sweep, row) for row in sweep.rows],
+            features=sweep.features and renamed(sweep, sweep.features),
+        )
+        if any(own & others for number, others in enumerate(names) if number != place)
+        else sweep
+        for place, (sweep, own) in enumerate(zip(sweeps, names, strict=True))
+    ]
 
 
 def _check_references(directory: Location, stored: dict[str, dict[str, Row]], rows: list[Row]) -> None:
@@ -417,7 +437,11 @@ def _check_references(directory: Location, stored: dict[str, dict[str, Row]], ro
 
 def is_copy(rows: list[Row], others: list[Row]) -> bool:
     """Whether two sweeps hold the same trials."""
-    return any(row in others for row in rows[:1])
+
+    def nameless(row: Row) -> dict[str, Any]:
+        return {**row, "trial_id": "", "confirms": ""}
+
+    return any(nameless(rows[0]) == nameless(other) for other in others) if rows else False
 
 
 def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
