@@ -32,6 +32,7 @@ from raymu.workers import Workers
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 
 READERS = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
+READ_BY = "; read by "  # stands between what the data are and the digest of their reader
 LOCATION = "location.json"
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -104,6 +105,12 @@ class Dataset(ABC):
         Args:
             processes: how many decode images, if they have to be decoded.
         """
+
+    def reader(self, scenario: Scenario) -> str:
+        """A digest of what makes the images that a scenario's model sees, beside raymu's own code and what `prepare`
+        returned; empty where there is nothing else. Of a class of the user's it covers the code and all attributes.
+        """
+        return "" if type(self).__module__.startswith("raymu.") else source.digest(self)
 
 
 def entry_of(dataset: str, data: str) -> Path:
@@ -261,6 +268,13 @@ class EncodedDataset(Dataset):
 
         transform = transform_of(scenario)
         return Format(transform["input_size"], transform["mean"], transform["std"])
+
+    def reader(self, scenario: Scenario) -> str:
+        """See Dataset."""
+        from raymu.encoded import transform_of
+
+        transform = transform_of(scenario)
+        return content_hash([super().reader(scenario), {name: str(transform[name]) for name in sorted(transform)}])
 
     def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
         """See Dataset. What lies there is looked at anew."""
@@ -564,8 +578,10 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario
         InputError: the files are missing and cannot be fetched, something is wrong with them, or they are not those
             that the scenario names.
     """
-    name = scenario.dataset
-    data = dataset_of(scenario).prepare(name, directory, scenario.data)
+    name, dataset = scenario.dataset, dataset_of(scenario)
+    data = dataset.prepare(name, directory, scenario.data.partition(READ_BY)[0])
+    if reader := dataset.reader(scenario):
+        data += READ_BY + reader
     if scenario.data not in ("", data):
         raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
     return dataclasses.replace(scenario, data=data)
@@ -578,7 +594,9 @@ def prepared(scenario: Scenario) -> Scenario:
     Raises:
         InputError: see `prepare`.
     """
-    is_ready = scenario.data and dataset_of(scenario).is_ready(entry_of(scenario.dataset, scenario.data))
+    dataset = dataset_of(scenario)
+    known, _, reader = scenario.data.partition(READ_BY)
+    is_ready = known and dataset.is_ready(entry_of(scenario.dataset, known)) and reader == dataset.reader(scenario)
     return scenario if is_ready else prepare(scenario)
 
 

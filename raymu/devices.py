@@ -31,10 +31,12 @@ def describe(device: torch.device, precision: str) -> dict[str, Any]:
     Returns:
         `device` "cpu" or "cuda"; `processor`, the model of the CPU or GPU; `cuda`, the version that torch is built for,
         None on a CPU; `arithmetic`, the precision, on a GPU with "tf32:" and what NVIDIA's TensorFloat-32 rounds there:
-        "conv" and "matmul".
+        "conv" and "matmul"; on a CPU with "matmul:" and torch's float32_matmul_precision, where that is not "highest".
     """
     if device.type == "cpu":
-        return {"device": "cpu", "processor": _cpu(), "cuda": None, "arithmetic": precision}
+        products = torch.get_float32_matmul_precision()
+        arithmetic = precision if products == "highest" else f"{precision} matmul:{products}"
+        return {"device": "cpu", "processor": _cpu(), "cuda": None, "arithmetic": arithmetic}
     rounded = {"conv": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32}
     tf32 = ",".join(kind for kind, is_rounded in rounded.items() if is_rounded)
     return {

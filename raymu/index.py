@@ -22,11 +22,11 @@ import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from pyarrow.fs import FileSelector, FileType
 from raymu import cache
 from raymu.errors import InputError
 from raymu.results.store import Location
-from raymu.rgb import open_image
+from raymu.rgb import open_image, read_rgb
 
 JPEG = ("jpg", "jpeg")
 SUFFIXES = (*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")
@@ -49,6 +49,7 @@ THREADS = 16  # where they wait for answers; at the headers of a local shard the
 CONTENTS = 2**26  # bytes, which take a second
 SAMPLE = 1024
 READ_AHEAD = 2**23  # bytes; on object storage a request for each header would take longer than to read all
+Result = TypeVar("Result")
 
 
 class Index(NamedTuple):
@@ -130,7 +131,8 @@ def build(location: Location) -> Path:
     """Index what lies there, unless that is cached; return the directory that holds the index.
 
     Paths, sizes and times of all files say whether it is the same as before. Of shards the headers and labels are
-    read, and of images the header, unless it is named as a JPEG, of which no mode is refused.
+    read, and of images the header, unless it is named as a JPEG, of which no mode is refused; those whose contents
+    `digest` looks at are decoded.
 
     Raises:
         InputError: nothing that is known lies there, a file cannot be read, an image is empty or refused (see
@@ -140,7 +142,7 @@ def build(location: Location) -> Path:
         listing = _list(location)
 
     def fill(entry: Path) -> None:
-        ignored, labels = _Ignored(), dict[str, NDArray[np.int64]]()
+        ignored, parts = _Ignored(), dict[str, Index]()
         ignored.update(listing.ignored)
         for part, files in listing.parts.items():
             if listing.classes is None:
@@ -153,11 +155,11 @@ def build(location: Location) -> Path:
                     f"the {part} shards in {location}, such as {files[0].path}, hold no image: none of their members"
                     f" is named <key>.{' or .'.join(SUFFIXES)}, with its class number as <key>.cls; {ignored}"
                 )
-            arrays = _arrays(location, files, images)
-            labels[part] = arrays.labels
-            for name, array in arrays._asdict().items():
+            parts[part] = _arrays(location, files, images)
+            for name, array in parts[part]._asdict().items():
                 np.save(entry / f"{part}-{name}.npy", array, allow_pickle=False)
-        _check_classes(location, listing, labels, ignored)
+        _check_classes(location, listing, {part: index.labels for part, index in parts.items()}, ignored)
+        _decode(location, parts)
         cache.save_json(entry / NOTES, [str(ignored)] * bool(ignored) + _order(listing.classes))
 
     return cache.once(directory(_digest(location, listing)), fill)
@@ -181,29 +183,60 @@ def digest(location: Location, parts: Mapping[str, Index]) -> str:
     Raises:
         InputError: an image cannot be read.
     """
-    total = sum(int(index.lengths.sum()) for index in parts.values())
     found = hashlib.sha256()
-    for part, index in parts.items():
+    for part, (index, chosen) in _looked_at(parts).items():
         order = np.argsort(index.ids)
         for array in (index.ids, index.labels, index.lengths):
             found.update(f"{part} {len(array)}".encode() + array[order].tobytes())
-        chosen = order if total <= CONTENTS else order[:: -(-len(order) // SAMPLE)]
-        rows = chosen[np.argsort(index.file[chosen], kind="stable")]
-        by_file = np.split(rows, np.flatnonzero(np.diff(index.file[rows])) + 1)
-        with ThreadPoolExecutor(THREADS) as pool:
-            hashes = dict(pair for pairs in pool.map(partial(_hashes, location, index), by_file) for pair in pairs)
+        hashes = _each(location, index, chosen, lambda content: hashlib.sha256(content).digest())
         found.update(b"".join(hashes[row] for row in chosen.tolist()))
     return found.hexdigest()[:12]
 
 
-def _hashes(location: Location, index: Index, rows: NDArray[np.intp]) -> list[tuple[int, bytes]]:
-    """The SHA-256 of each of some images of one file, by its row."""
-    path = f"{location.path}/{index.files[index.file[rows[0]]].decode()}"
-    with _readable(path), location.filesystem.open_input_file(path) as file:
-        return [
-            (row, hashlib.sha256(file.read_at(int(index.lengths[row]), int(index.offsets[row]))).digest())
-            for row in rows.tolist()
-        ]
+def _looked_at(parts: Mapping[str, Index]) -> dict[str, tuple[Index, NDArray[np.intp]]]:
+    """Each part, and the rows of those of its images whose contents are looked at."""
+    total, chosen = sum(int(index.lengths.sum()) for index in parts.values()), {}
+    for part, index in parts.items():
+        order = np.argsort(index.ids)
+        chosen[part] = index, order if total <= CONTENTS else order[:: -(-len(order) // SAMPLE)]
+    return chosen
+
+
+def _each(
+    location: Location, index: Index, rows: NDArray[np.intp], look: Callable[[bytes], Result]
+) -> dict[int, Result]:
+    """What a function says of the contents of some images, by row."""
+    rows = rows[np.argsort(index.file[rows], kind="stable")]
+
+    def in_file(rows: NDArray[np.intp]) -> list[tuple[int, Result]]:
+        path = f"{location.path}/{index.files[index.file[rows[0]]].decode()}"
+        with _readable(path), location.filesystem.open_input_file(path) as file:
+            contents = ((row, file.read_at(int(index.lengths[row]), int(index.offsets[row]))) for row in rows.tolist())
+            return [(row, look(content)) for row, content in contents]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        by_file = np.split(rows, np.flatnonzero(np.diff(index.file[rows])) + 1)
+        return dict(pair for pairs in pool.map(in_file, by_file) for pair in pairs)
+
+
+def _decode(location: Location, parts: Mapping[str, Index]) -> None:
+    """Decode the images whose contents are looked at."""
+    for index, chosen in _looked_at(parts).values():
+        errors = _each(location, index, chosen, _error)
+        if found := next(((row, error) for row, error in errors.items() if error), None):
+            row, error = found
+            name, key = index.files[index.file[row]].decode(), index.keys[row].decode()
+            shown = f"{location / name}" + ("" if Path(name).stem == key.rpartition("/")[2] else f": {key}")
+            raise InputError(f"{shown} cannot be read: {error}")
+
+
+def _error(content: bytes) -> str:
+    """Why an encoded image cannot be decoded; empty if it can."""
+    try:
+        read_rgb(io.BytesIO(content))
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... where an image is damaged
+        return str(error)
+    return ""
 
 
 def load(entry: Path) -> dict[str, Index]:

@@ -141,7 +141,7 @@ class Method:
     start: ClassVar[Literal["original", "scratch"]] = "original"
     trains: ClassVar[bool] = True
     classes_only: ClassVar[bool] = False
-    _source: ClassVar[str]
+    _source: ClassVar[tuple[str, int, str]]  # which process looked, at which of its looks, and the digest
 
     def __post_init__(self) -> None:
         self.check_options(self.head, self.train)
@@ -175,15 +175,17 @@ class Method:
 
     @classmethod
     def source(cls) -> str:
-        """A digest of the method's code and of what carries it out. A class that travels to another process takes along
-        what was said here, since the script that defines it need not be there.
+        """A digest of the method's code and of what carries it out, at the last look (`source.look_anew`). A class that
+        travels to another process takes along what was said here, since the script that defines it need not be there.
         """
-        if "_source" not in cls.__dict__:
+        here, number = look = source.look()
+        process, its_look, _ = cls.__dict__.get("_source", (here, None, ""))
+        if process == here and its_look != number:
             from raymu.engines import Engine
 
             sharded = source.text_of("raymu.engines.deepspeed")  # as text, since DeepSpeed need not be installed
-            cls._source = source.digest(cls, Engine, sharded, within=source.TRAINING)
-        return cls._source
+            cls._source = (*look, source.digest(cls, Engine, sharded, within=source.TRAINING))
+        return cls._source[-1]
 
     @classmethod
     def check_options(cls, head: str, train: str) -> None:

@@ -7,6 +7,7 @@ that they need no rule for an architecture; whether logits = features x matrix +
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from raymu import cache, source
 from raymu.data import DATASETS, Data, Split
 from raymu.errors import Diverged, InputError
 from raymu.method import Method
-from raymu.scenario import Scenario
+from raymu.scenario import Scenario, content_hash
 from raymu.values import unknown
 
 EXTRACT_BATCH = 640
@@ -46,13 +47,26 @@ def check_architecture(scenario: Scenario) -> None:
 
 
 def code_of(scenario: Scenario) -> str:
-    """A digest of the architecture's code where a user registered it with timm; of those that are installed, timm's
-    version.
+    """A digest of the architecture's code, and of weights that it reads from a file, where a user registered it with
+    timm; of those that are installed, timm's version.
     """
     import timm
 
     make = timm.model_entrypoint(scenario.architecture)
-    return source.digest(make) if source.is_own(make.__module__) else f"timm {timm.__version__}"
+    if not source.is_own(make.__module__):
+        return f"timm {timm.__version__}"
+    return content_hash([source.digest(make), _constant_weights(scenario, source.look())])
+
+
+@functools.lru_cache
+def _constant_weights(scenario: Scenario, look: tuple[str, int]) -> str:
+    """A digest of the weights that no seed changes, as they are at one look."""
+    one, other = (build(scenario, seed).state_dict() for seed in (0, 1))
+    found = hashlib.sha256()
+    for name, weight in one.items():
+        if torch.equal(weight, other[name]):
+            found.update(name.encode() + weight.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def timm_arguments(scenario: Scenario) -> dict[str, Any]:
@@ -70,8 +84,14 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     """The scenario's architecture with random weights that depend on `seed` alone.
 
     Raises:
-        InputError: timm cannot build it with these arguments, or it has no stem that `cifar_stem` could replace.
+        InputError: timm cannot build it with these arguments, it has no stem that `cifar_stem` could replace, or the
+            program has set another default dtype or device of torch.
     """
+    if (torch.get_default_dtype(), torch.get_default_device()) != (torch.float32, torch.device("cpu")):
+        raise InputError(
+            f"torch's defaults are {torch.get_default_dtype()} on {torch.get_default_device()}: raymu needs float32 on"
+            " the CPU, and chooses what else it needs itself; leave torch.set_default_dtype and set_default_device out"
+        )
     import timm  # takes a second, which only who builds a model has to spend
 
     arguments = timm_arguments(scenario)

@@ -157,6 +157,7 @@ def settle(home: Home) -> None:
         _find_gpu()
     else:
         os.environ[devices.VISIBLE] = ""  # Ray itself hides none from a process that has none
+    source.look_anew(home.mark)
     os.environ["RAYMU_CACHE"] = home.base
     is_home = ray.get_runtime_context().get_node_id() == home.node
     cache.home = None if is_home else home

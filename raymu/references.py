@@ -51,11 +51,10 @@ def directory(scenario: Scenario) -> Path:
 
 def entry_of(scenario: Scenario, which: Which) -> Path:
     """Where a reference is cached, named by all that decides its weights beside the scenario: the code that splits the
-    data and trains on them, the architecture's, the images' normalisation, and the weights that training starts from.
+    data and trains on them, the architecture's, and the weights that training starts from.
     """
     code = source.digest(Train, fit, data.load, within=source.TRAINING)
-    normalised = list(data.DATASETS[scenario.dataset].format(scenario))
-    made_by = [code, models.code_of(scenario), normalised, weights.digest(scenario)]
+    made_by = [code, models.code_of(scenario), weights.digest(scenario)]
     return directory(scenario) / f"{which}-{content_hash(made_by)}"
 
 
@@ -254,13 +253,21 @@ class References:
         return directory(self.scenario) / f"computed-{self.metrics['original']['weights']}"
 
 
-@functools.lru_cache(maxsize=1)
 def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) -> References:
-    """A scenario's references, from the cache; kept in memory, so that a process which runs trial after trial of one
-    scenario reads them once: of one whose data are filled in, since what is prepared last may change. A reference that
-    is missing is trained.
+    """A scenario's references, from the cache; kept in memory until `source.look_anew`, so that a process which runs
+    trial after trial of one scenario reads them once: of one whose data are filled in, since what is prepared last may
+    change. A reference that is missing is trained.
     """
-    scenario = data.prepared(scenario)
+    return _loaded(data.prepared(scenario), device, options, source.look())
+
+
+def release() -> None:
+    """Let go of the references that are kept in memory."""
+    _loaded.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(scenario: Scenario, device: torch.device, options: Options, look: tuple[str, int]) -> References:
     compared = compare(scenario, options)
     return References(
         scenario=scenario,

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from raymu.errors import InputError
 
@@ -44,10 +44,13 @@ def open_image(file: BinaryIO) -> Image.Image:
     """An image whose header is read, and no pixel yet.
 
     Raises:
-        InputError: an image that is refused by its header; the message says why.
-        Exception: what Pillow raises where it is no image: OSError, SyntaxError, ValueError, ...
+        InputError: no image, or one that is refused by its header; the message says why.
+        Exception: what Pillow raises where it is damaged: OSError, SyntaxError, ValueError, ...
     """
-    image = Image.open(file)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise InputError("it is no image of a kind that Pillow knows") from error
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise InputError(f"it has {frames} frames; only still images are read")

@@ -233,7 +233,25 @@ def _content(value: Any) -> tuple[Any, ...]:
     return (make, arguments, state, *(tuple(one or ()) for one in items))
 
 
+_process, _looks = uuid.uuid4().hex, 0
 _seen_first: dict[int, tuple[Any, tuple[Any, ...]]] = {}
+_sweep = ""
+
+
+def look() -> tuple[str, int]:
+    """Which process this is, and how often it has looked anew."""
+    return _process, _looks
+
+
+def look_anew(sweep: str = "") -> None:
+    """Forget what containers and objects held at first sight. It comes before a sweep, and before a trial that belongs
+    to none; a worker looks once a `sweep`, for all of its trials.
+    """
+    global _looks, _sweep
+    if _sweep and sweep in ("", _sweep):
+        return
+    _sweep, _looks = sweep, _looks + 1
+    _seen_first.clear()
 
 
 def _first(value: Any, parts: Callable[[Any], tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
 import raymu
-from raymu import data, engines, environment, memory, models, nodes, references, weights
+from raymu import data, engines, environment, memory, models, nodes, references, source, weights
 from raymu.attempts import Failure, Ledger, in_flight
 from raymu.checkpoint import Checkpoints
 from raymu.design import design
@@ -269,6 +269,7 @@ def run_sweep(
         StorageError: rows cannot be stored any more; those so far are kept.
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
+    source.look_anew()
     directory = store.locate(location)
     weights.prepare(sweep.scenario, weights_file)
     sweep = dataclasses.replace(sweep, scenario=data.prepare(sweep.scenario, data_dir))

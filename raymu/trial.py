@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raymu import data, devices, engines, memory, models, references, weights
+from raymu import data, devices, engines, memory, models, references, source, weights
 from raymu.checkpoint import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
@@ -79,6 +79,7 @@ def run_trial(
         OSError, MemoryError, torch.OutOfMemoryError: the machine failed, not the method, as a full disk does; the trial
             may well work if it is tried again.
     """
+    source.look_anew()
     started, workers = time.perf_counter(), Workers()
     scenario = data.prepared(scenario)
     here = devices.describe(references.default_device(), scenario.recipe.precision)

@@ -127,7 +127,7 @@ class _Worker:
 
 
 def _join(address: str, rank: int, size: int) -> None:
-    references.load.cache_clear()  # it was shared with others, and has to be loaded by all of these together
+    references.release()  # it was shared with others, and has to be loaded by all of these together
     backend = "cpu:gloo,cuda:nccl" if ray.get_gpu_ids() else "gloo"
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
 

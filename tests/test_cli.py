@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import csv
+import dataclasses
 import io
 import json
 import sys
@@ -10,7 +11,12 @@ import pytest
 
 from raymu import cli
 from raymu.evaluation import keys
+from raymu.method import Range
+from raymu.methods.random_label import RandomLabel
+from raymu.protocol import Protocol
 from raymu.results import store
+from raymu.scenario import SCENARIOS
+from raymu.sweep import Sweep
 
 
 def test_help_is_quick_and_names_every_command(raymu) -> None:
@@ -125,9 +131,44 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
     assert not list(tmp_path.rglob(store.ROWS))
 
 
+def test_a_list_of_sweeps_keeps_what_each_one_says(monkeypatch, capsys, tmp_path) -> None:
+    begun: list[Sweep] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_sweep_and_rank", lambda sweeps, *given, **more: begun.extend(sweeps))
+    digits = SCENARIOS["digits"]
+
+    def main(*arguments: str, sweeps: list[Sweep]) -> str:
+        monkeypatch.setattr(sys, "argv", ["mine.py", *arguments])
+        begun.clear()
+        with pytest.raises(SystemExit):
+            cli.sweep_main(lambda: sweeps)
+        return capsys.readouterr().err
+
+    few = Protocol(trials=2, objective="weighted")
+    both = [Sweep(RandomLabel, digits, few, head=head, space={"lr": Range(1e-3, 1e-2, "log")}) for head in ("linear", "cmf")]
+    assert main(sweeps=both) == ""
+    assert begun == both
+    main("--trials", "3", sweeps=both)
+    assert [(sweep.name, sweep.protocol.trials) for sweep in begun] == [("random_label", 3), ("random_label-cmf", 3)]
+    assert "error: two of the sweeps are random_label-cmf" in main("--head", "cmf", sweeps=both)
+    others = {
+        "scenario": Sweep(RandomLabel, dataclasses.replace(digits, forget=(3,)), few, head="cmf"),
+        "protocol": Sweep(RandomLabel, digits, Protocol(trials=2), head="cmf"),
+    }
+    for what, other in others.items():
+        assert f"error: sweeps that are ranked share one {what}" in main(sweeps=[both[0], other])
+        assert begun == []
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("config: {}\nforget: '12'", "forget has to be a tuple, not '12'"),
+        ("config: {}\nforget: {3: 1}", "forget has to be a tuple"),
+        ("config: {}\nscenario: [a]", "unknown scenario ['a']"),
+        ("config: {epochs: 1:30}", "a whole number, not '1:30'"),
+        ("config: {epochs: '1_0'}", "a whole number, not '1_0'"),
+        ("config: {lr: .inf}", "a number, not '.inf'"),
         ("method: finetune\nconfig: {lr: 0.1}", "a setting of finetune, not of salun"),
         ("config: {salint: 0.1}", "did you mean 'salient'"),
         ("lr: 0.1", "needs a `config`"),

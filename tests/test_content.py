@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
-from raymu import cache, cli, data, engines, method, objective, references, source
+from raymu import cache, cli, data, encoded, engines, method, objective, references, source
 from raymu.engines import local
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
@@ -37,9 +37,9 @@ QUICK = Recipe(lr=0.05, epochs=1, batch_size=16)
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    references.load.cache_clear()
+    references.release()
     yield tmp_path / "cache"
-    references.load.cache_clear()
+    references.release()
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_images_are_known_by_what_they_are_and_not_by_where_they_lie(photos, tmp
     }
     said = {what: data.prepare(photos, place) for what, place in {"": one, **other}.items()}
     assert len({scenario.hash for scenario in said.values()}) == len(said)
-    assert said["twice the images"].data.endswith(": 64 training and 64 test images of 4 classes")
+    assert ": 64 training and 64 test images of 4 classes; read by " in said["twice the images"].data
     moved = one.rename(tmp_path / "moved")
     assert data.prepare(photos, moved) == said[""] == data.prepare(photos)
     with pytest.raises(InputError, match=r"photos is not what it was: here are \w+: 64 tr.*; asked for are \w+: 32 tr"):
@@ -133,6 +133,31 @@ def test_arrays_are_read_again_where_code_or_directory_say_otherwise(striped, tm
     (tmp_path / "count").write_text("48")  # a directory that is given is always looked at
     assert data.prepare(striped, tmp_path).data.endswith(": 48 training images of 4 classes")
     assert len(data.load(first, CPU).train) == 32  # half of its 64: what was bound stays bound
+
+
+def test_images_are_known_by_what_reads_them(striped, photos, tmp_path, monkeypatch) -> None:
+    class Own(data.ArrayDataset):
+        """One of the user's."""
+
+        def load(self, entry, scenario, device, processes):
+            parts = super().load(entry, scenario, device, processes)
+            return {name: part._replace(labels=(part.labels + SHIFT) % 4) for name, part in parts.items()}
+
+    fields = vars(array_dataset(50))
+    monkeypatch.setitem(data.DATASETS, "stripes", Own(**fields))
+    own = data.prepare(striped)
+    assert data.prepare(striped) == data.prepared(own) == own
+    monkeypatch.setattr(sys.modules[__name__], "SHIFT", 1)
+    assert data.prepare(striped).hash != own.hash
+    assert data.prepare(striped).data.partition(data.READ_BY)[0] == own.data.partition(data.READ_BY)[0]
+    with pytest.raises(InputError, match=r"stripes is not what it was: here are .*; read by .*; asked for are"):
+        data.prepared(own)
+
+    first = data.prepare(photos, folders(tmp_path / "photos"))
+    monkeypatch.setattr(
+        encoded, "transform_of", lambda scenario, of=encoded.transform_of: of(scenario) | {"crop_pct": 0.5}
+    )
+    assert data.prepare(photos).hash != first.hash
 
 
 @pytest.mark.parametrize(
@@ -350,14 +375,12 @@ REPLACED: dict[str, tuple[object, str, Callable]] = {
 @pytest.mark.parametrize("edit", REPLACED)
 def test_the_code_that_carries_a_method_out_is_part_of_it(monkeypatch, edit) -> None:
     before = RandomLabel.source()
-    monkeypatch.delattr(RandomLabel, "_source")
+    source.look_anew()
     assert RandomLabel.source() == before
-    monkeypatch.delattr(RandomLabel, "_source")
+    source.look_anew()
     monkeypatch.setattr(*REPLACED[edit])
-    try:
-        assert RandomLabel.source() != before
-    finally:
-        del RandomLabel._source
+    assert RandomLabel.source() != before
+    source.look_anew()  # the other tests are of what is there
 
 
 def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
@@ -540,6 +563,54 @@ def test_what_a_program_fills_while_it_runs_changes_no_digest() -> None:
     assert source.digest(fills) == before
 
 
+def test_code_and_values_are_looked_at_anew_before_every_trial() -> None:
+    """In one process, as a notebook or a loop in a script is: constants, attributes of a class, mutable globals."""
+    scope = {"FACTOR": 1.0, "WEIGHTS": {"w": 0.5}}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own(RandomLabel):
+        """One of the user's."""
+
+        STRENGTH: ClassVar[float] = 1.0
+
+        def unlearn(self, run):
+            return scope["FACTOR"] * scope["WEIGHTS"]["w"] * self.STRENGTH
+
+    def digest() -> str:
+        source.look_anew()
+        return Own.source()
+
+    seen = [digest(), digest()]
+    assert seen[0] == seen[1]
+    for change in (
+        lambda: scope.update(FACTOR=2.0),
+        lambda: scope["WEIGHTS"].update(w=0.6),
+        lambda: setattr(Own, "STRENGTH", 2.0),
+        lambda: setattr(Own, "total_epochs", 3),
+    ):
+        change()
+        assert digest() not in seen
+        seen.append(digest())
+
+
+def test_a_worker_looks_once_a_sweep(monkeypatch) -> None:
+    """What its trials fill makes no other method of the next trial's."""
+    monkeypatch.setattr(source, "_sweep", "")
+    kept: list[int] = []
+
+    def fills() -> None:
+        kept.append(1)
+
+    source.look_anew("one")
+    before = source.digest(fills)
+    fills()
+    for again in ("one", ""):
+        source.look_anew(again)
+        assert source.digest(fills) == before
+    source.look_anew("two")
+    assert source.digest(fills) != before
+
+
 def test_code_that_nobody_can_read_is_never_taken_for_the_same() -> None:
     scope: dict = {"__name__": __name__}
     exec("def unseen(): return 1", scope)
@@ -551,7 +622,7 @@ def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped,
     weights = references.entry_of(data.prepare(striped), "original") / references.WEIGHTS
     trained_ns = weights.stat().st_mtime_ns
     monkeypatch.setattr(sys.modules["raymu.evaluation.evaluate"], "nc4", lambda own, ncc, workers: 0.75)
-    references.load.cache_clear()
+    references.release()
     after, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
     assert (after["val_nc4"], after["val_nc4_gap"]) == (0.75, 0.0)
     assert before["evaluation_code"] != after["evaluation_code"]
@@ -648,7 +719,7 @@ def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     shutil.copytree(references.train(other, "original"), entry)
     said = cache.load_json(entry / cache.HASHES)
     cache.save_json(entry / cache.HASHES, said | {cache.ENTRY: str(entry.relative_to(cache.root()))})
-    references.load.cache_clear()
+    references.release()
     after, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
     expected = cache.load_tensors(entry / references.WEIGHTS, CPU)
     assert torch.equal(references.load(scenario, CPU).original["fc.weight"], expected["fc.weight"])
@@ -680,14 +751,19 @@ def test_a_run_leaves_nothing_of_the_run_before(raymu, tmp_path) -> None:
 
 
 ACTIVATION: type[torch.nn.Module] = torch.nn.ReLU
+SHIFT = 0  # of the labels
 
 
-def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, monkeypatch) -> None:
+def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, tmp_path, monkeypatch) -> None:
+    file = tmp_path / "body.pt"
+
     class Tiny(torch.nn.Module):
         def __init__(self, num_classes: int, in_chans: int) -> None:
             super().__init__()
             self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256 * in_chans, 8), ACTIVATION())
             self.fc = torch.nn.Linear(8, num_classes)
+            if file.exists():
+                self.body.load_state_dict(torch.load(file))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.fc(self.body(images))
@@ -704,7 +780,23 @@ def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, m
     before = references.entry_of(scenario, "original")
     assert references.entry_of(scenario, "original") == before
     monkeypatch.setattr(sys.modules[__name__], "ACTIVATION", torch.nn.Tanh)
-    assert references.entry_of(scenario, "original") != before
+    seen = [before, references.entry_of(scenario, "original")]
+    assert seen[0] != seen[1]
+    for seed in (1, 2, 1):
+        body = Tiny(4, 1).body
+        body.load_state_dict({name: torch.full_like(weight, seed) for name, weight in body.state_dict().items()})
+        torch.save(body.state_dict(), file)
+        source.look_anew()
+        seen.append(references.entry_of(scenario, "original"))
+    assert len(set(seen)) == 4
+    assert seen[2] == seen[4]
+
+
+def test_a_program_that_changed_torchs_defaults_is_refused(striped, monkeypatch) -> None:
+    """References in float64 would lie in the cache for all."""
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+    with pytest.raises(InputError, match=r"torch's defaults are torch\.float64 on cpu: raymu needs float32"):
+        references.train(striped, "original")
 
 
 class Weighted:

@@ -244,7 +244,8 @@ def _is_zombie(process: int) -> bool:
         return True
 
 
-def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(index, "_decode", lambda *given: None)  # as where it is not among the sample
     shutil.copytree(places["folders"], tmp_path / "broken")
     for path in (tmp_path / "broken" / "train" / "n00000002").iterdir():
         path.write_bytes(path.read_bytes()[:300])
@@ -256,8 +257,8 @@ def test_an_image_that_cannot_be_decoded_is_named(places, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_images_are_read_as_their_modes_say(places, tmp_path, processes) -> None:
-    """16-bit grey was white. One that is refused is named: where its suffix is a JPEG's, at the first read."""
+def test_images_are_read_as_their_modes_say(places, tmp_path, processes, monkeypatch) -> None:
+    """16-bit grey was white. One that is refused is named, at the latest when it is read."""
     shutil.copytree(places["folders"], tmp_path / "mine")
     folder = tmp_path / "mine" / "train" / "n00000002"
     Image.fromarray(np.full((40, 40), 300, np.uint16)).save(folder / "dark.png")  # 300 of 65,535 is 1 of 255
@@ -266,6 +267,9 @@ def test_images_are_read_as_their_modes_say(places, tmp_path, processes) -> None
     seen = next(source.read([(torch.tensor([row]), None)]))
     torch.testing.assert_close(seen, source.normalise(torch.ones(seen.shape, dtype=torch.uint8)))
     Image.new("F", (40, 40)).save(folder / "bad.JPEG", "TIFF")
+    with pytest.raises(InputError, match=r"train/n00000002/bad\.JPEG cannot be read: its pixels are fl"):
+        load(tmp_path / "mine")
+    monkeypatch.setattr(index, "_decode", lambda *given: None)  # as where it is not among the sample
     split = load(tmp_path / "mine", processes=processes).train
     with pytest.raises(
         InputError, match=r"the image bad in train/n00000002/bad\.JPEG cannot be read: its pixels are fl"

@@ -25,7 +25,16 @@ from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.session import Resources
 
 CLASSES = ("cat", "dog", "fox")
+
+
+def _encoded(form: str) -> bytes:
+    content = io.BytesIO()
+    Image.effect_noise((40, 40), 50).save(content, form)
+    return content.getvalue()
+
+
 FORMS = {"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "pbm": "PPM", "pgm": "PPM", "pnm": "PPM"}
+JPEG = _encoded("JPEG")
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +76,7 @@ def shards(
     root: Path, train: tuple[int, ...] = (0, 1, 2), val: tuple[int, ...] = (0, 1, 2), **more: bytes | str
 ) -> Path:
     for part, labels in (("train", train), ("val", val)):
-        pairs = [(f"{number}.jpg", b"image") for number in range(len(labels))]
+        pairs = [(f"{number}.jpg", JPEG) for number in range(len(labels))]
         pairs += [(f"{number}.cls", str(label).encode()) for number, label in enumerate(labels)]
         shard(root / f"{part}-0.tar", {**dict(pairs), **more})
     return root
@@ -290,7 +299,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no image": (
         lambda it: (it / "val/fox/z.png").write_bytes(b"<html>"),
-        r"val/fox/z\.png cannot be read: .*identify",
+        r"val/fox/z\.png cannot be read: it is no image",
     ),
     "a key twice": (
         lambda it: image(it / "train/fox/a.bmp"),
@@ -299,6 +308,24 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a name that is no text": (
         lambda it: os.rename(it / "train/fox/a.jpg", os.fsencode(it / "train/fox") + b"/\xff.jpg"),
         r"a name that is not UTF-8: 'train/fox/\\udcff\.jpg'",
+    ),
+    "a page of an error under an image's name": (
+        lambda it: (it / "val/cat/z.jpg").write_text("<html>404</html>"),
+        r"val/cat/z\.jpg cannot be read: it is no image",
+    ),
+    "an animation under another name": (
+        lambda it: Image.new("L", (2, 2)).save(
+            it / "val/cat/z.jpg", "GIF", save_all=True, append_images=[Image.new("L", (2, 2), 9)]
+        ),
+        r"val/cat/z\.jpg cannot be read: it has 2 frames",
+    ),
+    "a JPEG that is cut off": (
+        lambda it: (it / "val/cat/z.jpg").write_bytes(JPEG[:-400]),
+        r"val/cat/z\.jpg cannot be read: .*truncated",
+    ),
+    "a PNG that is cut off": (
+        lambda it: (it / "val/cat/z.png").write_bytes(_encoded("PNG")[:-400]),
+        r"val/cat/z\.png cannot be read: ",
     ),
     "val as shards": (
         lambda it: ([path.unlink() for path in it.glob("val/*/*")], (it / "val-0.tar").touch()),
@@ -348,6 +375,10 @@ SHARDS_REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an image that is refused": (
         lambda it: shards(it, **{"5.cls": b"0", "5.tif": image(it / "x.tif", "F").read_bytes()}),
         r"train-0\.tar: 5\.tif cannot be read: its pixels are floating-point numbers",
+    ),
+    "an image that is none": (
+        lambda it: shards(it, **{"0.jpg": b"image"}),
+        r"train-0\.tar: 0 cannot be read: it is no",
     ),
     "val as folders": (
         lambda it: (shards(it), (it / "val-0.tar").unlink(), image(it / "val" / "0" / "a.jpg")),
@@ -413,7 +444,6 @@ def test_sweeps_say_it_once(mine, tmp_path, monkeypatch) -> None:
 
 
 def test_a_run_says_it_and_names_an_image_that_it_cannot_read(mine, tmp_path, monkeypatch, capsys) -> None:
-    """In one line, though the image is only found to be bad when it is read."""
     monkeypatch.setattr(
         sys, "argv", ["raymu", "run", "finetune", "--scenario", "mine", "--data-dir", str(mine[1]), "--out", "out"]
     )
@@ -423,12 +453,12 @@ def test_a_run_says_it_and_names_an_image_that_it_cannot_read(mine, tmp_path, mo
     assert end.value.code == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line in SAID] == SAID
     Image.new("F", (2, 2)).save(mine[1] / "train" / "cat" / "z.jpg", "TIFF")
-    references.load.cache_clear()
+    references.release()
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        "error: the image z in train/cat/z.jpg cannot be read: its pixels are floating-point numbers (mode F), and no"
-        " file says which one is white\n"
+        f"error: {mine[1]}/train/cat/z.jpg cannot be read: its pixels are floating-point numbers (mode F), and no file"
+        " says which one is white\n"
     )
