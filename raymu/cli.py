@@ -522,10 +522,11 @@ def _unlearn(
     weights.prepare(task, weights_file)
     models.check(task, chosen)
     task = data.prepare(task, data_dir)
-    for line in data.notes(task):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
     data.check_split(task)
     keep.make_room(out)
+    console.print(f"{chosen.name()} on {task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
+    for line in data.notes(task):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     missing = references.missing(task)
     trial = (out.absolute(), task, instance, number, goal, options, layers)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):

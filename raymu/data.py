@@ -130,8 +130,8 @@ def _function(read: Any) -> Any:
 
 
 def _latest(dataset: str) -> dict[str, str]:
-    """Record of the dataset's last preparation: its `data`, and for arrays a digest of their `reader`; empty if there
-    was none.
+    """Record of the dataset's last preparation: its `data`, and for arrays the `directory` and a digest of their
+    `reader`; empty if there was none.
     """
     path = _latest_path(dataset)
     return dict(cache.load_json(path)) if path.exists() else {}
@@ -175,18 +175,31 @@ class ArrayDataset(Dataset):
         return Format((self.channels, self.size, self.size), self.mean, self.std)
 
     def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
-        """See Dataset. Without a directory what raymu read the last time is taken, unless other code or other versions
-        of packages would read it now; what a function of the user's reads is read anew.
+        """See Dataset. Without a directory what is asked for is taken from the cache, or what raymu read the last time,
+        unless other code or other versions of packages would read it now; what a function of the user's reads is read
+        anew, where it was the last time.
         """
         if directory is not None and not self.files:
             raise InputError(f"{name} reads no files: leave out --data-dir {directory}")
-        latest = _latest(name)
-        if directory is None and inspect.unwrap(_function(self.read)).__module__ == __name__:
+        latest, is_own = _latest(name), inspect.unwrap(_function(self.read)).__module__ == __name__
+        if directory is None:
             if asked and self.is_ready(entry_of(name, asked)):
                 return asked
-            if latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
+            if is_own and latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
                 return latest["data"]
-        return self.keep(name, self.read(Path(directory or cache.root() / "downloads").expanduser()))
+            directory = latest.get("directory") or cache.root() / "downloads"
+        directory = Path(directory).expanduser().absolute()
+        try:
+            arrays = self.read(directory)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a function of the user's raises
+            if is_own:
+                raise
+            raise InputError(f"{name} cannot be read from {directory}: {type(error).__name__}: {error}") from error
+        data = self.keep(name, arrays)
+        _write_json(_latest_path(name), {**_latest(name), "directory": str(directory)})
+        return data
 
     @property
     def _reader(self) -> str:

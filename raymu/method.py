@@ -339,13 +339,16 @@ def _defined_in(module: ModuleType) -> dict[str, type[Method]]:
 
 
 def _loaded(path: Path) -> ModuleType:
-    """The module that a file of one's own is, run once a process."""
+    """The module that a file of one's own is, run once a process. Modules beside it can be imported, as where Python
+    runs it.
+    """
     name = f"own_{content_hash(str(path.resolve()))}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise InputError(f"there is no file {path}")
         sys.modules[name] = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(path.parent.resolve()))
         try:
             spec.loader.exec_module(sys.modules[name])
         except Exception as error:  # whatever the user's own code raises

@@ -145,7 +145,9 @@ def test_a_list_of_sweeps_keeps_what_each_one_says(monkeypatch, capsys, tmp_path
         return capsys.readouterr().err
 
     few = Protocol(trials=2, objective="weighted")
-    both = [Sweep(RandomLabel, digits, few, head=head, space={"lr": Range(1e-3, 1e-2, "log")}) for head in ("linear", "cmf")]
+    both = [
+        Sweep(RandomLabel, digits, few, head=head, space={"lr": Range(1e-3, 1e-2, "log")}) for head in ("linear", "cmf")
+    ]
     assert main(sweeps=both) == ""
     assert begun == both
     main("--trials", "3", sweeps=both)

@@ -135,6 +135,25 @@ def test_arrays_are_read_again_where_code_or_directory_say_otherwise(striped, tm
     assert len(data.load(first, CPU).train) == 32  # half of its 64: what was bound stays bound
 
 
+def test_what_a_function_of_the_users_raises_is_one_line_and_its_directory_is_remembered(
+    striped, tmp_path, monkeypatch
+):
+    def read(directory: Path) -> dict[str, np.ndarray]:
+        return dict(np.load(directory / "my.npz"))
+
+    monkeypatch.setitem(data.DATASETS, "stripes", dataclasses.replace(array_dataset(50), read=read))
+    with pytest.raises(InputError, match=r"stripes cannot be read from .*/no: FileNotFoundError: .*my\.npz"):
+        data.prepare(striped, tmp_path / "no")
+    np.savez(tmp_path / "my.npz", **stripes(50, tmp_path))
+    prepared = data.prepare(striped, tmp_path)
+    monkeypatch.chdir("/")
+    assert data.prepare(striped) == prepared
+    (tmp_path / "my.npz").unlink()
+    assert data.prepare(prepared) == prepared  # it is in the cache, whatever lies there now
+    with pytest.raises(InputError, match="FileNotFoundError"):
+        data.prepare(striped)
+
+
 def test_images_are_known_by_what_reads_them(striped, photos, tmp_path, monkeypatch) -> None:
     class Own(data.ArrayDataset):
         """One of the user's."""
@@ -400,6 +419,22 @@ def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
         digests[name] = method.get(str(tmp_path / name / "salun.py")).source()
     assert digests["same"] == digests["comment"] == digests["docstring"]
     assert len({digests["same"], digests["helper"], digests["body"]}) == 3
+
+
+def test_a_file_of_a_method_imports_what_lies_beside_it(tmp_path, monkeypatch) -> None:
+    """As where Python runs it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("EPOCHS = 3\n")
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from beside_it import EPOCHS\n"
+        "from raymu.methods.finetune import Finetune\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Own(Finetune):\n"
+        "    def unlearn(self, run):\n"
+        "        return EPOCHS\n"
+    )
+    assert method.get(str(tmp_path / "own.py"))().unlearn(None) == 3
 
 
 LIMIT = 3
