@@ -87,9 +87,10 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
         InputError: timm cannot build it with these arguments, it has no stem that `cifar_stem` could replace, or the
             program has set another default dtype or device of torch.
     """
-    if (torch.get_default_dtype(), torch.get_default_device()) != (torch.float32, torch.device("cpu")):
+    kind, device = torch.get_default_dtype(), torch.get_default_device()
+    if kind != torch.float32 or device.type not in ("cpu", "meta"):
         raise InputError(
-            f"torch's defaults are {torch.get_default_dtype()} on {torch.get_default_device()}: raymu needs float32 on"
+            f"torch's defaults are {kind} on {device}: raymu needs float32 on"
             " the CPU, and chooses what else it needs itself; leave torch.set_default_dtype and set_default_device out"
         )
     import timm  # takes a second, which only who builds a model has to spend
