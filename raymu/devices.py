@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from raymu.errors import InputError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 10
 NOWHERE = dict.fromkeys(("device", "processor", "cuda", "arithmetic"))  # of a row, before anything was computed
@@ -45,6 +47,20 @@ def describe(device: torch.device, precision: str) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "arithmetic": f"{precision} tf32:{tf32}" if tf32 else precision,
     }
+
+
+def check_defaults() -> None:
+    """Look whether new tensors are what raymu takes them for.
+
+    Raises:
+        InputError: the program has set another default dtype or device of torch.
+    """
+    default, device = torch.get_default_dtype(), torch.get_default_device()
+    if (default, device.type) != (torch.float32, "cpu"):
+        raise InputError(
+            f"torch's defaults are {default} on {device}: raymu needs float32 on the CPU, and chooses what else it"
+            " needs itself; leave torch.set_default_dtype and set_default_device out"
+        )
 
 
 def _cpu() -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from raymu import cache, source
+from raymu import cache, devices, source
 from raymu.data import DATASETS, Data, Split
 from raymu.errors import Diverged, InputError
 from raymu.method import Method
@@ -84,15 +84,8 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     """The scenario's architecture with random weights that depend on `seed` alone.
 
     Raises:
-        InputError: timm cannot build it with these arguments, it has no stem that `cifar_stem` could replace, or the
-            program has set another default dtype or device of torch.
+        InputError: timm cannot build it with these arguments, or it has no stem that `cifar_stem` could replace.
     """
-    kind, device = torch.get_default_dtype(), torch.get_default_device()
-    if kind != torch.float32 or device.type not in ("cpu", "meta"):
-        raise InputError(
-            f"torch's defaults are {kind} on {device}: raymu needs float32 on"
-            " the CPU, and chooses what else it needs itself; leave torch.set_default_dtype and set_default_device out"
-        )
     import timm  # takes a second, which only who builds a model has to spend
 
     arguments = timm_arguments(scenario)
@@ -124,8 +117,9 @@ def check(scenario: Scenario, method: type[Method] | None = None) -> None:
     Raises:
         InputError: it cannot be built, or does not read such images; its logits are not its features times one matrix;
             it cannot be trained, in train mode or in eval mode; a copy with the weights as they are read from a
-            file answers otherwise; or the method cannot work on it.
+            file answers otherwise; the method cannot work on it; or torch's defaults were changed.
     """
+    devices.check_defaults()
     dataset = DATASETS[scenario.dataset]
     shape = tuple(dataset.format(scenario).shape)
     alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0)

@@ -75,11 +75,12 @@ def run_trial(
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
 
     Raises:
-        InputError: the scenario's data are missing.
+        InputError: the scenario's data are missing, or torch's defaults were changed.
         OSError, MemoryError, torch.OutOfMemoryError: the machine failed, not the method, as a full disk does; the trial
             may well work if it is tried again.
     """
     source.look_anew()
+    devices.check_defaults()
     started, workers = time.perf_counter(), Workers()
     scenario = data.prepared(scenario)
     here = devices.describe(references.default_device(), scenario.recipe.precision)

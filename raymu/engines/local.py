@@ -462,6 +462,7 @@ class Engine:
     def _once(self, name: str, compute: Callable[[], Tensors], **knobs: float | str) -> Tensors:
         if self.epoch:
             raise RuntimeError(f"{name} is computed from the original model: ask for it before the first epoch")
+        made_by = content_hash([self._method.source(), knobs])
         before, asked = self.images, time.perf_counter()
 
         def measured() -> Tensors:
@@ -478,7 +479,6 @@ class Engine:
         if self._cache_directory is None:
             tensors = measured()
         else:
-            made_by = content_hash([self._method.source(), knobs])
             entry = self._workers.once(self._cache_directory / f"{name}-{made_by}", build)
             tensors = cache.load_tensors(entry / "tensors.safetensors", self._device)
         images, seconds = tensors.pop(COST).tolist()
