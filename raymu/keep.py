@@ -47,7 +47,7 @@ def keep(
     row, model = run_trial(scenario, method, seed=seed, objective=objective, options=options)
     profiles = None
     if layers and model is not None:
-        with references.arithmetic(scenario, options):
+        with references.cpu_threads(options.threads):
             loaded = references.load(scenario, references.default_device(), options)
             profiles = {**references.profiles(scenario, options), method.name(): profile(model, loaded.data)}
     if Workers().rank > 0:

@@ -81,7 +81,8 @@ def timm_arguments(scenario: Scenario) -> dict[str, Any]:
 
 
 def build(scenario: Scenario, seed: int) -> nn.Module:
-    """The scenario's architecture with random weights that depend on `seed` alone.
+    """The scenario's architecture with random weights that depend on `seed` alone. It computes in the recipe's
+    precision.
 
     Raises:
         InputError: timm cannot build it with these arguments, or it has no stem that `cifar_stem` could replace.
@@ -104,8 +105,31 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
             model.conv1 = nn.Conv2d(DATASETS[scenario.dataset].channels, stem.out_channels, 3, 1, 1, bias=False)
             nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
             model.maxpool = nn.Identity()
+    if scenario.recipe.precision == "bf16":
+        kind = type(model)
+        model.__class__ = type(kind.__name__, (_Bfloat16, kind), {})  # survives a copy, and renames no weight
     network: nn.Module = model
     return network
+
+
+class _Bfloat16:
+    """A network whose matrix products and convolutions are in bfloat16 (torch.autocast), and whose answers are float32:
+    what is made of them outside, losses and all that is measured, is exact.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        with self._autocast(images):
+            logits: Tensor = super().forward(images)  # type: ignore[misc]
+        return logits.float()
+
+    def forward_intermediates(self, images: Tensor, **arguments: Any) -> list[Tensor]:
+        with self._autocast(images):
+            blocks: list[Tensor] = super().forward_intermediates(images, **arguments)  # type: ignore[misc]
+        return [block.float() for block in blocks]
+
+    @staticmethod
+    def _autocast(images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16)
 
 
 def check(scenario: Scenario, method: type[Method] | None = None) -> None:
@@ -122,7 +146,8 @@ def check(scenario: Scenario, method: type[Method] | None = None) -> None:
     devices.check_defaults()
     dataset = DATASETS[scenario.dataset]
     shape = tuple(dataset.format(scenario).shape)
-    alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0)
+    exact = dataclasses.replace(scenario.recipe, precision="fp32")
+    alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0, recipe=exact)
     _try_out(alike, shape, dataset.num_classes)
     if method is not None:
         with torch.no_grad(), _refusal(scenario, f"is not what {method.name()} works on"):
@@ -246,7 +271,7 @@ def head_matrix(model: Any) -> Tensor:
 
 
 def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W).
+    """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W), in float32.
 
     The logits are the model's own. The features are what its head is given meanwhile; where it has several, they stand
     side by side.
@@ -254,7 +279,7 @@ def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     layers, given = heads(model), dict[nn.Module, Tensor]()
 
     def listen(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        given[layer] = inputs[0].flatten(1)
+        given[layer] = inputs[0].flatten(1).float()
 
     hooks = [layer.register_forward_pre_hook(listen, prepend=True) for layer in layers]  # before DeepSpeed's
     try:
@@ -324,7 +349,7 @@ def outputs(model: nn.Module, data: Data, *splits: Split) -> Iterator[Outputs]:
     with eval_mode(model):
         for images, labels in batches(data, *splits):
             with torch.no_grad():
-                features, logits = (said[: len(labels)].float() for said in features_and_logits(model, images))
+                features, logits = (said[: len(labels)] for said in features_and_logits(model, images))
             if not (features.isfinite().all() and logits.isfinite().all()):
                 diverged += 1
                 break  # not raised here: the others would wait for this one

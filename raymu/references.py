@@ -92,7 +92,7 @@ def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path
         scenario_data = data.load(scenario, device, options.threads)
         model = weights.start(scenario, scenario.model_seed).to(device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
-        with arithmetic(scenario, options):
+        with cpu_threads(options.threads):
             epochs = fit(model, scenario_data, method, scenario, options)
         if entry is None:
             return
@@ -117,7 +117,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
     def build(entry: Path | None) -> None:
         scenario_data = data.load(scenario, default_device(), options.threads)
         trained = load_models(scenario, options)
-        with arithmetic(scenario, options):
+        with cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
             looked = look(trained["retrained"], scenario_data)
@@ -148,7 +148,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
 
     def build(entry: Path | None) -> None:
         scenario_data = data.load(scenario, default_device(), options.threads)
-        with arithmetic(scenario, options):
+        with cpu_threads(options.threads):
             found = {which: profile(model, scenario_data) for which, model in load_models(scenario, options).items()}
         if entry is not None:
             cache.save_json(entry / PROFILES, found)
@@ -277,16 +277,6 @@ def _loaded(scenario: Scenario, device: torch.device, options: Options, look: tu
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(entry_of(scenario, "original") / WEIGHTS, device),
     )
-
-
-@contextlib.contextmanager
-def arithmetic(scenario: Scenario, options: Options) -> Iterator[None]:
-    """Run the body with the recipe's precision and the CPU threads that a worker has."""
-    device = default_device().type
-    # What autocast has cast once it would use again after a step has changed the weight: no cache.
-    bf16 = torch.autocast(device, torch.bfloat16, scenario.recipe.precision == "bf16", cache_enabled=False)
-    with cpu_threads(options.threads), bf16:
-        yield
 
 
 @contextlib.contextmanager

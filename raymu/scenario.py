@@ -28,8 +28,8 @@ class Recipe:
         augment: random crops and horizontal flips, for unlearning as well: crops after 4 pixels of padding where
             images are small (`raymu.images`), random resized ones where they are photographs (`raymu.encoded`).
         optimizer: "sgd" or "adamw"; see `Engine.epochs`. Methods of unlearning choose their own.
-        precision: "fp32", or "bf16" for matrix products and convolutions in bfloat16 (torch.autocast), for unlearning
-            and evaluation as well. Weights are always float32.
+        precision: "fp32", or "bf16" for the network's matrix products and convolutions in bfloat16 (torch.autocast),
+            for unlearning and evaluation as well. Weights, losses and all that is measured are float32.
 
     Raises:
         InputError: a value that cannot work.

@@ -139,7 +139,7 @@ def run_trial(
             row["resumed"] = [*so_far["resumed"], state.epoch]
             started -= row["wall_s"]
 
-        with references.arithmetic(scenario, options):
+        with references.cpu_threads(options.threads):
             memory.reset_peak(references.default_device())
             engine.run(method, end_of_epoch)
             row["epochs"], row["images"], spared_s = engine.epoch, engine.images, engine.spared_s

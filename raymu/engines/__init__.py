@@ -37,7 +37,7 @@ def check(scenario: Scenario, options: Options) -> None:
     if options.deepspeed is not None:
         from raymu.engines import deepspeed
 
-        deepspeed.check(options, scenario)
+        deepspeed.check(options)
     if options.workers == 1 and not options.checkpointing:
         return
     with torch.device("meta"):

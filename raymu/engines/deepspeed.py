@@ -19,7 +19,6 @@ from raymu.engines.options import Options
 from raymu.errors import InputError
 from raymu.method import Clipped, Step
 from raymu.models import CMF
-from raymu.scenario import Scenario
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -29,14 +28,14 @@ NEVER = 10**9
 LINEAR = torch.nn.functional.linear
 
 
-def check(options: Options, scenario: Scenario) -> None:
+def check(options: Options) -> None:
     """Look whether DeepSpeed accepts the configuration.
 
     Raises:
         InputError: it refuses a field's value.
     """
     try:
-        DeepSpeedConfig(_config(options, scenario))
+        DeepSpeedConfig(_config(options))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"DeepSpeed configuration: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -44,14 +43,13 @@ def check(options: Options, scenario: Scenario) -> None:
         raise InputError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from error
 
 
-def _config(options: Options, scenario: Scenario) -> dict[str, Any]:
+def _config(options: Options) -> dict[str, Any]:
     return {
         **options.deepspeed_config,
         "train_micro_batch_size_per_gpu": 1,  # a number has to be there
         "gradient_clipping": 0.0,  # left out, it is 1.0
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": scenario.recipe.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": NEVER,
     }
 
@@ -82,7 +80,7 @@ class DeepSpeed(Engine):
             self._freeze()
 
     def _config(self) -> dict[str, Any]:
-        return _config(self._options, self.scenario)
+        return _config(self._options)
 
     def _spread(self, teacher: nn.Module) -> nn.Module:
         if self._options.stage != 3:

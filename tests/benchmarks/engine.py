@@ -51,7 +51,7 @@ from raymu.data import Data, HeldOut, Split
 from raymu.engines import Engine, Options
 from raymu.images import Pixels
 from raymu.methods.finetune import Finetune
-from raymu.references import arithmetic, cpu_threads, default_device
+from raymu.references import cpu_threads, default_device
 from raymu.scenario import Recipe, Scenario
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -112,9 +112,7 @@ def bare(model: nn.Module, case: Case, pixels: Tensor, labels: Tensor, seeds: li
         for rows in order.split(recipe.batch_size):
             images = pixels[rows].float().div_(255).sub_(mean).div_(std)
             optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, recipe.precision == "bf16", cache_enabled=False):
-                loss = cross_entropy(model(images), labels[rows])
-            loss.backward()
+            cross_entropy(model(images), labels[rows]).backward()
             optimizer.step()
         mark(epoch)
 
@@ -144,7 +142,7 @@ def run(case: Case, row: str | int) -> Figures:
         if row != ENGINE:
             options = Options(threads=case.threads, workers=case.workers, zero=row)
         engine = engines.make(model, data, case.scenario, seed=SEED, options=options)
-        with arithmetic(case.scenario, options), timed_initialise(row, initialise):
+        with cpu_threads(case.threads), timed_initialise(row, initialise):
             engine.run(Finetune(lr=LR, epochs=1 + TIMED), mark)
     peak = memory.peak(device) or 0
     after = parameters_to_vector(model.parameters()).detach().cpu()
