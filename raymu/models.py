@@ -117,6 +117,8 @@ class _Bfloat16:
     what is made of them outside, losses and all that is measured, is exact.
     """
 
+    in_bfloat16 = True
+
     def forward(self, images: Tensor) -> Tensor:
         with self._autocast(images):
             logits: Tensor = super().forward(images)  # type: ignore[misc]
@@ -127,9 +129,21 @@ class _Bfloat16:
             blocks: list[Tensor] = super().forward_intermediates(images, **arguments)  # type: ignore[misc]
         return [block.float() for block in blocks]
 
-    @staticmethod
-    def _autocast(images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, torch.bfloat16)
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, torch.bfloat16, self.in_bfloat16)
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Have the model compute in float32, whatever its recipe says."""
+    rounding = [network for network in model.modules() if isinstance(network, _Bfloat16)]
+    for network in rounding:
+        network.in_bfloat16 = False
+    try:
+        yield
+    finally:
+        for network in rounding:
+            network.in_bfloat16 = True
 
 
 def check(scenario: Scenario, method: type[Method] | None = None) -> None:

@@ -29,7 +29,7 @@ READS = {  # operations that give back a number, or a tensor whose size has to b
     aten.unique_dim,
     aten.bincount,
 }
-IN_FLOAT32 = ("sum", "sum.dim_IntList", "cumsum", "norm.Scalar", "norm.ScalarOpt_dim")  # by autocast on CUDA, not on CPUs
+IN_FLOAT32 = ("sum", "sum.dim_IntList", "cumsum", "norm.Scalar", "norm.ScalarOpt_dim")  # by autocast on CUDA alone
 
 
 class Refused(RuntimeError):
@@ -158,9 +158,13 @@ def _check(packet: Any, args: Any, leaves: list[Tensor], there: list[Tensor]) ->
         return
     if packet in (aten.copy_, aten._to_copy):
         return
-    if packet in MIXING and isinstance(args[0], OnGPU) and all(
-        not isinstance(leaf, Tensor) or isinstance(leaf, OnGPU) or any(leaf is index for index in args[1])
-        for leaf in tree_leaves(args)
+    if (
+        packet in MIXING
+        and isinstance(args[0], OnGPU)
+        and all(
+            not isinstance(leaf, Tensor) or isinstance(leaf, OnGPU) or any(leaf is index for index in args[1])
+            for leaf in tree_leaves(args)
+        )
     ):
         return  # indices may lie on the CPU
     raise Refused(f"{packet}: some tensors are on {GPU}, others on the CPU")
@@ -208,7 +212,7 @@ def pretended_gpu(monkeypatch: Any) -> Iterator[Counter[str]]:
 
 
 def _load_file(path: Path, device: str) -> dict[str, Tensor]:
-    """safetensors makes its tensors by means that no mode sees."""
+    """Safetensors makes its tensors by means that no mode sees."""
     torch._C._set_only_lift_cpu_tensors(False)
     with _disable_current_modes():
         loaded = load_file(path)

@@ -1,6 +1,9 @@
 """Everything on a GPU that is pretended (see pretended_gpu.py): devices, types, and reads by the host."""
 
 import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,21 +11,34 @@ from pretended_gpu import pretended_gpu
 from torch import Tensor
 
 from raymu import data, engines, method, models
+from raymu.evaluation import baseline, evaluate, look
+from raymu.evaluation.probe import LinearProbe
 from raymu.scenario import Recipe, Scenario
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
-FAST = {"epochs": 1, "steps": 3, "samples": 50, "iterations": 3}  # hyperparameters that cost time
+QUICK = {"epochs": 1, "impair_epochs": 1, "repair_epochs": 1, "noise_batches": 2, "samples": 50, "damping": 1.0}
 
 
-def scenario(digits: Scenario, precision: str, batch_size: int = 256) -> Scenario:
-    recipe = Recipe(lr=0.05, epochs=1, batch_size=batch_size, precision=precision)
-    return dataclasses.replace(digits, name="gpu", recipe=recipe)
+@pytest.fixture
+def few(digits: Scenario, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    """The digits' first 240 images, 120 of them to train on."""
+    known = data.DATASETS["digits"]
+
+    def read(directory: Path) -> data.Arrays:
+        return {name: array[:240] for name, array in known.read(directory).items()}
+
+    monkeypatch.setitem(data.DATASETS, "few", dataclasses.replace(known, read=read, files=False))
+    return dataclasses.replace(digits, name="few", dataset="few", val_share=0.25, test_share=0.25)
+
+
+def changed(scenario: Scenario, **recipe: Any) -> Scenario:
+    return dataclasses.replace(scenario, recipe=Recipe(lr=0.05, epochs=1, **{"batch_size": 64, **recipe}))
 
 
 def unlearned(name: str, head: str, chosen: Scenario, device: torch.device) -> dict[str, Tensor]:
     """The weights that a method ends with."""
     cls = method.get(name)
-    fast = {key: value for key, value in FAST.items() if key in cls.hyperparameters()}
+    fast = {key: value for key, value in QUICK.items() if key in cls.hyperparameters()}
     config = cls.published_config(chosen, head) | fast
     engine = engines.make(models.build(chosen, seed=1).to(device), data.load(chosen, device), chosen, seed=0)
     engine.run(cls.from_config(config, head=head))
@@ -31,11 +47,56 @@ def unlearned(name: str, head: str, chosen: Scenario, device: torch.device) -> d
 
 @pytest.mark.parametrize(("precision", "head"), [("fp32", "linear"), ("bf16", "cmf")])
 @pytest.mark.parametrize("name", method.names())
-def test_every_method_does_on_a_gpu_what_it_does_on_a_cpu(name, precision, head, digits, monkeypatch) -> None:
-    chosen = scenario(digits, precision)
+def test_every_method_does_on_a_gpu_what_it_does_on_a_cpu(name, precision, head, few, monkeypatch) -> None:
+    chosen = changed(few, precision=precision)
     expected = unlearned(name, head, chosen, CPU)
     with pretended_gpu(monkeypatch) as counts:
         found = unlearned(name, head, chosen, GPU)
     assert counts["operations"] > 100
     for key, weight in expected.items():
         torch.testing.assert_close(found[key], weight, msg=key)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_measures_what_a_cpu_does(few, monkeypatch, precision) -> None:
+    chosen = changed(few, precision=precision)
+
+    def measured(device: torch.device) -> dict[str, Any]:
+        loaded = data.load(chosen, device)
+        trained = {which: models.build(chosen, seed).to(device) for seed, which in enumerate(("original", "retrained"))}
+        row = evaluate(trained["original"], loaded, baseline(trained, loaded))
+        return {**row, **{f"look_{key}": value for key, value in look(trained["original"], loaded).items()}}
+
+    expected = measured(CPU)
+    with pretended_gpu(monkeypatch):
+        found = measured(GPU)
+    assert found == pytest.approx(expected)
+
+
+def test_what_is_measured_is_exact_whatever_the_network_computes_in(few, monkeypatch) -> None:
+    """A probe in bfloat16 is a weak one, which flatters unlearning."""
+    chosen = changed(few, precision="bf16")
+    loaded, model = data.load(chosen, CPU), models.build(chosen, seed=0)
+    given = []
+
+    class Seen(LinearProbe):
+        def __init__(self, features, labels, *more) -> None:
+            super().__init__(features, labels, *more)
+            given.append((features, labels, self._weights))
+
+    monkeypatch.setattr(sys.modules["raymu.evaluation.evaluate"], "LinearProbe", Seen)
+    evaluate(model, loaded, baseline({"original": model, "retrained": model}, loaded))
+    ((features, labels, weights),) = given
+    assert features.dtype == torch.float32
+    assert torch.equal(LinearProbe(features, labels)._weights, weights)
+
+
+@pytest.mark.parametrize("name", sorted({*method.names()} - {"ssd", "svd", "influence"}))
+def test_no_step_of_training_waits_for_the_gpu(name, few, monkeypatch) -> None:
+    """The host reads as often where there are twice the steps."""
+    counts = []
+    for batch_size in (64, 16):
+        with pretended_gpu(monkeypatch) as counted:
+            unlearned(name, "linear", changed(few, batch_size=batch_size), GPU)
+        counts.append({key: count for key, count in counted.items() if key != "operations"})
+    assert counts[0] == counts[1]

@@ -311,13 +311,17 @@ class Engine:
         """The Gauss-Newton matrix of the mean CE times a vector, in one scan.
 
         J^T H J v, with the Jacobian J of the logits and the Hessian H of CE in the logits: the exact Hessian of a
-        linear classifier, positive semi-definite for any model (Schraudolph, Neural Computation 2002).
+        linear classifier, positive semi-definite for any model (Schraudolph, Neural Computation 2002). In float32 also
+        where the recipe is not: PyTorch's forward mode does not go with autocast.
         """
         weights = self.weights()
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         count = torch.tensor(0, device=self._device)
         detached = {name: weight.detach() for name, weight in weights.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+        with (
+            models.in_float32(self.model),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # fused attention has no forward-mode derivative
             for batch in self.scan(part):
 
                 def logits_of(values: Tensors, images: Tensor = batch.images) -> Tensor:
