@@ -106,8 +106,7 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
             nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
             model.maxpool = nn.Identity()
     if scenario.recipe.precision == "bf16":
-        kind = type(model)
-        model.__class__ = type(kind.__name__, (_Bfloat16, kind), {})  # survives a copy, and renames no weight
+        model.__class__ = type(type(model).__name__, (_Bfloat16, type(model)), {})  # survives a copy, renames no weight
     network: nn.Module = model
     return network
 

@@ -69,7 +69,8 @@ class DeepSpeed(Engine):
         self._optimizer = make_optimizer(list(self._trained.values()), optimizer, lr)
         network.register_forward_hook(self._weigh)
         checkpoint_gradients(network, self._options.checkpointing)
-        self._mask_gradients(self._trained)  # before stage 3 makes placeholders of the weights
+        for name, (mask, _) in self._frozen.items():  # before stage 3 makes placeholders of the weights
+            self._trained[name].register_hook(mask.mul)
         wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=self._config())
         self._deepspeed: Any = wrapped
         if self._options.stage == 3 and isinstance(network, CMF):

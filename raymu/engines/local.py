@@ -2,11 +2,12 @@
 
 import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
-from torch.utils.hooks import RemovableHandle
 
 from raymu import cache, models
 from raymu.data import Data
@@ -200,10 +200,10 @@ class Engine:
         self._passes += 1
         for batch in self._read(self._pass(part, batch_size, extra, "pass", self.epoch, self._passes)):
             if extra is not None:
-                added = batch.rows < 0
-                batch.images[added] = extra[0][-1 - batch.rows[added]]
-                batch.labels[added] = extra[1][-1 - batch.rows[added]]
-                batch = batch._replace(forget=batch.forget & ~added, rows=batch.rows.clamp(min=-1))
+                added, which = batch.rows < 0, (-1 - batch.rows).clamp(min=0)
+                images = torch.where(added.view(-1, 1, 1, 1), extra[0][which], batch.images)
+                labels = torch.where(added, extra[1][which], batch.labels)
+                batch = Batch(images, labels, batch.forget & ~added, batch.rows.clamp(min=-1), batch.seeds)
             yield batch
 
     def cycle(self, part: Rows) -> Iterator[Batch]:
@@ -214,9 +214,10 @@ class Engine:
 
     def _cycle(self, part: Rows, number: int) -> Iterator[Batch]:
         def chosen() -> Iterator[tuple[Tensor, Tensor]]:
-            begun, skipped = divmod(self._cycled[number], self._batch_count(self._rows(part)))
+            rows = self._rows(part)
+            begun, skipped = divmod(self._cycled[number], self._batch_count(rows))
             for passes in itertools.count(begun):
-                yield from self._pass(part, None, None, "cycle", number, passes)[skipped:]
+                yield from self._pass(rows, None, None, "cycle", number, passes)[skipped:]
                 skipped = 0
 
         for batch in self._read(chosen()):
@@ -264,9 +265,14 @@ class Engine:
         """
         count, drawn = self._data.num_classes, batch.seeds // FOR_AUGMENTATION
         if self.scenario.forget:
-            classes = torch.tensor([c for c in range(count) if c not in self.scenario.forget], device=self._device)
-            return classes[drawn % len(classes)]
+            return self._retained[drawn % len(self._retained)]
         return (batch.labels + 1 + drawn % (count - 1)) % count
+
+    @functools.cached_property
+    def _retained(self) -> Tensor:
+        """The classes that are not forgotten, on the device."""
+        classes = [one for one in range(self._data.num_classes) if one not in self.scenario.forget]
+        return torch.tensor(classes, device=self._device)
 
     def teacher(self, which: Literal["original", "random"]) -> Callable[[Batch], Tensor]:
         """Logits (B, K) of a frozen model in eval mode: of the model as it is now, before the first epoch, or of one
@@ -304,7 +310,7 @@ class Engine:
             count = torch.tensor(len(batch.labels), device=self._device)
             self._workers.sum(count, *gradients)
             if reduction == "mean":
-                gradients = torch._foreach_div(gradients, float(count))
+                gradients = torch._foreach_div(gradients, count)
             yield dict(zip(weights, gradients, strict=True))
 
     def curvature_product(self, part: Rows, vector: Tensors) -> Tensors:
@@ -394,16 +400,12 @@ class Engine:
         """Get ready for epochs of training."""
         weights = self.weights()
         self._optimizer = make_optimizer(list(weights.values()), optimizer, lr)
-        self._hooks = self._mask_gradients(weights)
+        masks = [(self._frozen[name], weight.dtype) for name, weight in weights.items() if self._frozen]
+        self._masks = [mask.to(kind) for (mask, _), kind in masks]
+        self._still = [torch.where(mask, 0, value) for (mask, value), _ in masks]
 
     def _end(self) -> None:
         """Those epochs are over, or given up."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _mask_gradients(self, weights: dict[str, nn.Parameter]) -> list[RemovableHandle]:
-        """Let what must not move have no gradient, so that the others' is clipped by its own length."""
-        return [weights[name].register_hook(mask.mul) for name, (mask, _) in self._frozen.items()]
 
     def _masters(self) -> list[Tensor]:
         """What the optimizer moves, or this worker's part of it."""
@@ -439,29 +441,33 @@ class Engine:
             checkpoint_gradients(self.model, False)
 
     def _step(self, step: Step) -> None:
+        """What must not move has no gradient, so that the others' is clipped by its own length."""
+        weights: list[Tensor] = list(self.weights().values())
         self._optimizer.zero_grad()
         for part in step if isinstance(step, tuple) else (step,):
-            self._add_gradient(part)
+            self._add_gradient(part, weights)
         self._optimizer.step()
         if self._frozen:
             with torch.no_grad():
-                for name, weight in self.weights().items():
-                    mask, value = self._frozen[name]
-                    torch.where(mask, weight, value, out=weight)
+                torch._foreach_mul_(weights, self._masks)
+                torch._foreach_add_(weights, self._still)
 
-    def _add_gradient(self, part: Loss) -> None:
+    def _add_gradient(self, part: Loss, weights: list[Tensor]) -> None:
         loss, norm = (part.loss, part.norm) if isinstance(part, Clipped) else (part, None)
         self._finite &= loss.detach().isfinite()
-        if norm is None:
+        if norm is None and not self._frozen:
             loss.backward()
             return
-        weights = list(self.weights().values())
-        gradients = gradients_of(loss, weights)
-        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-        scale = clipping(norm, length)
+        gradients = list(gradients_of(loss, weights))
+        if self._frozen:
+            torch._foreach_mul_(gradients, self._masks)
+        if norm is not None:
+            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            torch._foreach_mul_(gradients, clipping(norm, length))
+        if any(weight.grad is not None for weight in weights):
+            torch._foreach_add_(gradients, [torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
         for weight, gradient in zip(weights, gradients, strict=True):
-            gradient *= scale
-            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            weight.grad = gradient
 
     def _once(self, name: str, compute: Callable[[], Tensors], **knobs: float | str) -> Tensors:
         if self.epoch:
@@ -470,9 +476,9 @@ class Engine:
         before, asked = self.images, time.perf_counter()
 
         def measured() -> Tensors:
-            begun = time.perf_counter()
+            begun = _now(self._device)
             tensors = compute()
-            cost = [self.images - before, time.perf_counter() - begun]
+            cost = [self.images - before, _now(self._device) - begun]
             return {**tensors, COST: torch.tensor(cost, dtype=torch.float64)}
 
         def build(entry: Path | None) -> None:
@@ -566,7 +572,14 @@ class Engine:
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
 
 
-def gradients_of(loss: Tensor, weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The gradient of a scalar in every weight, in their order: 0 in those that it does not depend on, as some models
     have them.
     """
