@@ -129,7 +129,7 @@ class _Bfloat16:
         return [block.float() for block in blocks]
 
     def _autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, torch.bfloat16, self.in_bfloat16)
+        return torch.autocast("cuda" if images.is_cuda else "cpu", torch.bfloat16, self.in_bfloat16)
 
 
 @contextlib.contextmanager
@@ -284,7 +284,7 @@ def head_matrix(model: Any) -> Tensor:
 
 
 def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W), in float32.
+    """Penultimate features (B, D) and logits (B, K) of normalised images (B, C, H, W), in float32 at least.
 
     The logits are the model's own. The features are what its head is given meanwhile; where it has several, they stand
     side by side.
@@ -292,7 +292,8 @@ def features_and_logits(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     layers, given = heads(model), dict[nn.Module, Tensor]()
 
     def listen(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        given[layer] = inputs[0].flatten(1).float()
+        features = inputs[0].flatten(1)
+        given[layer] = features.to(torch.promote_types(features.dtype, torch.float32))
 
     hooks = [layer.register_forward_pre_hook(listen, prepend=True) for layer in layers]  # before DeepSpeed's
     try:

@@ -324,10 +324,8 @@ class Engine:
         total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         count = torch.tensor(0, device=self._device)
         detached = {name: weight.detach() for name, weight in weights.items()}
-        with (
-            models.in_float32(self.model),
-            sdpa_kernel(SDPBackend.MATH),
-        ):  # fused attention has no forward-mode derivative
+        # Fused attention has no forward-mode derivative.
+        with models.in_float32(self.model), sdpa_kernel(SDPBackend.MATH):
             for batch in self.scan(part):
 
                 def logits_of(values: Tensors, images: Tensor = batch.images) -> Tensor:
@@ -400,9 +398,10 @@ class Engine:
         """Get ready for epochs of training."""
         weights = self.weights()
         self._optimizer = make_optimizer(list(weights.values()), optimizer, lr)
-        masks = [(self._frozen[name], weight.dtype) for name, weight in weights.items() if self._frozen]
-        self._masks = [mask.to(kind) for (mask, _), kind in masks]
-        self._still = [torch.where(mask, 0, value) for (mask, value), _ in masks]
+        self._moving: list[Tensor] = list(weights.values())
+        frozen = [self._frozen[name] for name in weights if self._frozen]
+        self._masks = [mask.to(value.dtype) for mask, value in frozen]
+        self._still = [torch.where(mask, 0, value) for mask, value in frozen]
 
     def _end(self) -> None:
         """Those epochs are over, or given up."""
@@ -441,33 +440,35 @@ class Engine:
             checkpoint_gradients(self.model, False)
 
     def _step(self, step: Step) -> None:
-        """What must not move has no gradient, so that the others' is clipped by its own length."""
-        weights: list[Tensor] = list(self.weights().values())
         self._optimizer.zero_grad()
         for part in step if isinstance(step, tuple) else (step,):
-            self._add_gradient(part, weights)
+            self._add_gradient(part)
+        self._mask([weight.grad for weight in self._moving])
         self._optimizer.step()
         if self._frozen:
             with torch.no_grad():
-                torch._foreach_mul_(weights, self._masks)
-                torch._foreach_add_(weights, self._still)
+                torch._foreach_mul_(self._moving, self._masks)
+                torch._foreach_add_(self._moving, self._still)
 
-    def _add_gradient(self, part: Loss, weights: list[Tensor]) -> None:
+    def _add_gradient(self, part: Loss) -> None:
         loss, norm = (part.loss, part.norm) if isinstance(part, Clipped) else (part, None)
         self._finite &= loss.detach().isfinite()
-        if norm is None and not self._frozen:
+        if norm is None:
             loss.backward()
             return
-        gradients = list(gradients_of(loss, weights))
+        gradients = gradients_of(loss, self._moving)
+        self._mask(gradients)
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, clipping(norm, length))
+        for weight, gradient in zip(self._moving, gradients, strict=True):
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+
+    def _mask(self, gradients: Sequence[Tensor | None]) -> None:
+        """Let what must not move have no gradient, so that the others' is clipped by its own length."""
         if self._frozen:
-            torch._foreach_mul_(gradients, self._masks)
-        if norm is not None:
-            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, clipping(norm, length))
-        if any(weight.grad is not None for weight in weights):
-            torch._foreach_add_(gradients, [torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
+            known = zip(gradients, self._masks, strict=True)
+            pairs = [(gradient, mask) for gradient, mask in known if gradient is not None]
+            torch._foreach_mul_([gradient for gradient, _ in pairs], [mask for _, mask in pairs])
 
     def _once(self, name: str, compute: Callable[[], Tensors], **knobs: float | str) -> Tensors:
         if self.epoch:
