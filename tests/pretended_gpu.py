@@ -103,13 +103,10 @@ class _Numbered(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def numbered(value: Any) -> Any:
-            return GPU if value == torch.device("cuda") or (isinstance(value, str) and value == "cuda") else value
+            return GPU if isinstance(value, torch.device | str) and str(value) == "cuda" else value
 
-        def known(value: Any) -> bool:
-            return isinstance(value, torch.device | str)
-
-        args, kwargs = (tree_map(lambda one: numbered(one) if known(one) else one, some) for some in (args, kwargs))
-        return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(numbered, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 _counts: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_gpu import pretended_gpu
+from pretended_gpu import Refused, pretended_gpu
 from torch import Tensor
 
 from raymu import data, engines, method, models
@@ -43,6 +43,21 @@ def unlearned(name: str, head: str, chosen: Scenario, device: torch.device) -> d
     engine = engines.make(models.build(chosen, seed=1).to(device), data.load(chosen, device), chosen, seed=0)
     engine.run(cls.from_config(config, head=head))
     return {key: weight.detach().cpu() for key, weight in engine.model.state_dict().items()}
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_does(monkeypatch) -> None:
+    with pretended_gpu(monkeypatch) as counts:
+        there = torch.ones(3, device="cuda")
+        with pytest.raises(Refused, match="others on the CPU"):
+            there + torch.ones(3)
+        with pytest.raises(Refused, match="no NumPy array"):
+            there.numpy()
+        with torch.autocast("cuda", torch.bfloat16):
+            product = there[None] @ there[:, None]
+            assert (product.dtype, product.sum().dtype) == (torch.bfloat16, torch.float32)
+        assert (there[there > 0].sum().item(), there.cpu().device) == (3, CPU)
+    del counts["operations"]
+    assert counts == {"aten.index": 1, "aten._local_scalar_dense": 1, "to the CPU": 1}
 
 
 @pytest.mark.parametrize(("precision", "head"), [("fp32", "linear"), ("bf16", "cmf")])
