@@ -181,11 +181,11 @@ class ArrayDataset(Dataset):
         """
         if directory is not None and not self.files:
             raise InputError(f"{name} reads no files: leave out --data-dir {directory}")
-        latest, is_own = _latest(name), inspect.unwrap(_function(self.read)).__module__ == __name__
+        latest, is_users = _latest(name), inspect.unwrap(_function(self.read)).__module__ != __name__
         if directory is None:
             if asked and self.is_ready(entry_of(name, asked)):
                 return asked
-            if is_own and latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
+            if not is_users and latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
                 return latest["data"]
             directory = latest.get("directory") or cache.root() / "downloads"
         directory = Path(directory).expanduser().absolute()
@@ -194,12 +194,10 @@ class ArrayDataset(Dataset):
         except InputError:
             raise
         except Exception as error:  # whatever a function of the user's raises
-            if is_own:
+            if not is_users:
                 raise
             raise InputError(f"{name} cannot be read from {directory}: {type(error).__name__}: {error}") from error
-        data = self.keep(name, arrays)
-        _write_json(_latest_path(name), {**_latest(name), "directory": str(directory)})
-        return data
+        return self.keep(name, arrays, str(directory))
 
     @property
     def _reader(self) -> str:
@@ -207,8 +205,8 @@ class ArrayDataset(Dataset):
         versions = [importlib.metadata.version(package) for package in READERS]
         return content_hash([source.digest(self.read), *versions, self.num_classes, self.format_of_arrays])
 
-    def keep(self, name: str, arrays: Arrays) -> str:
-        """Make what `read` returned the data of the dataset; return what they are.
+    def keep(self, name: str, arrays: Arrays, directory: str = "") -> str:
+        """Make what `read` returned, of that directory, the data of the dataset; return what they are.
 
         Raises:
             InputError: it is not what `read` has to return.
@@ -226,7 +224,7 @@ class ArrayDataset(Dataset):
         counts = {part: len(arrays[f"{part}_labels"]) for part in ("train", "test") if f"{part}_labels" in arrays}
         data = _described(digest.hexdigest()[:12], self.num_classes, counts)
         cache.once(entry_of(name, data), build)
-        _write_json(_latest_path(name), {"data": data, "reader": self._reader})
+        _write_json(_latest_path(name), {"data": data, "reader": self._reader, "directory": directory})
         return data
 
     def _check(self, name: str, arrays: Arrays) -> None:

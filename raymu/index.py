@@ -184,8 +184,9 @@ def digest(location: Location, parts: Mapping[str, Index]) -> str:
         InputError: an image cannot be read.
     """
     found = hashlib.sha256()
-    for part, (index, chosen) in _looked_at(parts).items():
+    for part, index in parts.items():
         order = np.argsort(index.ids)
+        chosen = _looked_at(order, parts)
         for array in (index.ids, index.labels, index.lengths):
             found.update(f"{part} {len(array)}".encode() + array[order].tobytes())
         hashes = _each(location, index, chosen, lambda content: hashlib.sha256(content).digest())
@@ -193,19 +194,16 @@ def digest(location: Location, parts: Mapping[str, Index]) -> str:
     return found.hexdigest()[:12]
 
 
-def _looked_at(parts: Mapping[str, Index]) -> dict[str, tuple[Index, NDArray[np.intp]]]:
-    """Each part, and the rows of those of its images whose contents are looked at."""
-    total, chosen = sum(int(index.lengths.sum()) for index in parts.values()), {}
-    for part, index in parts.items():
-        order = np.argsort(index.ids)
-        chosen[part] = index, order if total <= CONTENTS else order[:: -(-len(order) // SAMPLE)]
-    return chosen
+def _looked_at(order: NDArray[np.intp], parts: Mapping[str, Index]) -> NDArray[np.intp]:
+    """Rows of the images whose contents are looked at, among all rows of one of the parts, ordered by their ids."""
+    total = sum(int(index.lengths.sum()) for index in parts.values())
+    return order if total <= CONTENTS else order[:: -(-len(order) // SAMPLE)]
 
 
 def _each(
     location: Location, index: Index, rows: NDArray[np.intp], look: Callable[[bytes], Result]
 ) -> dict[int, Result]:
-    """What a function says of the contents of some images, by row."""
+    """Results of a function on the contents of some images, by row."""
     rows = rows[np.argsort(index.file[rows], kind="stable")]
 
     def in_file(rows: NDArray[np.intp]) -> list[tuple[int, Result]]:
@@ -221,8 +219,8 @@ def _each(
 
 def _decode(location: Location, parts: Mapping[str, Index]) -> None:
     """Decode the images whose contents are looked at."""
-    for index, chosen in _looked_at(parts).values():
-        errors = _each(location, index, chosen, _error)
+    for index in parts.values():
+        errors = _each(location, index, _looked_at(np.argsort(index.ids), parts), _error)
         if found := next(((row, error) for row, error in errors.items() if error), None):
             row, error = found
             name, key = index.files[index.file[row]].decode(), index.keys[row].decode()

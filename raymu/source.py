@@ -239,7 +239,7 @@ _sweep = ""
 
 
 def look() -> tuple[str, int]:
-    """Which process this is, and how often it has looked anew."""
+    """Name of this process, and the number of times that it has looked anew."""
     return _process, _looks
 
 

@@ -19,7 +19,8 @@ from raymu import cache
 
 aten = torch.ops.aten
 GPU = torch.device("cuda:0")
-MIXING = {aten.copy_, aten._to_copy, aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_}
+COPIES = {aten.copy_, aten._to_copy}
+INDEXED = {aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_}
 READS = {  # operations that give back a number, or a tensor whose size has to be known
     aten._local_scalar_dense,
     aten.equal,
@@ -33,7 +34,7 @@ IN_FLOAT32 = ("sum", "sum.dim_IntList", "cumsum", "norm.Scalar", "norm.ScalarOpt
 
 
 class Refused(RuntimeError):
-    """What a real GPU would have refused."""
+    """Error where a real GPU would have raised one."""
 
 
 class OnGPU(Tensor):
@@ -92,14 +93,14 @@ class OnGPU(Tensor):
 
 
 class _Everywhere(TorchDispatchMode):
-    """Lets whatever is made on the GPU, or brought there, be `OnGPU`."""
+    """Mode in which tensors that are made on the GPU, or brought there, are `OnGPU`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 class _Numbered(TorchFunctionMode):
-    """Says cuda:0 for cuda: torch would ask the driver which one is meant."""
+    """Mode in which cuda means cuda:0: torch would ask the driver which one is meant."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def numbered(value: Any) -> Any:
@@ -139,24 +140,22 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     found = func(*tree_map(bare, args), **tree_map(bare, kwargs))
     if not made_there or (packet is aten.copy_ and not isinstance(args[0], OnGPU)):
-        return return_and_correct_aliasing(func, args, kwargs, found) if leaves and not there else found
+        return found
     wrapped = tree_map(lambda value: OnGPU(value) if isinstance(value, Tensor) else value, found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
 
 
 def _is_masked(packet: Any, args: Any) -> bool:
-    indices = args[1] if packet in (aten.index, aten.index_put_, aten.index_put, aten._index_put_impl_) else ()
+    indices = args[1] if packet in INDEXED else ()
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def _check(packet: Any, args: Any, leaves: list[Tensor], there: list[Tensor]) -> None:
     elsewhere = [leaf for leaf in leaves if not isinstance(leaf, OnGPU) and leaf.dim()]
-    if not (there and elsewhere):
-        return
-    if packet in (aten.copy_, aten._to_copy):
+    if not (there and elsewhere) or packet in COPIES:
         return
     if (
-        packet in MIXING
+        packet in INDEXED
         and isinstance(args[0], OnGPU)
         and all(
             not isinstance(leaf, Tensor) or isinstance(leaf, OnGPU) or any(leaf is index for index in args[1])

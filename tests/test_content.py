@@ -629,7 +629,7 @@ def test_code_and_values_are_looked_at_anew_before_every_trial() -> None:
 
 
 def test_a_worker_looks_once_a_sweep(monkeypatch) -> None:
-    """What its trials fill makes no other method of the next trial's."""
+    """A container that a trial fills changes no digest for the next one."""
     monkeypatch.setattr(source, "_sweep", "")
     kept: list[int] = []
 

@@ -108,7 +108,7 @@ def test_what_is_measured_is_exact_whatever_the_network_computes_in(few, monkeyp
 
 @pytest.mark.parametrize("name", sorted({*method.names()} - {"ssd", "svd", "influence"}))
 def test_no_step_of_training_waits_for_the_gpu(name, few, monkeypatch) -> None:
-    """The host reads as often where there are twice the steps."""
+    """The host reads as often where there are four times the steps."""
     counts = []
     for batch_size in (64, 16):
         with pretended_gpu(monkeypatch) as counted:

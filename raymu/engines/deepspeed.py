@@ -71,7 +71,7 @@ class DeepSpeed(Engine):
         checkpoint_gradients(network, self._options.checkpointing)
         for name, (mask, _) in self._frozen.items():  # before stage 3 makes placeholders of the weights
             self._trained[name].register_hook(mask.mul)
-        wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=self._config())
+        wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=_config(self._options))
         self._deepspeed: Any = wrapped
         if self._options.stage == 3 and isinstance(network, CMF):
             # Nobody uses the backbone's own output, whose backward pass would gather these weights.
@@ -80,13 +80,10 @@ class DeepSpeed(Engine):
         if self._frozen:
             self._freeze()
 
-    def _config(self) -> dict[str, Any]:
-        return _config(self._options)
-
     def _spread(self, teacher: nn.Module) -> nn.Module:
         if self._options.stage != 3:
             return teacher
-        spread: nn.Module = deepspeed.initialize(model=teacher, config=self._config())[0]
+        spread: nn.Module = deepspeed.initialize(model=teacher, config=_config(self._options))[0]
         spread.eval()
         return spread
 

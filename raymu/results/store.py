@@ -17,7 +17,7 @@ import re
 import socket
 import time
 import uuid
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -405,8 +405,9 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
 
 
 def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
-    """The sweeps, no two trials of which have one `trial_id`."""
+    """The sweeps, with another `trial_id` for every trial."""
     names = [{row["trial_id"] for row in sweep.rows if "trial_id" in row} for sweep in sweeps]
+    taken = Counter(name for own in names for name in own)
 
     def renamed(sweep: SweepResults, row: dict[str, Any]) -> dict[str, Any]:
         named = {key: row[key] for key in ("trial_id", "confirms") if row.get(key)}
@@ -417,9 +418,9 @@ def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
             rows=[renamed(sweep, row) for row in sweep.rows],
             features=sweep.features and renamed(sweep, sweep.features),
         )
-        if any(own & others for number, others in enumerate(names) if number != place)
+        if any(taken[name] > 1 for name in own)
         else sweep
-        for place, (sweep, own) in enumerate(zip(sweeps, names, strict=True))
+        for sweep, own in zip(sweeps, names, strict=True)
     ]
 
 
@@ -436,12 +437,14 @@ def _check_references(directory: Location, stored: dict[str, dict[str, Row]], ro
 
 
 def is_copy(rows: list[Row], others: list[Row]) -> bool:
-    """Whether two sweeps hold the same trials."""
-
-    def nameless(row: Row) -> dict[str, Any]:
-        return {**row, "trial_id": "", "confirms": ""}
-
-    return any(nameless(rows[0]) == nameless(other) for other in others) if rows else False
+    """Whether two sweeps hold the same trials, whatever their names."""
+    if not rows:
+        return False
+    measured = {column: value for column, value in rows[0].items() if column not in ("trial_id", "confirms")}
+    return any(
+        all(other.get(column) == value for column, value in measured.items()) and other.keys() == rows[0].keys()
+        for other in others
+    )
 
 
 def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
