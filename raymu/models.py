@@ -378,12 +378,37 @@ def extract(model: nn.Module, data: Data, *splits: Split) -> list[Outputs]:
     0. Splits that are read together are read faster, as few images at a time take longer. The model reads in eval mode,
     and stays as it is.
 
+    Memory, beside what is returned: one batch.
+
     Raises:
         Diverged: a feature or logit is not finite, of whichever worker's share. All workers raise it.
     """
-    read = [torch.cat(parts) for parts in zip(*outputs(model, data, *splits), strict=True)]
     sizes = [len(data.workers.share(split.index)) for split in splits]
-    return [Outputs(*parts) for parts in zip(*(tensor.split(sizes) for tensor in read), strict=True)]
+    kept = [Rows(sum(sizes)) for _ in Outputs._fields]
+    for said in outputs(model, data, *splits):
+        for rows, some in zip(kept, said, strict=True):
+            rows.add(some)
+    return [Outputs(*parts) for parts in zip(*(rows.all.split(sizes) for rows in kept), strict=True)]
+
+
+class Rows:
+    """Rows that come batch by batch, in one tensor that is allocated once.
+
+    Attributes:
+        all: the tensor (count, ...); what has not come yet is undefined. There is none before the first batch.
+    """
+
+    all: Tensor
+
+    def __init__(self, count: int) -> None:
+        self._count, self._filled = count, 0
+
+    def add(self, some: Tensor) -> None:
+        """Put in the next rows (B, ...)."""
+        if not hasattr(self, "all"):
+            self.all = some.new_empty((self._count, *some.shape[1:]))
+        end = self._filled + len(some)
+        self.all[self._filled : end], self._filled = some, end
 
 
 class CMF(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from raymu import data, evaluation, models, references
+from raymu import data, evaluation, memory, models, references
 from raymu.errors import Diverged, Undefined
 from raymu.evaluation import accuracy, keys
 from raymu.evaluation.cka import linear_cka
@@ -20,7 +20,10 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LinearProbe
 from raymu.evaluation.relearn import LR, MAX_EPOCHS, MOMENTUM, relearn_epochs
+from raymu.images import Pixels
 from raymu.objective import hmean, oracle_gap, weighted
+
+CPU = torch.device("cpu")
 
 
 def noise(*size: int, seed: int = 0) -> torch.Tensor:
@@ -512,3 +515,28 @@ def test_other_objectives_and_splits() -> None:
     assert weighted(row, "test") == pytest.approx(0.75)
     gaps = {"val_retain_acc_gap": -0.1, "val_probe_forget_acc_gap": 0.3}
     assert oracle_gap(gaps) == pytest.approx(0.8)
+
+
+def test_what_is_extracted_takes_little_more_memory_than_it_keeps(digits_data) -> None:
+    """200,000 images of 768 features and 1,000 classes."""
+    count, features, classes = 200_000, 768, 1000
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, 1, 1, 1)
+    split = data.Split(Pixels(pixels, (0.0,), (1.0,)), torch.zeros(count, dtype=torch.int64), torch.arange(count))
+
+    class Wide(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(features, classes)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(images.flatten(1).expand(-1, features).contiguous())
+
+        def get_classifier(self) -> torch.nn.Module:
+            return self.head
+
+    memory.reset_peak(CPU)
+    before = memory.peak(CPU)
+    (said,) = models.extract(Wide(), digits_data, split)
+    kept = sum(tensor.nbytes for tensor in said)
+    assert kept == count * (4 * features + 4 * classes + 8)
+    assert memory.peak(CPU) - before < 1.1 * kept

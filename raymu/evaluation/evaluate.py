@@ -21,7 +21,7 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
-from raymu.models import Outputs, extract, head_matrix, outputs
+from raymu.models import Outputs, Rows, extract, head_matrix, outputs
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")
@@ -71,7 +71,7 @@ def look(model: nn.Module, data: Data) -> dict[str, Any]:
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.
     """
-    moments = _moments(outputs(model, data, data.probed), data)
+    moments = _moments(((said.features, said.labels) for said in outputs(model, data, data.probed)), data)
     held_out = _by_split(extract(model, data, *data.val, *data.test))
     answers = _answers(held_out, LDAProbe(moments), NearestClassCentre(moments))
     return dict.fromkeys(keys()) | _accuracies(held_out, answers, data.workers) | {"probe": LDAProbe.name}
@@ -134,10 +134,10 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
         Diverged: a feature, its square or a logit is not finite, on all workers.
     """
     workers = data.workers
-    train, *rest = extract(model, data, data.probed, *data.val, *data.test)
-    held_out = _by_split(rest)
-    moments = _moments([train], data)
-    probe = LinearProbe(train.features, train.labels, moments, workers)
+    features, labels, learnt = _of_training(model, data)
+    held_out = _by_split(extract(model, data, *data.val, *data.test))
+    moments = _moments([(features, labels)], data)
+    probe = LinearProbe(features, labels, moments, workers)
     answers = _answers(held_out, probe, NearestClassCentre(moments))
     row = _accuracies(held_out, answers, workers)
 
@@ -154,7 +154,7 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
             theirs = baseline[f"{split}_{which}"].split([len(part) for part in parts])
             others = torch.cat([workers.share(part) for part in theirs])
             row[f"{split}_cka_{which}"] = _defined(linear_cka, whole.features, others, workers)
-        members, unseen = (train.subset(data.is_forgotten(train.labels)), said.forget) if data.forgotten else said[::-1]
+        members, unseen = (learnt, said.forget) if data.forgotten else said[::-1]
         sides = (members.logits, members.labels, unseen.logits, unseen.labels)
         row[f"{split}_mia_auc"] = _defined(mia_auc, *sides, workers)
         row[f"{split}_relearn_epochs"] = epochs[split]
@@ -173,16 +173,29 @@ def _by_split(said: Sequence[Outputs]) -> dict[str, Read]:
     return {split: Read(*parts) for split, parts in zip(SPLITS, (said[:2], said[2:]), strict=True)}
 
 
-def _moments(said: Iterable[Outputs], data: Data) -> Moments:
-    """Those of all workers' features.
+def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Outputs]:
+    """Features (n, D) and labels (n,) of this worker's share of what a probe is fitted on, and all that the model says
+    of the forgotten classes there. Nobody reads the other logits, which at ImageNet are more than the features.
+    """
+    count = len(data.workers.share(data.probed.index))
+    features, labels, forgotten = Rows(count), Rows(count), list[Outputs]()
+    for said in outputs(model, data, data.probed):
+        features.add(said.features)
+        labels.add(said.labels)
+        forgotten.append(said.subset(data.is_forgotten(said.labels)))
+    return features.all, labels.all, Outputs(*map(torch.cat, zip(*forgotten, strict=True)))
+
+
+def _moments(batches: Iterable[tuple[Tensor, Tensor]], data: Data) -> Moments:
+    """Those of all workers' features (B, D) with labels (B,).
 
     Raises:
         Diverged: their squares are not finite, on all workers.
     """
     moments = None
-    for some in said:
-        moments = moments or Moments(data.num_classes, some.features.shape[1], some.features.device)
-        moments.update(some.features, some.labels)
+    for features, labels in batches:
+        moments = moments or Moments(data.num_classes, features.shape[1], features.device)
+        moments.update(features, labels)
     assert moments is not None
     moments.reduce(data.workers)
     if not moments.gram.isfinite().all():
