@@ -71,7 +71,7 @@ WeightsFlag = Annotated[
         help="Safetensors file with the scenario's pretrained weights. (default: from the Hugging Face hub)",
     ),
 ]
-CpusFlag = Annotated[int, typer.Option("--cpus-per-trial", help="CPU threads of a trial, or of each of its workers.")]
+CPUS_HELP = "CPU cores of a trial or of each of its workers: so many threads, so many processes that decode images."
 WORKERS_HELP = "Processes that share a trial's work, under DeepSpeed."
 WorkersFlag = Annotated[int, typer.Option(help=WORKERS_HELP)]
 ZeroFlag = Annotated[int | None, typer.Option(help="What they share out: ZeRO stage 0 to 3. (default: 1)")]
@@ -159,7 +159,6 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
-    from raymu.engines.options import Options
     from raymu.results.store import locate
     from raymu.session import Resources
     from raymu.sweep import Sweep
@@ -220,12 +219,15 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             str | None,
             typer.Option(help="Ray cluster to join. (default: this machine's, or a new local one)"),
         ] = resources.address,
-        cpus_per_trial: CpusFlag = resources.options.threads,
+        cpus_per_trial: Annotated[
+            int | None,
+            typer.Option(help=f"{CPUS_HELP} (default: 1; on GPUs 1 thread, and the node's cores per GPU decode)"),
+        ] = None,
         gpus_per_trial: Annotated[
             str | None,
             typer.Option(
-                help="GPUs of a trial or of each of its workers, e.g. 0.25; auto for as many trials a GPU as the memory"
-                " of the first one allows. (default: 1 where there are any)"
+                help="GPUs of a trial or of each of its workers, e.g. 0.25; auto for as many trials a GPU as its memory"
+                " allows and as it gets through more images with. (default: 1 where there are any)"
             ),
         ] = None,
         workers: WorkersFlag = resources.options.workers,
@@ -277,8 +279,15 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             "resume": resume,
             "trackers": trackers,
         }
-        engine = Options(
-            cpus_per_trial, workers, zero, offload, gradient_checkpointing, _text(deepspeed), checkpoint_every
+        engine = dataclasses.replace(
+            resources.options,
+            workers=workers,
+            zero=zero,
+            offload=offload,
+            checkpointing=gradient_checkpointing,
+            deepspeed=_text(deepspeed),
+            checkpoint_s=checkpoint_every,
+            **_known({"threads": cpus_per_trial, "cores": cpus_per_trial}),
         )
         given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
         if len(defaults) == 1:
@@ -445,7 +454,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU threads. (default: the row's, or 1)")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help=f"{CPUS_HELP} (default: the row's threads, or 1)")] = None,
     workers: Annotated[int | None, typer.Option(help=f"{WORKERS_HELP} (default: the row's, or 1)")] = None,
     zero: ZeroFlag = None,
     offload: OffloadFlag = False,
@@ -468,7 +477,7 @@ def run(
         objective=objective,
         seed=seed,
         data_dir=data_dir,
-        options=_engine(row, threads=cpus_per_trial, workers=workers, zero=zero, **rest),
+        options=_engine(row, threads=cpus_per_trial, cores=cpus_per_trial, workers=workers, zero=zero, **rest),
         weights_file=weights_file,
         layers=layers,
     )

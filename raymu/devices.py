@@ -1,10 +1,12 @@
 """Processor and arithmetic of this process, and the reason why torch cannot use a GPU."""
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from raymu.errors import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 10
-NOWHERE = dict.fromkeys(("device", "processor", "cuda", "arithmetic"))  # of a row, before anything was computed
+NOWHERE = dict.fromkeys(
+    ("device", "processor", "gpu_share", "cuda", "arithmetic")
+)  # of a row, before anything was computed
 
 
 def has_gpu() -> bool:
@@ -24,29 +28,50 @@ def has_gpu() -> bool:
         return os.environ.get(VISIBLE) != "" and torch.cuda.is_available()
 
 
-def describe(device: torch.device, precision: str) -> dict[str, Any]:
+def describe(device: torch.device, precision: str, gpu_share: float = 1.0) -> dict[str, Any]:
     """What computes on a device, as columns of a row.
 
     Args:
         precision: the recipe's, "fp32" or "bf16".
+        gpu_share: of a GPU, that this process may use.
 
     Returns:
-        `device` "cpu" or "cuda"; `processor`, the model of the CPU or GPU; `cuda`, the version that torch is built for,
-        None on a CPU; `arithmetic`, the precision, on a GPU with "tf32:" and what NVIDIA's TensorFloat-32 rounds there:
-        "conv" and "matmul"; on a CPU with "matmul:" and torch's float32_matmul_precision, where that is not "highest".
+        `device` "cpu" or "cuda"; `processor`, the model of the CPU or GPU; `gpu_share`, None on a CPU; `cuda`, the
+        version that torch is built for, None on a CPU; `arithmetic`, the precision, on a GPU with "tf32:" and what
+        NVIDIA's TensorFloat-32 rounds there: "conv" and "matmul"; on a CPU with "matmul:" and torch's
+        float32_matmul_precision, where that is not "highest".
     """
     if device.type == "cpu":
         products = torch.get_float32_matmul_precision()
         arithmetic = precision if products == "highest" else f"{precision} matmul:{products}"
-        return {"device": "cpu", "processor": _cpu(), "cuda": None, "arithmetic": arithmetic}
+        return {"device": "cpu", "processor": _cpu(), "gpu_share": None, "cuda": None, "arithmetic": arithmetic}
     rounded = {"conv": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32}
     tf32 = ",".join(kind for kind, is_rounded in rounded.items() if is_rounded)
     return {
         "device": device.type,
         "processor": torch.cuda.get_device_name(device),
+        "gpu_share": gpu_share,
         "cuda": torch.version.cuda,
         "arithmetic": f"{precision} tf32:{tf32}" if tf32 else precision,
     }
+
+
+def cores(asked: int | None, threads: int) -> int:
+    """The number of CPU cores for what changes no figure, see `Options.cores`: at least the threads."""
+    if asked is None and has_gpu():
+        asked = len(os.sched_getaffinity(0)) // torch.cuda.device_count()
+    return max(asked or 0, threads)
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run the body with so many CPU threads of torch; the last digits of a result depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_defaults() -> None:

@@ -106,9 +106,9 @@ class Encoded(Images):
         """
         order = torch.randperm(len(rows), generator=random)
         place = torch.randperm(len(self._index.files), generator=random)
-        file = torch.from_numpy(self._index.file[rows.cpu().numpy()])
+        file = torch.from_numpy(self._index.file[rows.numpy()])
         window = place[file] // self._window
-        return order[window[order].argsort(stable=True)].to(rows.device)
+        return order[window[order].argsort(stable=True)]
 
     def _begin(self, rows: Tensor, seeds: Tensor | None) -> _Batch:
         chosen = rows.cpu().numpy()

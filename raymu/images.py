@@ -31,13 +31,14 @@ class Images(ABC):
         """Normalised images, float32 (B, C, H, W), on the device of `mean`, batch by batch.
 
         Args:
-            batches: positions (B,), and either None, for the images as they are evaluated, or a random number of 62
-                bits (int64) for each of them (B,): what its augmentation is drawn from, and from nothing else.
+            batches: positions (B,), on the CPU or that device, and either None, for the images as they are evaluated,
+                or a random number of 62 bits (int64) for each of them (B,): what its augmentation is drawn from, and
+                from nothing else.
         """
 
     def shuffle(self, rows: Tensor, random: torch.Generator) -> Tensor:
-        """The order (N,) in which images at these positions (N,) are read in training: a random one."""
-        return torch.randperm(len(rows), generator=random).to(rows.device)
+        """The order (N,) in which images at these positions (N,), on the CPU, are read in training: a random one."""
+        return torch.randperm(len(rows), generator=random)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """What a model sees of pixels (B, C, H, W), uint8, on the device of `mean`."""
@@ -68,9 +69,9 @@ class Pixels(Images):
     def read(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Tensor]:
         """See Images."""
         for rows, seeds in batches:
-            images = self.pixels[rows]
+            images = self.pixels[rows.to(self.pixels.device, non_blocking=True)]
             if seeds is not None:
-                images = crop_and_flip(images, seeds.to(images.device))
+                images = crop_and_flip(images, seeds.to(images.device, non_blocking=True))
             yield self.normalise(images)
 
 

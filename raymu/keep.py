@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raymu import cache, references
+from raymu import cache, devices, references
 from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.evaluation import profile
@@ -47,7 +47,7 @@ def keep(
     row, model = run_trial(scenario, method, seed=seed, objective=objective, options=options)
     profiles = None
     if layers and model is not None:
-        with references.cpu_threads(options.threads):
+        with devices.cpu_threads(options.threads):
             loaded = references.load(scenario, references.default_device(), options)
             profiles = {**references.profiles(scenario, options), method.name(): profile(model, loaded.data)}
     if Workers().rank > 0:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from raymu import devices
+
 RESET_PEAK = "5"  # proc_pid_clear_refs(5)
 
 
@@ -14,6 +16,14 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif (counter := Path("/proc/self/clear_refs")).exists():
         counter.write_text(RESET_PEAK)
+
+
+def limit(share: float) -> None:
+    """Let this process allocate no more than its share of a GPU's memory, where it has one: more is an OutOfMemoryError
+    of its own, instead of one of the neighbours'.
+    """
+    if devices.has_gpu():
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def share(device: torch.device) -> float | None:

@@ -5,7 +5,6 @@ import copy
 import functools
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raymu import cache, data, devices, engines, models, source, weights
+from raymu.devices import cpu_threads
 from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Part
@@ -88,9 +88,8 @@ def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path
     def build(entry: Path | None) -> None:
         models.check(scenario)
         started = time.perf_counter()
-        device = default_device()
-        scenario_data = data.load(scenario, device, options.threads)
-        model = weights.start(scenario, scenario.model_seed).to(device)
+        scenario_data = load_data(scenario, options)
+        model = weights.start(scenario, scenario.model_seed).to(scenario_data.device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with cpu_threads(options.threads):
             epochs = fit(model, scenario_data, method, scenario, options)
@@ -115,7 +114,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
         train(scenario, which, options)
 
     def build(entry: Path | None) -> None:
-        scenario_data = data.load(scenario, default_device(), options.threads)
+        scenario_data = load_data(scenario, options)
         trained = load_models(scenario, options)
         with cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
@@ -147,7 +146,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
     """
 
     def build(entry: Path | None) -> None:
-        scenario_data = data.load(scenario, default_device(), options.threads)
+        scenario_data = load_data(scenario, options)
         with cpu_threads(options.threads):
             found = {which: profile(model, scenario_data) for which, model in load_models(scenario, options).items()}
         if entry is not None:
@@ -261,6 +260,13 @@ def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) 
     return _loaded(data.prepared(scenario), device, options, source.look())
 
 
+def load_data(scenario: Scenario, options: Options, device: torch.device | None = None) -> data.Data:
+    """The scenario's data, on the device that this process computes on or a given one; decoded, where they have to be,
+    by as many processes as the options ask for.
+    """
+    return data.load(scenario, device or default_device(), devices.cores(options.cores, options.threads))
+
+
 def release() -> None:
     """Let go of the references that are kept in memory."""
     _loaded.cache_clear()
@@ -271,23 +277,12 @@ def _loaded(scenario: Scenario, device: torch.device, options: Options, look: tu
     compared = compare(scenario, options)
     return References(
         scenario=scenario,
-        data=data.load(scenario, device, options.threads),
+        data=load_data(scenario, options, device),
         metrics=metrics(scenario),
         look=cache.load_json(compared / LOOK),
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(entry_of(scenario, "original") / WEIGHTS, device),
     )
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Run the body with so many CPU threads of torch; the last digits of a result depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def default_device() -> torch.device:

@@ -1,10 +1,12 @@
 """Joining a Ray cluster, and what a trial gets of it."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -20,6 +22,7 @@ TASK_TIMEOUT_S = 60.0
 NODE_GROUP = "ray.io/node-group"  # a label of Ray's own
 NODE_TIMEOUT_S = 900.0  # for a cloud to start a machine and set it up
 MEMORY_MARGIN = 0.2  # of a GPU's memory, beyond what the first trial took
+GROWTH = 1.1  # of a GPU's images a second, below which it is not worth twice the trials
 MAX_PARTS = 10_000  # of a resource, to Ray
 
 
@@ -30,9 +33,9 @@ class Resources:
     Attributes:
         address: of a Ray cluster to join; None joins the one of this machine (`ray start`, `RAY_ADDRESS`) or, where
             there is none, starts a local one that ends with the sweep.
-        options: what carries a trial out; every worker gets as many CPU cores as it has threads.
-        gpus_per_worker: GPUs, a part of one if trials shall share it; "auto" for as small a part as the first trial
-            is seen to need; None means 1 where the cluster has any.
+        options: what carries a trial out; every worker gets the CPU cores that they ask for.
+        gpus_per_worker: GPUs, a part of one if trials shall share it; "auto" to find out which part (see `Sharing`);
+            None means 1 where the cluster has any.
         concurrent: at most so many trials at once; None means as many as fit. A cluster whose nodes come when they are
             needed grows to so many.
     """
@@ -68,6 +71,11 @@ class Slots(NamedTuple):
     def bundles(self) -> list[dict[str, float]]:
         """Those of a trial."""
         return [self.bundle] * self.options.workers
+
+    def __str__(self) -> str:
+        given = f"{self.bundle['CPU']:g} CPU" + (f", {self.bundle['GPU']:g} GPU" if "GPU" in self.bundle else "")
+        workers = f"{self.options.workers} workers of " if self.options.workers > 1 else ""
+        return f"trials at once: {self.number}, each with {workers}{given}"
 
 
 @contextlib.contextmanager
@@ -138,30 +146,73 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
         gpus = 1.0
     elif gpus is None:
         gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
-    bundle = {"CPU": float(options.threads)} | ({"GPU": gpus} if gpus else {})
+    cores = max(options.cores or (int(gpus * _cores_per_gpu()) if gpus else 0), options.threads)
+    options = dataclasses.replace(options, cores=cores, gpu_share=min(gpus, 1.0) or 1.0)
+    bundle = {"CPU": float(cores)} | ({"GPU": gpus} if gpus else {})
     number = min(  # in whole numbers, as Ray counts: 1.0 // 0.2 is 4
         round(available.get(kind, 0) * MAX_PARTS) // round(count * options.workers * MAX_PARTS)
         for kind, count in bundle.items()
     )
     grows, asked = _has_autoscaler(), resources.concurrent
     slots = Slots(options, bundle, (asked or number) if grows else min(number, asked or number))
-    if number < 1 and not (grows and asked and _is_ready(slots, wait_s)):
+    if number < 1:
+        if wait_s and grows and asked and _is_ready(slots, wait_s):
+            return fit_to_cluster(resources, wait_s=0)  # now that the node's cores are known
         hint = f", and none came in {wait_s / 60:g} minutes" if asked else "; --concurrent says how far it shall grow"
         raise InputError(
-            f"a trial needs {options.workers * options.threads} CPUs and {options.workers * gpus:g} GPUs; the Ray"
+            f"a trial needs {options.workers * bundle['CPU']:g} CPUs and {options.workers * gpus:g} GPUs; the Ray"
             f" cluster has {available.get('CPU', 0):g} and {available.get('GPU', 0):g}" + (hint if grows else "")
         )
     return slots
 
 
-def part_of_gpu(used: float) -> float:
-    """The part of a GPU that a trial shall have, so that as many share it as its memory allows.
+def _cores_per_gpu() -> float:
+    """CPU cores for each GPU, on the node that has the fewest; infinitely few where no node has a GPU."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    return min((float(its.get("CPU", 0) / its["GPU"]) for its in found), default=0.0)
 
-    Args:
-        used: the share of its memory that a trial took which had it for itself.
+
+class Sharing:
+    """How many trials share a GPU, found out by trials: first each has one for itself, then twice as many share it, and
+    so on, as long as its memory has room and it gets through more images a second.
+
+    Attributes:
+        trials: that share one from now on.
+        is_found: whether that stays so.
     """
-    trials = max(1, int(1 / (used * (1 + MEMORY_MARGIN))))
-    return int(MAX_PARTS / trials) / MAX_PARTS
+
+    def __init__(self) -> None:
+        self.trials, self.is_found = 1, False
+        self._tried = [(0, 0.0)]  # how many shared one, and its images a second
+        self._room = 1
+
+    def learn(self, rates: Sequence[float], used: float) -> None:
+        """Take in what trials showed that had the present part.
+
+        Args:
+            rates: images a second of each; may be empty.
+            used: the share of a GPU's memory that was taken.
+        """
+        if not rates:
+            return
+        before, speed = self._tried[-1]
+        self._tried.append((self.trials, self.trials * statistics.median(rates)))
+        if before == 0:
+            self._room = max(1, int(1 / (used * (1 + MEMORY_MARGIN))))
+        elif self._tried[-1][1] < GROWTH * speed:
+            self.trials, self.is_found = before, True
+            return
+        self.is_found = self.trials >= self._room
+        self.trials = min(2 * self.trials, self._room)
+
+    @property
+    def part(self) -> float:
+        """Of a GPU, for each trial: one that Ray knows."""
+        return int(MAX_PARTS / self.trials) / MAX_PARTS
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{trials} on a GPU: {speed:.0f} images/s" for trials, speed in self._tried[1:])
+        return f"{tried}; from now on {self.trials}"
 
 
 def _has_autoscaler() -> bool:

@@ -45,7 +45,7 @@ from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import select, store
 from raymu.scenario import Scenario
 from raymu.search import Learner, Queue, distribution, scheduler
-from raymu.session import Resources, fit_to_cluster, part_of_gpu, session
+from raymu.session import Resources, Sharing, fit_to_cluster, session
 from raymu.trackers import Trackers, callbacks
 from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
 from raymu.values import unknown
@@ -391,8 +391,10 @@ class _Run:
         self._sweep, self._rows, self._ledger = sweep, rows, ledger
         self._home, self._resources = home, resources
         self._console, self._followers = console, followers
+        self._sharing = Sharing() if resources.gpus_per_worker == "auto" else None
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
+        _print_once(console, str(self._slots))
 
     def check_gpus(self) -> None:
         """Look whether torch can use the GPUs that trials are to have."""
@@ -447,12 +449,21 @@ class _Run:
         def is_spent(number: int) -> bool:
             return number not in self._ledger and _is_spent(protocol, done)
 
-        # Of trials that shall share GPUs the first has one for itself, and shows how many may.
-        alone = int(self._resources.gpus_per_worker == "auto")
-        for numbers in filter(None, (missing[:alone], missing[alone:])):
+        while missing:
+            size = len(missing) if self._sharing is None or self._sharing.is_found else self._slots.number
+            numbers, missing = missing[:size], missing[size:]
+            before = len(done)
             queue = Queue(numbers, self._begun(task), is_spent)
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
-            self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
+            used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
+            if self._sharing is not None and not self._sharing.is_found and used is not None:
+                self._share(self._sharing, done[before:], used)
+
+    def _share(self, sharing: Sharing, rows: Sequence[Row], used: float) -> None:
+        """Let as many trials share a GPU from now on as these, which had the present part, speak for."""
+        sharing.learn([row["images"] / row["unlearn_s"] for row in rows if row["images"]], used)
+        self._console.print(f"trials that share a GPU: {sharing}", highlight=False)
+        self._slots = fit_to_cluster(dataclasses.replace(self._resources, gpus_per_worker=sharing.part))
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
@@ -480,10 +491,12 @@ class _Run:
         done: list[Row],
         what: str,
         followers: Sequence[tune.Callback],
-    ) -> None:
-        """Run so many trials at most; their rows are appended to `done`, too."""
+    ) -> float | None:
+        """Run so many trials at most; their rows are appended to `done`, too. Return the share of a GPU's memory that
+        was taken when the last one ended; None without a GPU.
+        """
         if not count:
-            return
+            return None
         before = len(done)
         trainable = tune.with_parameters(
             _trial,
@@ -523,9 +536,7 @@ class _Run:
         if ended is not None:
             gc.collect()  # Tune's controller, which frees the trials' places when it goes
             raise ended
-        if self._resources.gpus_per_worker == "auto" and recorder.gpu is not None:
-            self._resources = dataclasses.replace(self._resources, gpus_per_worker=part_of_gpu(recorder.gpu))
-            self._slots = fit_to_cluster(self._resources)
+        return recorder.gpu
 
 
 def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: store.Location, home: nodes.Home) -> None:

@@ -83,7 +83,7 @@ def run_trial(
     devices.check_defaults()
     started, workers = time.perf_counter(), Workers()
     scenario = data.prepared(scenario)
-    here = devices.describe(references.default_device(), scenario.recipe.precision)
+    here = devices.describe(references.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, options=options) | here
     unlearned: torch.nn.Module | None = None
     spared_s = 0.0
@@ -139,7 +139,7 @@ def run_trial(
             row["resumed"] = [*so_far["resumed"], state.epoch]
             started -= row["wall_s"]
 
-        with references.cpu_threads(options.threads):
+        with devices.cpu_threads(options.threads):
             memory.reset_peak(references.default_device())
             engine.run(method, end_of_epoch)
             row["epochs"], row["images"], spared_s = engine.epoch, engine.images, engine.spared_s

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raymu import attempts, nodes, references
+from raymu import attempts, memory, nodes, references
 from raymu.engines.options import Options
 from raymu.errors import NodeError
 from raymu.session import Slots
@@ -163,7 +163,7 @@ def in_group(home: nodes.Home, options: Options, function: Callable[..., Result]
         NodeError: see nodes.settle.
     """
     global _group
-    call = functools.partial(_settled, home, function)
+    call = functools.partial(_settled, home, options.gpu_share, function)
     if options.stage is None:
         return call(*arguments)
     if _group is None or _group.ended:
@@ -214,6 +214,7 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
             remove_placement_group(placement)
 
 
-def _settled(home: nodes.Home, function: Callable[..., Result], *arguments: Any) -> Result:
+def _settled(home: nodes.Home, gpu_share: float, function: Callable[..., Result], *arguments: Any) -> Result:
     nodes.settle(home)
+    memory.limit(gpu_share)
     return function(*arguments)

@@ -1,5 +1,6 @@
 """A GPU that is pretended. Its tensors hold their values on the CPU and obey a GPU's rules: what lies on it cannot be
-mixed with what does not, CUDA's autocast decides types, and every read by the host, which makes a GPU wait, is counted.
+mixed with what does not, and CUDA's autocast decides types. What lets the host wait for a GPU is counted: every read,
+and every copy from the CPU that is not asked to go on meanwhile.
 """
 
 import contextlib
@@ -134,6 +135,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             _count(str(packet))
         if packet is aten.copy_ and not isinstance(args[0], OnGPU):
             _count("to the CPU")
+    if packet in COPIES and made_there and len(there) < len(leaves) and not kwargs.get("non_blocking", False):
+        _count("from the CPU")
 
     def bare(value: Any) -> Any:
         return value.held if isinstance(value, OnGPU) else value
@@ -168,7 +171,7 @@ def _check(packet: Any, args: Any, leaves: list[Tensor], there: list[Tensor]) ->
 
 @contextlib.contextmanager
 def pretended_gpu(monkeypatch: Any) -> Iterator[Counter[str]]:
-    """Run the body where torch sees one GPU. What is counted: `operations`, and reads by the host, each by its name."""
+    """Run the body where torch sees one GPU. What is counted: `operations`, and what the host waits for, by name."""
     cuda = torch.cuda
     for name, value in {
         "is_available": True,

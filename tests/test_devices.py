@@ -112,10 +112,11 @@ def test_a_row_says_what_computed_it(quick, quick_references, monkeypatch: pytes
     assert list(row) == list(blank)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    on_gpu = devices.describe(torch.device("cuda"), "bf16")
+    on_gpu = devices.describe(torch.device("cuda"), "bf16", 0.25)
     assert on_gpu == {
         "device": "cuda",
         "processor": "NVIDIA A100",
+        "gpu_share": 0.25,
         "cuda": torch.version.cuda,
         "arithmetic": "bf16 tf32:conv",
     }

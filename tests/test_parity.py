@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from raymu import data, engines, evaluation, models, references
 from raymu import method as methods
@@ -150,6 +151,31 @@ def of_statistics(chosen: list[str]) -> list[tuple[float, float]]:
     return found
 
 
+def of_machine(several: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """Of every kind of DeepSpeed how many elements the largest tensor has that it allocates empty, and how many threads
+    the optimizer's step has, where trials have two cores.
+    """
+    images, original, found = data.load(SCENARIO, torch.device("cpu")), models.build(SCENARIO, seed=1), []
+    empty = torch.empty
+
+    def allocate(*size: Any, **more: Any) -> torch.Tensor:
+        tensor = empty(*size, **more)
+        seen["largest"] = max(seen["largest"], tensor.numel())
+        return tensor
+
+    def look(*_: Any) -> None:
+        seen["threads"] = torch.get_num_threads()
+
+    hook = register_optimizer_step_pre_hook(look)
+    torch.empty = allocate
+    for options in several:
+        seen = {"largest": 0, "threads": 0}
+        unlearned(CASES["finetune-linear-all"], original, images, Options(cores=2, **options))
+        found.append(seen)
+    hook.remove()
+    return found
+
+
 def _apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> tuple[float, float]:
     difference = torch.cat([(tensor - others[name]).abs().flatten() for name, tensor in some.items()])
     return difference.mean().item(), difference.max().item()
@@ -206,3 +232,16 @@ def test_batchnorm_statistics_of_one_worker_are_those_of_one_process(tmp_path) -
     for moved, apart in found:
         assert moved > 0.1
         assert apart < 1e-4 * moved
+
+
+def test_deepspeed_allocates_no_more_than_the_model_needs(tmp_path) -> None:
+    several = [
+        *SHARDED,
+        *OFFLOADED,
+        {"deepspeed": '{"zero_optimization": {"stage": 1, "reduce_bucket_size": 1234567}}'},
+    ]
+    (found,) = in_workers(of_machine, tmp_path, several, count=1)
+    weights = sum(weight.numel() for weight in models.build(SCENARIO, seed=1).parameters())
+    assert [seen["largest"] <= 2 * weights for seen in found[:-1]] == [True] * len(found[:-1])
+    assert found[-1]["largest"] == 1234567  # as it was asked for
+    assert [seen["threads"] for seen in found] == [2] * len(found)

@@ -14,6 +14,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from raymu import devices
 from raymu.engines.local import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
 from raymu.engines.options import Options
 from raymu.errors import InputError
@@ -25,6 +26,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled first, for no gain here
 
 NEVER = 10**9
+BUCKET = 5 * 10**8  # DeepSpeed's own size, in weights
 LINEAR = torch.nn.functional.linear
 
 
@@ -43,9 +45,13 @@ def check(options: Options) -> None:
         raise InputError(f"DeepSpeed configuration: {' '.join(str(error).split())}") from error
 
 
-def _config(options: Options) -> dict[str, Any]:
+def _config(options: Options, trained: int = BUCKET) -> dict[str, Any]:
+    """What DeepSpeed is given for so many trained weights."""
+    given = options.deepspeed_config
+    bucket = {"reduce_bucket_size": min(BUCKET, trained)}  # which it allocates, however small the model
     return {
-        **options.deepspeed_config,
+        **given,
+        "zero_optimization": bucket | given.get("zero_optimization", {}),
         "train_micro_batch_size_per_gpu": 1,  # a number has to be there
         "gradient_clipping": 0.0,  # left out, it is 1.0
         "zero_allow_untested_optimizer": True,
@@ -71,7 +77,8 @@ class DeepSpeed(Engine):
         checkpoint_gradients(network, self._options.checkpointing)
         for name, (mask, _) in self._frozen.items():  # before stage 3 makes placeholders of the weights
             self._trained[name].register_hook(mask.mul)
-        wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=_config(self._options))
+        config = _config(self._options, sum(weight.numel() for weight in self._trained.values()))
+        wrapped, *_ = deepspeed.initialize(model=network, optimizer=self._optimizer, config=config)
         self._deepspeed: Any = wrapped
         if self._options.stage == 3 and isinstance(network, CMF):
             # Nobody uses the backbone's own output, whose backward pass would gather these weights.
@@ -122,7 +129,8 @@ class DeepSpeed(Engine):
             if part is not parts[-1]:  # each is clipped on its own, so they are kept apart and added up here
                 kept = [gradient.clone() for gradient in gradients]
                 self._forget_gradients()
-        self._deepspeed.step()
+        with devices.cpu_threads(devices.cores(self._options.cores, self._options.threads)):
+            self._deepspeed.step()
 
     def _gradients(self) -> list[Tensor]:
         """The piece that this worker has of the gradient, averaged over all workers: what the next step will take."""

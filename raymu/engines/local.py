@@ -228,9 +228,9 @@ class Engine:
         """One pass, class by class, without augmentation. The model goes to eval mode: nothing of it changes."""
         self.model.eval()
         rows, split = self._rows(part), self._data.train
-        keys = split.images.keys[split.index[rows].cpu().numpy()]
-        order = np.lexsort((keys, split.targets[rows].cpu().numpy()))  # the same wherever the images lie
-        rows = rows[torch.from_numpy(order).to(rows.device)]
+        index = self._index[rows]
+        labels = split.labels.cpu()[index].numpy()
+        rows = rows[np.lexsort((split.images.keys[index.numpy()], labels))]  # the same wherever the images lie
         cuts = rows.tensor_split(self._batch_count(rows))
         yield from self._read((chosen, None) for chosen in cuts)
 
@@ -248,15 +248,15 @@ class Engine:
         that seed.
         """
         rows = self._rows(part)
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)]
-        labels = self._data.train.targets[rows]
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+        labels = self._data.train.targets.cpu()[rows]
         chosen = [rows[labels == label][:per_class] for label in labels.unique()]
         return torch.cat(chosen).sort().values
 
     def portion(self, part: Part, share: float, seed: int) -> Tensor:
         """Positions of that share (in 0..1) of the part, rounded down, drawn evenly from that seed."""
         rows = self._rows(part)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         return rows[order[: int(share * len(rows))]].sort().values
 
     def random_labels(self, batch: Batch) -> Tensor:
@@ -307,7 +307,7 @@ class Engine:
         for batch in self.scan(part):
             loss = cross_entropy(self.model(batch.images), batch.labels, reduction="sum")
             gradients = gradients_of(loss, list(weights.values()))
-            count = torch.tensor(len(batch.labels), device=self._device)
+            count = torch.full((), len(batch.labels), device=self._device)
             self._workers.sum(count, *gradients)
             if reduction == "mean":
                 gradients = torch._foreach_div(gradients, count)
@@ -513,14 +513,21 @@ class Engine:
     def _make_head(self, found: Tensors) -> None:
         self.model.update(found["sums"], found["counts"])  # type: ignore[operator]
 
+    @functools.cached_property
+    def _index(self) -> Tensor:
+        """Where the images of the training split are in their source. This and all positions stay on the CPU, which
+        says what is read: a GPU would have to be waited for.
+        """
+        return self._data.train.index.cpu()
+
     def _rows(self, part: Rows) -> Tensor:
         """Positions in the training split."""
         if isinstance(part, Tensor):
-            return part
+            return part.cpu()
         undeclared = {"train": {"retain", "forget"}}.get(part, {part}) - set(self._method.needs)
         if undeclared:
             raise RuntimeError(f"{self._method.name()} reads {', '.join(undeclared)} data, which it does not declare")
-        forget = self._data.forget
+        forget = self._data.forget.cpu()
         chosen = {"train": torch.ones_like(forget), "retain": ~forget, "forget": forget}[part]
         return chosen.nonzero().squeeze(1)
 
@@ -532,15 +539,15 @@ class Engine:
         """
         rows, split = self._rows(part), self._data.train
         random = torch.Generator().manual_seed(self._draw(*place))
-        order = split.images.shuffle(split.index[rows], random)
+        order = split.images.shuffle(self._index[rows], random)
         if extra is None:
             chosen = rows[order]
         else:
-            added = (-1 - torch.arange(len(extra[1]), device=rows.device)).repeat(extra[2])
-            chosen = torch.empty(len(rows) + len(added), dtype=rows.dtype, device=rows.device)
-            places = torch.randperm(len(chosen), generator=random).to(rows.device)
+            added = (-1 - torch.arange(len(extra[1]))).repeat(extra[2])
+            chosen = torch.empty(len(rows) + len(added), dtype=rows.dtype)
+            places = torch.randperm(len(chosen), generator=random)
             chosen[places[: len(added)]], chosen[places[len(added) :].sort().values] = added, rows[order]
-        seeds = torch.randint(2**62, (len(chosen),), generator=random).to(rows.device)
+        seeds = torch.randint(2**62, (len(chosen),), generator=random)
         count = self._batch_count(chosen, batch_size)
         return list(zip(chosen.tensor_split(count), seeds.tensor_split(count), strict=True))
 
@@ -564,11 +571,12 @@ class Engine:
                 rows = self._workers.share(rows)
                 drawn = torch.zeros_like(rows) if seeds is None else self._workers.share(seeds)
                 ahead.append((count, rows, drawn))
-                yield split.index[rows.clamp(min=0)], drawn if augment and seeds is not None else None
+                yield self._index[rows.clamp(min=0)], drawn if augment and seeds is not None else None
 
         for images in split.images.read(shares()):
-            count, rows, drawn = ahead.popleft()
+            count, *chosen = ahead.popleft()
             self.images += count
+            rows, drawn = (some.to(self._device, non_blocking=True) for some in chosen)
             known = rows.clamp(min=0)
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
 

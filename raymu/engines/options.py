@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, Bounds, checked, conform, unknown
+from raymu.values import NOT_NEGATIVE, SHARE, Bounds, checked, conform, unknown
 
 STAGES = (0, 1, 2, 3)
 ENGINES = {"pytorch": None, **{f"zero-{stage}": stage for stage in STAGES}}  # ZeRO's stage, by the word in rows
@@ -49,6 +49,10 @@ class Options:
         deepspeed: a DeepSpeed configuration, as JSON, that replaces the one made from `zero` and `offload`. Its fields
             are among `PASSED`.
         checkpoint_s: seconds after which the end of an epoch is worth a checkpoint.
+        cores: CPU cores of each worker, for what changes no figure: so many processes decode its images, and so many
+            threads take the steps of an optimizer that is offloaded. None: on GPUs the node's cores per GPU, else as
+            many as threads.
+        gpu_share: the share of a GPU, and of its memory, that a worker may use.
 
     Raises:
         InputError: no such stage, a configuration with a field that is not passed on, or both a configuration and what
@@ -62,10 +66,13 @@ class Options:
     checkpointing: bool = False
     deepspeed: str | None = None
     checkpoint_s: float = 30.0
+    cores: int | None = None
+    gpu_share: float = 1.0
 
     def __post_init__(self) -> None:
         stages = Bounds(min(STAGES), max(STAGES))
-        conform(self, threads=Bounds(1), workers=Bounds(1), zero=stages, checkpoint_s=NOT_NEGATIVE)
+        several = {"threads": Bounds(1), "workers": Bounds(1), "cores": Bounds(1)}
+        conform(self, zero=stages, checkpoint_s=NOT_NEGATIVE, gpu_share=SHARE, **several)
         if self.offload and not self.stage:
             raise InputError("offload needs ZeRO stage 1, 2 or 3")
         if self.deepspeed is not None:

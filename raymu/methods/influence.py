@@ -1,5 +1,6 @@
 """Influence: one Newton step away from the forget set."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -60,8 +61,8 @@ class Influence(Method):
         weights = run.weights()
         sample = run.sample("retain", max(1, self.samples // len(run.classes("retain"))), seed=run.scenario.seed)
 
-        def flat(tensors: dict[str, Tensor]) -> np.ndarray:
-            return torch.cat([tensor.flatten() for tensor in tensors.values()]).double().cpu().numpy()
+        def flat(tensors: dict[str, Tensor]) -> Tensor:
+            return torch.cat([tensor.flatten() for tensor in tensors.values()]).double()
 
         def unflat(vector: np.ndarray) -> dict[str, Tensor]:
             parts = torch.from_numpy(vector).split([weight.numel() for weight in weights.values()])
@@ -71,16 +72,16 @@ class Influence(Method):
             }
 
         def gradient(part: Part) -> np.ndarray:
-            total = sum(flat(gradients) for gradients in run.gradients(part, "sum"))
-            return np.asarray(total) / run.size(part)
+            total = functools.reduce(torch.add, map(flat, run.gradients(part, "sum")))
+            return total.cpu().numpy() / run.size(part)
+
+        def curved(vector: np.ndarray) -> np.ndarray:
+            product = flat(run.curvature_product(sample, unflat(vector)))
+            return product.cpu().numpy() + self.damping * vector
 
         share = run.size("forget") / (run.size("forget") + run.size("retain"))
         target = share * (gradient("forget") - gradient("retain"))
-        curvature = LinearOperator(
-            (len(target), len(target)),
-            matvec=lambda vector: flat(run.curvature_product(sample, unflat(vector))) + self.damping * vector,
-            dtype=target.dtype,
-        )
+        curvature = LinearOperator((len(target), len(target)), matvec=curved, dtype=target.dtype)
         solution, _ = cg(curvature, target, rtol=TOLERANCE / 10, maxiter=self.iterations)
         left = np.linalg.norm(target - curvature @ solution)
         if not left <= TOLERANCE * np.linalg.norm(target):

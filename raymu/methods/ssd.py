@@ -49,8 +49,9 @@ class SSD(Method):
 
 def fisher(run: Engine, part: Rows) -> dict[str, Tensor]:
     """The diagonal Fisher information: the mean over batches of the squared gradient of the mean CE, by weight."""
-    total = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
+    mean = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
     for count, gradients in enumerate(run.gradients(part, "mean"), start=1):
-        for name, gradient in gradients.items():
-            total[name] += (gradient.square() - total[name]) / count
-    return total
+        known, some = list(mean.values()), list(gradients.values())
+        step = torch._foreach_sub(torch._foreach_mul(some, some), known)
+        torch._foreach_add_(known, torch._foreach_div(step, float(count)))
+    return mean

@@ -1,0 +1,84 @@
+"""What a trial gets of a cluster."""
+
+from collections.abc import Callable
+
+import pytest
+import ray
+
+from raymu.engines import Options
+from raymu.errors import InputError
+from raymu.session import Resources, Sharing, fit_to_cluster
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let Ray say that it has nodes with so many (CPUs, GPUs)."""
+
+    def say(*nodes: tuple[float, float]) -> None:
+        known = [{"Alive": True, "Labels": {}, "Resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in nodes]
+        monkeypatch.setattr(ray, "nodes", lambda: known)
+        everything = {kind: sum(node["Resources"][kind] for node in known) for kind in ("CPU", "GPU")}
+        monkeypatch.setattr(ray, "cluster_resources", lambda: everything)
+
+    return say
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 5, 7, 10, 83])
+def test_the_part_of_a_gpu_is_one_that_ray_knows(trials, cluster) -> None:
+    """As many trials get it as there are such parts, which a division of floats does not always tell."""
+    sharing = Sharing()
+    sharing.trials = trials
+    cluster((100, 1))
+    slots = fit_to_cluster(Resources(gpus_per_worker=sharing.part))
+    assert (slots.number, slots.options.gpu_share) == (trials, pytest.approx(1 / trials, abs=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "cores", "number"),
+    [
+        ({}, None, 8, 6),  # as many as the node with the fewest has for a GPU
+        ({}, 0.5, 4, 12),
+        ({}, 0.1, 1, 56),
+        ({}, 2.0, 16, 3),
+        ({"threads": 2, "cores": 2}, None, 2, 6),
+        ({"threads": 3}, 0.1, 3, 18),
+        ({}, 0.0, 1, 56),  # on the CPU
+        ({"threads": 4}, 0.0, 4, 14),
+    ],
+)
+def test_a_trial_on_a_gpu_has_the_cpu_cores_that_go_with_it(given, gpus, cores, number, cluster) -> None:
+    cluster((16, 2), (40, 4), (0.0, 0.0))
+    slots = fit_to_cluster(Resources(options=Options(**given), gpus_per_worker=gpus))
+    assert (slots.options.cores, slots.options.threads) == (cores, given.get("threads", 1))
+    assert (slots.bundle["CPU"], slots.number) == (cores, number)
+    said = f"trials at once: {number}, each with {cores} CPU" + ("" if gpus == 0 else f", {gpus or 1:g} GPU")
+    assert str(slots) == said
+
+
+@pytest.mark.parametrize(
+    ("speeds", "used", "tried", "trials"),
+    [
+        ({1: 100, 2: 180, 4: 300, 8: 310}, 0.01, [1, 2, 4, 8], 4),  # the GPU is busy
+        ({1: 100, 2: 90}, 0.01, [1, 2], 1),
+        ({1: 100, 2: 200, 3: 300}, 0.25, [1, 2, 3], 3),  # its memory is full
+        ({1: 100}, 0.5, [1], 1),
+    ],
+)
+def test_no_more_trials_share_a_gpu_than_bring_more_images_a_second(speeds, used, tried, trials) -> None:
+    """Given what a GPU gets through, by the number of trials that share it."""
+    sharing, found = Sharing(), []
+    sharing.learn([], used)  # trials that failed say nothing
+    while not sharing.is_found:
+        found.append(sharing.trials)
+        sharing.learn([speeds[sharing.trials] / sharing.trials] * sharing.trials, used)
+    assert (found, sharing.trials) == (tried, trials)
+    assert str(sharing).endswith(f"{tried[-1]} on a GPU: {speeds[tried[-1]]} images/s; from now on {trials}")
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "message"),
+    [(1, 1.5, "a part of one, or a whole number"), (1, -1.0, "not -1"), (2, 0.5, "cannot share"), (2, "auto", "share")],
+)
+def test_parts_that_make_no_sense_are_refused(workers, gpus, message) -> None:
+    with pytest.raises(InputError, match=message):
+        Resources(options=Options(workers=workers), gpus_per_worker=gpus)
