@@ -7,17 +7,20 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from raymu import cache, data, devices, engines, models, source, weights
+from raymu.checkpoint import Checkpoints
 from raymu.devices import cpu_threads
 from raymu.engines import DEFAULTS, Options
+from raymu.engines.local import State
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
-from raymu.method import Part
+from raymu.method import Method, Part
 from raymu.methods.retrain import Retrain
+from raymu.results.store import locate
 from raymu.scenario import Scenario, content_hash
 from raymu.workers import Workers
 
@@ -29,6 +32,8 @@ BASELINE = "baseline.safetensors"
 METRICS = "metrics.json"
 LOOK = "look.json"
 PROFILES = "profiles.json"
+TRAINING = "training.json"
+BEST = "best/"  # stands before the names of the best weights so far, in a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,33 +79,38 @@ def are_ready(scenario: Scenario) -> bool:
     return not missing(scenario) and cache.is_whole(_comparison(scenario))
 
 
-def train(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> Path:
-    """Train one reference unless it is cached; return the directory that holds it.
+def train(
+    scenario: Scenario, which: Which, options: Options = DEFAULTS, checkpoints: Checkpoints | None = None
+) -> Path:
+    """Train one reference unless it is cached; return the directory that holds it. A training that was cut off goes on
+    after its last checkpoint.
 
     Args:
         options: what carries it out.
+        checkpoints: where they are kept; None: in the cache of this machine.
 
     Raises:
         InputError: the architecture cannot be trained or measured.
         Diverged: the recipe does not train this model.
     """
+    entry = entry_of(scenario, which)
+    kept = checkpoints or Checkpoints(locate(entry.with_name(f".{entry.name}.training")))
 
     def build(entry: Path | None) -> None:
         models.check(scenario)
-        started = time.perf_counter()
         scenario_data = load_data(scenario, options)
         model = weights.start(scenario, scenario.model_seed).to(scenario_data.device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with cpu_threads(options.threads):
-            epochs = fit(model, scenario_data, method, scenario, options)
+            fitted = fit(model, scenario_data, method, scenario, options, kept)
         if entry is None:
             return
         cache.save_tensors(entry / WEIGHTS, model.state_dict())
-        seconds = time.perf_counter() - started
-        cache.save_json(entry / "training.json", {"epochs": epochs, "seconds": seconds})
+        cache.save_json(entry / TRAINING, fitted._asdict())
         cache.save_json(entry / "scenario.json", scenario.as_dict())
+        kept.clear()
 
-    return Workers().once(entry_of(scenario, which), build)
+    return Workers().once(entry, build)
 
 
 def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
@@ -187,30 +197,69 @@ def evaluation_code() -> str:
     return source.digest(evaluate, look, baseline, gaps, data.load, within=source.EVALUATION)
 
 
+class _Best(NamedTuple):
+    """The weights so far with the highest validation accuracy; none where the recipe does not ask for it."""
+
+    accuracy: float
+    epoch: int
+    weights: dict[str, Tensor]
+
+
+class Fitted(NamedTuple):
+    """What a training came to: the epoch whose weights it ended with, and its seconds, those of earlier attempts
+    included.
+    """
+
+    epochs: int
+    seconds: float
+
+
 def fit(
-    model: nn.Module, scenario_data: data.Data, method: Retrain, scenario: Scenario, options: Options = DEFAULTS
-) -> int:
-    """Train the model in place by the scenario's recipe; return the epoch whose weights it ended with."""
-    best_accuracy, best_epoch, best_weights = -1.0, method.epochs, None
-    patience = scenario.recipe.patience
+    model: nn.Module,
+    scenario_data: data.Data,
+    method: Retrain,
+    scenario: Scenario,
+    options: Options = DEFAULTS,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
+    """Train the model in place by the scenario's recipe.
 
-    def stop_early(epoch: int) -> None:
-        nonlocal best_accuracy, best_epoch, best_weights
-        if patience is None:
-            return
-        accuracy = _val_accuracy(model, scenario_data, scenario, method)
-        if accuracy > best_accuracy:
-            best_accuracy, best_epoch = accuracy, epoch
-            best_weights = copy.deepcopy(model.state_dict())
-        elif epoch - best_epoch >= patience:
-            raise _Converged
+    Args:
+        checkpoints: where is kept how far it is; what the same workers left there is gone on with.
+    """
+    started = kept = time.perf_counter()
+    workers, patience = scenario_data.workers, scenario.recipe.patience
+    carried_out_by = [options.threads, options.workers, options.engine, options.deepspeed]
+    best = _Best(-1.0, method.epochs, {})
+    engine = engines.make(model, scenario_data, scenario, seed=scenario.model_seed, options=options)
 
+    def end_of_epoch(epoch: int) -> None:
+        nonlocal best, kept
+        if patience is not None:
+            accuracy = _val_accuracy(model, scenario_data, scenario, method)
+            if accuracy > best.accuracy:
+                best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()))
+            elif epoch - best.epoch >= patience:
+                raise _Converged
+        if checkpoints is not None and workers.tell(time.perf_counter() - kept >= options.checkpoint_s):
+            kept, state = time.perf_counter(), engine.state()
+            weights = state.weights | {BEST + name: weight for name, weight in best.weights.items()}
+            so_far = {"by": carried_out_by, "best": [best.accuracy, best.epoch], "seconds": kept - started}
+            checkpoints.save(state._replace(weights=weights), so_far, workers)
+
+    found = None if checkpoints is None else checkpoints.load(workers)
+    if found is not None and found[1]["by"] == carried_out_by:
+        state, so_far = found
+        of_best = {name for name in state.weights if name.startswith(BEST)}
+        accuracy, epoch = so_far["best"]
+        best = _Best(accuracy, epoch, {name.removeprefix(BEST): state.weights.pop(name) for name in of_best})
+        engine.resume(state)
+        started -= so_far["seconds"]
     with contextlib.suppress(_Converged):
-        engine = engines.make(model, scenario_data, scenario, seed=scenario.model_seed, options=options)
-        engine.run(method, stop_early)
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    return best_epoch
+        engine.run(method, end_of_epoch)
+    if best.weights:
+        model.load_state_dict(best.weights)
+    return Fitted(best.epoch, time.perf_counter() - started)
 
 
 def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario, method: Retrain) -> float:
@@ -246,6 +295,22 @@ class References:
         model = models.build(self.scenario, self.scenario.model_seed)
         model.load_state_dict(self.original)
         return model.to(self.data.device)
+
+    def retrained(self, method: Method, seed: int) -> State | None:
+        """Where an engine ends that carries out the method, if that is how the retrained reference was trained."""
+        recipe = self.scenario.recipe
+        anew = Retrain(lr=recipe.lr, epochs=recipe.epochs)
+        if method != anew or seed != self.scenario.model_seed or recipe.patience is not None:
+            return None
+        entry = entry_of(self.scenario, "retrained")
+        return State(
+            epoch=recipe.epochs,
+            images=recipe.epochs * int((~self.data.forget).sum()),
+            spared_s=cache.load_json(entry / TRAINING)["seconds"],
+            cycled=[],
+            weights=cache.load_tensors(entry / WEIGHTS, self.data.device),
+            optimizer={},
+        )
 
     def cache_directory(self) -> Path:
         """Where methods keep what they compute from the original model."""

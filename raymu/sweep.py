@@ -53,7 +53,7 @@ from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 
 NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
-CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun
+CHECKPOINTS = "checkpoints"  # in a sweep's directory, of references and trials that have begun
 
 
 @dataclass(frozen=True)
@@ -309,6 +309,7 @@ def run_sweep(
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
+        Checkpoints(rows.directory / CHECKPOINTS).clear()
         rows.end(len(done))
         return done
 
@@ -426,8 +427,12 @@ class _Run:
         missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]
         started, count = time.monotonic(), len(missing)
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
-            for function, calls in ((references.train, missing), (references.compare, [(one,) for one in scenarios])):
-                side_by_side(self._home, self._slots, [(function, *call, self._slots.options) for call in calls])
+            options, kept = self._slots.options, self._rows.directory / CHECKPOINTS
+            train = [
+                (references.train, *one, options, Checkpoints(kept / references.entry_of(*one).name)) for one in missing
+            ]
+            for calls in (train, [(references.compare, one, options) for one in scenarios]):
+                side_by_side(self._home, self._slots, calls)
         if missing:
             self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
 

@@ -70,7 +70,8 @@ def run_trial(
 
         - "completed": all metrics are there, `score` is the objective on validation, `curve` lists [epoch, score],
           `resumed` the epochs after which it was gone on with; `wall_s` is what it took, `unlearn_s` what the method
-          would have taken had nothing been cached;
+          would have taken had nothing been cached, `peak_mem` what it needed (None where the retrained reference is
+          what it would have made: that is taken);
         - "diverged": loss or features are not finite: score 0, metrics None, no model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
 
@@ -132,7 +133,10 @@ def run_trial(
                 kept = time.perf_counter()
 
         found = None if checkpoints is None else checkpoints.load(workers)
-        if found is not None and all(found[1][key] == row[key] for key in IDENTITY):
+        known = reference.retrained(method, seed)
+        if known is not None:
+            engine.resume(known)
+        elif found is not None and all(found[1][key] == row[key] for key in IDENTITY):
             state, so_far = found
             engine.resume(state)
             row.update(so_far | here)
@@ -143,7 +147,7 @@ def run_trial(
             memory.reset_peak(references.default_device())
             engine.run(method, end_of_epoch)
             row["epochs"], row["images"], spared_s = engine.epoch, engine.images, engine.spared_s
-            row["peak_mem"] = memory.peak(references.default_device())
+            row["peak_mem"] = memory.peak(references.default_device()) if known is None else None
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
             measure(lambda: evaluate(engine.model, reference.data, reference.baseline), reference.metrics["retrained"])

@@ -1,19 +1,21 @@
-"""A trial whose process dies goes on from its last epoch and ends as one that nothing happened to."""
+"""A trial or reference whose process dies goes on from its last epoch and ends as if nothing had happened."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from test_parity import CASES, SCENARIO, in_workers, setting
 
-from raymu import engines, models
+from raymu import cache, engines, models, references
 from raymu.checkpoint import Checkpoints
 from raymu.engines import Engine, Options
 from raymu.engines.local import State
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
 from raymu.results.store import locate
+from raymu.scenario import Recipe
 from raymu.trial import run_trial
 from raymu.workers import ALONE, Workers
 
@@ -120,6 +122,41 @@ def test_a_trial_that_was_killed_ends_as_one_that_was_not(quick, quick_reference
     assert row["unlearn_s"] > 0
     checkpoints.clear()
     assert not (tmp_path / "trial").exists()
+
+
+@pytest.mark.parametrize(("patience", "last"), [(None, 1), (None, 3), (None, 5), (2, 1), (2, 2)])
+def test_a_reference_goes_on_from_its_last_epoch(last, patience, digits, tmp_path, monkeypatch) -> None:
+    """To the bit, and to the same best epoch, where the recipe looks for one."""
+    recipe = Recipe(lr=0.3, epochs=6, batch_size=256, patience=patience)
+    scenario = dataclasses.replace(digits, name="interrupted", recipe=recipe)
+    epochs = 0
+
+    def die(before, after: float) -> Callable[..., None]:
+        def saved(*arguments) -> None:
+            nonlocal epochs
+            before(*arguments)
+            epochs += 1
+            if epochs == after:
+                raise Killed
+
+        return saved
+
+    options, save = Options(checkpoint_s=0.0), Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", die(save, after=last))
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "interrupted"))
+    with pytest.raises(Killed):
+        references.train(scenario, "original", options)
+    entry = references.train(scenario, "original", options)
+    assert not list(entry.parent.glob(".*.training"))
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "whole"))
+    monkeypatch.setattr(Checkpoints, "save", save)
+    whole = references.train(scenario, "original", options)
+    assert whole != entry
+    for name in (references.WEIGHTS, "scenario.json"):
+        assert (whole / name).read_bytes() == (entry / name).read_bytes()
+    trained, undisturbed = (cache.load_json(one / "training.json") for one in (entry, whole))
+    assert trained["epochs"] == undisturbed["epochs"]
+    assert patience is not None or epochs == 6  # none was trained twice
 
 
 def test_a_damaged_checkpoint_is_as_good_as_none(quick, quick_references, tmp_path) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from raymu import data, references
+from raymu import cache, data, references
 from raymu.engines.local import Engine
 from raymu.evaluation import keys
 from raymu.method import Method, Range, Step, tuned
@@ -109,11 +109,29 @@ def test_a_method_that_ends_early_is_an_error(quick) -> None:
     assert "ended after epoch 1 of 2" in row["error"]
 
 
-def test_retraining_is_the_retrained_reference(quick, quick_references) -> None:
-    """Two paths to one model: the reference, and the method `retrain` at the recipe with the scenario's seed."""
-    row, _ = run_trial(quick, Retrain.from_config(Retrain.published_config(quick)), seed=quick.model_seed)
-    for key in keys():
-        assert row[key] == quick_references.metrics["retrained"][key]
+def test_retraining_is_the_retrained_reference(quick, quick_references, monkeypatch) -> None:
+    """Two paths to one model: the reference, and the method `retrain` at the recipe with the scenario's seed. So it is
+    not trained twice, and the row says what it would have cost.
+    """
+    method = Retrain.from_config(Retrain.published_config(quick))
+    row, model = run_trial(quick, method, seed=quick.model_seed)
+    monkeypatch.setattr(references.References, "retrained", lambda *arguments: None)
+    anew, trained = run_trial(quick, method, seed=quick.model_seed)
+    for key in (*keys(), "images", "epochs", "status", "score", "curve"):
+        assert row[key] == anew[key]
+    assert all(torch.equal(weight, trained.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert row["peak_mem"] is None
+    training = cache.load_json(references.entry_of(quick_references.scenario, "retrained") / "training.json")
+    assert row["unlearn_s"] == pytest.approx(training["seconds"], abs=1)
+
+
+@pytest.mark.parametrize("changed", [{"lr": 0.04}, {"epochs": 2}, {"head": "cmf"}])
+def test_retraining_otherwise_is_another_model(quick, quick_references, changed) -> None:
+    recipe = {"lr": quick.recipe.lr, "epochs": quick.recipe.epochs}
+    assert quick_references.retrained(Retrain(**recipe), seed=quick.model_seed) is not None
+    assert quick_references.retrained(Retrain(**recipe), seed=quick.model_seed + 1) is None
+    assert quick_references.retrained(Retrain(**{**recipe, **changed}), seed=quick.model_seed) is None
+    assert quick_references.retrained(references.Train(**recipe), seed=quick.model_seed) is None
 
 
 def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:
