@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymu.results import store
+from raymu.storage import Location
 
 RETRIES = 2  # of a trial whose process dies, or which its machine fails
 LOST_NODES = 20  # that a trial outlives: a node that goes is no fault of it
@@ -69,7 +70,7 @@ class _Attempts:
     lost_nodes: int = 0
 
 
-def in_flight(directory: store.Location, done: Iterable[store.Row]) -> dict[int, dict[str, Any]]:
+def in_flight(directory: Location, done: Iterable[store.Row]) -> dict[int, dict[str, Any]]:
     """The trials of a sweep that have begun and are not among the rows, by number, as a ledger stored them."""
     over = {row["trial"] for row in done}
     return {int(number): entry for number, entry in store.running(directory).items() if int(number) not in over}

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from raymu.engines.local import State
-from raymu.results.store import Location, read_bytes, read_json, write_bytes
+from raymu.storage import Location, read_bytes, write_bytes
 from raymu.workers import Workers
 
 STATE = "state.json"
@@ -83,7 +83,7 @@ class Checkpoints:
     def _state(self) -> Any:
         """What `state.json` holds; None where it is missing, cannot be read or is damaged."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            sealed = read_json(self.location, STATE)
+            sealed = json.loads(read_bytes(self.location, STATE))
             if sealed["sha256"] == _digest(sealed["state"]):
                 return sealed["state"]
         return None

@@ -23,7 +23,7 @@ from raymu.values import NOT_NEGATIVE, checked, unknown
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.engines.options import Options
     from raymu.method import Method, Range
-    from raymu.results.store import Location
+    from raymu.storage import Location
     from raymu.sweep import Sweep
 
 DEFAULT_SCENARIO = "digits"
@@ -159,8 +159,8 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
-    from raymu.results.store import locate
     from raymu.session import Resources
+    from raymu.storage import locate
     from raymu.sweep import Sweep
     from raymu.trackers import Trackers
 
@@ -624,8 +624,8 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
     from raymu.nodes import at_home
-    from raymu.results.store import locate
     from raymu.session import Resources, fit_to_cluster, session
+    from raymu.storage import locate
     from raymu.worker_group import side_by_side, take_along
 
     take_along(type(call[3]).__module__)

@@ -291,7 +291,7 @@ class EncodedDataset(Dataset):
         """See Dataset. What lies there is looked at anew."""
         from raymu import index
         from raymu.decoding import decode
-        from raymu.results.store import locate
+        from raymu.storage import locate
 
         if directory is None:
             directory = _location(name, asked)
@@ -333,7 +333,7 @@ class EncodedDataset(Dataset):
         """See Dataset."""
         from raymu import index
         from raymu.encoded import Encoded, transform_of
-        from raymu.results.store import locate
+        from raymu.storage import locate
 
         known, transform = cache.load_json(entry / LOCATION), transform_of(scenario)
         where = known["location"]

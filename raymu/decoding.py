@@ -151,7 +151,7 @@ def _opened(root: str, file: str, source: str | None) -> BinaryIO:
 
 
 def _copy(source: str, file: str, target: Path) -> None:
-    from raymu.results.store import locate
+    from raymu.storage import locate
 
     location = locate(source)
     with location.filesystem.open_input_stream(f"{location.path}/{file}") as stream, target.open("wb") as copy:

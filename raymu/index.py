@@ -34,8 +34,8 @@ from pyarrow.fs import FileSelector, FileType
 
 from raymu import cache
 from raymu.errors import InputError
-from raymu.results.store import Location
 from raymu.rgb import open_image, read_rgb
+from raymu.storage import Location
 
 JPEG = ("jpg", "jpeg")
 SUFFIXES = (*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")

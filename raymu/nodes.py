@@ -21,9 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymu import cache, data, devices, source, weights
 from raymu.errors import InputError, NodeError
-from raymu.results.store import Location, patiently, read_bytes, write_bytes
 from raymu.scenario import Scenario
 from raymu.shelf import Shelf
+from raymu.storage import Location, patiently, read_bytes, write_bytes
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
 LATE_S = 5.0  # until other nodes see a new file on a network file system

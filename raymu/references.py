@@ -20,8 +20,8 @@ from raymu.engines.local import State
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Method, Part
 from raymu.methods.retrain import Retrain
-from raymu.results.store import locate
 from raymu.scenario import Scenario, content_hash
+from raymu.storage import locate
 from raymu.workers import Workers
 
 Which = Literal["original", "retrained"]

@@ -46,6 +46,7 @@ from raymu.results import select, store
 from raymu.scenario import Scenario
 from raymu.search import Learner, Queue, distribution, scheduler
 from raymu.session import Resources, Sharing, fit_to_cluster, session
+from raymu.storage import Location, locate
 from raymu.trackers import Trackers, callbacks
 from raymu.trial import OF_THE_MACHINE, Row, blank_row, check, run_trial
 from raymu.values import unknown
@@ -245,7 +246,7 @@ class Sweep:
 
 def run_sweep(
     sweep: Sweep,
-    location: Path | str | store.Location,
+    location: Path | str | Location,
     resources: Resources,
     console: Console,
     *,
@@ -270,7 +271,7 @@ def run_sweep(
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     source.look_anew()
-    directory = store.locate(location)
+    directory = locate(location)
     weights.prepare(sweep.scenario, weights_file)
     sweep = dataclasses.replace(sweep, scenario=data.prepare(sweep.scenario, data_dir))
 
@@ -544,7 +545,7 @@ class _Run:
         return recorder.gpu
 
 
-def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: store.Location, home: nodes.Home) -> None:
+def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: Location, home: nodes.Home) -> None:
     """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
     try:
@@ -557,7 +558,7 @@ def _trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: st
         tune.report(_result(row | {"status": "error", "error": text.splitlines()[-1], "traceback": text}))
 
 
-def _checkpoints(directory: store.Location, number: int) -> Checkpoints:
+def _checkpoints(directory: Location, number: int) -> Checkpoints:
     return Checkpoints(directory / CHECKPOINTS / str(number))
 
 

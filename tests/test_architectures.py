@@ -21,9 +21,9 @@ from raymu.engines.options import Options
 from raymu.errors import InputError
 from raymu.evaluation.layers import check_blocks
 from raymu.method import get
-from raymu.results.store import locate
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.session import Resources
+from raymu.storage import locate
 from raymu.sweep import Sweep, run_sweep
 from raymu.trial import run_trial
 

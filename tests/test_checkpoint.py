@@ -14,8 +14,8 @@ from raymu.engines import Engine, Options
 from raymu.engines.local import State
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
-from raymu.results.store import locate
 from raymu.scenario import Recipe
+from raymu.storage import locate
 from raymu.trial import run_trial
 from raymu.workers import ALONE, Workers
 

@@ -28,6 +28,7 @@ from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation
 from raymu.results import report, select, store
 from raymu.scenario import SCENARIOS, Recipe, Scenario
+from raymu.storage import locate
 from raymu.trial import blank_row, run_trial
 
 CPU = torch.device("cpu")
@@ -681,7 +682,7 @@ def row(trial: int, **more) -> dict:
 
 
 def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
-    with store.Store(store.locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
+    with store.Store(locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
         rows.append(row(0, note='a quote: "checksum": "'))
         rows.append(row(1))
         rows.put(store.REFERENCES, {"s": {"original": {"val_retain_acc": 0.9}}})
@@ -718,9 +719,7 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
 def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> None:
     """As where two searches over other ranges of one method were put into one directory."""
     for name in ("narrow", "wide"):
-        with store.Store(
-            store.locate(tmp_path / name), {"protocol": {"trials": 2}, "space": name}, resume=False
-        ) as one:
+        with store.Store(locate(tmp_path / name), {"protocol": {"trials": 2}, "space": name}, resume=False) as one:
             one.append(row(0, sweep=name))
             one.put(store.REFERENCES, {})
     narrow, wide = tmp_path / "narrow", tmp_path / "wide"
@@ -741,7 +740,7 @@ def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> No
     (wide / store.SWEEP).unlink()
     assert "wide has rows, but no sweep.json" in raymu("results", ".").stderr
     with pytest.raises(InputError, match=r"there are rows, but no sweep\.json"):
-        store.Store(store.locate(wide), {"protocol": {"trials": 2}}, resume=True)
+        store.Store(locate(wide), {"protocol": {"trials": 2}}, resume=True)
 
 
 def test_nothing_of_an_original_is_used_for_another(striped) -> None:

@@ -16,8 +16,8 @@ from raymu.methods.random_label import RandomLabel
 from raymu.nodes import settle
 from raymu.protocol import Protocol
 from raymu.results import store
-from raymu.results.store import locate
 from raymu.session import Resources
+from raymu.storage import locate
 from raymu.sweep import Sweep, run_sweep
 from raymu.trial import blank_row, run_trial
 

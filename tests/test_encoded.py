@@ -32,8 +32,8 @@ from raymu.errors import InputError
 from raymu.index import Index
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.unsir import UNSIR
-from raymu.results.store import locate
 from raymu.scenario import Recipe, Scenario
+from raymu.storage import locate
 from raymu.trial import run_trial
 
 CPU = torch.device("cpu")

@@ -25,8 +25,9 @@ from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import store
-from raymu.results.store import Store, locate
+from raymu.results.store import Store
 from raymu.session import Resources, session
+from raymu.storage import locate
 from raymu.sweep import run_sweep
 from raymu.trial import run_trial
 from raymu.workers import ALONE
@@ -225,7 +226,7 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
             time.sleep(0.01)
         return fill(small_disk)
 
-    monkeypatch.setattr(store, "OUTAGE_S", 1.0)
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 1.0)
     monkeypatch.setattr(sys, "argv", ["steady", "--storage", str(small_disk), "--trials", "6", "--concurrent", "1"])
     sys.argv += ["--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0"]
     with meanwhile(fill_after_a_row), pytest.raises(SystemExit) as ended:
@@ -245,7 +246,7 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
         filler.unlink()
 
     caplog.clear()
-    monkeypatch.setattr(store, "OUTAGE_S", 60.0)
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 60.0)
     with meanwhile(free_once_refused):
         resumed = run(protocol, rows, resume=True)
     assert resumed[: len(kept)] == kept

@@ -20,9 +20,9 @@ from raymu.index import SUFFIXES
 from raymu.methods.finetune import Finetune
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results.store import locate
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.session import Resources
+from raymu.storage import locate
 
 CLASSES = ("cat", "dog", "fox")
 

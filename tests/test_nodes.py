@@ -29,9 +29,9 @@ from raymu.methods.random_label import RandomLabel
 from raymu.nodes import at_home, check, settle
 from raymu.protocol import Protocol
 from raymu.results import store
-from raymu.results.store import locate
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.session import Resources, fit_to_cluster, session
+from raymu.storage import locate
 from raymu.sweep import Sweep, run_sweep
 
 pytestmark = [
@@ -205,7 +205,7 @@ def test_a_node_is_not_blamed_for_an_outage(head, s3: Server) -> None:
 
 
 def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> None:
-    monkeypatch.setattr(store, "OUTAGE_S", 0.5)
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 0.5)
     with session(head), at_home(locate(s3.place())) as home:
         s3.stop()
         try:

@@ -28,6 +28,7 @@ from raymu.results import store
 from raymu.results.store import Store
 from raymu.scenario import Scenario
 from raymu.session import Resources
+from raymu.storage import locate
 from raymu.sweep import Sweep, run_sweep
 
 IDENTITY = {"method": "salun", "protocol": {"trials": 3, "seed": 0}}
@@ -118,7 +119,7 @@ def test_rows_stay_in_order_over_many_parts_and_writers(storage: str, small_part
             for trial in range(start, start + 8):
                 rows.append(row(trial))
     assert trials(store.read(storage)) == list(range(24))
-    where = store.locate(storage)
+    where = locate(storage)
     assert where.local or len(store._parts(store._files(where))) == 9
 
 
@@ -188,7 +189,7 @@ def test_what_is_put_is_loaded(storage: str) -> None:
         with pytest.raises(ValueError, match="JSON"):
             rows.put("features.json", {"labels": [float("nan")]})
     (loaded,) = store.load(storage)
-    assert loaded.name == rows.name == rows.directory.name == store.locate(storage).name
+    assert loaded.name == rows.name == rows.directory.name == locate(storage).name
     assert loaded.environment == {"machine": "ü"}
     assert loaded.references == {"abc": {"original": row(0)}}
     assert loaded.features == {"labels": [2]}
@@ -197,17 +198,17 @@ def test_what_is_put_is_loaded(storage: str) -> None:
 
 def test_a_tree_of_sweeps_is_found_whatever_their_names(storage: str) -> None:
     for name in (*NAMES, "unfinished"):
-        with Store(store.locate(storage) / name, IDENTITY | {"method": name}, resume=False) as rows:
+        with Store(locate(storage) / name, IDENTITY | {"method": name}, resume=False) as rows:
             if name != "unfinished":
                 rows.append(row(0, trial_id=name))
     expected = sorted((*NAMES, "unfinished"))
     assert [sweep.name for sweep in store.load(storage)] == expected
     assert [sweep.identity["method"] for sweep in store.load(storage)] == expected
     assert [directory.path for directory in store.sweeps(storage)] == [
-        f"{store.locate(storage).path}/{name}" for name in expected
+        f"{locate(storage).path}/{name}" for name in expected
     ]
     assert [entry["trial_id"] for entry in store.read_all(storage)] == sorted(NAMES)
-    assert store.sweeps(store.locate(storage) / "all") == [store.locate(storage) / "all" / "salun"]
+    assert store.sweeps(locate(storage) / "all") == [locate(storage) / "all" / "salun"]
 
 
 def test_a_name_can_be_part_of_the_uri(s3: Server) -> None:
@@ -221,7 +222,7 @@ def test_a_name_can_be_part_of_the_uri(s3: Server) -> None:
 
 def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
     for name, config in (("salun", {"lr": 0.1, "clip": None}), ("all/scrub", {"lr": 0.2, "alpha": 3})):
-        with Store(store.locate(storage) / name, IDENTITY, resume=False) as rows:
+        with Store(locate(storage) / name, IDENTITY, resume=False) as rows:
             rows.append(row(0, sweep="?", config=config, curve=[[1, 0.5]]))
             rows.append(row(1, None, "error", sweep="?", config=config, curve=[]))
     table = store.table(storage)
@@ -305,7 +306,9 @@ def test_half_a_row_is_not_a_row_and_gives_way(tmp_path: Path) -> None:
 def _fill_the_disk(directory: Path, more: int) -> None:
     import resource
 
-    store.OUTAGE_S = 0.5
+    import raymu.storage
+
+    raymu.storage.OUTAGE_S = 0.5
     with Store(directory, IDENTITY, resume=True) as rows:
         rows.append(row(0))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -459,7 +462,7 @@ def test_an_outage_loses_no_row(s3: Server) -> None:
 
 
 def test_an_outage_that_does_not_end_is_raised(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "OUTAGE_S", 0.5)
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 0.5)
     place = s3.place()
     with Store(place, IDENTITY, resume=False) as rows:
         s3.stop()
@@ -539,7 +542,7 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
         assert "ssword" not in text
         assert "endpoint_override=127.0.0.1" in text
     filesystem, path = FileSystem.from_uri(place)
-    for name in store._files(store.locate(place)):
+    for name in store._files(locate(place)):
         assert b"ssword" not in filesystem.open_input_stream(f"{path}/{name}").read()
 
 
@@ -547,10 +550,10 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
 def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: References) -> None:
     place = s3.place()
     sweep = Sweep(RandomLabel, quick, Protocol(trials=3, confirmation=Confirmation(seeds=1)))
-    rows = run_sweep(sweep, store.locate(place) / "rl", Resources(), Console(quiet=True))
+    rows = run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True))
     (result,) = store.load(place)
     assert (result.name, result.rows) == ("rl", rows)
     assert sorted(trials(rows))[:4] == [0, 1, 2, 3]
     assert set(result.references) == {data.prepare(quick).hash}
     assert result.features is not None
-    assert run_sweep(sweep, store.locate(place) / "rl", Resources(), Console(quiet=True)) == rows  # it is finished
+    assert run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True)) == rows  # it is finished

@@ -19,9 +19,9 @@ from raymu import attempts, references
 from raymu.engines import Options
 from raymu.errors import NodeError
 from raymu.nodes import Home, at_home
-from raymu.results.store import locate
 from raymu.scenario import Recipe
 from raymu.session import Slots, session
+from raymu.storage import locate
 from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 

@@ -15,30 +15,27 @@ import logging
 import os
 import re
 import socket
-import time
 import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from filelock import FileLock, Timeout
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
+from pyarrow.fs import FileSelector, FileType
 
 from raymu.errors import InputError, StorageError
 from raymu.scenario import content_hash
+from raymu.storage import DamagedError, Location, locate, mendable, patiently, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     import pandas
 
 Row = dict[str, Any]
-Result = TypeVar("Result")
 
 ROWS = "rows.jsonl"
 LOCK = ".lock"
@@ -53,74 +50,11 @@ ENDED = "ended.json"
 CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precedes it
 PART = re.compile(r"rows(-\d{5}-[0-9a-f]{12})?\.jsonl")
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
-OUTAGE_S = 120.0
-ATTEMPTS = 3  # of a single request
 MEANINGS = {  # of fields that say little by themselves
     "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
     "protocol.decisions": "another version of Ray stops other trials; see environment.json",
 }
 READERS = 16  # parts read at once: on object storage the wait is for answers
-
-
-@dataclass(frozen=True)
-class Location:
-    """A directory, local or on object storage. `location / name` is one within it, `str(location)` is safe to print.
-
-    Attributes:
-        filesystem: the one of pyarrow that reaches it.
-        path: where it is on that filesystem.
-        shown: the path as it was given, or the URI without secrets.
-    """
-
-    filesystem: FileSystem = field(repr=False)
-    path: str
-    shown: str
-
-    @property
-    def name(self) -> str:
-        """The last component of the path."""
-        return self.path.rpartition("/")[2]
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a directory of this machine, which can be locked and appended to."""
-        return isinstance(self.filesystem, LocalFileSystem)
-
-    def __truediv__(self, name: str) -> "Location":
-        place, mark, query = (self.shown, "", "") if self.local else self.shown.partition("?")
-        shown = f"{place.rstrip('/')}/{name if self.local else quote(name)}{mark}{query}"
-        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", shown)
-
-    def __str__(self) -> str:
-        return self.shown
-
-
-def locate(location: "Path | str | Location") -> Location:
-    """Find the filesystem of a local path, or of a URI such as s3://bucket/path?endpoint_override=host:9000&scheme=http.
-
-    A URI is what `pyarrow.fs.FileSystem.from_uri` takes, which also says where credentials come from (for S3:
-    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile of AWS_PROFILE, or the machine's role). In it special
-    characters are percent-encoded.
-
-    Raises:
-        InputError: not a URI that pyarrow can open.
-    """
-    if isinstance(location, Location):
-        return location
-    uri = str(location)
-    try:
-        filesystem, path = FileSystem.from_uri(uri if "://" in uri else str(Path(uri).expanduser().absolute()))
-    except (OSError, ValueError, NotImplementedError, ImportError) as error:
-        # What pyarrow says may quote the URI, so it is not the cause either: a traceback would print it.
-        raise InputError(f"cannot open {_redacted(uri)}: {_redacted(_reason(error))}") from None
-    if isinstance(filesystem, S3FileSystem):
-        # A URI cannot say how long to try: 100 s where nothing answers. The constructor can, and takes what pickling
-        # hands over. With a delayed open a small file is one PUT, not three requests that a killed writer can leave
-        # half done.
-        options = filesystem.__reduce__()[1][0]
-        strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
-        filesystem = S3FileSystem(**options | {"allow_delayed_open": True, "retry_strategy": strategy})
-    return Location(filesystem, path.rstrip("/") or path, _redacted(uri))
 
 
 class Store:
@@ -226,7 +160,7 @@ class Store:
         return patiently("read", self.directory, partial(_all_rows, self.directory))
 
     def _lock(self) -> None:
-        with _mendable("write to", self.directory):
+        with mendable("write to", self.directory):
             Path(self.directory.path).mkdir(parents=True, exist_ok=True)
             try:
                 self._held.enter_context(FileLock(f"{self.directory.path}/{LOCK}", timeout=0))
@@ -234,7 +168,7 @@ class Store:
                 raise InputError(f"{self.directory} is in use by a running sweep; choose another --name") from error
 
     def _claim(self, identity: dict[str, Any], resume: bool, is_finished: Callable[[list[Row]], bool]) -> None:
-        with _mendable("read", self.directory):
+        with mendable("read", self.directory):
             stored, parts = _found(self.directory)
         # One that was refused before its first trial leaves its name free.
         if stored is not None and (parts or running(self.directory)):
@@ -254,7 +188,7 @@ class Store:
                 raise InputError(
                     f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
                 )
-        with _mendable("write to", self.directory):
+        with mendable("write to", self.directory):
             if self.directory.local:
                 self._drop_half_row()
             else:
@@ -332,7 +266,7 @@ def read(location: Path | str | Location) -> list[Row]:
         InputError: the location cannot be read.
     """
     directory = locate(location)
-    with _mendable("read", directory):
+    with mendable("read", directory):
         return _all_rows(directory)
 
 
@@ -343,7 +277,7 @@ def running(location: Path | str | Location) -> dict[str, Any]:
         InputError: the location cannot be read.
     """
     directory = locate(location)
-    with _mendable("read", directory), contextlib.suppress(DamagedError):
+    with mendable("read", directory), contextlib.suppress(DamagedError):
         return read_json(directory, RUNNING, _seal_of(_identity(directory))) or {}
     return {}
 
@@ -377,7 +311,7 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
     results: list[SweepResults] = []
     for name, files in _tree(where).items():
         directory = where / name if name else where
-        with _mendable("read", directory):
+        with mendable("read", directory):
             identity = _identity(directory)
             assert identity is not None
             seal = _seal_of(identity)
@@ -476,7 +410,7 @@ def table(storage: Path | str | Location) -> "pandas.DataFrame":
 def _tree(storage: Location) -> dict[str, list[str]]:
     """The names of the files of every sweep, by its directory relative to the storage."""
     files = defaultdict(list)
-    with _mendable("read", storage):
+    with mendable("read", storage):
         for path in _files(storage, recursive=True):
             directory, _, name = path.rpartition("/")
             files[directory].append(name)
@@ -587,10 +521,6 @@ def _line(row: Row, seal: bytes) -> bytes:
     return _sealed(json.dumps(row, allow_nan=False, ensure_ascii=False).encode(errors="replace"), seal) + b"\n"
 
 
-class DamagedError(ValueError):
-    """Content that is not what was stored."""
-
-
 def _identity(directory: Location) -> dict[str, Any] | None:
     """Content of `sweep.json`; None where it is missing."""
     found: dict[str, Any] | None = read_json(directory, SWEEP, b"")
@@ -638,13 +568,6 @@ def _checksum(content: bytes, seal: bytes) -> bytes:
     return hashlib.sha256(seal + content).hexdigest()[:16].encode()
 
 
-def read_bytes(directory: Location, name: str) -> bytes:
-    """What a file of the directory holds."""
-    with directory.filesystem.open_input_stream(f"{directory.path}/{name}") as stream:
-        content: bytes = stream.read()
-        return content
-
-
 def read_json(directory: Location, name: str, seal: bytes | None = None) -> Any:
     """What a JSON file holds; None where it is missing.
 
@@ -662,66 +585,8 @@ def read_json(directory: Location, name: str, seal: bytes | None = None) -> Any:
         raise DamagedError(f"{name} is damaged ({error})") from error
 
 
-def write_bytes(directory: Location, name: str, content: bytes) -> None:
-    """In one step for every reader: a file on object storage appears when it is closed, a local one is renamed."""
-    path = f"{directory.path}/{name}"
-    unfinished = f"{path}.tmp" if directory.local else path
-    try:
-        with directory.filesystem.open_output_stream(unfinished) as stream:
-            stream.write(content)
-        if directory.local:
-            os.replace(unfinished, path)
-    except OSError:
-        if directory.local:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)  # the disk may be full
-        raise
-
-
-def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
-    """Do something with the storage, however often it takes while that is away or full.
-
-    Args:
-        doing: "read" or "write to".
-
-    Raises:
-        InputError: it still is after `OUTAGE_S` seconds.
-    """
-    deadline = time.monotonic() + OUTAGE_S
-    pause = 0.5
-    with _mendable(doing, directory):
-        while True:
-            try:
-                return do()
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise
-                logging.getLogger(__name__).warning("cannot %s %s, trying again: %s", doing, directory, _reason(error))
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
-
-
 def _as_json(content: Any, seal: bytes = b"") -> bytes:
     return _sealed(json.dumps(content, indent=2, allow_nan=False).encode(), seal) + b"\n"
-
-
-@contextlib.contextmanager
-def _mendable(doing: str, directory: Location) -> Iterator[None]:
-    """Turn what the storage refuses into an InputError."""
-    try:
-        yield
-    except (OSError, DamagedError) as error:
-        raise InputError(f"cannot {doing} {directory}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    return re.split(r"\n| \(Request ID", str(getattr(error, "strerror", None) or error))[0]
-
-
-def _redacted(text: str) -> str:
-    """A text without the key and secret of a URI in it, and without those of its parameters that may be secret."""
-    text = re.sub(r"://[^/\s:@]*:\S*@", "://***@", text)
-    return re.sub(r"([?&](?!endpoint_override=|region=|scheme=)[^=&\s]*=)[^&\s']*", r"\1***", text)
 
 
 def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:

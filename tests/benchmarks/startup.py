@@ -17,9 +17,9 @@ from raymu import data, engines, models
 from raymu.engines import Options
 from raymu.methods.finetune import Finetune
 from raymu.nodes import Home, at_home
-from raymu.results.store import locate
 from raymu.scenario import SCENARIOS
 from raymu.session import session
+from raymu.storage import locate
 from raymu.worker_group import in_group
 from raymu.workers import Workers
 

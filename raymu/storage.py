@@ -1,0 +1,152 @@
+"""Files in a local directory or on object storage."""
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, LocalFileSystem, S3FileSystem
+
+from raymu.errors import InputError
+
+Result = TypeVar("Result")
+
+OUTAGE_S = 120.0
+ATTEMPTS = 3  # of a single request
+
+
+@dataclass(frozen=True)
+class Location:
+    """A directory, local or on object storage. `location / name` is one within it, `str(location)` is safe to print.
+
+    Attributes:
+        filesystem: the one of pyarrow that reaches it.
+        path: where it is on that filesystem.
+        shown: the path as it was given, or the URI without secrets.
+    """
+
+    filesystem: FileSystem = field(repr=False)
+    path: str
+    shown: str
+
+    @property
+    def name(self) -> str:
+        """The last component of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a directory of this machine, which can be locked and appended to."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Location":
+        place, mark, query = (self.shown, "", "") if self.local else self.shown.partition("?")
+        shown = f"{place.rstrip('/')}/{name if self.local else quote(name)}{mark}{query}"
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", shown)
+
+    def __str__(self) -> str:
+        return self.shown
+
+
+def locate(location: "Path | str | Location") -> Location:
+    """Find the filesystem of a local path, or of a URI such as s3://bucket/path?endpoint_override=host:9000&scheme=http.
+
+    A URI is what `pyarrow.fs.FileSystem.from_uri` takes, which also says where credentials come from (for S3:
+    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile of AWS_PROFILE, or the machine's role). In it special
+    characters are percent-encoded.
+
+    Raises:
+        InputError: not a URI that pyarrow can open.
+    """
+    if isinstance(location, Location):
+        return location
+    uri = str(location)
+    try:
+        filesystem, path = FileSystem.from_uri(uri if "://" in uri else str(Path(uri).expanduser().absolute()))
+    except (OSError, ValueError, NotImplementedError, ImportError) as error:
+        # What pyarrow says may quote the URI, so it is not the cause either: a traceback would print it.
+        raise InputError(f"cannot open {_redacted(uri)}: {_redacted(reason(error))}") from None
+    if isinstance(filesystem, S3FileSystem):
+        # A URI cannot say how long to try: 100 s where nothing answers. The constructor can, and takes what pickling
+        # hands over. With a delayed open a small file is one PUT, not three requests that a killed writer can leave
+        # half done.
+        options = filesystem.__reduce__()[1][0]
+        strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+        filesystem = S3FileSystem(**options | {"allow_delayed_open": True, "retry_strategy": strategy})
+    return Location(filesystem, path.rstrip("/") or path, _redacted(uri))
+
+
+class DamagedError(ValueError):
+    """Content that is not what was stored."""
+
+
+def read_bytes(directory: Location, name: str) -> bytes:
+    """What a file of the directory holds."""
+    with directory.filesystem.open_input_stream(f"{directory.path}/{name}") as stream:
+        content: bytes = stream.read()
+        return content
+
+
+def write_bytes(directory: Location, name: str, content: bytes) -> None:
+    """In one step for every reader: a file on object storage appears when it is closed, a local one is renamed."""
+    path = f"{directory.path}/{name}"
+    unfinished = f"{path}.tmp" if directory.local else path
+    try:
+        with directory.filesystem.open_output_stream(unfinished) as stream:
+            stream.write(content)
+        if directory.local:
+            os.replace(unfinished, path)
+    except OSError:
+        if directory.local:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)  # the disk may be full
+        raise
+
+
+def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
+    """Do something with the storage, however often it takes while that is away or full.
+
+    Args:
+        doing: "read" or "write to".
+
+    Raises:
+        InputError: it still is after `OUTAGE_S` seconds.
+    """
+    deadline = time.monotonic() + OUTAGE_S
+    pause = 0.5
+    with mendable(doing, directory):
+        while True:
+            try:
+                return do()
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise
+                logging.getLogger(__name__).warning("cannot %s %s, trying again: %s", doing, directory, reason(error))
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+
+@contextlib.contextmanager
+def mendable(doing: str, directory: Location) -> Iterator[None]:
+    """Turn what the storage refuses into an InputError."""
+    try:
+        yield
+    except (OSError, DamagedError) as error:
+        raise InputError(f"cannot {doing} {directory}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, without what no user can use."""
+    return re.split(r"\n| \(Request ID", str(getattr(error, "strerror", None) or error))[0]
+
+
+def _redacted(text: str) -> str:
+    """A text without the key and secret of a URI in it, and without those of its parameters that may be secret."""
+    text = re.sub(r"://[^/\s:@]*:\S*@", "://***@", text)
+    return re.sub(r"([?&](?!endpoint_override=|region=|scheme=)[^=&\s]*=)[^&\s']*", r"\1***", text)
