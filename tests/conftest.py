@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from raymu import data, references
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
 REPOSITORY = Path(__file__).parent.parent
+DEVICE = references.default_device()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -47,12 +47,12 @@ def quick(digits: Scenario) -> Scenario:
 
 @pytest.fixture(scope="session")
 def quick_references(quick: Scenario) -> references.References:
-    return references.load(quick, torch.device("cpu"))
+    return references.load(quick, DEVICE)
 
 
 @pytest.fixture(scope="session")
 def digits_data(digits: Scenario) -> data.Data:
-    return data.load(digits, torch.device("cpu"))
+    return data.load(digits, DEVICE)
 
 
 @pytest.fixture(autouse=True)

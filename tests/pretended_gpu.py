@@ -126,6 +126,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = [leaf for leaf in leaves if isinstance(leaf, OnGPU)]
     made_there = bool(there)  # also where torch itself says the device of a tensor that it knows: that of its values
+    kwargs.pop("pin_memory", None)
     if (onto := kwargs.get("device")) is not None and torch.device(onto).type == "cuda":
         made_there, kwargs = True, kwargs | {"device": torch.device("cpu")}
     _check(packet, args, leaves, there)
@@ -180,7 +181,7 @@ def pretended_gpu(monkeypatch: Any) -> Iterator[Counter[str]]:
         "current_device": 0,
         "get_device_name": "a pretended GPU",
         "mem_get_info": (2**34, 2**34),
-        "max_memory_allocated": 0,
+        "max_memory_allocated": 2**27,
         "reset_peak_memory_stats": None,
         "synchronize": None,
         "manual_seed_all": None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICE
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
@@ -18,7 +19,6 @@ from raymu.errors import InputError
 from raymu.images import Pixels
 from raymu.scenario import SCENARIOS
 
-CPU = torch.device("cpu")
 NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 
 
@@ -39,7 +39,7 @@ def test_digits_are_split_by_class_without_overlap(digits, digits_data) -> None:
 def test_a_share_of_the_samples_is_drawn_from_training_and_halved(digits) -> None:
     """Where samples are forgotten, "forget" is themselves, one half for each split; all held-out images are retain."""
     scenario = replace(digits, forget=(), forget_share=0.1)
-    loaded = data.load(scenario, CPU)
+    loaded = data.load(scenario, DEVICE)
     forgotten = loaded.train.index[loaded.forget]
     assert len(forgotten) == round(0.1 * len(loaded.train))
     assert sorted(torch.cat([loaded.val.forget.index, loaded.test.forget.index]).tolist()) == forgotten.tolist()
@@ -48,11 +48,11 @@ def test_a_share_of_the_samples_is_drawn_from_training_and_halved(digits) -> Non
     assert not set(loaded.probed.index.tolist()) & set(forgotten.tolist())  # or the probe would learn them itself
     assert len(set(loaded.train.targets[loaded.forget].tolist())) == 10
     with pytest.raises(InputError, match="at least 2"):
-        data.load(replace(scenario, forget_share=0.001), CPU)
+        data.load(replace(scenario, forget_share=0.001), DEVICE)
 
 
 def test_the_split_depends_on_the_scenarios_seed_alone(digits, digits_data) -> None:
-    again, other = data.load(digits, CPU), data.load(replace(digits, seed=1), CPU)
+    again, other = data.load(digits, DEVICE), data.load(replace(digits, seed=1), DEVICE)
     assert torch.equal(again.test.retain.index, digits_data.test.retain.index)
     assert not torch.equal(other.train.index, digits_data.train.index)
 
@@ -65,7 +65,7 @@ def test_normalised_images_have_zero_mean_and_unit_variance(digits_data) -> None
 
 def test_images_are_shared_pages_of_one_file(digits, digits_data) -> None:
     """Two loads of a process map the same file instead of copying it."""
-    again = data.load(digits, CPU)
+    again = data.load(digits, DEVICE)
     maps = Path("/proc/self/maps").read_text()
     assert len(re.findall("datasets/digits-[0-9a-f]{12}/train_images.npy", maps)) >= 2
     assert again.train.images.pixels.data_ptr() != digits_data.train.images.pixels.data_ptr()
@@ -110,7 +110,7 @@ def cifar10(tmp_path, monkeypatch):
 def test_cifar10_archive_in_the_real_format(cifar10) -> None:
     scenario, directory, first = cifar10
     data.prepare(scenario, directory)
-    loaded = data.load(scenario, CPU)
+    loaded = data.load(scenario, DEVICE)
     assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (900, 100, 200)
     assert loaded.val.retain.targets.bincount().tolist() == [0] + [10] * 9
     assert not set(loaded.train.index.tolist()) & set(loaded.val.retain.index.tolist())
@@ -138,8 +138,8 @@ def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
     scenario, directory, _ = cifar10
     data.prepare(scenario, directory)
     short = replace(scenario, recipe=replace(scenario.recipe, epochs=4, patience=1))
-    loaded = data.load(short, CPU)
-    model = models.build(short, seed=0)
+    loaded = data.load(short, DEVICE)
+    model = models.build(short, seed=0).to(DEVICE)
     images = loaded.train.subset(torch.arange(2)).read()
     assert model.eval().forward_features(images).shape == (2, 512, 4, 4)  # the CIFAR stem keeps 32 x 32
     every_ninth = torch.arange(0, 900, 9)

@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICE
 from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
@@ -36,7 +37,6 @@ from raymu.scenario import Recipe, Scenario
 from raymu.storage import locate
 from raymu.trial import run_trial
 
-CPU = torch.device("cpu")
 CLASSES, TRAIN, VAL = 4, 15, 6
 SCENARIO = Scenario(
     name="photos",
@@ -101,7 +101,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(place: Path | str, scenario: Scenario = SCENARIO, processes: int = 0) -> data.Data:
     data.prepare(scenario, place)
-    return data.load(scenario, CPU, processes)
+    return data.load(scenario, DEVICE, processes)
 
 
 def read(split: data.Split, batch: int = 8, seed: int | None = None) -> torch.Tensor:
@@ -332,7 +332,7 @@ def encoded(file: np.ndarray, labels: np.ndarray) -> Encoded:
     zeros = np.zeros(count, np.int64)
     files = np.array([str(number).encode() for number in range(file.max() + 1)])
     positions = Index(files, np.arange(count).astype("S"), zeros.astype(np.uint64), labels, file, zeros, zeros)
-    return Encoded(positions, "nowhere", None, transform_of(SCENARIO), CPU, 0)
+    return Encoded(positions, "nowhere", None, transform_of(SCENARIO), DEVICE, 0)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("mixed", 17), ("sorted", 64), ("folders", 6400)])
@@ -506,7 +506,7 @@ def test_what_is_wrong_with_folders_is_said_before_any_compute(places, tmp_path)
     data.prepare(SCENARIO, root)
     with pytest.raises(InputError, match="photos brings no test set"):
         data.check_split(SCENARIO)
-    assert sum(map(len, data.load(replace(SCENARIO, test_share=0.2), CPU, 0).test)) == 12
+    assert sum(map(len, data.load(replace(SCENARIO, test_share=0.2), DEVICE, 0).test)) == 12
     shutil.rmtree(images)
     with pytest.raises(InputError, match="has 3 classes, 0 to 2; photos has 4"):
         data.prepare(SCENARIO, root)
@@ -517,12 +517,12 @@ def test_where_a_dataset_is_has_to_be_said_once(places, tmp_path) -> None:
         data.prepare(SCENARIO)
     shutil.copytree(places["shards"], tmp_path / "mine")
     data.prepare(SCENARIO, tmp_path / "mine")
-    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
+    assert len(data.load(SCENARIO, DEVICE, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(cache.root() / "indices")  # a cache may be deleted, in part as well
-    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
+    assert len(data.load(SCENARIO, DEVICE, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(tmp_path / "mine")
     with pytest.raises(InputError, match=r"photos is no longer in .*mine"):
-        data.load(SCENARIO, CPU, 0)
+        data.load(SCENARIO, DEVICE, 0)
 
 
 # Object storage
@@ -642,7 +642,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         data.prepare(scenario, tmp_path)  # another checksum
     monkeypatch.setattr(data, "TINY_IMAGENET_MD5", None)
     data.prepare(scenario, tmp_path)
-    loaded = data.load(scenario, CPU)
+    loaded = data.load(scenario, DEVICE)
     assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (9, 3, 9)
     for split in (loaded.train, *loaded.test):
         red = split.images.pixels[split.index][:, 0].float().mean((1, 2))
@@ -733,7 +733,7 @@ def test_trials_on_shards(places) -> None:
     """By class, with the UNSIR sample and its noise among the images, and by share."""
     data.prepare(SCENARIO, places["shards"])
     row, model = run_trial(SCENARIO, RandomLabel(lr=0.01, epochs=1), seed=0)
-    assert (row["status"], row["images"]) == ("completed", len(data.load(SCENARIO, CPU, 0).train)), row["traceback"]
+    assert (row["status"], row["images"]) == ("completed", len(data.load(SCENARIO, DEVICE, 0).train)), row["traceback"]
     assert model is not None
     settings = {"impair_epochs": 1, "repair_epochs": 1, "noise_batches": 1, "retain_per_class": 4}
     row, _ = run_trial(SCENARIO, UNSIR(**settings), seed=0)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from conftest import DEVICE
 from torch.nn.functional import cross_entropy
 
 from raymu import engines, models
@@ -56,7 +57,7 @@ def drawn_for(labels: torch.Tensor) -> Batch:
 
 @pytest.fixture
 def model(digits):
-    return models.build(digits, seed=1)
+    return models.build(digits, seed=1).to(DEVICE)
 
 
 @pytest.mark.parametrize("part", ["train", "retain", "forget"])
@@ -265,7 +266,7 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
     ends = {}
     for precision in ("fp32", "bf16"):
         chosen = dataclasses.replace(scenario, recipe=dataclasses.replace(scenario.recipe, precision=precision))
-        model = models.build(chosen, seed=1)
+        model = models.build(chosen, seed=1).to(DEVICE)
         engine(model, digits_data, scenario=chosen).run(RandomLabel(lr=0.02, epochs=2))
         some = digits_data.train.subset(torch.arange(4)).read()
         hidden = []
@@ -275,7 +276,7 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
         assert ends[precision].dtype == torch.float32
         assert hidden == [torch.bfloat16 if precision == "bf16" else torch.float32]
         assert logits.dtype == torch.float32
-    start = torch.cat([weight.detach().flatten() for weight in models.build(scenario, seed=1).parameters()])
+    start = torch.cat([weight.detach().flatten() for weight in models.build(scenario, seed=1).to(DEVICE).parameters()])
     moved, apart = (ends["fp32"] - start).norm(), (ends["fp32"] - ends["bf16"]).norm()
     assert 1e-4 * moved < apart < 0.3 * moved
 
@@ -283,7 +284,7 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
 def test_checkpointed_gradients_are_the_same(digits_data) -> None:
     scenario, ends = SCENARIOS["digits-vit"], []
     for checkpointing in (False, True):
-        model = models.build(scenario, seed=1)
+        model = models.build(scenario, seed=1).to(DEVICE)
         run = Engine(model, digits_data, scenario, seed=0, options=Options(checkpointing=checkpointing))
         seen = []
         block = model.blocks[0]

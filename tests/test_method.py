@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import DEVICE, REPOSITORY
 
 from raymu import data, models, references
 from raymu import method as methods
@@ -146,10 +146,10 @@ def small(digits):
         scenario = dataclasses.replace(
             digits, name="small", forget=(3, 8), recipe=recipe, **ARCHITECTURES[architecture]
         )
-        whole = data.load(scenario, torch.device("cpu"))
+        whole = data.load(scenario, DEVICE)
         chosen = torch.arange(60)
         images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen])
-        original = models.build(scenario, seed=1)
+        original = models.build(scenario, seed=1).to(DEVICE)
         with references.cpu_threads(1):
             Engine(original, images, scenario, seed=1).run(references.Train(lr=recipe.lr, epochs=recipe.epochs))
         return scenario, images, original
@@ -158,7 +158,7 @@ def small(digits):
 
 
 def start(method: type[Method], original: torch.nn.Module, scenario) -> torch.nn.Module:
-    return copy.deepcopy(original) if method.start == "original" else models.build(scenario, seed=0)
+    return copy.deepcopy(original) if method.start == "original" else models.build(scenario, seed=0).to(DEVICE)
 
 
 class Reads(Engine):
@@ -271,7 +271,7 @@ def test_every_epoch_knob_is_obeyed(method, head, train, small) -> None:
 @pytest.mark.parametrize("head", ["linear", "cmf"])
 def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digits_data) -> None:
     scenario = dataclasses.replace(digits, **AVERAGE_POOLING)
-    engine = Engine(models.build(scenario, seed=0), digits_data, scenario, seed=0)
+    engine = Engine(models.build(scenario, seed=0).to(DEVICE), digits_data, scenario, seed=0)
     engine.run(RandomLabel(head=head, lr=0.01, epochs=1))
     assert engine.model.get_classifier().in_features == 64
     row = look(engine.model, digits_data)
@@ -282,7 +282,7 @@ def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digi
 def test_single_samples_can_be_forgotten(method, digits, small) -> None:
     _, _, original = small("resnet")
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
-    loaded = data.load(scenario, torch.device("cpu"))
+    loaded = data.load(scenario, DEVICE)
     config = {name: 1 for name in method.ranges() if name.endswith("epochs")}
     engine = Engine(start(method, original, scenario), loaded, scenario, seed=0)
     engine.run(method.from_config(config))

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -52,7 +53,7 @@ def test_moments_are_those_of_the_definition() -> None:
 
 def test_moments_of_batches_are_those_of_the_whole() -> None:
     features, labels = noise(50, 4), torch.arange(50) % 3
-    whole, parts = Moments.of(features, labels), Moments(3, 4, torch.device("cpu"))
+    whole, parts = Moments.of(features, labels), Moments(3, 4, features.device)
     for chosen in torch.arange(50).split(7):
         parts.update(features[chosen], labels[chosen])
     torch.testing.assert_close(parts.within, whole.within)
@@ -386,8 +387,8 @@ def test_evaluation_leaves_the_model_as_it_is(measure, quick_references, trained
 
 def test_where_samples_are_forgotten_nothing_speaks_of_classes(digits) -> None:
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
-    loaded = data.load(scenario, torch.device("cpu"))
-    model = models.build(scenario, seed=3)
+    loaded = data.load(scenario, DEVICE)
+    model = models.build(scenario, seed=3).to(DEVICE)
     row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
     undefined = {key for key, value in row.items() if value is None}
     assert undefined == {"train_alignment_forget", "train_alignment_uncentred_forget"}
@@ -398,14 +399,14 @@ def test_where_samples_are_forgotten_nothing_speaks_of_classes(digits) -> None:
 
 def test_where_one_class_is_left_its_centred_alignment_is_undefined(digits) -> None:
     scenario = dataclasses.replace(digits, forget=tuple(range(9)))
-    loaded = data.load(scenario, torch.device("cpu"))
-    model = models.build(scenario, seed=3)
+    loaded = data.load(scenario, DEVICE)
+    model = models.build(scenario, seed=3).to(DEVICE)
     row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
     assert {key for key, value in row.items() if value is None} == {"train_alignment_retain", "train_alignment_forget"}
 
 
 def test_logits_are_the_models_own(digits_data, digits) -> None:
-    model = models.build(digits, seed=3).eval()
+    model = models.build(digits, seed=3).to(DEVICE).eval()
     split = digits_data.val.retain
     (said,) = models.extract(model, digits_data, split)
     torch.testing.assert_close(said.logits, model(split.read()).detach())
@@ -415,7 +416,7 @@ def test_logits_are_the_models_own(digits_data, digits) -> None:
 @pytest.mark.parametrize("batch", [1000, 100, 61, 7])
 def test_splits_read_together_are_as_read_alone(batch, digits_data, digits, monkeypatch) -> None:
     """Whatever the size of a batch, which may reach from one split into the next, and over one."""
-    model = models.build(digits, seed=3)
+    model = models.build(digits, seed=3).to(DEVICE)
     every = torch.arange(len(digits_data.val.forget))
     chosen = [digits_data.val.forget.subset(rows) for rows in (every[:3], every[:0], every[3:40], every[40:])]
     splits = [digits_data.val.retain, *chosen, digits_data.test.forget]
@@ -433,7 +434,7 @@ def test_splits_read_together_are_as_read_alone(batch, digits_data, digits, monk
 
 def test_what_is_extracted_is_in_full_precision_whatever_the_model_computes_in(digits_data, digits) -> None:
     chosen = dataclasses.replace(digits, recipe=dataclasses.replace(digits.recipe, precision="bf16"))
-    exact, rough = (models.build(scenario, seed=3) for scenario in (digits, chosen))
+    exact, rough = (models.build(scenario, seed=3).to(DEVICE) for scenario in (digits, chosen))
     images = digits_data.val.forget.read()
     for one, other in zip(
         models.features_and_logits(exact, images), models.features_and_logits(rough, images), strict=True
@@ -444,7 +445,7 @@ def test_what_is_extracted_is_in_full_precision_whatever_the_model_computes_in(d
 
 @pytest.mark.parametrize("measure", ["look", "evaluate"])
 def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
-    model = models.build(digits, seed=3)
+    model = models.build(digits, seed=3).to(DEVICE)
     torch.nn.init.constant_(model.get_classifier().weight, math.nan)
     with pytest.raises(Diverged):
         getattr(evaluation, measure)(model, digits_data, *([{}] if measure == "evaluate" else []))
@@ -452,7 +453,7 @@ def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
 
 @pytest.mark.parametrize("measure", ["look", "evaluate"])
 def test_features_too_large_for_their_squares_are_a_divergence(measure, digits_data, digits) -> None:
-    model = models.build(digits, seed=3)
+    model = models.build(digits, seed=3).to(DEVICE)
     last = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)][-1]
     torch.nn.init.constant_(last.weight, 1e30)
     torch.nn.init.zeros_(model.get_classifier().weight)
@@ -477,8 +478,8 @@ def test_a_depth_profile_ends_where_the_evaluation_begins(architecture, digits) 
     scenario = dataclasses.replace(digits, architecture=architecture)
     if architecture == "test_vit":
         scenario = dataclasses.replace(scenario, model_args=(("patch_size", 4),))
-    loaded = data.load(scenario, torch.device("cpu"))
-    model = models.build(scenario, seed=3)
+    loaded = data.load(scenario, DEVICE)
+    model = models.build(scenario, seed=3).to(DEVICE)
     rows = evaluation.profile(model, loaded)
     assert [row["layer"] for row in rows] == [*(info["module"] for info in model.feature_info), "penultimate"]
     assert len(rows) > 2
@@ -489,8 +490,8 @@ def test_a_depth_profile_ends_where_the_evaluation_begins(architecture, digits) 
 
 def test_pixels_alone_are_read_from_the_first_block(digits) -> None:
     """A block that forgets everything shows: all features after it are at chance."""
-    loaded = data.load(digits, torch.device("cpu"))
-    model = models.build(digits, seed=3)
+    loaded = data.load(digits, DEVICE)
+    model = models.build(digits, seed=3).to(DEVICE)
     torch.nn.init.zeros_(model.layer2[-1].bn2.weight)
     torch.nn.init.zeros_(model.layer2[-1].downsample[-1].weight)
     rows = {row["layer"]: row["test_probe_retain_acc"] for row in evaluation.profile(model, loaded)}

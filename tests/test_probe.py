@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import DEVICE
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.covariance import oas
@@ -56,13 +57,15 @@ def pixels() -> tuple[Data, Data]:
 
 def network(digits, digits_data) -> tuple[Data, Data]:
     """Features of a network that is not trained: the classes overlap."""
-    model = models.build(digits, seed=0)
+    model = models.build(digits, seed=0).to(DEVICE)
     train, test = models.extract(model, digits_data, digits_data.train, digits_data.test.retain)
     return (train.features, train.labels), (test.features, test.labels)
 
 
 def features_of(source: str, digits, digits_data) -> tuple[Data, Data]:
-    return {"gaussian": gaussian, "pixels": pixels, "network": lambda: network(digits, digits_data)}[source]()
+    parts = {"gaussian": gaussian, "pixels": pixels, "network": lambda: network(digits, digits_data)}[source]()
+    train, held_out = (tuple(tensor.to(DEVICE) for tensor in part) for part in parts)
+    return train, held_out
 
 
 @pytest.mark.parametrize("source", ["gaussian", "pixels", "network"])
@@ -70,9 +73,9 @@ def test_as_accurate_as_scikit_learn_with_its_penalty_chosen_by_cross_validation
     (features, labels), (held_out, held_out_labels) = features_of(source, digits, digits_data)
     grid = {"logisticregression__C": [1 / (len(labels) * penalty) for penalty in PENALTIES]}
     theirs = GridSearchCV(make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)), grid, cv=5)
-    theirs.fit(features.numpy(), labels.numpy())
+    theirs.fit(features.cpu().numpy(), labels.cpu().numpy())
     ours = share(LinearProbe(features, labels).predict(held_out), held_out_labels)
-    assert ours > theirs.score(held_out.numpy(), held_out_labels.numpy()) - 0.01
+    assert ours > theirs.score(held_out.cpu().numpy(), held_out_labels.cpu().numpy()) - 0.01
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def logistic(monkeypatch) -> None:
 
     class Blind(LDAProbe):
         def predict(self, features: torch.Tensor) -> torch.Tensor:
-            return torch.full((len(features),), -1)
+            return torch.full((len(features),), -1, device=features.device)
 
     monkeypatch.setattr(probes, "LDAProbe", Blind)
 
@@ -94,11 +97,11 @@ def test_as_accurate_as_scikit_learn_at_the_same_penalty(
     """Within 0.3 points."""
     monkeypatch.setattr(probes, "PENALTIES", (penalty,))
     (features, labels), (held_out, held_out_labels) = features_of(source, digits, digits_data)
-    scaler = StandardScaler().fit(features)
+    scaler = StandardScaler().fit(features.cpu())
     theirs = LogisticRegression(C=1 / (len(labels) * penalty), tol=1e-8, max_iter=5000)
-    theirs.fit(scaler.transform(features), labels)
+    theirs.fit(scaler.transform(features.cpu()), labels.cpu())
     ours = share(LinearProbe(features, labels).predict(held_out), held_out_labels)
-    assert ours == pytest.approx(theirs.score(scaler.transform(held_out), held_out_labels), abs=0.003)
+    assert ours == pytest.approx(theirs.score(scaler.transform(held_out.cpu()), held_out_labels.cpu()), abs=0.003)
 
 
 def test_fitted_to_convergence(logistic, monkeypatch) -> None:
@@ -106,7 +109,7 @@ def test_fitted_to_convergence(logistic, monkeypatch) -> None:
     monkeypatch.setattr(probes, "PENALTIES", (1e-3,))
     features, labels = clusters(500, 5, 12, spread=2.0)
     inputs = ((features - features.mean(0)) / features.std(0, unbiased=False)).double().numpy()
-    targets = labels.numpy()
+    targets = labels.cpu().numpy()
 
     def loss(flat: np.ndarray) -> float:
         weights = flat.reshape(5, 13)
@@ -166,8 +169,8 @@ def test_better_than_a_default_logistic_regression_where_the_penalty_matters() -
     """Many noisy features, few samples."""
     features, labels = clusters(300, 10, 100, spread=4.0)
     held_out, held_out_labels = clusters(5000, 10, 100, spread=4.0, seed=1)
-    default = LogisticRegression(max_iter=5000).fit(features.numpy(), labels.numpy())
-    theirs = default.score(held_out.numpy(), held_out_labels.numpy())
+    default = LogisticRegression(max_iter=5000).fit(features.cpu().numpy(), labels.cpu().numpy())
+    theirs = default.score(held_out.cpu().numpy(), held_out_labels.cpu().numpy())
     assert share(LinearProbe(features, labels).predict(held_out), held_out_labels) > theirs + 0.02
 
 

@@ -1,0 +1,74 @@
+"""The half hour on a GPU is rehearsed without one, where what such a machine lacks cannot be imported."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+HIDDEN = ("ray", "optuna", "deepspeed", "orjson", "plotly")
+GPU = REPOSITORY / "tests" / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine that lacks them."""
+    for name in HIDDEN:
+        package = tmp_path / "hidden" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')")
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "hidden"), "OMP_NUM_THREADS": "1"}
+
+
+def rehearsed(out: Path, environment: dict[str, str], *arguments: str) -> dict[str, dict]:
+    command = [sys.executable, str(GPU), "--out", str(out), "--device", "cpu", "--tiny", *arguments]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+def test_parts_say_what_they_found_or_what_they_miss(bare, tmp_path) -> None:
+    parts = rehearsed(tmp_path / "out", bare, "--parts", "evaluation,ray,deepspeed")
+    assert {name: part["ended"] for name, part in parts.items()} == {
+        "evaluation": "complete",
+        "ray": "left out: No module named ray",
+        "deepspeed": "left out: No module named deepspeed",
+    }
+    assert [found["what"] for found in parts["evaluation"]["found"]] == 2 * ["moments", "cheap", "strong"]
+    table = subprocess.run(
+        [sys.executable, GPU, "--table", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert "## evaluation" in table.stdout
+    assert table.stdout.count("| strong |") == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_half_hour_is_rehearsed(bare, tmp_path) -> None:
+    parts = rehearsed(tmp_path / "out", bare)
+    left_out = {name: part["ended"] for name, part in parts.items() if part["ended"] != "complete"}
+    assert left_out == {name: f"left out: No module named {name}" for name in ("ray", "deepspeed")}
+    assert len(parts) == 10
+    assert sum(part["limit_s"] for part in parts.values()) <= 1800
+    assert sum(part["seconds"] for part in parts.values()) < 600
+    wrong = [found for part in parts.values() for found in part["found"] if found.get("failed") or found.get("error")]
+    assert [found.get("error") for found in wrong] == ["nvidia-cuda-mps-control does not start"]
+    assert all(found["by"] == 0 for found in parts["methods"]["found"])  # the one device is the other
+
+
+def test_what_takes_too_long_is_cut_off_and_loses_nothing(bare, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(GPU.parent)
+    gpu = importlib.import_module("gpu")
+    report = gpu.Report(tmp_path / "steps.json", "this machine", limit=1)
+    report.add(what="engine", ms=3.5)
+    found = json.loads((tmp_path / "steps.json").read_text())
+    assert (found["part"], found["ended"], found["found"]) == ("steps", "cut off", [{"what": "engine", "ms": 3.5}])
+    monkeypatch.setitem(gpu.PARTS, "vits", 2)
+    monkeypatch.setattr(sys, "argv", [str(GPU), "--out", str(tmp_path), "--device", "cpu", "--tiny", "--parts", "vits"])
+    started = time.monotonic()
+    gpu.main()
+    assert time.monotonic() - started < 20
