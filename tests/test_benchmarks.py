@@ -1,4 +1,4 @@
-"""The half hour on a GPU is rehearsed without one, where what such a machine lacks cannot be imported."""
+"""Benchmarks that are for a GPU, rehearsed without one; the half hour where what such a machine lacks is hidden."""
 
 import importlib
 import json
@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from pretended_gpu import pretended_gpu
+
+from raymu import data
+from raymu.scenario import Recipe, Scenario
 
 HIDDEN = ("ray", "optuna", "deepspeed", "orjson", "plotly")
 GPU = REPOSITORY / "tests" / "benchmarks" / "gpu.py"
@@ -72,3 +76,38 @@ def test_what_takes_too_long_is_cut_off_and_loses_nothing(bare, tmp_path, monkey
     started = time.monotonic()
     gpu.main()
     assert time.monotonic() - started < 20
+
+
+def test_a_resnet_is_timed(bare) -> None:
+    """It takes no patches."""
+    small = "--model test_resnet --image-size 16 --batch-size 4 --steps 2 --repeats 1 --stages"
+    said = subprocess.check_output([sys.executable, GPU.parent / "engine.py", *small.split()], env=bare, text=True)
+    assert "test_resnet, images 16 x 16" in said
+    assert said.splitlines()[-2].startswith("engine")
+
+
+def test_probes_are_timed_on_a_gpu(monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(GPU.parent)
+    probe = importlib.import_module("probe")
+    monkeypatch.setattr(probe, "LONG_SGD", 2)
+    monkeypatch.setattr(probe, "EPOCHS", (1, 2))
+    with pretended_gpu(monkeypatch):
+        features = probe.synthetic(3, 200, 4, distance=1.0)
+        assert features.train.is_cuda
+        probe.compare("synthetic", features)
+    assert "SGD, 2 epochs" in capsys.readouterr().out
+
+
+def test_images_are_read_to_a_gpu(monkeypatch, tmp_path) -> None:
+    monkeypatch.syspath_prepend(GPU.parent)
+    with pretended_gpu(monkeypatch):
+        imagenet = importlib.import_module("imagenet")
+        for label in range(2):
+            imagenet.write_class(tmp_path, label)
+        monkeypatch.setitem(data.DATASETS, "photos", data.EncodedDataset(num_classes=2))
+        recipe = Recipe(lr=0.1, epochs=1, augment=True)
+        photos = Scenario("photos", "photos", "test_resnet", recipe, forget=(0,), val_share=0.2)
+        loaded = imagenet.load(tmp_path, "folders", photos, 1)
+        read = list(imagenet.batches(loaded, loaded.forget.nonzero().squeeze(1), 0, size=10))
+    assert [len(images) for images in read] == [10, 6]
+    assert all(images.is_cuda for images in read)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/engine.py
 
-Trains a ViT on random images that lie in memory, with SGD, by
+Trains a ViT, or another network, on random images that lie in memory, with SGD, by
 
 - a bare loop (`bare`): what one writes who knows PyTorch, and nothing more. A step takes rows of a shuffled order,
   gathers their uint8 images and labels, normalises, and does forward (under autocast), cross-entropy, backward and
@@ -267,9 +267,9 @@ def main() -> None:
     """Print a table for every model."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a timm ViT (otherwise ViT-B/16 and ViT-L/16; without a GPU a tiny one)")
+    parser.add_argument("--model", help="a timm name (otherwise ViT-B/16 and ViT-L/16; without a GPU a tiny ViT)")
     parser.add_argument("--image-size", type=int, default=224 if cuda else 32)
-    parser.add_argument("--patch-size", type=int, default=16 if cuda else 4)
+    parser.add_argument("--patch-size", type=int, default=16 if cuda else 4, help="of a ViT")
     parser.add_argument("--batch-size", type=int, help="of all workers together (otherwise 128; ViT-L 64; on a CPU 4)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if cuda else "fp32")
     parser.add_argument("--steps", type=int, default=20, help="of an epoch")
@@ -289,11 +289,12 @@ def main() -> None:
         if stages and options.workers == 1:
             join(Path(directory), 0, 1)
         for model, batch_size in chosen.items():
+            patches = (("img_size", options.image_size), ("patch_size", options.patch_size))
             scenario = Scenario(
                 name="benchmark",
                 dataset="imagenet",
                 architecture=model,
-                model_args=(("img_size", options.image_size), ("patch_size", options.patch_size)),
+                model_args=patches if model.startswith("vit") else (),
                 recipe=Recipe(LR, 1, batch_size=options.batch_size or batch_size, precision=options.precision),
             )
             case = Case(scenario, options.image_size, options.steps, options.threads, options.workers)

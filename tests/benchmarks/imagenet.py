@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raymu import data, models
+from raymu import data, models, references
 from raymu.scenario import Recipe, Scenario
 
 CLASSES, PER_CLASS, PER_SHARD = 1000, {"train": 20, "val": 2}, 1000
 BATCH = 128
-CPU = torch.device("cpu")
+DEVICE = references.default_device()
 
 
 # The simulated ImageNet
@@ -96,7 +96,7 @@ def make(directory: Path) -> None:
 
 def load(directory: Path, form: str, scenario: Scenario, processes: int) -> data.Data:
     data.prepare(scenario, directory / form)
-    return data.load(scenario, CPU, processes)
+    return data.load(scenario, DEVICE, processes)
 
 
 def batches(
@@ -104,7 +104,7 @@ def batches(
 ) -> Iterator[Tensor]:
     """Shuffled, augmented images of the training split, as a method reads them; the first so many."""
     random, split = torch.Generator().manual_seed(seed), loaded.train
-    chosen = split.index[rows]
+    chosen = split.index.cpu()[rows.cpu()]
     chosen = chosen[split.images.shuffle(chosen, random)][:count]
     seeds = torch.randint(2**62, (len(chosen),), generator=random)
     return split.images.read(zip(chosen.split(size), seeds.split(size), strict=True))
@@ -178,6 +178,8 @@ def waiting(images: Iterator[Tensor], compute: float | torch.nn.Module) -> tuple
         before = time.perf_counter()
         batch = next(images, None)
         waited += time.perf_counter() - before
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     whole = time.perf_counter() - started
     return waited / whole, seen / whole
 
@@ -215,10 +217,10 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
         ours[form] = load(directory, form, scenario, processes)
         print(f"index and split of {form}: {built:.2f} s, again {time.perf_counter() - started:.2f} s")
     one, other = (ours[form].train for form in ours)
-    assert set(one.images.keys[one.index.numpy()]) == set(other.images.keys[other.index.numpy()])
+    assert set(one.images.keys[one.index.cpu().numpy()]) == set(other.images.keys[other.index.cpu().numpy()])
 
     started = time.perf_counter()
-    loaded = data.load(scenario, CPU, processes)
+    loaded = data.load(scenario, DEVICE, processes)
     first = next(batches(loaded, loaded.forget.nonzero().squeeze(1), 0))
     print(f"from nothing to the first {len(first)} of the {int(loaded.forget.sum())} images of 10 classes:", end=" ")
     print(f"{time.perf_counter() - started:.2f} s, of which the processes' start is most", end="; ")
@@ -249,23 +251,21 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
         seen += len(images)
 
     rate = statistics.median(one.rate for one in speeds["shards"])
-    pixels = torch.zeros((BATCH, *loaded.train.images.shape), dtype=torch.uint8)
+    pixels = torch.zeros((BATCH, *loaded.train.images.shape), dtype=torch.uint8, device=DEVICE)
     started = time.perf_counter()
     for _ in range(10):
         loaded.train.images.normalise(pixels)
     took = 1e3 * (time.perf_counter() - started) / 10 / BATCH
-    print(
-        f"the share of time that a model waits for images ({took:.2f} ms an image are for normalising them here, which"
-    )
-    print("a GPU would do):")
+    print(f"the share of time that a model waits for images ({took:.2f} ms an image are for normalising them here):")
     for share in (0.5, 0.8, 1.0):
         images = batches(ours["shards"], every, 0, count=2 * options.images)
         found, reached = waiting(images, share * rate)
         print(f"  one that takes {share * rate:4.0f} images/s (it sleeps): {found:6.1%}, {reached:.0f} images/s")
     torch.set_num_threads(processes)
-    model = models.build(scenario, 0)
-    found, reached = waiting(batches(ours["shards"], every, 0, size=16, count=96), model)
-    print(f"  a ViT-S that is trained on these CPU cores: {found:6.1%}, {reached:.1f} images/s")
+    model = models.build(scenario, 0).to(DEVICE)
+    size, count = (BATCH, 2 * options.images) if DEVICE.type == "cuda" else (16, 96)
+    found, reached = waiting(batches(ours["shards"], every, 0, size=size, count=count), model)
+    print(f"  a ViT-S that is trained here ({DEVICE.type}): {found:6.1%}, {reached:.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def synthetic(classes: int, rows: int, features: int, distance: float) -> Featur
         noise = torch.randn(count, features, generator=generator) @ mixing
         return (centres[labels] + noise + 0.5).relu(), labels
 
-    return Features(*draw(rows), *draw(10_000))
+    return Features(*(tensor.to(references.default_device()) for tensor in (*draw(rows), *draw(10_000))))
 
 
 def cheap(train: Tensor, labels: Tensor) -> Predict:
@@ -91,8 +91,8 @@ def scikit_learn(train: Tensor, labels: Tensor) -> Predict:
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
-    fitted = LogisticRegression(max_iter=1000).fit(scaler.fit_transform(train.numpy()), labels.numpy())
-    return lambda held_out: torch.from_numpy(fitted.predict(scaler.transform(held_out.numpy())))
+    fitted = LogisticRegression(max_iter=1000).fit(scaler.fit_transform(train.cpu()), labels.cpu())
+    return lambda held_out: torch.from_numpy(fitted.predict(scaler.transform(held_out.cpu()))).to(held_out.device)
 
 
 def sgd(features: Features) -> dict[str, tuple[float, float]]:
@@ -100,19 +100,26 @@ def sgd(features: Features) -> dict[str, tuple[float, float]]:
     mean, scale = features.train.mean(0), features.train.std(0).clamp(min=1e-6)
     inputs, held_out = (features.train - mean) / scale, (features.held_out - mean) / scale
     torch.manual_seed(0)
-    layer = torch.nn.Linear(inputs.shape[1], int(features.labels.max()) + 1)
+    layer = torch.nn.Linear(inputs.shape[1], int(features.labels.max()) + 1, device=inputs.device)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
     seconds, found = 0.0, {}
     for epoch in range(1, LONG_SGD + 1):
-        started = time.perf_counter()
-        for chosen in torch.randperm(len(inputs)).split(64):
+        started = clock()
+        for chosen in torch.randperm(len(inputs)).to(inputs.device).split(64):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(layer(inputs[chosen]), features.labels[chosen]).backward()
             optimizer.step()
-        seconds += time.perf_counter() - started
+        seconds += clock() - started
         if epoch in EPOCHS:
             found[f"SGD, {epoch} epochs"] = seconds, _share(layer(held_out).argmax(1), features.held_out_labels)
     return found
+
+
+def clock() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _share(answers: Tensor, labels: Tensor) -> float:
@@ -126,9 +133,9 @@ def compare(name: str, features: Features) -> None:
         repeats = 1 if kind == "scikit-learn" else 3
         seconds = []
         for _ in range(repeats):
-            started = time.perf_counter()
+            started = clock()
             predict = fit(features.train, features.labels)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         found[kind] = statistics.median(seconds), _share(predict(features.held_out), features.held_out_labels)
     found |= sgd(features)
     longest = found[f"SGD, {LONG_SGD} epochs"][0]
