@@ -54,7 +54,8 @@ from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
 from raymu.workers import Workers
 
 NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
-CHECKPOINTS = "checkpoints"  # in a sweep's directory, of references and trials that have begun
+CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun, by number
+OF_REFERENCES = "references"  # among them
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def run_sweep(
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
-        Checkpoints(rows.directory / CHECKPOINTS).clear()
+        Checkpoints(rows.directory / CHECKPOINTS / OF_REFERENCES).clear()
         rows.end(len(done))
         return done
 
@@ -428,7 +429,7 @@ class _Run:
         missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]
         started, count = time.monotonic(), len(missing)
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
-            options, kept = self._slots.options, self._rows.directory / CHECKPOINTS
+            options, kept = self._slots.options, self._rows.directory / CHECKPOINTS / OF_REFERENCES
             train = [
                 (references.train, *one, options, Checkpoints(kept / references.entry_of(*one).name)) for one in missing
             ]

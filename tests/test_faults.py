@@ -1,9 +1,12 @@
 """What fails around a trial costs time, and no row."""
 
 import contextlib
+import dataclasses
 import importlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -11,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import steady
 from rich.console import Console
 
-from raymu import attempts, cli, nodes
+from raymu import attempts, cli, data, nodes, references
 from raymu.attempts import Failure
 from raymu.checkpoint import Checkpoints
 from raymu.engines import Options
@@ -26,9 +30,10 @@ from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import store
 from raymu.results.store import Store
+from raymu.scenario import SCENARIOS, Recipe
 from raymu.session import Resources, session
 from raymu.storage import locate
-from raymu.sweep import run_sweep
+from raymu.sweep import Sweep, run_sweep
 from raymu.trial import run_trial
 from raymu.workers import ALONE
 
@@ -159,6 +164,43 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
     assert any(row["resumed"] for row in rows)
     assert store.running(tmp_path / "steady") == {}
     assert list((tmp_path / "steady" / "checkpoints").iterdir()) == []
+
+
+def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path, monkeypatch) -> None:
+    """After whatever epoch, twice; it ends to the bit as one that nothing happened to."""
+    recipe = Recipe(lr=0.05, epochs=12, batch_size=16)
+    scenario = dataclasses.replace(SCENARIOS["digits"], name="killed", recipe=recipe)
+    sweep, resources = Sweep(RandomLabel, scenario, Protocol(trials=1)), Resources(options=Options(checkpoint_s=0.0))
+    random, killed = np.random.default_rng(), []
+
+    def epoch_of(which: str) -> int:
+        for state in (tmp_path / "rl" / "checkpoints" / "references").glob(f"{which}-*/state.json"):
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(state.read_text())["state"]["epoch"]
+        return 0
+
+    def kill() -> None:
+        for which in ("original", "retrained"):
+            last = random.integers(1, 10)
+            while (epoch := epoch_of(which)) < last:
+                time.sleep(0.005)
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if b"ray::in_group" in (process / "cmdline").read_bytes():
+                        os.kill(int(process.name), signal.SIGKILL)
+            killed.append((which, epoch))
+
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "disturbed"))
+    with meanwhile(kill):
+        (row,) = run_sweep(sweep, tmp_path / "rl", resources, Console(quiet=True))
+    assert row["status"] == "completed"
+    entries = [references.entry_of(data.prepared(scenario), which) for which in references.REFERENCES]
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "whole"))
+    references.compare(scenario)
+    for which, entry in zip(references.REFERENCES, entries, strict=True):
+        whole = references.entry_of(data.prepared(scenario), which)
+        assert (whole / references.WEIGHTS).read_bytes() == (entry / references.WEIGHTS).read_bytes(), killed
+    assert list((tmp_path / "rl" / "checkpoints").iterdir()) == []
 
 
 # What the machine refuses
