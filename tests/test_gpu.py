@@ -37,12 +37,15 @@ def changed(scenario: Scenario, **recipe: Any) -> Scenario:
 
 def unlearned(name: str, head: str, chosen: Scenario, device: torch.device) -> dict[str, Tensor]:
     """The weights that a method ends with."""
+    engine = engines.make(models.build(chosen, seed=1).to(device), data.load(chosen, device), chosen, seed=0)
+    engine.run(quick_method(name, head, chosen))
+    return {key: weight.detach().cpu() for key, weight in engine.model.state_dict().items()}
+
+
+def quick_method(name: str, head: Any, chosen: Scenario, **changed: Any) -> method.Method:
     cls = method.get(name)
     fast = {key: value for key, value in QUICK.items() if key in cls.hyperparameters()}
-    config = cls.published_config(chosen, head) | fast
-    engine = engines.make(models.build(chosen, seed=1).to(device), data.load(chosen, device), chosen, seed=0)
-    engine.run(cls.from_config(config, head=head))
-    return {key: weight.detach().cpu() for key, weight in engine.model.state_dict().items()}
+    return cls.from_config(cls.published_config(chosen, head) | fast | changed, head=head)
 
 
 def test_the_pretended_gpu_refuses_what_a_gpu_does(monkeypatch) -> None:
@@ -115,3 +118,33 @@ def test_no_step_of_training_waits_for_the_gpu(name, few, monkeypatch) -> None:
             unlearned(name, "linear", changed(few, batch_size=batch_size), GPU)
         counts.append({key: count for key, count in counted.items() if key != "operations"})
     assert counts[0] == counts[1]
+
+
+def operations(name: str, chosen: Scenario, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> int:
+    """How many a step gives to the GPU: the second one, as the optimizer's state is made in the first."""
+    with pretended_gpu(monkeypatch) as counts:
+        engine = engines.make(models.build(chosen, seed=1).to(GPU), data.load(chosen, GPU), chosen, seed=0)
+        step, seen = engine._step, list[int]()
+
+        def counted(losses: Any) -> None:
+            before = counts["operations"]
+            step(losses)
+            seen.append(counts["operations"] - before)
+
+        monkeypatch.setattr(engine, "_step", counted)
+        engine.run(quick_method(name, "linear", chosen, **changed))
+    return seen[1]
+
+
+def test_masks_and_clipping_take_a_handful_of_operations(few, monkeypatch) -> None:
+    """However many weights there are: of the architecture here, and of a ResNet-18."""
+    plain, known = changed(few, batch_size=16), []
+    for chosen in (plain, dataclasses.replace(plain, architecture="resnet18", cifar_stem=True)):
+        masked = operations("salun", chosen, monkeypatch) - operations("random_label", chosen, monkeypatch)
+        clipped = operations("neggrad_plus", chosen, monkeypatch) - operations(
+            "neggrad_plus", chosen, monkeypatch, clip=None
+        )
+        known.append((masked, clipped))
+    (masked, _), (of_many, _) = known
+    assert masked == of_many <= 4
+    assert max(clipped for _, clipped in known) <= 4
