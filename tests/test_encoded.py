@@ -15,13 +15,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICE
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 from timm.data import create_transform
@@ -37,6 +35,7 @@ from raymu.scenario import Recipe, Scenario
 from raymu.storage import locate
 from raymu.trial import run_trial
 
+CPU = torch.device("cpu")  # where images are compared to the bit
 CLASSES, TRAIN, VAL = 4, 15, 6
 SCENARIO = Scenario(
     name="photos",
@@ -101,7 +100,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(place: Path | str, scenario: Scenario = SCENARIO, processes: int = 0) -> data.Data:
     data.prepare(scenario, place)
-    return data.load(scenario, DEVICE, processes)
+    return data.load(scenario, CPU, processes)
 
 
 def read(split: data.Split, batch: int = 8, seed: int | None = None) -> torch.Tensor:
@@ -332,7 +331,7 @@ def encoded(file: np.ndarray, labels: np.ndarray) -> Encoded:
     zeros = np.zeros(count, np.int64)
     files = np.array([str(number).encode() for number in range(file.max() + 1)])
     positions = Index(files, np.arange(count).astype("S"), zeros.astype(np.uint64), labels, file, zeros, zeros)
-    return Encoded(positions, "nowhere", None, transform_of(SCENARIO), DEVICE, 0)
+    return Encoded(positions, "nowhere", None, transform_of(SCENARIO), CPU, 0)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("mixed", 17), ("sorted", 64), ("folders", 6400)])
@@ -506,7 +505,7 @@ def test_what_is_wrong_with_folders_is_said_before_any_compute(places, tmp_path)
     data.prepare(SCENARIO, root)
     with pytest.raises(InputError, match="photos brings no test set"):
         data.check_split(SCENARIO)
-    assert sum(map(len, data.load(replace(SCENARIO, test_share=0.2), DEVICE, 0).test)) == 12
+    assert sum(map(len, data.load(replace(SCENARIO, test_share=0.2), CPU, 0).test)) == 12
     shutil.rmtree(images)
     with pytest.raises(InputError, match="has 3 classes, 0 to 2; photos has 4"):
         data.prepare(SCENARIO, root)
@@ -517,20 +516,20 @@ def test_where_a_dataset_is_has_to_be_said_once(places, tmp_path) -> None:
         data.prepare(SCENARIO)
     shutil.copytree(places["shards"], tmp_path / "mine")
     data.prepare(SCENARIO, tmp_path / "mine")
-    assert len(data.load(SCENARIO, DEVICE, 0).train) == CLASSES * TRAIN * 0.8
+    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(cache.root() / "indices")  # a cache may be deleted, in part as well
-    assert len(data.load(SCENARIO, DEVICE, 0).train) == CLASSES * TRAIN * 0.8
+    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(tmp_path / "mine")
     with pytest.raises(InputError, match=r"photos is no longer in .*mine"):
-        data.load(SCENARIO, DEVICE, 0)
+        data.load(SCENARIO, CPU, 0)
 
 
 # Object storage
 
 
 @pytest.fixture
-def bucket() -> Iterator[tuple[str, ThreadedMotoServer]]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+def bucket() -> Iterator[tuple[str, Any]]:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     query = f"?endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http"
     FileSystem.from_uri(f"s3://key:secret@photos{query}&allow_bucket_creation=true")[0].create_dir("photos")
@@ -563,7 +562,7 @@ def test_an_outage_of_the_storage_is_the_machines_failure(places, bucket) -> Non
     server.stop()
     with pytest.raises(OSError, match=r"the image .* in train-\d+\.tar cannot be read: OSError: "):
         read(split)
-    again = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+    again = type(server)("127.0.0.1", port, verbose=False)
     again.start()
     assert torch.equal(read(split), read(load(places["shards"]).train))
     again.stop()
@@ -642,7 +641,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         data.prepare(scenario, tmp_path)  # another checksum
     monkeypatch.setattr(data, "TINY_IMAGENET_MD5", None)
     data.prepare(scenario, tmp_path)
-    loaded = data.load(scenario, DEVICE)
+    loaded = data.load(scenario, CPU)
     assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (9, 3, 9)
     for split in (loaded.train, *loaded.test):
         red = split.images.pixels[split.index][:, 0].float().mean((1, 2))
@@ -733,7 +732,7 @@ def test_trials_on_shards(places) -> None:
     """By class, with the UNSIR sample and its noise among the images, and by share."""
     data.prepare(SCENARIO, places["shards"])
     row, model = run_trial(SCENARIO, RandomLabel(lr=0.01, epochs=1), seed=0)
-    assert (row["status"], row["images"]) == ("completed", len(data.load(SCENARIO, DEVICE, 0).train)), row["traceback"]
+    assert (row["status"], row["images"]) == ("completed", len(data.load(SCENARIO, CPU, 0).train)), row["traceback"]
     assert model is not None
     settings = {"impair_epochs": 1, "repair_epochs": 1, "noise_batches": 1, "retain_per_class": 4}
     row, _ = run_trial(SCENARIO, UNSIR(**settings), seed=0)
