@@ -91,9 +91,10 @@ def test_a_gpu_measures_what_a_cpu_does(few, monkeypatch, precision) -> None:
     assert found == pytest.approx(expected)
 
 
-def test_what_is_measured_is_exact_whatever_the_network_computes_in(few, monkeypatch) -> None:
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "resnet18"])
+def test_what_is_measured_is_exact_whatever_the_network_computes_in(architecture, few, monkeypatch) -> None:
     """A probe in bfloat16 is a weak one, which flatters unlearning."""
-    chosen = changed(few, precision="bf16")
+    chosen = dataclasses.replace(changed(few, precision="bf16"), architecture=architecture)
     loaded, model = data.load(chosen, CPU), models.build(chosen, seed=0)
     given = []
 
