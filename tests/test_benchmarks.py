@@ -26,7 +26,8 @@ def bare(tmp_path: Path) -> dict[str, str]:
         package = tmp_path / "hidden" / name
         package.mkdir(parents=True)
         (package / "__init__.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')")
-    return {**os.environ, "PYTHONPATH": str(tmp_path / "hidden"), "OMP_NUM_THREADS": "1"}
+    changed = {"PYTHONPATH": str(tmp_path / "hidden"), "OMP_NUM_THREADS": "1", "RAYMU_CACHE": str(tmp_path / "cache")}
+    return {**os.environ, **changed}
 
 
 def rehearsed(out: Path, environment: dict[str, str], *arguments: str) -> dict[str, dict]:

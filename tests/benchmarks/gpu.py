@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -109,7 +110,7 @@ def run_all(options: argparse.Namespace) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if options.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    environment.setdefault("RAYMU_CACHE", str((options.out / "cache").absolute()))
+    environment.setdefault("RAYMU_CACHE", str(Path(tempfile.gettempdir()) / "raymu-gpu"))  # not among what is found
     for name in options.parts.split(","):
         print(f"== {name}, at most {PARTS[name]} s", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--parts", name, "--here"]
