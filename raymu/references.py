@@ -206,12 +206,18 @@ class _Best(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What a training came to: the epoch whose weights it ended with, and its seconds, those of earlier attempts
-    included.
+    """What a training came to: the epoch whose weights it ended with; its seconds, those of earlier attempts included;
+    and `by` what it was carried out.
     """
 
     epochs: int
     seconds: float
+    by: list[Any]
+
+
+def _carried_out_by(options: Options, device: torch.device) -> list[Any]:
+    """What the last digits depend on."""
+    return [options.threads, options.workers, options.engine, options.deepspeed, device.type]
 
 
 def fit(
@@ -229,7 +235,7 @@ def fit(
     """
     started = kept = time.perf_counter()
     workers, patience = scenario_data.workers, scenario.recipe.patience
-    carried_out_by = [options.threads, options.workers, options.engine, options.deepspeed]
+    carried_out_by = _carried_out_by(options, scenario_data.device)
     best = _Best(-1.0, method.epochs, {})
     engine = engines.make(model, scenario_data, scenario, seed=scenario.model_seed, options=options)
 
@@ -259,7 +265,7 @@ def fit(
         engine.run(method, end_of_epoch)
     if best.weights:
         model.load_state_dict(best.weights)
-    return Fitted(best.epoch, time.perf_counter() - started)
+    return Fitted(best.epoch, time.perf_counter() - started, carried_out_by)
 
 
 def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario, method: Retrain) -> float:
@@ -296,17 +302,20 @@ class References:
         model.load_state_dict(self.original)
         return model.to(self.data.device)
 
-    def retrained(self, method: Method, seed: int) -> State | None:
+    def retrained(self, method: Method, seed: int, options: Options) -> State | None:
         """Where an engine ends that carries out the method, if that is how the retrained reference was trained."""
         recipe = self.scenario.recipe
         anew = Retrain(lr=recipe.lr, epochs=recipe.epochs)
         if method != anew or seed != self.scenario.model_seed or recipe.patience is not None:
             return None
         entry = entry_of(self.scenario, "retrained")
+        training = cache.load_json(entry / TRAINING)
+        if training["by"] != _carried_out_by(options, self.data.device):
+            return None
         return State(
             epoch=recipe.epochs,
             images=recipe.epochs * int((~self.data.forget).sum()),
-            spared_s=cache.load_json(entry / TRAINING)["seconds"],
+            spared_s=training["seconds"],
             cycled=[],
             weights=cache.load_tensors(entry / WEIGHTS, self.data.device),
             optimizer={},

@@ -73,7 +73,7 @@ class Slots(NamedTuple):
         return [self.bundle] * self.options.workers
 
     def __str__(self) -> str:
-        given = f"{self.bundle['CPU']:g} CPU" + (f", {self.bundle['GPU']:g} GPU" if "GPU" in self.bundle else "")
+        given = f"{self.options.cores} CPU" + (f", {self.bundle['GPU']:g} GPU" if "GPU" in self.bundle else "")
         workers = f"{self.options.workers} workers of " if self.options.workers > 1 else ""
         return f"trials at once: {self.number}, each with {workers}{given}"
 
@@ -148,7 +148,7 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
         gpus = 1.0 if available.get("GPU", 0) >= 1 else 0.0
     cores = max(options.cores or (int(gpus * _cores_per_gpu()) if gpus else 0), options.threads)
     options = dataclasses.replace(options, cores=cores, gpu_share=min(gpus, 1.0) or 1.0)
-    bundle = {"CPU": float(cores)} | ({"GPU": gpus} if gpus else {})
+    bundle = {"CPU": float(options.threads)} | ({"GPU": gpus} if gpus else {})  # the other cores nobody waits for
     number = min(  # in whole numbers, as Ray counts: 1.0 // 0.2 is 4
         round(available.get(kind, 0) * MAX_PARTS) // round(count * options.workers * MAX_PARTS)
         for kind, count in bundle.items()
@@ -167,7 +167,7 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
 
 
 def _cores_per_gpu() -> float:
-    """CPU cores for each GPU, on the node that has the fewest; infinitely few where no node has a GPU."""
+    """CPU cores for each GPU, on the node that has the fewest; 0 where no node has a GPU."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     return min((float(its.get("CPU", 0) / its["GPU"]) for its in found), default=0.0)
 
@@ -186,21 +186,25 @@ class Sharing:
         self._tried = [(0, 0.0)]  # how many shared one, and its images a second
         self._room = 1
 
-    def learn(self, rates: Sequence[float], used: float) -> None:
+    def settle(self, trials: int) -> None:
+        """Let that number stay."""
+        self.trials, self.is_found = trials, True
+
+    def learn(self, rates: Sequence[float], used: float | None) -> None:
         """Take in what trials showed that had the present part.
 
         Args:
             rates: images a second of each; may be empty.
-            used: the share of a GPU's memory that was taken.
+            used: the share of a GPU's memory that was taken, which is asked for the first time; None: not known.
         """
-        if not rates:
-            return
         before, speed = self._tried[-1]
+        if not rates or (before == 0 and used is None):
+            return
         self._tried.append((self.trials, self.trials * statistics.median(rates)))
-        if before == 0:
+        if used is not None and before == 0:
             self._room = max(1, int(1 / (used * (1 + MEMORY_MARGIN))))
         elif self._tried[-1][1] < GROWTH * speed:
-            self.trials, self.is_found = before, True
+            self.settle(before)
             return
         self.is_found = self.trials >= self._room
         self.trials = min(2 * self.trials, self._room)

@@ -456,21 +456,29 @@ class _Run:
         def is_spent(number: int) -> bool:
             return number not in self._ledger and _is_spent(protocol, done)
 
-        while missing:
+        while missing and not all(map(is_spent, missing)):
             size = len(missing) if self._sharing is None or self._sharing.is_found else self._slots.number
             numbers, missing = missing[:size], missing[size:]
             before = len(done)
             queue = Queue(numbers, self._begun(task), is_spent)
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
             used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
-            if self._sharing is not None and not self._sharing.is_found and used is not None:
+            was_full = len(done) - before == self._slots.number  # fewer trials do not show what a GPU gets through
+            if self._sharing is not None and not self._sharing.is_found and was_full:
                 self._share(self._sharing, done[before:], used)
 
-    def _share(self, sharing: Sharing, rows: Sequence[Row], used: float) -> None:
-        """Let as many trials share a GPU from now on as these, which had the present part, speak for."""
-        sharing.learn([row["images"] / row["unlearn_s"] for row in rows if row["images"]], used)
-        self._console.print(f"trials that share a GPU: {sharing}", highlight=False)
-        self._slots = fit_to_cluster(dataclasses.replace(self._resources, gpus_per_worker=sharing.part))
+    def _share(self, sharing: Sharing, rows: Sequence[Row], used: float | None) -> None:
+        """Decide by the rows of trials that had the present part of a GPU how many share one from now on."""
+        before = sharing.trials
+        seconds = "unlearn_s" if self._sweep.method.trains else "wall_s"  # what does not train is cached
+        sharing.learn([row["images"] / row[seconds] for row in rows if row["images"]], used)
+        slots = fit_to_cluster(dataclasses.replace(self._resources, gpus_per_worker=sharing.part))
+        if sharing.trials > before and slots.number <= self._slots.number:
+            sharing.settle(before)  # CPUs, or --concurrent, allow no more at once
+        else:
+            self._slots = slots
+        if sharing.is_found:
+            self._console.print(f"trials that share a GPU: {sharing}", highlight=False)
 
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
@@ -652,7 +660,7 @@ class _Recorder(tune.Callback):
         if "features" in trial.last_result:
             with _or_end():
                 self._rows.put(store.FEATURES, trial.last_result["features"])
-        self.gpu = trial.last_result.get("gpu")
+        self.gpu = trial.last_result.get("gpu", self.gpu)  # one that was stopped does not say
         self._record(trial, trial.last_result["row"].data)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -133,7 +133,7 @@ def run_trial(
                 kept = time.perf_counter()
 
         found = None if checkpoints is None else checkpoints.load(workers)
-        known = reference.retrained(method, seed)
+        known = None if rungs else reference.retrained(method, seed, options)
         if known is not None:
             engine.resume(known)
         elif found is not None and all(found[1][key] == row[key] for key in IDENTITY):

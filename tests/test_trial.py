@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raymu import cache, data, references
+from raymu.engines import DEFAULTS, Options
 from raymu.engines.local import Engine
 from raymu.evaluation import keys
 from raymu.method import Method, Range, Step, tuned
@@ -128,10 +129,18 @@ def test_retraining_is_the_retrained_reference(quick, quick_references, monkeypa
 @pytest.mark.parametrize("changed", [{"lr": 0.04}, {"epochs": 2}, {"head": "cmf"}])
 def test_retraining_otherwise_is_another_model(quick, quick_references, changed) -> None:
     recipe = {"lr": quick.recipe.lr, "epochs": quick.recipe.epochs}
-    assert quick_references.retrained(Retrain(**recipe), seed=quick.model_seed) is not None
-    assert quick_references.retrained(Retrain(**recipe), seed=quick.model_seed + 1) is None
-    assert quick_references.retrained(Retrain(**{**recipe, **changed}), seed=quick.model_seed) is None
-    assert quick_references.retrained(references.Train(**recipe), seed=quick.model_seed) is None
+    seed, retrained = quick.model_seed, quick_references.retrained
+    assert retrained(Retrain(**recipe), seed, DEFAULTS) is not None
+    assert retrained(Retrain(**recipe), seed + 1, DEFAULTS) is None
+    assert retrained(Retrain(**recipe), seed, Options(threads=2)) is None  # its last digits are others
+    assert retrained(Retrain(**{**recipe, **changed}), seed, DEFAULTS) is None
+    assert retrained(references.Train(**recipe), seed, DEFAULTS) is None
+
+
+def test_a_trial_that_a_scheduler_looks_at_is_trained(quick, quick_references) -> None:
+    method = Retrain(lr=quick.recipe.lr, epochs=quick.recipe.epochs)
+    row, _ = run_trial(quick, method, seed=quick.model_seed, rungs=[1])
+    assert row["peak_mem"] > 0
 
 
 def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +71,19 @@ class Report:
 
 def install(bundle: Path) -> str:
     """A directory with the bundle's wheels, for PYTHONPATH; those of packages that are there already are left out."""
-    site, missing = bundle / "site", list[str]()
+    site, missing = bundle / "site", list[Path]()
     for wheel in sorted((bundle / "wheels").glob("*.whl")):
         name = wheel.name.partition("-")[0]
         try:
             importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if not list(site.glob(f"{name}-*.dist-info")):  # of an earlier call
-                missing.append(str(wheel))
-    if missing:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-        subprocess.run([*pip, "--target", str(site), "--upgrade", *missing], check=True)
+                missing.append(wheel)
+    for wheel in missing:
+        try:  # the last one may not have arrived as a whole
+            zipfile.ZipFile(wheel).extractall(site)
+        except zipfile.BadZipFile as error:
+            print(f"   left out: {wheel}: {error}", flush=True)
     return str(site)
 
 
@@ -110,18 +113,20 @@ def run_all(options: argparse.Namespace) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if options.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    # A daemon of MPS that outlives its part is seen by no other one.
+    with_mps = {f"CUDA_MPS_{kind}_DIRECTORY": tempfile.mkdtemp(prefix="mps-") for kind in ("PIPE", "LOG")}
     environment.setdefault("RAYMU_CACHE", str(Path(tempfile.gettempdir()) / "raymu-gpu"))  # not among what is found
     for name in options.parts.split(","):
         print(f"== {name}, at most {PARTS[name]} s", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--parts", name, "--here"]
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        given = environment | with_mps if name == "side_by_side" else environment
+        process = subprocess.Popen(command, env=given, start_new_session=True)
         try:
             process.wait(PARTS[name])
         except subprocess.TimeoutExpired:
             print(f"   cut off after {PARTS[name]} s", flush=True)
         finally:  # also on Ctrl-C: what a part started ends with it
-            if process.poll() is None or name == "side_by_side":
-                kill(process)
+            kill(process)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
