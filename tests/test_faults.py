@@ -171,7 +171,7 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
     recipe = Recipe(lr=0.05, epochs=12, batch_size=16)
     scenario = dataclasses.replace(SCENARIOS["digits"], name="killed", recipe=recipe)
     sweep, resources = Sweep(RandomLabel, scenario, Protocol(trials=1)), Resources(options=Options(checkpoint_s=0.0))
-    random, killed = np.random.default_rng(), []
+    random, killed, over = np.random.default_rng(), [], threading.Event()
 
     def epoch_of(which: str) -> int:
         for state in (tmp_path / "rl" / "checkpoints" / "references").glob(f"{which}-*/state.json"):
@@ -183,7 +183,8 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
         for which in ("original", "retrained"):
             last = random.integers(1, 10)
             while (epoch := epoch_of(which)) < last:
-                time.sleep(0.005)
+                if over.wait(0.005):
+                    return
             for process in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     if b"ray::in_group" in (process / "cmdline").read_bytes():
@@ -192,8 +193,12 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
 
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "disturbed"))
     with meanwhile(kill):
-        (row,) = run_sweep(sweep, tmp_path / "rl", resources, Console(quiet=True))
+        try:
+            (row,) = run_sweep(sweep, tmp_path / "rl", resources, Console(quiet=True))
+        finally:
+            over.set()
     assert row["status"] == "completed"
+    assert killed  # the second may have ended before it was its turn
     entries = [references.entry_of(data.prepared(scenario), which) for which in references.REFERENCES]
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "whole"))
     references.compare(scenario)
