@@ -71,7 +71,7 @@ WeightsFlag = Annotated[
         help="Safetensors file with the scenario's pretrained weights. (default: from the Hugging Face hub)",
     ),
 ]
-CPUS_HELP = "CPU cores of a trial or of each of its workers: so many threads, so many processes that decode images."
+CPUS_HELP = "CPU cores of a trial or of each of its workers: its threads, and the processes that decode images."
 WORKERS_HELP = "Processes that share a trial's work, under DeepSpeed."
 WorkersFlag = Annotated[int, typer.Option(help=WORKERS_HELP)]
 ZeroFlag = Annotated[int | None, typer.Option(help="What they share out: ZeRO stage 0 to 3. (default: 1)")]

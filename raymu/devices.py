@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,8 @@ from raymu.errors import InputError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 10
-NOWHERE = dict.fromkeys(
-    ("device", "processor", "gpu_share", "cuda", "arithmetic")
-)  # of a row, before anything was computed
+# Columns of a row, before anything was computed.
+NOWHERE = dict.fromkeys(("device", "processor", "gpu_share", "cuda", "arithmetic"))
 
 
 def has_gpu() -> bool:
@@ -65,13 +65,20 @@ def cores(asked: int | None, threads: int) -> int:
 
 @contextlib.contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Run the body with so many CPU threads of torch; the last digits of a result depend on it."""
+    """Context in which torch has this number of CPU threads; the last digits of a result depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def check_defaults() -> None:

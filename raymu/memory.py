@@ -19,8 +19,8 @@ def reset_peak(device: torch.device) -> None:
 
 
 def limit(share: float) -> None:
-    """Let this process allocate no more than its share of a GPU's memory, where it has one: more is an OutOfMemoryError
-    of its own, instead of one of the neighbours'.
+    """Limit this process to its share of the memory of its GPU, if it has one. Where it needs more, it has an
+    OutOfMemoryError itself, and the processes beside it have none.
     """
     if devices.has_gpu():
         torch.cuda.set_per_process_memory_fraction(share)

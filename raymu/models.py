@@ -384,14 +384,14 @@ def extract(model: nn.Module, data: Data, *splits: Split) -> list[Outputs]:
         Diverged: a feature or logit is not finite, of whichever worker's share. All workers raise it.
     """
     sizes = [len(data.workers.share(split.index)) for split in splits]
-    kept = [Rows(sum(sizes)) for _ in Outputs._fields]
+    kept = [Collected(sum(sizes)) for _ in Outputs._fields]
     for said in outputs(model, data, *splits):
-        for rows, some in zip(kept, said, strict=True):
-            rows.add(some)
-    return [Outputs(*parts) for parts in zip(*(rows.all.split(sizes) for rows in kept), strict=True)]
+        for one, some in zip(kept, said, strict=True):
+            one.add(some)
+    return [Outputs(*parts) for parts in zip(*(one.all.split(sizes) for one in kept), strict=True)]
 
 
-class Rows:
+class Collected:
     """Rows that come batch by batch, in one tensor that is allocated once.
 
     Attributes:

@@ -206,8 +206,8 @@ class _Best(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What a training came to: the epoch whose weights it ended with; its seconds, those of earlier attempts included;
-    and `by` what it was carried out.
+    """Outcome of a training: the epoch whose weights it ended with, its seconds (earlier attempts included), and what
+    `_carried_out_by` returned.
     """
 
     epochs: int
@@ -216,7 +216,7 @@ class Fitted(NamedTuple):
 
 
 def _carried_out_by(options: Options, device: torch.device) -> list[Any]:
-    """What the last digits depend on."""
+    """Threads, workers, engine, DeepSpeed's configuration and device: the last digits of a training depend on them."""
     return [options.threads, options.workers, options.engine, options.deepspeed, device.type]
 
 
@@ -231,7 +231,8 @@ def fit(
     """Train the model in place by the scenario's recipe.
 
     Args:
-        checkpoints: where is kept how far it is; what the same workers left there is gone on with.
+        checkpoints: where its state after an epoch is kept. It goes on from one that it finds there, if that was
+            carried out alike.
     """
     started = kept = time.perf_counter()
     workers, patience = scenario_data.workers, scenario.recipe.patience
@@ -303,7 +304,7 @@ class References:
         return model.to(self.data.device)
 
     def retrained(self, method: Method, seed: int, options: Options) -> State | None:
-        """Where an engine ends that carries out the method, if that is how the retrained reference was trained."""
+        """State of an engine at the end of the method, if the retrained reference was trained alike; else None."""
         recipe = self.scenario.recipe
         anew = Retrain(lr=recipe.lr, epochs=recipe.epochs)
         if method != anew or seed != self.scenario.model_seed or recipe.patience is not None:

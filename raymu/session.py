@@ -187,7 +187,7 @@ class Sharing:
         self._room = 1
 
     def settle(self, trials: int) -> None:
-        """Let that number stay."""
+        """Keep this number for good."""
         self.trials, self.is_found = trials, True
 
     def learn(self, rates: Sequence[float], used: float | None) -> None:

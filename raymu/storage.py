@@ -142,7 +142,7 @@ def mendable(doing: str, directory: Location) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, without what no user can use."""
+    """Reason of an error, in one line and without the number of the request."""
     return re.split(r"\n| \(Request ID", str(getattr(error, "strerror", None) or error))[0]
 
 

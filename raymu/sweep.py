@@ -394,6 +394,7 @@ class _Run:
         self._sweep, self._rows, self._ledger = sweep, rows, ledger
         self._home, self._resources = home, resources
         self._console, self._followers = console, followers
+        # None: it is known how many trials share a GPU.
         self._sharing = Sharing() if resources.gpus_per_worker == "auto" else None
         with console.status("waiting for room on the cluster"):
             self._slots = fit_to_cluster(resources)
@@ -457,14 +458,14 @@ class _Run:
             return number not in self._ledger and _is_spent(protocol, done)
 
         while missing and not all(map(is_spent, missing)):
-            size = len(missing) if self._sharing is None or self._sharing.is_found else self._slots.number
+            size = len(missing) if self._sharing is None else self._slots.number
             numbers, missing = missing[:size], missing[size:]
             before = len(done)
             queue = Queue(numbers, self._begun(task), is_spent)
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
             used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
             was_full = len(done) - before == self._slots.number  # fewer trials do not show what a GPU gets through
-            if self._sharing is not None and not self._sharing.is_found and was_full:
+            if self._sharing is not None and was_full:
                 self._share(self._sharing, done[before:], used)
 
     def _share(self, sharing: Sharing, rows: Sequence[Row], used: float | None) -> None:
@@ -478,6 +479,7 @@ class _Run:
         else:
             self._slots = slots
         if sharing.is_found:
+            self._sharing = None
             self._console.print(f"trials that share a GPU: {sharing}", highlight=False)
 
     def confirm(self) -> None:

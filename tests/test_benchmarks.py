@@ -89,10 +89,10 @@ def test_a_resnet_is_timed(bare) -> None:
 
 def test_probes_are_timed_on_a_gpu(monkeypatch, capsys) -> None:
     monkeypatch.syspath_prepend(GPU.parent)
-    probe = importlib.import_module("probe")
-    monkeypatch.setattr(probe, "LONG_SGD", 2)
-    monkeypatch.setattr(probe, "EPOCHS", (1, 2))
     with pretended_gpu(monkeypatch):
+        probe = importlib.import_module("probe")
+        monkeypatch.setattr(probe, "LONG_SGD", 2)
+        monkeypatch.setattr(probe, "EPOCHS", (1, 2))
         features = probe.synthetic(3, 200, 4, distance=1.0)
         assert features.train.is_cuda
         probe.compare("synthetic", features)

@@ -46,7 +46,7 @@ def check(options: Options) -> None:
 
 
 def _config(options: Options, trained: int = BUCKET) -> dict[str, Any]:
-    """What DeepSpeed is given for so many trained weights."""
+    """DeepSpeed's configuration for a network with this number of trained weights."""
     given = options.deepspeed_config
     bucket = {"reduce_bucket_size": min(BUCKET, trained)}  # which it allocates, however small the model
     return {
@@ -70,6 +70,7 @@ class DeepSpeed(Engine):
 
     def _begin(self, optimizer: Optimizer, lr: float) -> None:
         self._plain = self.model
+        self._cores = devices.cores(self._options.cores, self._options.threads)
         network = copy.deepcopy(self.model)
         self._trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self._optimizer = make_optimizer(list(self._trained.values()), optimizer, lr)
@@ -129,7 +130,7 @@ class DeepSpeed(Engine):
             if part is not parts[-1]:  # each is clipped on its own, so they are kept apart and added up here
                 kept = [gradient.clone() for gradient in gradients]
                 self._forget_gradients()
-        with devices.cpu_threads(devices.cores(self._options.cores, self._options.threads)):
+        with devices.cpu_threads(self._cores):
             self._deepspeed.step()
 
     def _gradients(self) -> list[Tensor]:

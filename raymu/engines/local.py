@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, models
+from raymu import cache, devices, models
 from raymu.data import Data
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import Diverged
@@ -477,9 +477,9 @@ class Engine:
         before, asked = self.images, time.perf_counter()
 
         def measured() -> Tensors:
-            begun = _now(self._device)
+            begun = devices.now(self._device)
             tensors = compute()
-            cost = [self.images - before, _now(self._device) - begun]
+            cost = [self.images - before, devices.now(self._device) - begun]
             return {**tensors, COST: torch.tensor(cost, dtype=torch.float64)}
 
         def build(entry: Path | None) -> None:
@@ -579,13 +579,6 @@ class Engine:
             rows, drawn = (some.to(self._device, non_blocking=True) for some in chosen)
             known = rows.clamp(min=0)
             yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:

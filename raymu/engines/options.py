@@ -49,9 +49,8 @@ class Options:
         deepspeed: a DeepSpeed configuration, as JSON, that replaces the one made from `zero` and `offload`. Its fields
             are among `PASSED`.
         checkpoint_s: seconds after which the end of an epoch is worth a checkpoint.
-        cores: CPU cores of each worker, for what changes no figure: so many processes decode its images, and so many
-            threads take the steps of an optimizer that is offloaded. None: on GPUs the node's cores per GPU, else as
-            many as threads.
+        cores: CPU cores of each worker, for what changes no figure: the processes that decode its images, and the
+            threads of an offloaded optimizer's step. None: on GPUs the node's cores per GPU, else as many as threads.
         gpu_share: the share of a GPU, and of its memory, that a worker may use.
 
     Raises:

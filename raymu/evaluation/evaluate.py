@@ -21,7 +21,7 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
-from raymu.models import Outputs, Rows, extract, head_matrix, outputs
+from raymu.models import Collected, Outputs, extract, head_matrix, outputs
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")
@@ -178,7 +178,7 @@ def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Outputs]
     of the forgotten classes there. Nobody reads the other logits, which at ImageNet are more than the features.
     """
     count = len(data.workers.share(data.probed.index))
-    features, labels, forgotten = Rows(count), Rows(count), list[Outputs]()
+    features, labels, forgotten = Collected(count), Collected(count), list[Outputs]()
     for said in outputs(model, data, data.probed):
         features.add(said.features)
         labels.add(said.labels)
@@ -187,7 +187,7 @@ def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Outputs]
 
 
 def _moments(batches: Iterable[tuple[Tensor, Tensor]], data: Data) -> Moments:
-    """Those of all workers' features (B, D) with labels (B,).
+    """Moments of all workers' features, from this one's batches (B, D) with labels (B,).
 
     Raises:
         Diverged: their squares are not finite, on all workers.

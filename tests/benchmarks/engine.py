@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
-from raymu import engines, memory, models
+from raymu import devices, engines, memory, models
 from raymu.data import Data, HeldOut, Split
 from raymu.engines import Engine, Options
 from raymu.images import Pixels
@@ -89,6 +89,13 @@ class Figures(NamedTuple):
 Mark = Callable[[int], None]
 
 
+def scenario_of(architecture: str, batch_size: int, precision: Any, size: int, patch: int) -> Scenario:
+    """A scenario for random images; the size of images and patches is a ViT's."""
+    patches = (("img_size", size), ("patch_size", patch)) if architecture.startswith("vit") else ()
+    recipe = Recipe(LR, 1, batch_size=batch_size, precision=precision)
+    return Scenario(name="benchmark", dataset="imagenet", architecture=architecture, model_args=patches, recipe=recipe)
+
+
 def images_of(case: Case) -> Data:
     """Random images; all are to be retained."""
     random, count = torch.Generator().manual_seed(SEED), case.steps * case.scenario.recipe.batch_size
@@ -127,9 +134,7 @@ def run(case: Case, row: str | int) -> Figures:
     before = parameters_to_vector(model.parameters()).detach().cpu()
 
     def mark(epoch: int) -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        marks[epoch] = time.perf_counter(), time.process_time()
+        marks[epoch] = devices.now(device), time.process_time()
 
     memory.reset_peak(device)
     options = Options(threads=case.threads)
@@ -289,13 +294,8 @@ def main() -> None:
         if stages and options.workers == 1:
             join(Path(directory), 0, 1)
         for model, batch_size in chosen.items():
-            patches = (("img_size", options.image_size), ("patch_size", options.patch_size))
-            scenario = Scenario(
-                name="benchmark",
-                dataset="imagenet",
-                architecture=model,
-                model_args=patches if model.startswith("vit") else (),
-                recipe=Recipe(LR, 1, batch_size=options.batch_size or batch_size, precision=options.precision),
+            scenario = scenario_of(
+                model, options.batch_size or batch_size, options.precision, options.image_size, options.patch_size
             )
             case = Case(scenario, options.image_size, options.steps, options.threads, options.workers)
             compare(case, [BARE, ENGINE, *stages, AGAIN], options.repeats)

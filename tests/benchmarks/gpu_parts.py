@@ -20,19 +20,20 @@ from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from engine import BARE, ENGINE, MEAN, STD, Case, images_of, join, run
+from engine import BARE, ENGINE, MEAN, STD, Case, Figures, images_of, join, run, scenario_of
 from imagenet import write_class
 from probe import cheap, strong
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu import data, design, engines, memory, method, models, references
+from raymu import data, design, devices, engines, memory, method, models, references
 from raymu.data import Data, Split
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
 
+DEVICE = references.default_device()
 REPOSITORY = Path(__file__).parent.parent.parent
 TESTS = ("probe", "metrics", "engine", "method", "trial", "data", "encoded")
 FIGURES = ("val_retain_acc", "val_forget_acc", "val_probe_forget_acc", "test_probe_forget_acc", "val_mia_auc", "score")
@@ -40,17 +41,6 @@ OF_PAPER = ("test_retain_acc", "test_forget_acc", "test_probe_retain_acc", "test
 TINY = (("fp32", "salun", "linear"), ("bf16", "ssd", "linear"))
 FIVE = ("salun", "random_label", "neggrad_plus", "scrub", "unsir")
 WARM_UP, PROFILED = 5, 3  # steps
-
-
-def device() -> torch.device:
-    return references.default_device()
-
-
-def wait() -> float:
-    """The clock, once the device has done what it was given."""
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # 1: the tests of what computes
@@ -62,17 +52,8 @@ def tests(report: Any, options: argparse.Namespace) -> None:
         file = REPOSITORY / "tests" / f"test_{name}.py"
         with tempfile.TemporaryDirectory() as directory:
             outcome = Path(directory) / "outcome.xml"
-            pytest = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-n",
-                "0",
-                "-p",
-                "no:cacheprovider",
-                f"--junitxml={outcome}",
-            ]
+            pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={outcome}"]
+            pytest += ["-n", "0"] if options.tiny else ["-n", "4", "--timeout", "60"]  # one that hangs costs no other
             started = time.monotonic()
             subprocess.run([*pytest, str(file)], cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=False)
             cases = list(ElementTree.parse(outcome).iter("testcase")) if outcome.exists() else []
@@ -158,14 +139,14 @@ class Stopwatch:
     def __call__(self) -> None:
         self._taken += 1
         if self._taken == self._first:
-            self._started = wait()
+            self._started = devices.now(DEVICE)
         elif self._taken == self._timed:
-            self.found["ms"] = round(1e3 * (wait() - self._started) / (self._timed - self._first), 3)
+            self.found["ms"] = round(1e3 * (devices.now(DEVICE) - self._started) / (self._timed - self._first), 3)
             kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-            self._profile = torch.profiler.profile(activities=kinds if device().type == "cuda" else kinds[:1])
+            self._profile = torch.profiler.profile(activities=kinds if DEVICE.type == "cuda" else kinds[:1])
             self._profile.__enter__()
         elif self._taken == self._last:
-            wait()
+            devices.now(DEVICE)
             self._profile.__exit__(None, None, None)
             self._look()
             raise Enough
@@ -189,7 +170,7 @@ def steps(report: Any, options: argparse.Namespace) -> None:
     five methods.
     """
     size, batch, count = (16, 2, 2) if options.tiny else (32, 128, 40)
-    scenario = images_scenario("resnet18", batch, cifar_stem=True)
+    scenario = resnet(batch)
     loaded = some_forgotten(images_of(Case(scenario, size, count + 10, 1, 1)))
     bare = ("", "tf32", "channels_last", "bf16", "fused")
     for option in bare[::3] if options.tiny else bare:
@@ -215,10 +196,10 @@ def timed(count: int, take: Callable[..., None], *arguments: Any) -> dict[str, A
     return {"error": "it ended too early"}
 
 
-def images_scenario(architecture: str, batch: int, **more: Any) -> Scenario:
-    """A scenario for random images in memory, of which the forget set is what `some_forgotten` says."""
-    recipe = Recipe(lr=1e-3, epochs=1, batch_size=batch)
-    return Scenario(name="gpu", dataset="imagenet", architecture=architecture, recipe=recipe, forget=(0,), **more)
+def resnet(batch: int) -> Scenario:
+    """ResNet-18 on random images in memory, of which the forget set is what `some_forgotten` says."""
+    scenario = scenario_of("resnet18", batch, "fp32", 32, 4)
+    return dataclasses.replace(scenario, forget=(0,), cifar_stem=True)
 
 
 def some_forgotten(loaded: Data) -> Data:
@@ -231,17 +212,17 @@ def bare_steps(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, option: s
     """Those of a plain loop, until the stopwatch has enough."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = option == "tf32"
     layout = torch.channels_last if option == "channels_last" else torch.contiguous_format
-    model: Any = models.build(scenario, 0).to(device()).train().to(memory_format=layout)
+    model: Any = models.build(scenario, 0).to(DEVICE).train().to(memory_format=layout)
     forward = torch.compile(model) if option == "compiled" else model
     fused = option == "fused"
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True, weight_decay=5e-4, fused=fused)
     pixels, labels = loaded.train.images.pixels, loaded.train.labels  # type: ignore[attr-defined]
-    mean, std = (torch.tensor(value, device=device()).view(-1, 1, 1) for value in (MEAN, STD))
+    mean, std = (torch.tensor(value, device=DEVICE).view(-1, 1, 1) for value in (MEAN, STD))
     while True:
-        for rows in torch.randperm(len(labels)).to(device()).split(scenario.recipe.batch_size):
+        for rows in torch.randperm(len(labels)).to(DEVICE).split(scenario.recipe.batch_size):
             images = pixels[rows].float().div_(255).sub_(mean).div_(std).contiguous(memory_format=layout)
             optimizer.zero_grad()
-            with torch.autocast(device().type, torch.bfloat16, option == "bf16"):
+            with torch.autocast(DEVICE.type, torch.bfloat16, option == "bf16"):
                 logits = forward(images)
             cross_entropy(logits.float(), labels[rows]).backward()
             optimizer.step()
@@ -253,7 +234,7 @@ def engine_steps(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, name: s
     cls = method.get(name)
     settings = {knob: 10 for knob in cls.ranges() if knob.endswith("epochs")} | {"lr": 1e-5}
     known = cls.hyperparameters()
-    engine = engines.make(models.build(scenario, 0).to(device()), loaded, scenario, seed=0)
+    engine = engines.make(models.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
     step = engine._step
 
     def stepped(losses: Any) -> None:
@@ -271,16 +252,16 @@ def evaluation(report: Any, options: argparse.Namespace) -> None:
     """The probes on features as those of CIFAR-10's ResNet-18 and of ImageNet's ViT-B."""
     sizes = [(2000, 32, 10), (3000, 32, 50)] if options.tiny else [(45_000, 512, 10), (1_230_000, 768, 1000)]
     for count, width, classes in sizes:
-        random = torch.Generator(device()).manual_seed(0)
-        labels = torch.randint(classes, (count,), generator=random, device=device())
-        centres = 0.25 * torch.randn(classes, width, generator=random, device=device())
-        features = torch.randn(count, width, generator=random, device=device()).add_(centres[labels]).relu_()
+        random = torch.Generator(DEVICE).manual_seed(0)
+        labels = torch.randint(classes, (count,), generator=random, device=DEVICE)
+        centres = 0.25 * torch.randn(classes, width, generator=random, device=DEVICE)
+        features = torch.randn(count, width, generator=random, device=DEVICE).add_(centres[labels]).relu_()
         held_out, kept = slice(0, count // 20), slice(count // 20, None)
         for name, fit in {"moments": Moments.of, "cheap": cheap, "strong": strong}.items():
-            memory.reset_peak(device())
-            before, started = memory.peak(device()) or 0, wait()
+            memory.reset_peak(DEVICE)
+            before, started = memory.peak(DEVICE) or 0, devices.now(DEVICE)
             predict: Any = fit(features[kept], labels[kept])
-            seconds, accuracy = wait() - started, None
+            seconds, accuracy = devices.now(DEVICE) - started, None
             if name != "moments":
                 accuracy = round((predict(features[held_out]) == labels[held_out]).double().mean().item(), 4)
             report.add(
@@ -290,7 +271,7 @@ def evaluation(report: Any, options: argparse.Namespace) -> None:
                 what=name,
                 seconds=round(seconds, 3),
                 accuracy=accuracy,
-                peak_gib=round(((memory.peak(device()) or 0) - before) / 2**30, 3),
+                peak_gib=round(((memory.peak(DEVICE) or 0) - before) / 2**30, 3),
                 features_gib=round(features.nbytes / 2**30, 3),
             )
 
@@ -308,25 +289,23 @@ def vits(report: Any, options: argparse.Namespace) -> None:
             case = vit(architecture, batch, precision, options.tiny)
             first = run(case, BARE)
             for row in (ENGINE, BARE, ENGINE, BARE)[: 4 if precision == "bf16" and not options.tiny else 1]:
-                figures = run(case, row)
-                images = 2 * case.steps * batch / figures.seconds
-                apart = (figures.after - first.after).norm() / (first.after - first.before).norm()
-                report.add(
-                    model=architecture,
-                    precision=precision,
-                    what=row,
-                    images_s=round(images, 1),
-                    peak_gib=round(figures.memory / 2**30, 2),
-                    weights_apart=f"{apart.item():.1e}",
-                )
+                report.add(model=architecture, precision=precision, what=row, **beside(first, run(case, row), case))
+
+
+def beside(first: Figures, figures: Figures, case: Case) -> dict[str, Any]:
+    """Speed and memory of a run, and how far from the first one's its weights end, as a share of how far they moved."""
+    apart = (figures.after - first.after).norm() / (first.after - first.before).norm()
+    return {
+        "images_s": round(2 * case.steps * case.scenario.recipe.batch_size / figures.seconds, 1),
+        "peak_gib": round(figures.memory / 2**30, 2),
+        "weights_apart": f"{apart.item():.1e}",
+    }
 
 
 def vit(architecture: str, batch: int, precision: Any, tiny: bool) -> Case:
     """Of engine.py, at 224 x 224."""
     size, patch, count = (32, 4, 2) if tiny else (224, 16, 15)
-    scenario = images_scenario(architecture, batch, model_args=(("img_size", size), ("patch_size", patch)))
-    recipe = dataclasses.replace(scenario.recipe, precision=precision)
-    return Case(dataclasses.replace(scenario, recipe=recipe), size, count, 1, 1)
+    return Case(scenario_of(architecture, batch, precision, size, patch), size, count, 1, 1)
 
 
 # 6: decoders
@@ -353,7 +332,7 @@ def decoders(report: Any, options: argparse.Namespace) -> None:
         )
         data.prepare(scenario, photos)
         for processes in (1, 2) if options.tiny else (1, 2, 4, 8, 16, 24):
-            split = data.load(scenario, device(), processes).train
+            split = data.load(scenario, DEVICE, processes).train
             wanted = 32 if options.tiny else 1500 * min(processes, 4)
             rows = split.index.cpu().repeat(-(-wanted // len(split)))[:wanted]
             seeds = torch.arange(len(rows)) * 2**40
@@ -362,9 +341,9 @@ def decoders(report: Any, options: argparse.Namespace) -> None:
                 return sum(map(len, split.images.read(zip(rows.split(64), seeds.split(64), strict=True))))
 
             read(rows[:64], seeds[:64])  # starts the processes
-            started = wait()
+            started = devices.now(DEVICE)
             count = read(rows, seeds)
-            seconds = wait() - started
+            seconds = devices.now(DEVICE) - started
             report.add(processes=processes, images=count, images_s=round(count / seconds, 1), cores=os.cpu_count())
 
 
@@ -416,15 +395,15 @@ def together(number: int, options: argparse.Namespace) -> list[float]:
 def _train_along(barrier: Any, rates: Any, tiny: bool) -> None:
     torch.set_num_threads(1)
     size, batch, count = (16, 8, 3) if tiny else (32, 128, 40)
-    scenario = images_scenario("resnet18", batch, cifar_stem=True)
+    scenario = resnet(batch)
     loaded, times = some_forgotten(images_of(Case(scenario, size, count, 1, 1))), []
 
     def mark(epoch: int) -> None:
         if epoch == 1:
             barrier.wait(60)
-        times.append(wait())
+        times.append(devices.now(DEVICE))
 
-    engine = engines.make(models.build(scenario, 0).to(device()), loaded, scenario, seed=0)
+    engine = engines.make(models.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
     engine.run(method.get("random_label").from_config({"epochs": 3, "lr": 1e-5}), mark)
     rates.put(2 * len(loaded.train) / (times[2] - times[0]))
 
@@ -537,13 +516,5 @@ def deepspeed(report: Any, options: argparse.Namespace) -> None:
             case = vit(architecture, 4 if options.tiny else 64, "bf16", options.tiny)
             first = run(case, BARE)
             for stage in (BARE, 1, 2, 3):
-                figures = run(case, stage)
-                apart = (figures.after - first.after).norm() / (first.after - first.before).norm()
-                report.add(
-                    model=architecture,
-                    stage=stage,
-                    images_s=round(2 * case.steps * case.scenario.recipe.batch_size / figures.seconds, 1),
-                    peak_gib=round(figures.memory / 2**30, 2),
-                    weights_apart=f"{apart.item():.1e}",
-                )
+                report.add(model=architecture, stage=stage, **beside(first, run(case, stage), case))
         torch.distributed.destroy_process_group()

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raymu import data, models, references
+from raymu import data, devices, models, references
 from raymu.scenario import Recipe, Scenario
 
 CLASSES, PER_CLASS, PER_SHARD = 1000, {"train": 20, "val": 2}, 1000
@@ -178,9 +178,7 @@ def waiting(images: Iterator[Tensor], compute: float | torch.nn.Module) -> tuple
         before = time.perf_counter()
         batch = next(images, None)
         waited += time.perf_counter() - before
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    whole = time.perf_counter() - started
+    whole = devices.now(DEVICE) - started
     return waited / whole, seen / whole
 
 

@@ -13,7 +13,6 @@ With --evaluation instead: what share of its unlearning the whole evaluation of 
 import argparse
 import dataclasses
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymu import data, method, models, references
+from raymu import data, devices, method, models, references
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.trial import run_trial
 
+DEVICE = references.default_device()
 LONG_SGD = 150
 EPOCHS = (20, LONG_SGD)
 
@@ -55,7 +55,7 @@ def cifar10(directory: Path, threads: int) -> Features:
     )
     data.prepare(scenario, directory)
     model = references.load_model(scenario, "original", Options(threads))
-    loaded = data.load(scenario, references.default_device())
+    loaded = data.load(scenario, DEVICE)
     train, *test = models.extract(model, loaded, loaded.train, *loaded.test)
     held_out = models.Outputs(*(torch.cat(parts) for parts in zip(*test, strict=True)))
     return Features(train.features, train.labels, held_out.features, held_out.labels)
@@ -72,7 +72,7 @@ def synthetic(classes: int, rows: int, features: int, distance: float) -> Featur
         noise = torch.randn(count, features, generator=generator) @ mixing
         return (centres[labels] + noise + 0.5).relu(), labels
 
-    return Features(*(tensor.to(references.default_device()) for tensor in (*draw(rows), *draw(10_000))))
+    return Features(*(tensor.to(DEVICE) for tensor in (*draw(rows), *draw(10_000))))
 
 
 def cheap(train: Tensor, labels: Tensor) -> Predict:
@@ -104,22 +104,15 @@ def sgd(features: Features) -> dict[str, tuple[float, float]]:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
     seconds, found = 0.0, {}
     for epoch in range(1, LONG_SGD + 1):
-        started = clock()
+        started = devices.now(DEVICE)
         for chosen in torch.randperm(len(inputs)).to(inputs.device).split(64):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(layer(inputs[chosen]), features.labels[chosen]).backward()
             optimizer.step()
-        seconds += clock() - started
+        seconds += devices.now(DEVICE) - started
         if epoch in EPOCHS:
             found[f"SGD, {epoch} epochs"] = seconds, _share(layer(held_out).argmax(1), features.held_out_labels)
     return found
-
-
-def clock() -> float:
-    """Seconds, once the device has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _share(answers: Tensor, labels: Tensor) -> float:
@@ -133,9 +126,9 @@ def compare(name: str, features: Features) -> None:
         repeats = 1 if kind == "scikit-learn" else 3
         seconds = []
         for _ in range(repeats):
-            started = clock()
+            started = devices.now(DEVICE)
             predict = fit(features.train, features.labels)
-            seconds.append(clock() - started)
+            seconds.append(devices.now(DEVICE) - started)
         found[kind] = statistics.median(seconds), _share(predict(features.held_out), features.held_out_labels)
     found |= sgd(features)
     longest = found[f"SGD, {LONG_SGD} epochs"][0]
