@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from raymu import cache, data, devices, engines, models, source, weights
 from raymu.checkpoint import Checkpoints
-from raymu.devices import cpu_threads
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.local import State
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
@@ -101,7 +100,7 @@ def train(
         scenario_data = load_data(scenario, options)
         model = weights.start(scenario, scenario.model_seed).to(scenario_data.device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
-        with cpu_threads(options.threads):
+        with devices.cpu_threads(options.threads):
             fitted = fit(model, scenario_data, method, scenario, options, kept)
         if entry is None:
             return
@@ -126,7 +125,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
     def build(entry: Path | None) -> None:
         scenario_data = load_data(scenario, options)
         trained = load_models(scenario, options)
-        with cpu_threads(options.threads):
+        with devices.cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
             looked = look(trained["retrained"], scenario_data)
@@ -157,7 +156,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
 
     def build(entry: Path | None) -> None:
         scenario_data = load_data(scenario, options)
-        with cpu_threads(options.threads):
+        with devices.cpu_threads(options.threads):
             found = {which: profile(model, scenario_data) for which, model in load_models(scenario, options).items()}
         if entry is not None:
             cache.save_json(entry / PROFILES, found)

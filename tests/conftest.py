@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raymu import data, references
+from raymu import data, devices, references
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
 REPOSITORY = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def digits_data(digits: Scenario) -> data.Data:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    with references.cpu_threads(1):
+    with devices.cpu_threads(1):
         yield
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DEVICE, REPOSITORY
 
-from raymu import data, models, references
+from raymu import data, devices, models, references
 from raymu import method as methods
 from raymu.engines.local import Engine
 from raymu.errors import Diverged, InputError
@@ -150,7 +150,7 @@ def small(digits):
         chosen = torch.arange(60)
         images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen])
         original = models.build(scenario, seed=1).to(DEVICE)
-        with references.cpu_threads(1):
+        with devices.cpu_threads(1):
             Engine(original, images, scenario, seed=1).run(references.Train(lr=recipe.lr, epochs=recipe.epochs))
         return scenario, images, original
 
