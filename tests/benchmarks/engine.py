@@ -48,10 +48,11 @@ from torch.nn.utils import parameters_to_vector
 
 from raymu import devices, engines, memory, models
 from raymu.data import Data, HeldOut, Split
+from raymu.devices import cpu_threads
 from raymu.engines import Engine, Options
 from raymu.images import Pixels
 from raymu.methods.finetune import Finetune
-from raymu.references import cpu_threads, default_device
+from raymu.references import default_device
 from raymu.scenario import Recipe, Scenario
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
