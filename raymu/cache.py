@@ -4,7 +4,7 @@ Everything below `root()` is derived and may be deleted at any time. An entry is
 atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It
 holds its name and a hash of each of its files: one that was damaged since, or stands in another's place, is built anew.
 On other nodes of a cluster than the driver's an entry comes from there, and what is built on them, or only there, is
-given to it (see `raymu.nodes`).
+given to it (see `raymu.distributed.nodes`).
 """
 
 import functools

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not ne
     from raymu.engines.options import Options
     from raymu.method import Method, Range
     from raymu.storage import Location
-    from raymu.sweep import Sweep
+    from raymu.tuning.sweep import Sweep
 
 DEFAULT_SCENARIO = "digits"
 DEFAULT_STORAGE = "raymu-results"
@@ -129,7 +129,7 @@ class _Methods(typer.core.TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         from raymu import method
-        from raymu.sweep import Sweep
+        from raymu.tuning.sweep import Sweep
 
         sweep = Sweep(method.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
         return typer.main.get_command(_sweep_app([sweep]))
@@ -159,10 +159,10 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
-    from raymu.session import Resources
+    from raymu.distributed.session import Resources
     from raymu.storage import locate
-    from raymu.sweep import Sweep
-    from raymu.trackers import Trackers
+    from raymu.tuning.sweep import Sweep
+    from raymu.tuning.trackers.settings import Trackers
 
     default, resources = defaults[0], Resources()
     budget = default.protocol
@@ -326,14 +326,14 @@ def _gpus(text: str | None) -> "float | Literal['auto'] | None":
 
 
 def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, **options: Any) -> None:
-    from raymu.results import ranking, report, store, tables
-    from raymu.session import session
+    from raymu.distributed.session import session
+    from raymu.results import ranking, reader, report, tables
 
     with session(resources.address):
         for sweep in sweeps:
             _sweep_and_show(sweep, storage / sweep.name, resources, **options)
             console.print()
-    done = [one for sweep in sweeps for one in store.load(storage / sweep.name)]
+    done = [one for sweep in sweeps for one in reader.load(storage / sweep.name)]
     ranked = ranking.rank(done)
     if not ranked:
         raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
@@ -346,8 +346,8 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, 
 def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **options: Any) -> bool:
     """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import references
-    from raymu.results import ranking, store, tables
-    from raymu.sweep import run_sweep
+    from raymu.results import ranking, reader, tables
+    from raymu.tuning.driver import run_sweep
 
     protocol = sweep.protocol
     console.print(
@@ -359,13 +359,13 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
     try:
         rows = run_sweep(sweep, location, resources, console, **options)
     except KeyboardInterrupt:
-        done = len(store.read(location))
+        done = len(reader.read(location))
         typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
         raise
     statuses = [row["status"] for row in rows]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     console.print()
-    ranked = ranking.rank(store.load(location))
+    ranked = ranking.rank(reader.load(location))
     if not ranked:
         console.print(f"no completed trial: {counts}", highlight=False)
         return False
@@ -501,9 +501,11 @@ def _unlearn(
     layers: bool = False,
 ) -> None:
     """Unlearn as the row says that is given, and as the rest says, which wins over it."""
-    from raymu import cache, data, engines, keep, models, references, weights
+    from raymu import cache, engines, export, references
+    from raymu.data import splits
     from raymu.evaluation.layers import check_blocks
     from raymu.method import get as get_method
+    from raymu.models import compatibility, pretrained
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.trial import check
@@ -528,22 +530,22 @@ def _unlearn(
     engines.check(task, options)
     if layers:
         check_blocks(task)
-    weights.prepare(task, weights_file)
-    models.check(task, chosen)
-    task = data.prepare(task, data_dir)
-    data.check_split(task)
-    keep.make_room(out)
+    pretrained.prepare(task, weights_file)
+    compatibility.check(task, chosen)
+    task = splits.prepare(task, data_dir)
+    splits.check_split(task)
+    export.make_room(out)
     console.print(f"{chosen.name()} on {task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
-    for line in data.notes(task):
+    for line in splits.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     missing = references.missing(task)
     trial = (out.absolute(), task, instance, number, goal, options, layers)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         if options.stage is None:
-            keep.keep(*trial)
+            export.keep(*trial)
         else:
-            _in_workers(out, options, (keep.keep, *trial))
-    row = cache.load_json(out / keep.ROW)
+            _in_workers(out, options, (export.keep, *trial))
+    row = cache.load_json(out / export.ROW)
     if row["status"] == "error":
         kind, _, reason = row["error"].partition(": ")
         if kind == InputError.__name__:
@@ -556,7 +558,7 @@ def _unlearn(
         sys.exit(1)
     console.print(tables.comparison({chosen.name(): figures_of(row, goal)}, goal))
     if layers:
-        console.print(tables.layers(cache.load_json(out / keep.LAYERS)))
+        console.print(tables.layers(cache.load_json(out / export.LAYERS)))
     if others := _others(given, row):
         typer.echo(f"warning: these may not be the row's figures: {'; '.join(others)}", err=True)
     console.print(f"row and model: {out}", highlight=False, soft_wrap=True)
@@ -623,10 +625,10 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
-    from raymu.nodes import at_home
-    from raymu.session import Resources, fit_to_cluster, session
+    from raymu.distributed.nodes import at_home
+    from raymu.distributed.session import Resources, fit_to_cluster, session
+    from raymu.distributed.worker_groups import side_by_side, take_along
     from raymu.storage import locate
-    from raymu.worker_group import side_by_side, take_along
 
     take_along(type(call[3]).__module__)
     with session(None), at_home(locate(out)) as home:
@@ -759,10 +761,10 @@ def results(
     as_latex: Annotated[bool, typer.Option("--latex", help="Print the ranking as a LaTeX table.")] = False,
 ) -> None:
     """Print every trial's row, or the ranking."""
-    from raymu.results import ranking, store, tables
+    from raymu.results import ranking, reader, tables
 
     if as_ranking or as_latex:
-        ranked = ranking.rank(store.load(storage))
+        ranked = ranking.rank(reader.load(storage))
         if not ranked:
             raise InputError(f"no completed trial in {storage}")
         if as_latex:
@@ -770,11 +772,11 @@ def results(
         else:
             console.print(tables.ranking(ranked))
     elif as_json:
-        typer.echo(json.dumps(store.read_all(storage), indent=2))
+        typer.echo(json.dumps(reader.read_all(storage), indent=2))
     elif as_csv:
-        typer.echo(store.table(storage).to_csv(index=False), nl=False)
+        typer.echo(reader.table(storage).to_csv(index=False), nl=False)
     else:
-        console.print(tables.trials(store.read_all(storage)), highlight=False)
+        console.print(tables.trials(reader.read_all(storage)), highlight=False)
 
 
 @app.command()
@@ -812,14 +814,14 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
     """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
     from raymu.method import get as get_method
     from raymu.method import is_file
-    from raymu.results import select, store
+    from raymu.results import reader, selection
 
     kind, _, argument = rule.partition(":")
     if kind not in (rules := ["tuned", "pareto", "cheapest", "constrained"]):
         raise InputError(unknown("rule", kind, rules))
     if argument and kind != "constrained":
         raise InputError(f"--rule {kind} takes no {argument!r}")
-    sweeps = store.load(storage)
+    sweeps = reader.load(storage)
     if method is not None:
         if is_file(method):
             method = get_method(method).name()
@@ -829,28 +831,28 @@ def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]
         sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
     rows = [row for sweep in sweeps for row in sweep.rows]
     if kind == "pareto":
-        return select.ParetoFront().choose(rows)
+        return selection.ParetoFront().choose(rows)
     if kind == "constrained":
         try:
             loss = float(argument)
         except ValueError as error:
             raise InputError(f"--rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
-        scenario = select.candidates(rows)[0]["scenario_hash"]
+        scenario = selection.candidates(rows)[0]["scenario_hash"]
         original = next(
             (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
         )
         if original is None:
             raise InputError(f"{storage} does not say what the original reached")
-        return select.Constrained(original, loss).choose(rows)
+        return selection.Constrained(original, loss).choose(rows)
     chosen, reasons = [], []
     for sweep in sweeps:
         try:
-            chosen += [select.tuned(sweep.rows)] if kind == "tuned" else select.Cheapest().choose(sweep.rows)
+            chosen += [selection.tuned(sweep.rows)] if kind == "tuned" else selection.Cheapest().choose(sweep.rows)
         except InputError as error:
             reasons.append(error)
     if not chosen:
         raise reasons[0]
-    return select.Best().choose(chosen)
+    return selection.Best().choose(chosen)
 
 
 @app.command()
@@ -860,10 +862,10 @@ def report(
     png: Annotated[Path | None, typer.Option(help="Write every figure into this directory, too.")] = None,
 ) -> None:
     """Write a page with the ranking, the figures and the best settings."""
-    from raymu.results import ranking, store
+    from raymu.results import ranking, reader
     from raymu.results import report as page
 
-    sweeps = store.load(storage)
+    sweeps = reader.load(storage)
     ranked = ranking.rank(sweeps)
     page.write(sweeps, ranked, out)
     console.print(f"report: {out}", highlight=False, soft_wrap=True)

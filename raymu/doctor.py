@@ -61,7 +61,7 @@ def _gpus() -> Finding:
 
 
 def _ray() -> Finding:
-    from raymu.session import try_ray
+    from raymu.distributed.session import try_ray
 
     try:
         cluster = try_ray()

@@ -19,7 +19,7 @@ from raymu.scenario import Scenario, content_hash
 from raymu.values import ANY, NOT_NEGATIVE, POSITIVE, Bounds, checked, conform, unknown
 
 if TYPE_CHECKING:
-    from raymu.engines.local import Engine
+    from raymu.engines.pytorch import Engine
 
 
 Part = Literal["retain", "forget"]
@@ -107,7 +107,7 @@ class Method:
     Two options are orthogonal to every method:
 
     Attributes:
-        head: "linear", the original's own, or "cmf": class-mean features (`raymu.models.CMF`) for the whole of
+        head: "linear", the original's own, or "cmf": class-mean features (`raymu.models.cmf.CMF`) for the whole of
             unlearning, made anew from the training set before the first and after every epoch.
         train: "all" weights, or the "classifier" alone: the control, whose features stay as they were.
         temperature: of the CMF head.

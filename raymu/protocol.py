@@ -70,7 +70,7 @@ class Protocol:
         objective: a key of `raymu.objective.OBJECTIVES`, computed on validation.
         confirmation: what is run again.
         suggestions: 12 hex digits that tell the searcher's algorithm, by what it suggests in a fixed example
-            (`raymu.search.suggestions`); follows from the fields above and the installed packages.
+            (`raymu.tuning.fingerprints.suggestions`); follows from the fields above and the installed packages.
         decisions: the same of the scheduler.
 
     Raises:
@@ -100,10 +100,10 @@ class Protocol:
             raise InputError(f"searcher nsga2 is for the objective {PARETO}, not for {self.objective}")
         if self.objective == PARETO and self.scheduler != "none":
             raise InputError(f"a scheduler compares trials by one score; with the objective {PARETO} it has to be none")
-        from raymu import search  # which knows protocols
+        from raymu.tuning import fingerprints  # which knows protocols
 
-        object.__setattr__(self, "suggestions", search.suggestions(self.searcher, self.objective == PARETO))
-        object.__setattr__(self, "decisions", search.decisions(self.scheduler))
+        object.__setattr__(self, "suggestions", fingerprints.suggestions(self.searcher, self.objective == PARETO))
+        object.__setattr__(self, "decisions", fingerprints.decisions(self.scheduler))
 
     @property
     def hash(self) -> str:

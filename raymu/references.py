@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, data, devices, engines, models, source, weights
-from raymu.checkpoint import Checkpoints
+from raymu import cache, devices, engines, source
+from raymu.checkpoints import Checkpoints
+from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
-from raymu.engines.local import State
+from raymu.engines.pytorch import State
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Method, Part
 from raymu.methods.retrain import Retrain
+from raymu.models import architectures, compatibility, inference, pretrained
 from raymu.scenario import Scenario, content_hash
 from raymu.storage import locate
 from raymu.workers import Workers
@@ -48,7 +50,7 @@ class _Converged(Exception):
 
 def directory(scenario: Scenario) -> Path:
     """Where everything that belongs to the scenario and its data is cached."""
-    scenario = scenario if scenario.data else data.prepared(scenario)
+    scenario = scenario if scenario.data else splits.prepared(scenario)
     name = re.sub(r"[^\w.+-]", "_", scenario.name)  # of whatever a user calls it
     return cache.root() / "scenarios" / f"{name}-{scenario.hash}"
 
@@ -57,8 +59,8 @@ def entry_of(scenario: Scenario, which: Which) -> Path:
     """Where a reference is cached, named by all that decides its weights beside the scenario: the code that splits the
     data and trains on them, the architecture's, and the weights that training starts from.
     """
-    code = source.digest(Train, fit, data.load, within=source.TRAINING)
-    made_by = [code, models.code_of(scenario), weights.digest(scenario)]
+    code = source.digest(Train, fit, splits.load, within=source.TRAINING)
+    made_by = [code, architectures.code_of(scenario), pretrained.digest(scenario)]
     return directory(scenario) / f"{which}-{content_hash(made_by)}"
 
 
@@ -96,9 +98,9 @@ def train(
     kept = checkpoints or Checkpoints(locate(entry.with_name(f".{entry.name}.training")))
 
     def build(entry: Path | None) -> None:
-        models.check(scenario)
+        compatibility.check(scenario)
         scenario_data = load_data(scenario, options)
-        model = weights.start(scenario, scenario.model_seed).to(scenario_data.device)
+        model = pretrained.start(scenario, scenario.model_seed).to(scenario_data.device)
         method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with devices.cpu_threads(options.threads):
             fitted = fit(model, scenario_data, method, scenario, options, kept)
@@ -171,7 +173,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
 def load_model(scenario: Scenario, which: Which, options: Options = DEFAULTS) -> nn.Module:
     """One reference, from the cache; if it is missing it is trained."""
     device = default_device()
-    model = models.build(scenario, scenario.model_seed).to(device)
+    model = architectures.build(scenario, scenario.model_seed).to(device)
     model.load_state_dict(cache.load_tensors(train(scenario, which, options) / WEIGHTS, device))
     return model
 
@@ -193,7 +195,7 @@ def _of_both(scenario: Scenario, what: str, code: str) -> Path:
 
 def evaluation_code() -> str:
     """A digest of the code that evaluates: rows and references compare only where it is the same."""
-    return source.digest(evaluate, look, baseline, gaps, data.load, within=source.EVALUATION)
+    return source.digest(evaluate, look, baseline, gaps, splits.load, within=source.EVALUATION)
 
 
 class _Best(NamedTuple):
@@ -221,7 +223,7 @@ def _carried_out_by(options: Options, device: torch.device) -> list[Any]:
 
 def fit(
     model: nn.Module,
-    scenario_data: data.Data,
+    scenario_data: splits.Data,
     method: Retrain,
     scenario: Scenario,
     options: Options = DEFAULTS,
@@ -268,11 +270,11 @@ def fit(
     return Fitted(best.epoch, time.perf_counter() - started, carried_out_by)
 
 
-def _val_accuracy(model: nn.Module, scenario_data: data.Data, scenario: Scenario, method: Retrain) -> float:
+def _val_accuracy(model: nn.Module, scenario_data: splits.Data, scenario: Scenario, method: Retrain) -> float:
     """Share of right answers on held-out images of the classes that the method trains on."""
     retain, forget = scenario_data.val
     splits = [retain, forget] if scenario.forget and "forget" in method.needs else [retain]
-    said = models.extract(model, scenario_data, *splits)
+    said = inference.extract(model, scenario_data, *splits)
     answers = torch.cat([one.logits.argmax(1) for one in said])
     labels = torch.cat([one.labels for one in said])
     return accuracy(answers, labels, scenario_data.workers)
@@ -290,7 +292,7 @@ class References:
     """
 
     scenario: Scenario
-    data: data.Data
+    data: splits.Data
     metrics: dict[str, dict[str, Any]]
     look: dict[str, Any]
     baseline: dict[str, Tensor]
@@ -298,7 +300,7 @@ class References:
 
     def model(self) -> nn.Module:
         """A copy of the original model that may be changed."""
-        model = models.build(self.scenario, self.scenario.model_seed)
+        model = architectures.build(self.scenario, self.scenario.model_seed)
         model.load_state_dict(self.original)
         return model.to(self.data.device)
 
@@ -331,14 +333,14 @@ def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) 
     trial after trial of one scenario reads them once: of one whose data are filled in, since what is prepared last may
     change. A reference that is missing is trained.
     """
-    return _loaded(data.prepared(scenario), device, options, source.look())
+    return _loaded(splits.prepared(scenario), device, options, source.look())
 
 
-def load_data(scenario: Scenario, options: Options, device: torch.device | None = None) -> data.Data:
+def load_data(scenario: Scenario, options: Options, device: torch.device | None = None) -> splits.Data:
     """The scenario's data, on the device that this process computes on or a given one; decoded, where they have to be,
     by as many processes as the options ask for.
     """
-    return data.load(scenario, device or default_device(), devices.cores(options.cores, options.threads))
+    return splits.load(scenario, device or default_device(), devices.cores(options.cores, options.threads))
 
 
 def release() -> None:

@@ -26,7 +26,8 @@ class Recipe:
         patience: stop after so many epochs without a better validation accuracy, and keep the best weights;
             None trains all epochs and keeps the last.
         augment: random crops and horizontal flips, for unlearning as well: crops after 4 pixels of padding where
-            images are small (`raymu.images`), random resized ones where they are photographs (`raymu.encoded`).
+            images are small (`raymu.data.images`), random resized ones where they are photographs
+            (`raymu.data.encoded`).
         optimizer: "sgd" or "adamw"; see `Engine.epochs`. Methods of unlearning choose their own.
         precision: "fp32", or "bf16" for the network's matrix products and convolutions in bfloat16 (torch.autocast),
             for unlearning and evaluation as well. Weights, losses and all that is measured are float32.
@@ -53,11 +54,12 @@ class Scenario:
 
     Attributes:
         name: what `--scenario` takes.
-        dataset: a key of `raymu.data.DATASETS`.
+        dataset: a key of `raymu.data.published.DATASETS`.
         architecture: a timm model name.
         model_args: further arguments of `timm.create_model`, such as (("patch_size", 4),).
         pretrained: timm's name, with its tag, of the weights that both references start from, such as
-            "vit_base_patch16_224.mae"; empty: from random ones. They must not have seen a label (see `raymu.weights`).
+            "vit_base_patch16_224.mae"; empty: from random ones. They must not have seen a label (see
+            `raymu.models.pretrained`).
         cifar_stem: replace a ResNet's 7x7 stride-2 stem and its max-pooling by one 3x3 stride-1 convolution.
         recipe: how the references are trained.
         forget: the classes to forget, all their samples.
@@ -68,8 +70,8 @@ class Scenario:
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
         data: which images and labels, such as "3f2a9c41be02: 1,797 training images of 10 classes", and by what they are
-            read where that is not raymu's code alone. `raymu.data.prepare` fills it in; empty: those that the dataset
-            had when it was prepared last.
+            read where that is not raymu's code alone. `raymu.data.splits.prepare` fills it in; empty: those that the
+            dataset had when it was prepared last.
 
     Equal scenarios are written in one way: `forget` is sorted and has no class twice, `model_args` are sorted.
 

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import sysconfig
 import textwrap
 import types
 import uuid
@@ -19,18 +18,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from raymu.modules import file_of, is_own, is_users, package_of
 from raymu.scenario import content_hash
 
-INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-SITES = {"site-packages", "dist-packages"}  # also those of another environment, which a .pth file adds
-DATA = ("raymu.data", "raymu.decoding", "raymu.encoded", "raymu.images", "raymu.rgb")
+DATA = tuple(  # an index is known by the digest of the data that it made
+    f"raymu.data.{name}"
+    for name in ("arrays", "dataset", "decoding", "encoded", "folders", "images", "published", "rgb", "splits")
+)
 TRAINING = (
     *DATA,
     "raymu.engines",
     "raymu.method",
     "raymu.methods",
     "raymu.models",
-    "raymu.weights",
     "raymu.workers",
 )
 EVALUATION = (*DATA, "raymu.evaluation", "raymu.models", "raymu.workers")
@@ -63,45 +63,6 @@ def text_of(module: str) -> str:
     assert spec is not None
     assert spec.origin is not None
     return _read(Path(spec.origin).read_text(encoding="utf-8"), module).text
-
-
-def is_own(module: str) -> bool:
-    """Whether it is raymu's or the user's, not one of Python or of an installed package."""
-    return _package(module) == "raymu" or _is_users(module)
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]
-
-
-@functools.cache
-def _is_users(module: str) -> bool:
-    """Whether it is neither raymu's, Python's nor of an installed package."""
-    return file_of(module) is not None
-
-
-def file_of(module: str) -> Path | None:
-    """The file of a user's module, imported or not."""
-    package = _package(module)
-    if package == "raymu" or (package != module and _place(package) is None):
-        return None  # asked first, since to look for a module imports its package
-    place = _place(module)
-    return place if place is not None and place.suffix == ".py" else None
-
-
-def _place(module: str) -> Path | None:
-    """The file of a module or, of a package without one, its folder; None if it is Python's or installed."""
-    found: Any = sys.modules.get(module)
-    try:
-        spec = importlib.util.find_spec(module) if found is None else None
-    except (ImportError, ValueError):
-        spec = None
-    origin = getattr(found, "__file__", None) or getattr(spec, "origin", None)
-    folders = getattr(found, "__path__", None) or getattr(spec, "submodule_search_locations", None) or [None]
-    place = origin or next(iter(folders))
-    path = None if place is None else Path(place).resolve()
-    installed = path is not None and (str(path).startswith(INSTALLED) or SITES & set(path.parts))
-    return None if installed else path
 
 
 class _Constant(NamedTuple):
@@ -268,7 +229,7 @@ class _Reader:
         self.all_known = True
         self._within = within
         self._given = {id(one) for one in objects}
-        self._packages = {_package(getattr(one, "__module__", None) or "raymu") for one in objects} - {"raymu"}
+        self._packages = {package_of(getattr(one, "__module__", None) or "raymu") for one in objects} - {"raymu"}
         self._numbers: dict[Any, int] = {}
         self._kept: list[Any] = []
 
@@ -326,7 +287,7 @@ class _Reader:
         return f"{code.text} {self._imports(code)}"
 
     def _imports(self, code: _Code) -> list[str]:
-        return [self._module(name) for name in sorted(code.imported) if _is_users(name)]
+        return [self._module(name) for name in sorted(code.imported) if is_users(name)]
 
     def _constant(self, constant: _Constant) -> str:
         if (seen := self._number(constant)) is not None:
@@ -337,7 +298,7 @@ class _Reader:
 
     def _counts(self, one: Any) -> bool:
         module = one.__module__ or ""
-        if id(one) in self._given or _package(module) in self._packages or _is_users(module):
+        if id(one) in self._given or package_of(module) in self._packages or is_users(module):
             return True
         return self._is_within(module)
 
@@ -367,7 +328,7 @@ class _Reader:
             root, *rest = chain.split(".")
             owner = scope.get(root)
             for place, name in enumerate(rest, start=1):
-                if not isinstance(owner, types.ModuleType) or _package(owner.__name__) != "raymu":
+                if not isinstance(owner, types.ModuleType) or package_of(owner.__name__) != "raymu":
                     break
                 module, owner = owner.__name__, getattr(owner, name, None)
                 if not isinstance(owner, types.ModuleType):
@@ -375,7 +336,7 @@ class _Reader:
 
     def _fixed(self, module: str, name: str, value: Any) -> Any:
         """The value, but for containers of raymu their place, and nothing where that does not count."""
-        if not isinstance(value, (dict, list, set)) or _package(module) != "raymu":
+        if not isinstance(value, (dict, list, set)) or package_of(module) != "raymu":
             return value
         return _Constant(module, name) if self._is_within(module) else None
 

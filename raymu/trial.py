@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from raymu import data, devices, engines, memory, models, references, source, weights
-from raymu.checkpoint import Checkpoints
+from raymu import devices, engines, memory, references, source
+from raymu.checkpoints import Checkpoints
+from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
+from raymu.models import architectures, pretrained
 from raymu.objective import check as check_objective
 from raymu.objective import code_of, scored
 from raymu.scenario import Scenario
@@ -83,7 +85,7 @@ def run_trial(
     source.look_anew()
     devices.check_defaults()
     started, workers = time.perf_counter(), Workers()
-    scenario = data.prepared(scenario)
+    scenario = splits.prepared(scenario)
     here = devices.describe(references.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, options=options) | here
     unlearned: torch.nn.Module | None = None
@@ -101,7 +103,7 @@ def run_trial(
         if method.start == "original":
             model = reference.model()
         else:
-            model = weights.start(scenario, seed).to(reference.data.device)
+            model = pretrained.start(scenario, seed).to(reference.data.device)
         engine = engines.make(
             model,
             reference.data,
@@ -173,8 +175,8 @@ def check(scenario: Scenario, method: type[Method], objective: str) -> None:
             does not have, or an objective that is none or says nothing there.
     """
     check_objective(objective)
-    data.check_forget(scenario)
-    models.check_architecture(scenario)
+    splits.check_forget(scenario)
+    architectures.check_architecture(scenario)
     if scenario.forget_share:
         if method.classes_only:
             raise InputError(f"{method.name()} forgets classes; it cannot forget single samples")

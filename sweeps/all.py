@@ -9,7 +9,7 @@ from raymu import method
 from raymu.cli import sweep_main
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 
 def sweeps() -> list[Sweep]:

@@ -10,7 +10,7 @@ from raymu.method import Range
 from raymu.methods.ssd import SSD
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 
 def sweep() -> Sweep:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raymu import data, devices, references
+from raymu import devices, references
+from raymu.data import splits
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
 REPOSITORY = Path(__file__).parent.parent
@@ -51,8 +52,8 @@ def quick_references(quick: Scenario) -> references.References:
 
 
 @pytest.fixture(scope="session")
-def digits_data(digits: Scenario) -> data.Data:
-    return data.load(digits, DEVICE)
+def digits_data(digits: Scenario) -> splits.Data:
+    return splits.load(digits, DEVICE)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from raymu.cli import sweep_main
 from raymu.method import Method, Range, tuned
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 EPOCH_S = float(os.environ.get("STEADY_EPOCH_S", "0.15"))
 

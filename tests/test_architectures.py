@@ -15,17 +15,22 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from raymu import cache, cli, data, engines, models, references, sweep
-from raymu.engines.local import Engine
+from raymu import cache, cli, engines, references
+from raymu.data import arrays, published, splits
+from raymu.distributed.session import Resources
 from raymu.engines.options import Options
+from raymu.engines.pytorch import Engine
 from raymu.errors import InputError
 from raymu.evaluation.layers import check_blocks
 from raymu.method import get
+from raymu.models import cmf, compatibility, inference
+from raymu.models.architectures import build
 from raymu.scenario import SCENARIOS, Recipe, Scenario
-from raymu.session import Resources
 from raymu.storage import locate
-from raymu.sweep import Sweep, run_sweep
 from raymu.trial import run_trial
+from raymu.tuning import driver
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 CLASSES = 4
 IMAGES = 48
@@ -63,7 +68,7 @@ UNUSUAL = [
 ]
 
 
-def images_of(size: int) -> data.ArrayDataset:
+def images_of(size: int) -> arrays.ArrayDataset:
     """A dataset of noise, brighter from class to class."""
 
     def read(directory) -> dict[str, np.ndarray]:
@@ -71,7 +76,7 @@ def images_of(size: int) -> data.ArrayDataset:
         noise = random.integers(0, 60, (IMAGES, 3, size, size)) + labels[:, None, None, None] * 45
         return {"train_images": noise.astype(np.uint8), "train_labels": labels}
 
-    return data.ArrayDataset(CLASSES, 3, size, (0.5,) * 3, (0.3,) * 3, read)
+    return arrays.ArrayDataset(CLASSES, 3, size, (0.5,) * 3, (0.3,) * 3, read)
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def make(monkeypatch):
 
     def make(name: str, size: int = 32, **changes: Any) -> Scenario:
         dataset = f"noise{size}"
-        monkeypatch.setitem(data.DATASETS, dataset, images_of(size))
+        monkeypatch.setitem(published.DATASETS, dataset, images_of(size))
         scenario = Scenario(
             name=re.sub(r"\W+", "-", name),
             dataset=dataset,
@@ -127,8 +132,8 @@ def test_features_times_matrix_are_the_logits_of_timms_own_model(kind, of_kind) 
     images = torch.randn(5, 3, KINDS[kind][0], KINDS[kind][0])
     with torch.no_grad():
         expected = model(images)
-        features, logits = models.features_and_logits(model, images)
-        matrix = models.head_matrix(model)
+        features, logits = inference.features_and_logits(model, images)
+        matrix = inference.head_matrix(model)
     biases = [value for name, value in model.state_dict().items() if name.endswith("bias") and len(value) == CLASSES]
     made = features @ matrix.T + sum(biases) / len(biases)
     for answered in (logits, made):
@@ -139,7 +144,7 @@ def test_features_times_matrix_are_the_logits_of_timms_own_model(kind, of_kind) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_passes_before_training(kind, of_kind) -> None:
     """Saved, read, differentiated and trained: `references.train` asks the same."""
-    models.check(of_kind(kind))
+    compatibility.check(of_kind(kind))
 
 
 def test_two_heads_are_two_halves_of_one_matrix(of_kind) -> None:
@@ -149,17 +154,19 @@ def test_two_heads_are_two_halves_of_one_matrix(of_kind) -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         tokens = model.forward_features(images)
-        features, logits = models.features_and_logits(model, images)
+        features, logits = inference.features_and_logits(model, images)
         mean = (model.head(tokens[:, 0]) + model.head_dist(tokens[:, 1])) / 2
     torch.testing.assert_close(features, torch.cat([tokens[:, 0], tokens[:, 1]], 1))
-    torch.testing.assert_close(models.head_matrix(model), torch.cat([model.head.weight, model.head_dist.weight], 1) / 2)
+    torch.testing.assert_close(
+        inference.head_matrix(model), torch.cat([model.head.weight, model.head_dist.weight], 1) / 2
+    )
     torch.testing.assert_close(logits, mean)
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_every_kind_unlearns_and_is_measured_as_it_answers(kind, of_kind) -> None:
     scenario = of_kind(kind)
-    images = data.load(scenario, CPU)
+    images = splits.load(scenario, CPU)
     original = references.load_model(scenario, "original").state_dict()
     heads = {"head", "fc", "classifier", "head_dist"}
     for method, options in (
@@ -171,8 +178,8 @@ def test_every_kind_unlearns_and_is_measured_as_it_answers(kind, of_kind) -> Non
         row, model = run_trial(scenario, trial, seed=0)
         assert row["status"] == "completed", row["traceback"]
         if "head" in options:
-            assert isinstance(model, models.CMF)
-            assert model.head.weight.shape == models.head_matrix(model.backbone).shape
+            assert isinstance(model, cmf.CMF)
+            assert model.head.weight.shape == inference.head_matrix(model.backbone).shape
             continue
         assert model is not None
         own = timms_own(scenario)
@@ -219,7 +226,7 @@ def test_what_cannot_work_is_one_line_before_anything_is_trained(case, make, mon
 def test_svd_takes_no_layer_whose_input_it_does_not_see(architecture, arguments, reason, make, tmp_path) -> None:
     scenario = make("seen", architecture=architecture, model_args=tuple(arguments.items()))
     if not reason:
-        models.check(scenario, get("svd"))
+        compatibility.check(scenario, get("svd"))
         return
     line = f"{architecture} is not what svd works on: {reason}"
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
@@ -231,7 +238,7 @@ def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_pa
     def never(*arguments: Any, **rest: Any) -> None:
         raise AssertionError("too late")
 
-    monkeypatch.setattr(sweep, "session", never)
+    monkeypatch.setattr(driver, "session", never)
     monkeypatch.setattr(references, "train", never)
     scenario = make("refused", architecture="volo_d1_224")
     with pytest.raises(InputError, match="volo_d1_224 has no head of one matrix"):
@@ -245,10 +252,10 @@ def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_pa
 def test_a_scenario_of_another_size_is_tried_again(make) -> None:
     """What a process has tried is known by what is tried, not by its name."""
     scenario = make("sizes", architecture="convnext_atto")
-    models.check(scenario)
-    data.DATASETS[scenario.dataset] = images_of(16)
+    compatibility.check(scenario)
+    published.DATASETS[scenario.dataset] = images_of(16)
     with pytest.raises(InputError, match="3 x 16 x 16"):
-        models.check(scenario)
+        compatibility.check(scenario)
 
 
 @dataclass
@@ -304,9 +311,9 @@ class Wrong(nn.Module):
 )
 def test_each_way_to_be_unfit_is_named(wrong, line, make, monkeypatch) -> None:
     monkeypatch.setattr(timm, "create_model", Made(wrong))
-    models._try_out.cache_clear()  # a process tries an architecture once
+    compatibility._try_out.cache_clear()  # a process tries an architecture once
     with pytest.raises(InputError, match=re.escape(line)):
-        models.check(make(wrong))
+        compatibility.check(make(wrong))
 
 
 def test_tied_weights_are_written_and_read(tmp_path) -> None:
@@ -319,7 +326,7 @@ def test_tied_weights_are_written_and_read(tmp_path) -> None:
 
 
 def test_weights_that_no_logit_depends_on_have_the_gradient_0(digits, digits_data) -> None:
-    model: Any = models.build(digits, seed=1)
+    model: Any = build(digits, seed=1)
     model.unused = nn.Parameter(torch.ones(3))
     method = get("gradient_ascent").from_config({"epochs": 1, "lr": 0.01})
     Engine(model, digits_data, digits, seed=0).run(method)

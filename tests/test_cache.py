@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymu import cache, data, references
-from raymu.shelf import Shelf
+from raymu import cache, references
+from raymu.data import splits
+from raymu.distributed.cache_server import Shelf
 
 
 def _slow(log: str):
@@ -130,5 +131,5 @@ def test_references_are_what_they_say(quick, quick_references) -> None:
     stamp = entry.stat().st_mtime_ns
     references.train(quick, "original")
     assert entry.stat().st_mtime_ns == stamp
-    assert cache.load_json(entry / "scenario.json") == data.prepare(quick).as_dict()
+    assert cache.load_json(entry / "scenario.json") == splits.prepare(quick).as_dict()
     assert quick_references.metrics["retrained"]["test_forget_acc"] == 0.0

@@ -13,8 +13,9 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
-from raymu import method, models, references
-from raymu.results.card import model_card
+from raymu import method, references
+from raymu.model_card import model_card
+from raymu.models import architectures, inference
 from raymu.results.tables import COLUMNS, percent
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import run_trial
@@ -86,7 +87,7 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
     split = digits_data.test.retain
     some = split.subset(torch.arange(40))
     with torch.no_grad():
-        _, expected = models.features_and_logits(model.eval(), some.read())
+        _, expected = inference.features_and_logits(model.eval(), some.read())
     found = run_snippet(card, tmp_path / "out", split.images.pixels[some.index].float() / 255)
     assert found.shape == (40, 10)
     assert expected.std() > 0.1
@@ -94,14 +95,14 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
 
 
 def test_a_stem_and_an_image_size_are_rebuilt(tmp_path: Path) -> None:
-    """What `raymu.models.build` makes takes the weights that the card's model takes, and answers alike."""
+    """What `raymu.models.architectures.build` makes takes the weights of the card's model, and answers alike."""
     resnet = SCENARIOS["cifar10-resnet18"]
     vit = dataclasses.replace(
         resnet, architecture="test_vit", cifar_stem=False, model_args=(("patch_size", 4), ("depth", 1))
     )
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for scenario in (resnet, vit):
-        model = models.build(scenario, seed=5).eval()
+        model = architectures.build(scenario, seed=5).eval()
         save_file(model.state_dict(), tmp_path / "model.safetensors")
         found = run_snippet(model_card(a_row(scenario), None, scenario, PAPER), tmp_path, images)
         mean, std = (

@@ -18,8 +18,8 @@ import steady
 import test_lost_nodes
 from test_lost_nodes import cluster_of, measured, processes_on
 
-from raymu import attempts
-from raymu.results import ranking, select, store
+from raymu.results import files, ranking, reader, selection
+from raymu.tuning import retries
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
@@ -52,14 +52,14 @@ class Sweep:
 
     def begun(self) -> list[dict[str, Any]]:
         """What it stored of its trials that have begun and not ended."""
-        return list(store.running(self.directory).values())
+        return list(reader.running(self.directory).values())
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill one of its processes of this kind, unless the sweep is over before there is one."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             # What died so often that the next time it is given up is another test's.
-            spared = kind != DRIVER and any(trial["failures"] >= attempts.RETRIES for trial in self.begun())
+            spared = kind != DRIVER and any(trial["failures"] >= retries.RETRIES for trial in self.begun())
             if self.driver.poll() is not None:
                 return False
             if not spared and self.begun() and (pids := self.running(kind)):
@@ -85,7 +85,7 @@ class Sweep:
 
     def end(self) -> list[dict[str, Any]]:
         assert self.driver.wait(PATIENCE_S) == 0
-        return store.read(self.directory)
+        return reader.read(self.directory)
 
 
 class Reader(threading.Thread):
@@ -100,7 +100,7 @@ class Reader(threading.Thread):
         seen: list[dict] = []
         try:
             while not self._over.is_set():
-                rows = store.read(self._directory)
+                rows = reader.read(self._directory)
                 assert rows[: len(seen)] == seen
                 assert len({row["trial"] for row in rows}) == len(rows)
                 seen = rows
@@ -144,18 +144,18 @@ def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: 
     assert reader.reads > len(kinds)
     by_number = sorted(rows, key=lambda row: row["trial"])
     assert measured(by_number) == measured(sorted(whole, key=lambda row: row["trial"]))
-    lines = (tmp_path / "disturbed" / "steady" / store.ROWS).read_text().splitlines()
+    lines = (tmp_path / "disturbed" / "steady" / files.ROWS).read_text().splitlines()
     assert len(lines) == len(rows) == len(whole)
-    assert select.tuned(rows)["trial"] == select.tuned(whole)["trial"]
-    order = [[row["trial"] for row in select.Best(len(rows)).choose(one)] for one in (rows, whole)]
+    assert selection.tuned(rows)["trial"] == selection.tuned(whole)["trial"]
+    order = [[row["trial"] for row in selection.Best(len(rows)).choose(one)] for one in (rows, whole)]
     assert order[0] == order[1]
     ranked = [
-        [(end.rank, end.score, end.tuned["trial"]) for end in ranking.rank(store.load(tmp_path / name))]
+        [(end.rank, end.score, end.tuned["trial"]) for end in ranking.rank(reader.load(tmp_path / name))]
         for name in ("whole", "disturbed")
     ]
     assert ranked[0] == ranked[1]
     assert sum(row["restarts"] for row in rows) >= sum(killed.values()) - killed[DRIVER]
-    assert all(row["restarts"] <= attempts.RETRIES + killed[DRIVER] for row in rows)
+    assert all(row["restarts"] <= retries.RETRIES + killed[DRIVER] for row in rows)
     assert not list((tmp_path / "disturbed" / "steady" / "checkpoints").iterdir())
 
 

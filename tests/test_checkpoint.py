@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_parity import CASES, SCENARIO, in_workers, setting
 
-from raymu import cache, engines, models, references
-from raymu.checkpoint import Checkpoints
+from raymu import cache, engines, references
+from raymu.checkpoints import Checkpoints
 from raymu.engines import Engine, Options
-from raymu.engines.local import State
+from raymu.engines.pytorch import State
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
+from raymu.models import architectures
 from raymu.scenario import Recipe
 from raymu.storage import locate
 from raymu.trial import run_trial
@@ -35,7 +36,7 @@ def interrupted(name: str, options: Options, images, original, place, epochs) ->
     method, workers = lengthened(name), Workers()
 
     def start() -> Engine:
-        model = models.build(SCENARIO, seed=0)
+        model = architectures.build(SCENARIO, seed=0)
         if method.start == "original":
             model.load_state_dict(original.state_dict())
         return engines.make(model, images, SCENARIO, seed=3, options=options)

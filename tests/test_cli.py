@@ -14,9 +14,9 @@ from raymu.evaluation import keys
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results import store
+from raymu.results import files, writer
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 
 def test_help_is_quick_and_names_every_command(raymu) -> None:
@@ -128,7 +128,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
     assert message in " ".join(printed.err.split())
     if printed.err.startswith("error: "):
         assert len(printed.err.splitlines()) == 1
-    assert not list(tmp_path.rglob(store.ROWS))
+    assert not list(tmp_path.rglob(files.ROWS))
 
 
 def test_a_list_of_sweeps_keeps_what_each_one_says(monkeypatch, capsys, tmp_path) -> None:
@@ -201,7 +201,7 @@ def storage(tmp_path):
         "source": "search",
         "fallback": False,
     }
-    with store.Store(tmp_path / "s" / "salun", {"protocol": {"trials": 2}}, resume=False) as rows:
+    with writer.Store(tmp_path / "s" / "salun", {"protocol": {"trials": 2}}, resume=False) as rows:
         rows.append({**common, "trial_id": "a-0", "trial": 0, "status": "completed", "score": 0.5, **metrics})
         none = dict.fromkeys(metrics)
         rows.append({**common, "trial_id": "a-1", "trial": 1, "status": "error", "score": None, **none})

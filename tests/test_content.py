@@ -20,13 +20,15 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
-from raymu import cache, cli, data, encoded, engines, method, objective, references, source
-from raymu.engines import local
+import raymu
+from raymu import cache, cli, engines, method, modules, objective, references, source
+from raymu.data import arrays, dataset, encoded, folders, published, splits
+from raymu.engines import pytorch
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation
-from raymu.results import report, select, store
+from raymu.results import files, reader, report, selection, writer
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.storage import locate
 from raymu.trial import blank_row, run_trial
@@ -45,20 +47,20 @@ def own_cache(tmp_path, monkeypatch) -> Iterator[Path]:
 
 @pytest.fixture
 def photos(own_cache, monkeypatch) -> Scenario:
-    monkeypatch.setitem(data.DATASETS, "photos", data.EncodedDataset(4))
+    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(4))
     return Scenario("photos", "photos", "test_vit", QUICK, (1,), model_args=(("img_size", 32),), val_share=0.25)
 
 
 @pytest.fixture
 def striped(own_cache, monkeypatch) -> Scenario:
-    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(50))
+    monkeypatch.setitem(published.DATASETS, "stripes", array_dataset(50))
     return Scenario("stripes", "stripes", "test_resnet", QUICK, (1,), val_share=0.25, test_share=0.25)
 
 
 # Data
 
 
-def folders(root: Path, classes: str = "abcd", first: int = 0, count: int = 8, shade: int = 0) -> Path:
+def image_folders(root: Path, classes: str = "abcd", first: int = 0, count: int = 8, shade: int = 0) -> Path:
     """Image folders whose files all have the same size and time; images number `first` and on."""
     for part in ("train", "val"):
         for place, name in enumerate(classes):
@@ -73,27 +75,27 @@ def folders(root: Path, classes: str = "abcd", first: int = 0, count: int = 8, s
 
 
 def test_images_are_known_by_what_they_are_and_not_by_where_they_lie(photos, tmp_path) -> None:
-    one = folders(tmp_path / "one")
+    one = image_folders(tmp_path / "one")
     other = {
-        "other images": folders(tmp_path / "images", first=8),
-        "labels of two classes swapped": folders(tmp_path / "labels", "bacd"),
-        "twice the images": folders(tmp_path / "twice", count=16),
-        "the same names, other pixels": folders(tmp_path / "pixels", shade=1),
+        "other images": image_folders(tmp_path / "images", first=8),
+        "labels of two classes swapped": image_folders(tmp_path / "labels", "bacd"),
+        "twice the images": image_folders(tmp_path / "twice", count=16),
+        "the same names, other pixels": image_folders(tmp_path / "pixels", shade=1),
     }
-    said = {what: data.prepare(photos, place) for what, place in {"": one, **other}.items()}
+    said = {what: splits.prepare(photos, place) for what, place in {"": one, **other}.items()}
     assert len({scenario.hash for scenario in said.values()}) == len(said)
     assert ": 64 training and 64 test images of 4 classes; read by " in said["twice the images"].data
     moved = one.rename(tmp_path / "moved")
-    assert data.prepare(photos, moved) == said[""] == data.prepare(photos)
+    assert splits.prepare(photos, moved) == said[""] == splits.prepare(photos)
     with pytest.raises(InputError, match=r"photos is not what it was: here are \w+: 64 tr.*; asked for are \w+: 32 tr"):
-        data.prepare(said[""], other["twice the images"])
+        splits.prepare(said[""], other["twice the images"])
 
 
 def test_trials_on_other_images_of_the_same_name_have_references_of_their_own(photos, tmp_path) -> None:
     rows = []
     for classes in ("abcd", "bacd", "abcd"):
         place = tmp_path / classes
-        data.prepare(photos, place if place.exists() else folders(place, classes))
+        splits.prepare(photos, place if place.exists() else image_folders(place, classes))
         row, _ = run_trial(photos, RandomLabel(lr=1e-3, epochs=1), seed=0)
         assert row["status"] == "completed", row["traceback"]
         rows.append(row)
@@ -101,7 +103,7 @@ def test_trials_on_other_images_of_the_same_name_have_references_of_their_own(ph
     assert rows[0]["scenario_hash"] == rows[2]["scenario_hash"] != rows[1]["scenario_hash"]
     assert rows[0]["val_retain_acc"] == rows[2]["val_retain_acc"]
     with pytest.raises(InputError, match="rows of several kinds"):
-        select.tuned([{**row, "source": "search", "trial": 0, "protocol_hash": "p"} for row in rows])
+        selection.tuned([{**row, "source": "search", "trial": 0, "protocol_hash": "p"} for row in rows])
 
 
 def stripes(brightness: int, directory: Path) -> dict[str, np.ndarray]:
@@ -113,27 +115,27 @@ def stripes(brightness: int, directory: Path) -> dict[str, np.ndarray]:
     return {"train_images": images, "train_labels": labels}
 
 
-def array_dataset(brightness: int, **changed) -> data.ArrayDataset:
+def array_dataset(brightness: int, **changed) -> arrays.ArrayDataset:
     given = {"num_classes": 4, "channels": 1, "size": 16, "mean": (0.3,), "std": (0.3,), **changed}
-    return data.ArrayDataset(**given, read=partial(stripes, brightness))
+    return arrays.ArrayDataset(**given, read=partial(stripes, brightness))
 
 
 def test_arrays_are_read_again_where_code_or_directory_say_otherwise(striped, tmp_path, monkeypatch) -> None:
-    first = data.prepare(striped)
+    first = splits.prepare(striped)
     assert first.data.endswith(": 64 training images of 4 classes")
-    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(60))
-    brighter = data.prepare(striped)
-    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(50, mean=(0.5,)))
-    normalised = data.prepare(striped)
-    monkeypatch.setitem(data.DATASETS, "stripes", array_dataset(50))
-    assert data.prepare(striped) == first
+    monkeypatch.setitem(published.DATASETS, "stripes", array_dataset(60))
+    brighter = splits.prepare(striped)
+    monkeypatch.setitem(published.DATASETS, "stripes", array_dataset(50, mean=(0.5,)))
+    normalised = splits.prepare(striped)
+    monkeypatch.setitem(published.DATASETS, "stripes", array_dataset(50))
+    assert splits.prepare(striped) == first
     (tmp_path / "count").write_text("32")
-    fewer = data.prepare(striped, tmp_path)
+    fewer = splits.prepare(striped, tmp_path)
     assert fewer.data.endswith(": 32 training images of 4 classes")
     assert len({one.hash for one in (first, brighter, normalised, fewer)}) == 4
     (tmp_path / "count").write_text("48")  # a directory that is given is always looked at
-    assert data.prepare(striped, tmp_path).data.endswith(": 48 training images of 4 classes")
-    assert len(data.load(first, CPU).train) == 32  # half of its 64: what was bound stays bound
+    assert splits.prepare(striped, tmp_path).data.endswith(": 48 training images of 4 classes")
+    assert len(splits.load(first, CPU).train) == 32  # half of its 64: what was bound stays bound
 
 
 def test_what_a_function_of_the_users_raises_is_one_line_and_its_directory_is_remembered(
@@ -142,21 +144,21 @@ def test_what_a_function_of_the_users_raises_is_one_line_and_its_directory_is_re
     def read(directory: Path) -> dict[str, np.ndarray]:
         return dict(np.load(directory / "my.npz"))
 
-    monkeypatch.setitem(data.DATASETS, "stripes", dataclasses.replace(array_dataset(50), read=read))
+    monkeypatch.setitem(published.DATASETS, "stripes", dataclasses.replace(array_dataset(50), read=read))
     with pytest.raises(InputError, match=r"stripes cannot be read from .*/no: FileNotFoundError: .*my\.npz"):
-        data.prepare(striped, tmp_path / "no")
+        splits.prepare(striped, tmp_path / "no")
     np.savez(tmp_path / "my.npz", **stripes(50, tmp_path))
-    prepared = data.prepare(striped, tmp_path)
+    prepared = splits.prepare(striped, tmp_path)
     monkeypatch.chdir("/")
-    assert data.prepare(striped) == prepared
+    assert splits.prepare(striped) == prepared
     (tmp_path / "my.npz").unlink()
-    assert data.prepare(prepared) == prepared  # it is in the cache, whatever lies there now
+    assert splits.prepare(prepared) == prepared  # it is in the cache, whatever lies there now
     with pytest.raises(InputError, match="FileNotFoundError"):
-        data.prepare(striped)
+        splits.prepare(striped)
 
 
 def test_images_are_known_by_what_reads_them(striped, photos, tmp_path, monkeypatch) -> None:
-    class Own(data.ArrayDataset):
+    class Own(arrays.ArrayDataset):
         """One of the user's."""
 
         def load(self, entry, scenario, device, processes):
@@ -164,20 +166,20 @@ def test_images_are_known_by_what_reads_them(striped, photos, tmp_path, monkeypa
             return {name: part._replace(labels=(part.labels + SHIFT) % 4) for name, part in parts.items()}
 
     fields = vars(array_dataset(50))
-    monkeypatch.setitem(data.DATASETS, "stripes", Own(**fields))
-    own = data.prepare(striped)
-    assert data.prepare(striped) == data.prepared(own) == own
+    monkeypatch.setitem(published.DATASETS, "stripes", Own(**fields))
+    own = splits.prepare(striped)
+    assert splits.prepare(striped) == splits.prepared(own) == own
     monkeypatch.setattr(sys.modules[__name__], "SHIFT", 1)
-    assert data.prepare(striped).hash != own.hash
-    assert data.prepare(striped).data.partition(data.READ_BY)[0] == own.data.partition(data.READ_BY)[0]
+    assert splits.prepare(striped).hash != own.hash
+    assert splits.prepare(striped).data.partition(dataset.READ_BY)[0] == own.data.partition(dataset.READ_BY)[0]
     with pytest.raises(InputError, match=r"stripes is not what it was: here are .*; read by .*; asked for are"):
-        data.prepared(own)
+        splits.prepared(own)
 
-    first = data.prepare(photos, folders(tmp_path / "photos"))
+    first = splits.prepare(photos, image_folders(tmp_path / "photos"))
     monkeypatch.setattr(
         encoded, "transform_of", lambda scenario, of=encoded.transform_of: of(scenario) | {"crop_pct": 0.5}
     )
-    assert data.prepare(photos).hash != first.hash
+    assert splits.prepare(photos).hash != first.hash
 
 
 @pytest.mark.parametrize(
@@ -201,11 +203,11 @@ def test_arrays_that_cannot_be_used_are_refused(own_cache, tmp_path, changed, me
 
 def test_a_directory_that_is_given_and_missing_is_no_reason_to_take_another(own_cache, tmp_path, monkeypatch) -> None:
     images, labels = np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10
-    data.DATASETS["cifar10"].keep("cifar10", {"train_images": images, "train_labels": labels})
+    published.DATASETS["cifar10"].keep("cifar10", {"train_images": images, "train_labels": labels})
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    data.prepare(SCENARIOS["cifar10-resnet18"])
+    splits.prepare(SCENARIOS["cifar10-resnet18"])
     with pytest.raises(InputError, match=r"CIFAR10 is not in .*nowhere"):
-        data.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "nowhere")
+        splits.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "nowhere")
 
 
 # Scenarios
@@ -264,7 +266,7 @@ def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp
         cwd=tmp_path, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert swept.returncode == 0, swept.stderr
-    rows = store.read_all(tmp_path / "swept")
+    rows = reader.read_all(tmp_path / "swept")
     assert len(rows) == 3
     for row in rows:
         given = report.config(row) if row["source"] == "published" else row  # what a report shows of a row
@@ -286,7 +288,7 @@ def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp
         assert not (tmp_path / "other").exists()
     exported = raymu("export", "swept", "--method", "mine.py", "--out", "other")
     assert exported.returncode == 0, exported.stderr
-    best = select.tuned(rows)
+    best = selection.tuned(rows)
     assert json.loads((tmp_path / "other" / "row.json").read_text())["test_retain_acc"] == best["test_retain_acc"]
     shutil.rmtree(tmp_path / "other")
     changed = {**row, "scenario_fields": {**row["scenario_fields"], "val_share": 0.3}}
@@ -325,7 +327,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize("case", CHANGED)
 def test_a_row_that_contradicts_itself_is_refused(tmp_path, case) -> None:
     change, said = CHANGED[case]
-    scenario, finetune = data.prepare(SCENARIOS["digits"]), method.get("finetune")()
+    scenario, finetune = splits.prepare(SCENARIOS["digits"]), method.get("finetune")()
     whole = blank_row(scenario, finetune, seed=0, objective="hmean", options=engines.DEFAULTS)
     (tmp_path / "row.json").write_text(json.dumps(whole | change))
     assert said in refusal(tmp_path / "row.json")
@@ -386,8 +388,8 @@ def test_what_a_method_keeps_is_known_by_its_code(striped) -> None:
 
 
 REPLACED: dict[str, tuple[object, str, Callable]] = {
-    "labels": (local.Engine, "random_labels", lambda engine, batch: batch.labels),
-    "clipping": (local, "clipping", lambda norm, length: length),
+    "labels": (pytorch.Engine, "random_labels", lambda engine, batch: batch.labels),
+    "clipping": (pytorch, "clipping", lambda norm, length: length),
     "sharded": (source, "text_of", lambda module: "edited"),
 }
 
@@ -405,7 +407,7 @@ def test_the_code_that_carries_a_method_out_is_part_of_it(monkeypatch, edit) -> 
 
 def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
     original = Path(method.get("salun").__module__.replace(".", "/") + ".py")
-    text = (Path(data.__file__).parent.parent / original).read_text()
+    text = (Path(raymu.__file__).parent.parent / original).read_text()
     digests = {}
     for name, change in {
         "same": ("", ""),
@@ -567,25 +569,25 @@ def test_packages_of_another_environment_are_no_code_of_the_users(tmp_path, monk
     (package / "__init__.py").write_text("from ._parts import f\n")
     (package / "_parts.py").write_text("def f(): return 1\n")
     monkeypatch.syspath_prepend(package.parent)
-    assert not source.is_own("package_of_a_test")
-    assert not source.is_own("package_of_a_test._parts")
+    assert not modules.is_own("package_of_a_test")
+    assert not modules.is_own("package_of_a_test._parts")
     (tmp_path / "own_package_of_a_test").mkdir()
     (tmp_path / "own_package_of_a_test" / "part.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    assert source.is_own("own_package_of_a_test.part")
+    assert modules.is_own("own_package_of_a_test.part")
 
 
 def test_a_dataset_that_is_registered_changes_no_reference(striped, monkeypatch) -> None:
-    before = references.entry_of(data.prepare(striped), "original")
-    monkeypatch.setitem(data.DATASETS, "another", data.DATASETS["digits"])
-    assert references.entry_of(data.prepare(striped), "original") == before
+    before = references.entry_of(splits.prepare(striped), "original")
+    monkeypatch.setitem(published.DATASETS, "another", published.DATASETS["digits"])
+    assert references.entry_of(splits.prepare(striped), "original") == before
 
 
 def test_images_that_are_normalised_otherwise_train_other_references(striped, monkeypatch) -> None:
-    before = references.entry_of(data.prepare(striped), "original")
-    changed = dataclasses.replace(data.DATASETS[striped.dataset], mean=(0.1,))
-    monkeypatch.setitem(data.DATASETS, striped.dataset, changed)
-    assert references.entry_of(data.prepare(striped), "original") != before
+    before = references.entry_of(splits.prepare(striped), "original")
+    changed = dataclasses.replace(published.DATASETS[striped.dataset], mean=(0.1,))
+    monkeypatch.setitem(published.DATASETS, striped.dataset, changed)
+    assert references.entry_of(splits.prepare(striped), "original") != before
 
 
 def test_what_a_program_fills_while_it_runs_changes_no_digest() -> None:
@@ -655,7 +657,7 @@ def test_code_that_nobody_can_read_is_never_taken_for_the_same() -> None:
 
 def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped, monkeypatch) -> None:
     before, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
-    weights = references.entry_of(data.prepare(striped), "original") / references.WEIGHTS
+    weights = references.entry_of(splits.prepare(striped), "original") / references.WEIGHTS
     trained_ns = weights.stat().st_mtime_ns
     monkeypatch.setattr(sys.modules["raymu.evaluation.evaluate"], "nc4", lambda own, ncc, workers: 0.75)
     references.release()
@@ -682,15 +684,15 @@ def row(trial: int, **more) -> dict:
 
 
 def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
-    with store.Store(locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
+    with writer.Store(locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
         rows.append(row(0, note='a quote: "checksum": "'))
         rows.append(row(1))
-        rows.put(store.REFERENCES, {"s": {"original": {"val_retain_acc": 0.9}}})
-        rows.put(store.FEATURES, {})
-    assert store.read(tmp_path / "s") == [row(0, note='a quote: "checksum": "'), row(1)]
-    (loaded,) = store.load(tmp_path / "s")
+        rows.put(files.REFERENCES, {"s": {"original": {"val_retain_acc": 0.9}}})
+        rows.put(files.FEATURES, {})
+    assert reader.read(tmp_path / "s") == [row(0, note='a quote: "checksum": "'), row(1)]
+    (loaded,) = reader.load(tmp_path / "s")
     assert loaded.references == {"s": {"original": {"val_retain_acc": 0.9}}}
-    path = tmp_path / "s" / store.ROWS
+    path = tmp_path / "s" / files.ROWS
     lines = path.read_text().splitlines(keepends=True)
     damages: list[tuple[str, Callable[[], object]]] = [
         ("line 2 of rows.jsonl", lambda: path.write_text(lines[0] + lines[1].replace("0.5", "0.6"))),
@@ -704,7 +706,7 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
         assert printed.returncode == 2
         assert f"{shown} is damaged" in printed.stderr
     path.write_text("".join(lines))
-    for name in (store.SWEEP, store.REFERENCES):
+    for name in (files.SWEEP, files.REFERENCES):
         content = (tmp_path / "s" / name).read_text()
         changed = content.replace("0.9", "0.8").replace('"trials": 2', '"trials": 3')
         unsealed = {key: value for key, value in json.loads(content).items() if key != "checksum"}
@@ -719,16 +721,16 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
 def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> None:
     """As where two searches over other ranges of one method were put into one directory."""
     for name in ("narrow", "wide"):
-        with store.Store(locate(tmp_path / name), {"protocol": {"trials": 2}, "space": name}, resume=False) as one:
+        with writer.Store(locate(tmp_path / name), {"protocol": {"trials": 2}, "space": name}, resume=False) as one:
             one.append(row(0, sweep=name))
-            one.put(store.REFERENCES, {})
+            one.put(files.REFERENCES, {})
     narrow, wide = tmp_path / "narrow", tmp_path / "wide"
-    stranger, own = (wide / store.ROWS).read_bytes(), (narrow / store.ROWS).read_bytes()
+    stranger, own = (wide / files.ROWS).read_bytes(), (narrow / files.ROWS).read_bytes()
     for said, name, content in (
-        ("line 1 of rows.jsonl", store.ROWS, stranger + own),
-        ("line 2 of rows.jsonl", store.ROWS, own + stranger),
+        ("line 1 of rows.jsonl", files.ROWS, stranger + own),
+        ("line 2 of rows.jsonl", files.ROWS, own + stranger),
         ("line 1 of rows-00000-0123456789ab.jsonl", "rows-00000-0123456789ab.jsonl", stranger),
-        ("references.json", store.REFERENCES, (wide / store.REFERENCES).read_bytes()),
+        ("references.json", files.REFERENCES, (wide / files.REFERENCES).read_bytes()),
     ):
         before = (narrow / name).read_bytes() if (narrow / name).exists() else None
         (narrow / name).write_bytes(content)
@@ -737,15 +739,15 @@ def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> No
             assert printed.returncode == 2
             assert f"{said} is damaged (its checksum does not fit: it was changed, or is of another" in printed.stderr
         (narrow / name).write_bytes(before) if before else (narrow / name).unlink()
-    (wide / store.SWEEP).unlink()
+    (wide / files.SWEEP).unlink()
     assert "wide has rows, but no sweep.json" in raymu("results", ".").stderr
     with pytest.raises(InputError, match=r"there are rows, but no sweep\.json"):
-        store.Store(locate(wide), {"protocol": {"trials": 2}}, resume=True)
+        writer.Store(locate(wide), {"protocol": {"trials": 2}}, resume=True)
 
 
 def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     """Its entry is replaced as a whole, hashes included, as where it was trained elsewhere."""
-    scenario = data.prepare(striped)
+    scenario = splits.prepare(striped)
     before, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
     entry = references.entry_of(scenario, "original")
     other = dataclasses.replace(scenario, model_seed=1)
@@ -760,7 +762,7 @@ def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     assert after["original_weights"] == references.weights_digest(scenario, "original") != before["original_weights"]
     assert len(list(references.directory(scenario).glob("computed-*"))) == 2
     with pytest.raises(InputError, match="original_weights"):
-        select.tuned([{**one, "source": "search", "trial": 0, "protocol_hash": "p"} for one in (before, after)])
+        selection.tuned([{**one, "source": "search", "trial": 0, "protocol_hash": "p"} for one in (before, after)])
 
 
 def test_a_run_leaves_nothing_of_the_run_before(raymu, tmp_path) -> None:
@@ -810,7 +812,7 @@ def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, t
 
     registered = sys.modules["timm.models._registry"]
     monkeypatch.setitem(registered._model_entrypoints, "tiny_of_a_test", tiny_of_a_test)
-    scenario = data.prepare(dataclasses.replace(striped, architecture="tiny_of_a_test"))
+    scenario = splits.prepare(dataclasses.replace(striped, architecture="tiny_of_a_test"))
     before = references.entry_of(scenario, "original")
     assert references.entry_of(scenario, "original") == before
     monkeypatch.setattr(sys.modules[__name__], "ACTIVATION", torch.nn.Tanh)
@@ -870,4 +872,4 @@ def test_an_objective_is_known_by_its_code(monkeypatch) -> None:
     assert objective.code_of("hmean") != before
     scored = {"source": "search", "protocol_hash": "p"}
     with pytest.raises(InputError, match="objective_code"):
-        select.tuned([row(0, objective_code=before, **scored), row(1, objective_code="other", **scored)])
+        selection.tuned([row(0, objective_code=before, **scored), row(1, objective_code="other", **scored)])

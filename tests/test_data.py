@@ -14,9 +14,11 @@ from conftest import DEVICE
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from raymu import data, models, references
+from raymu import references
+from raymu.data import published, splits
+from raymu.data.images import Pixels
 from raymu.errors import InputError
-from raymu.images import Pixels
+from raymu.models import architectures
 from raymu.scenario import SCENARIOS
 
 NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
@@ -39,7 +41,7 @@ def test_digits_are_split_by_class_without_overlap(digits, digits_data) -> None:
 def test_a_share_of_the_samples_is_drawn_from_training_and_halved(digits) -> None:
     """Where samples are forgotten, "forget" is themselves, one half for each split; all held-out images are retain."""
     scenario = replace(digits, forget=(), forget_share=0.1)
-    loaded = data.load(scenario, DEVICE)
+    loaded = splits.load(scenario, DEVICE)
     forgotten = loaded.train.index[loaded.forget]
     assert len(forgotten) == round(0.1 * len(loaded.train))
     assert sorted(torch.cat([loaded.val.forget.index, loaded.test.forget.index]).tolist()) == forgotten.tolist()
@@ -48,11 +50,11 @@ def test_a_share_of_the_samples_is_drawn_from_training_and_halved(digits) -> Non
     assert not set(loaded.probed.index.tolist()) & set(forgotten.tolist())  # or the probe would learn them itself
     assert len(set(loaded.train.targets[loaded.forget].tolist())) == 10
     with pytest.raises(InputError, match="at least 2"):
-        data.load(replace(scenario, forget_share=0.001), DEVICE)
+        splits.load(replace(scenario, forget_share=0.001), DEVICE)
 
 
 def test_the_split_depends_on_the_scenarios_seed_alone(digits, digits_data) -> None:
-    again, other = data.load(digits, DEVICE), data.load(replace(digits, seed=1), DEVICE)
+    again, other = splits.load(digits, DEVICE), splits.load(replace(digits, seed=1), DEVICE)
     assert torch.equal(again.test.retain.index, digits_data.test.retain.index)
     assert not torch.equal(other.train.index, digits_data.train.index)
 
@@ -66,7 +68,7 @@ def test_normalised_images_have_zero_mean_and_unit_variance(digits_data) -> None
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU has copies")
 def test_images_are_shared_pages_of_one_file(digits, digits_data) -> None:
     """Two loads of a process map the same file instead of copying it."""
-    again = data.load(digits, DEVICE)
+    again = splits.load(digits, DEVICE)
     maps = Path("/proc/self/maps").read_text()
     assert len(re.findall("datasets/digits-[0-9a-f]{12}/train_images.npy", maps)) >= 2
     assert again.train.images.pixels.data_ptr() != digits_data.train.images.pixels.data_ptr()
@@ -104,14 +106,14 @@ def cifar10(tmp_path, monkeypatch):
         monkeypatch.setattr(CIFAR10, part, [[name, checksums[name]] for name, _ in getattr(CIFAR10, part)])
     monkeypatch.setattr(CIFAR10, "tgz_md5", checksums[CIFAR10.filename])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": checksums["batches.meta"]})
-    monkeypatch.setitem(data.PUBLISHED, "CIFAR10", {"train": 10 * (100,), "test": 10 * (20,)})
+    monkeypatch.setitem(published.PUBLISHED, "CIFAR10", {"train": 10 * (100,), "test": 10 * (20,)})
     return SCENARIOS["cifar10-resnet18"], tmp_path, images
 
 
 def test_cifar10_archive_in_the_real_format(cifar10) -> None:
     scenario, directory, first = cifar10
-    data.prepare(scenario, directory)
-    loaded = data.load(scenario, DEVICE)
+    splits.prepare(scenario, directory)
+    loaded = splits.load(scenario, DEVICE)
     assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (900, 100, 200)
     assert loaded.val.retain.targets.bincount().tolist() == [0] + [10] * 9
     assert not set(loaded.train.index.tolist()) & set(loaded.val.retain.index.tolist())
@@ -132,15 +134,15 @@ def test_digits_of_another_version_are_refused(tmp_path, monkeypatch) -> None:
     ):
         monkeypatch.setattr("sklearn.datasets.load_digits", lambda return_X_y, changed=changed: changed)
         with pytest.raises(InputError, match=message):
-            data.DATASETS["digits"].read(tmp_path)
+            published.DATASETS["digits"].read(tmp_path)
 
 
 def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
     scenario, directory, _ = cifar10
-    data.prepare(scenario, directory)
+    splits.prepare(scenario, directory)
     short = replace(scenario, recipe=replace(scenario.recipe, epochs=4, patience=1))
-    loaded = data.load(short, DEVICE)
-    model = models.build(short, seed=0).to(DEVICE)
+    loaded = splits.load(short, DEVICE)
+    model = architectures.build(short, seed=0).to(DEVICE)
     images = loaded.train.subset(torch.arange(2)).read()
     assert model.eval().forward_features(images).shape == (2, 512, 4, 4)  # the CIFAR stem keeps 32 x 32
     every_ninth = torch.arange(0, 900, 9)
@@ -152,13 +154,13 @@ def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
 def test_tampered_cifar10_files_are_never_opened(cifar10, monkeypatch) -> None:
     """Torchvision compares checksums before it unpickles."""
     scenario, directory, _ = cifar10
-    data.prepare(scenario, directory)
+    splits.prepare(scenario, directory)
     trap = f"cbuiltins\nopen\n(S'{directory}/opened'\nS'w'\ntR."
     (directory / CIFAR10.base_folder / "data_batch_1").write_bytes(trap.encode())
     (directory / CIFAR10.filename).unlink()
     monkeypatch.setattr(CIFAR10, "url", NOWHERE)
     with pytest.raises(InputError):
-        data.DATASETS["cifar10"].read(directory)
+        published.DATASETS["cifar10"].read(directory)
     assert not (directory / "opened").exists()
 
 
@@ -166,16 +168,16 @@ def test_missing_cifar10_says_what_to_put_where(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(CIFAR10, "url", NOWHERE)
     with pytest.raises(InputError, match=r"cifar-10-python\.tar\.gz.*--data-dir"):
-        data.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "here")
+        splits.prepare(SCENARIOS["cifar10-resnet18"], tmp_path / "here")
 
 
 def test_a_split_that_leaves_nothing_to_forget_is_refused(digits) -> None:
     """An accuracy of no image would have no value."""
     labels = torch.tensor([1, 2, 8, 1, 2, 8])
-    whole = data.Split(Pixels(torch.zeros(6, 1, 1, 1, dtype=torch.uint8), (0.5,), (1.0,)), labels, torch.arange(6))
-    without = data.Split(whole.images, labels, torch.tensor([0, 1]))
-    only = data.Split(whole.images, labels, torch.tensor([2, 5]))
-    assert set(data._forget_set(digits, whole, whole, whole)) == {
+    whole = splits.Split(Pixels(torch.zeros(6, 1, 1, 1, dtype=torch.uint8), (0.5,), (1.0,)), labels, torch.arange(6))
+    without = splits.Split(whole.images, labels, torch.tensor([0, 1]))
+    only = splits.Split(whole.images, labels, torch.tensor([2, 5]))
+    assert set(splits._forget_set(digits, whole, whole, whole)) == {
         "train",
         "forget",
         "forgotten",
@@ -183,10 +185,10 @@ def test_a_split_that_leaves_nothing_to_forget_is_refused(digits) -> None:
         "val",
         "test",
     }
-    for name, splits in (
+    for name, parts in (
         ("val split has 0 images of class 8 and 2", (whole, without, whole)),
         ("test split has 2 images of class 8 and 0", (whole, whole, only)),
         ("train split has 0 images of class 8", (without, whole, whole)),
     ):
         with pytest.raises(InputError, match=name):
-            data._forget_set(digits, *splits)
+            splits._forget_set(digits, *parts)

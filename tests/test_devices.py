@@ -10,16 +10,17 @@ import torch
 from rich.console import Console
 
 from raymu import devices, references
+from raymu.distributed.nodes import settle
+from raymu.distributed.session import Resources
 from raymu.engines import DEFAULTS
 from raymu.errors import NodeError
 from raymu.methods.random_label import RandomLabel
-from raymu.nodes import settle
 from raymu.protocol import Protocol
-from raymu.results import store
-from raymu.session import Resources
+from raymu.results import reader
 from raymu.storage import locate
-from raymu.sweep import Sweep, run_sweep
 from raymu.trial import blank_row, run_trial
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 QUIET = Console(quiet=True)
 NVIDIA_SMI = "#!/bin/sh\necho 470.57.02\n"
@@ -47,14 +48,14 @@ def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
     assert len(str(refused.value).splitlines()) == 1
     assert references.missing(quick) == ["original", "retrained"]
     # A node that joins later is looked at by the first trial that it is given.
-    monkeypatch.setattr("raymu.nodes.check_gpus", lambda: None)
+    monkeypatch.setattr("raymu.distributed.nodes.check_gpus", lambda: None)
     with pytest.raises(NodeError, match=reason):
         run_sweep(sweep, tmp_path / "results", Resources(), QUIET)
     assert references.missing(quick) == ["original", "retrained"]
     references.compare(quick)
     with pytest.raises(NodeError, match=reason):
         run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0.5), QUIET)
-    assert store.read(tmp_path / "results") == []
+    assert reader.read(tmp_path / "results") == []
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
     rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0), QUIET, resume=True)
     assert [(row["status"], row["device"], row["cuda"]) for row in rows] == [("completed", "cpu", None)] * 2
@@ -69,7 +70,7 @@ def test_a_trial_that_was_given_no_gpu_uses_none(monkeypatch: pytest.MonkeyPatch
         torch.cuda.is_available = lambda: True  # as if the machine had one
         return references.default_device().type
 
-    from raymu.nodes import at_home
+    from raymu.distributed.nodes import at_home
 
     with at_home(locate(tmp_path)) as home:
         assert ray.get(device.remote(home)) == "cpu"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from raymu import data, models
-from raymu.engines.local import Batch, Engine
+from raymu.data import splits
+from raymu.engines.pytorch import Batch, Engine
 from raymu.methods.bad_teacher import BadTeacher
 from raymu.methods.finetune import Finetune
 from raymu.methods.gradient_ascent import GradientAscent
@@ -27,6 +27,7 @@ from raymu.methods.salun import SalUn, saliency
 from raymu.methods.scrub import Scrub
 from raymu.methods.svd import SVD
 from raymu.methods.unsir import UNSIR
+from raymu.models import architectures
 from raymu.scenario import Recipe
 
 SGD = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}  # of Gao et al.
@@ -70,7 +71,7 @@ def scenario(digits):
 
 
 @pytest.fixture(scope="module")
-def loaded(digits_data) -> data.Data:
+def loaded(digits_data) -> splits.Data:
     """Some of the digits, in float64."""
     chosen = torch.arange(IMAGES)
     images = copy.copy(digits_data.train.images)
@@ -143,7 +144,7 @@ def agree(got: nn.Module, loop: Callable[..., nn.Module], wrong: list[dict[str, 
 class Means:
     """The CMF head of a network: logits = normalize(normalize(f) - mu) W^T, W and mu fixed until they are made anew."""
 
-    def __init__(self, model: Tiny, loaded: data.Data) -> None:
+    def __init__(self, model: Tiny, loaded: splits.Data) -> None:
         self._model, self._loaded = model, loaded
         self.renew()
 
@@ -221,7 +222,7 @@ def test_bad_teacher_is_that_of_chundawat(original, loaded, scenario) -> None:
     """`UnlearnerLoss`, `unlearning_step` and the notebook's call: Adam, 30 % of the retain set, kl_div's own mean."""
     temperature = 2.0
     engine, got = unlearned(BadTeacher(lr=1e-3, epochs=2, T=temperature), original, loaded, scenario)
-    random = models.build(scenario, scenario.model_seed + 1).eval()
+    random = architectures.build(scenario, scenario.model_seed + 1).eval()
     full = copy.deepcopy(original).eval()
 
     def loop(optimizer=torch.optim.Adam, average="elements") -> nn.Module:
@@ -259,7 +260,7 @@ def test_bad_teachers_loss_is_averaged_over_all_elements(original, loaded, scena
 
     engine = Losses(copy.deepcopy(original), loaded, scenario, seed=3)
     engine.run(BadTeacher())
-    random, full = models.build(scenario, scenario.model_seed + 1).eval(), copy.deepcopy(original).eval()
+    random, full = architectures.build(scenario, scenario.model_seed + 1).eval(), copy.deepcopy(original).eval()
     batch = engine.seen[0][1]
     taught = torch.where(batch.forget.unsqueeze(1), random(batch.images), full(batch.images)).softmax(1)
     each = taught * (taught.log() - copy.deepcopy(original).train()(batch.images).log_softmax(1))

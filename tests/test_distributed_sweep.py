@@ -13,13 +13,14 @@ import pytest
 import ray
 from rich.console import Console
 
+from raymu.distributed.session import Resources, session
 from raymu.engines import Options
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results import store
+from raymu.results import reader
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.session import Resources, session
-from raymu.sweep import Sweep, run_sweep
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 SCRIPT = """
 import dataclasses
@@ -85,7 +86,7 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
     os.kill(worker, signal.SIGKILL)
     printed, _ = sweep.communicate()
     assert sweep.returncode == 0, printed
-    rows = sorted(store.read_all(tmp_path), key=lambda row: row["trial"])
+    rows = sorted(reader.read_all(tmp_path), key=lambda row: row["trial"])
     assert [row["trial"] for row in rows] == list(range(TRIALS))
     assert {row["status"] for row in rows} == {"completed", "stopped"}
     assert [row["restarts"] for row in rows].count(1) == 1

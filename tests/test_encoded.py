@@ -25,10 +25,11 @@ from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 from timm.data import create_transform
 from torchvision.datasets import CIFAR100
 
-from raymu import cache, data, decoding, index
-from raymu.encoded import Encoded, transform_of
+from raymu import cache
+from raymu.data import dataset, decoding, folders, index, published, splits
+from raymu.data.encoded import Encoded, transform_of
+from raymu.data.index import Index
 from raymu.errors import InputError
-from raymu.index import Index
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.unsir import UNSIR
 from raymu.scenario import Recipe, Scenario
@@ -95,15 +96,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(data.DATASETS, "photos", data.EncodedDataset(CLASSES))
+    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(CLASSES))
 
 
-def load(place: Path | str, scenario: Scenario = SCENARIO, processes: int = 0) -> data.Data:
-    data.prepare(scenario, place)
-    return data.load(scenario, CPU, processes)
+def load(place: Path | str, scenario: Scenario = SCENARIO, processes: int = 0) -> splits.Data:
+    splits.prepare(scenario, place)
+    return splits.load(scenario, CPU, processes)
 
 
-def read(split: data.Split, batch: int = 8, seed: int | None = None) -> torch.Tensor:
+def read(split: splits.Split, batch: int = 8, seed: int | None = None) -> torch.Tensor:
     """All images of a split; of one seed, if they are to be augmented, with the same numbers for the same keys."""
     rows = split.index.split(batch)
     seeds = [None] * len(rows)
@@ -113,7 +114,7 @@ def read(split: data.Split, batch: int = 8, seed: int | None = None) -> torch.Te
     return torch.cat(list(split.images.read(zip(rows, seeds, strict=True))))
 
 
-def by_key(split: data.Split, values: torch.Tensor) -> dict[int, torch.Tensor]:
+def by_key(split: splits.Split, values: torch.Tensor) -> dict[int, torch.Tensor]:
     return dict(zip(split.images.keys[split.index.numpy()].tolist(), values, strict=True))
 
 
@@ -160,7 +161,7 @@ def test_the_format_is_that_of_the_architecture() -> None:
     resnet = transform_of(replace(SCENARIO, architecture="resnet50", model_args=()))
     assert (vit["input_size"], vit["mean"], vit["crop_pct"]) == ((3, 224, 224), (0.5, 0.5, 0.5), 0.9)
     assert (resnet["mean"], resnet["crop_pct"]) == ((0.485, 0.456, 0.406), 0.95)
-    assert data.DATASETS["photos"].format(SCENARIO).shape == (3, 32, 32)
+    assert published.DATASETS["photos"].format(SCENARIO).shape == (3, 32, 32)
 
 
 def test_it_does_not_hang_on_the_number_of_processes(places) -> None:
@@ -487,7 +488,7 @@ def test_what_is_wrong_with_shards_is_said_before_any_compute(places, tmp_path, 
     change, message = BREAKAGES[breakage]
     change(tmp_path / "broken")
     with pytest.raises(InputError, match=message):
-        data.prepare(SCENARIO, tmp_path / "broken")
+        splits.prepare(SCENARIO, tmp_path / "broken")
 
 
 def test_what_is_wrong_with_folders_is_said_before_any_compute(places, tmp_path) -> None:
@@ -496,32 +497,32 @@ def test_what_is_wrong_with_folders_is_said_before_any_compute(places, tmp_path)
     images = root / "train" / "n00000000"
     shutil.copy(images / "n00000000_0.JPEG", images / "n00000000_0.png")
     with pytest.raises(InputError, match=r"class 0 has the key n00000000_0 twice: in .*0\.JPEG and in .*0\.png"):
-        data.prepare(SCENARIO, root)
+        splits.prepare(SCENARIO, root)
     (images / "n00000000_0.png").unlink()
     (root / "val" / "n00000000").rename(root / "val" / "n5")
     with pytest.raises(InputError, match=r"val/n5/.*: there is no class n5 in train"):
-        data.prepare(SCENARIO, root)
+        splits.prepare(SCENARIO, root)
     shutil.rmtree(root / "val")
-    data.prepare(SCENARIO, root)
+    splits.prepare(SCENARIO, root)
     with pytest.raises(InputError, match="photos brings no test set"):
-        data.check_split(SCENARIO)
-    assert sum(map(len, data.load(replace(SCENARIO, test_share=0.2), CPU, 0).test)) == 12
+        splits.check_split(SCENARIO)
+    assert sum(map(len, splits.load(replace(SCENARIO, test_share=0.2), CPU, 0).test)) == 12
     shutil.rmtree(images)
     with pytest.raises(InputError, match="has 3 classes, 0 to 2; photos has 4"):
-        data.prepare(SCENARIO, root)
+        splits.prepare(SCENARIO, root)
 
 
 def test_where_a_dataset_is_has_to_be_said_once(places, tmp_path) -> None:
     with pytest.raises(InputError, match=r"where is photos.*--data-dir"):
-        data.prepare(SCENARIO)
+        splits.prepare(SCENARIO)
     shutil.copytree(places["shards"], tmp_path / "mine")
-    data.prepare(SCENARIO, tmp_path / "mine")
-    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
+    splits.prepare(SCENARIO, tmp_path / "mine")
+    assert len(splits.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(cache.root() / "indices")  # a cache may be deleted, in part as well
-    assert len(data.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
+    assert len(splits.load(SCENARIO, CPU, 0).train) == CLASSES * TRAIN * 0.8
     shutil.rmtree(tmp_path / "mine")
     with pytest.raises(InputError, match=r"photos is no longer in .*mine"):
-        data.load(SCENARIO, CPU, 0)
+        splits.load(SCENARIO, CPU, 0)
 
 
 # Object storage
@@ -550,7 +551,7 @@ def test_shards_on_object_storage_are_copied_once(places, bucket) -> None:
     assert torch.equal(read(remote.train, seed=2), read(local.train, seed=2))
     server.stop()
     assert torch.equal(read(remote.train, seed=3), read(local.train, seed=3))
-    known = data.entry_of("photos", data.prepare(SCENARIO).data) / "location.json"
+    known = dataset.entry_of("photos", splits.prepare(SCENARIO).data) / "location.json"
     assert json.loads(known.read_text())["location"] == str(places["shards"])
 
 
@@ -600,11 +601,11 @@ def test_what_is_wrong_on_object_storage_is_said_without_secrets(places, bucket)
     upload(places["folders"], folders)
     for uri in (folders, nothing):
         with pytest.raises(InputError, match=r"has no shards train-\*\.tar") as error:
-            data.prepare(SCENARIO, uri)
+            splits.prepare(SCENARIO, uri)
         assert "secret" not in str(error.value)
     shards = bucket[0].format("shards")
     upload(places["shards"], shards)
-    entry = data.entry_of("photos", data.prepare(SCENARIO, shards).data)
+    entry = dataset.entry_of("photos", splits.prepare(SCENARIO, shards).data)
     assert (entry / "location.json").stat().st_mode & 0o777 == 0o600  # holds the secret
 
 
@@ -633,15 +634,15 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
         for number in range(9):
             archive.writestr(f"{top}/val/images/val_{number}.JPEG", image(colours[classes[number % 3]]))
         archive.writestr(f"{top}/test/images/test_0.JPEG", image(0, "L"))
-    monkeypatch.setitem(data.PUBLISHED, "Tiny-ImageNet", {"train": 3 * (4,), "test": 3 * (3,)})
-    monkeypatch.setitem(data.DATASETS, "tinyimagenet", replace(data.DATASETS["tinyimagenet"], num_classes=3))
+    monkeypatch.setitem(published.PUBLISHED, "Tiny-ImageNet", {"train": 3 * (4,), "test": 3 * (3,)})
+    monkeypatch.setitem(published.DATASETS, "tinyimagenet", replace(published.DATASETS["tinyimagenet"], num_classes=3))
     scenario = replace(SCENARIO, dataset="tinyimagenet", val_share=0.25)
-    monkeypatch.setattr(data, "TINY_IMAGENET_URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
+    monkeypatch.setattr(published, "TINY_IMAGENET_URL", "http://127.0.0.1:9/tiny-imagenet-200.zip")
     with pytest.raises(InputError, match=r"tiny-imagenet-200\.zip.*--data-dir"):
-        data.prepare(scenario, tmp_path)  # another checksum
-    monkeypatch.setattr(data, "TINY_IMAGENET_MD5", None)
-    data.prepare(scenario, tmp_path)
-    loaded = data.load(scenario, CPU)
+        splits.prepare(scenario, tmp_path)  # another checksum
+    monkeypatch.setattr(published, "TINY_IMAGENET_MD5", None)
+    splits.prepare(scenario, tmp_path)
+    loaded = splits.load(scenario, CPU)
     assert (len(loaded.train), sum(map(len, loaded.val)), sum(map(len, loaded.test))) == (9, 3, 9)
     for split in (loaded.train, *loaded.test):
         red = split.images.pixels[split.index][:, 0].float().mean((1, 2))
@@ -665,7 +666,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path, monkeypatch) -> None:
     ):
         change()
         with pytest.raises(InputError, match=message):
-            data.DATASETS["tinyimagenet"].read(tmp_path)
+            published.DATASETS["tinyimagenet"].read(tmp_path)
 
 
 def test_a_partly_unpacked_tiny_imagenet_is_refused(tmp_path, monkeypatch) -> None:
@@ -686,7 +687,7 @@ def test_a_partly_unpacked_tiny_imagenet_is_refused(tmp_path, monkeypatch) -> No
         "train set has 1500 images instead of 100000; 197 of 200 classes differ, such as n00000003 with 0 instead of"
     )
     with pytest.raises(InputError, match=message):
-        data.prepare(scenario, tmp_path)
+        splits.prepare(scenario, tmp_path)
     assert not (cache.root() / "datasets" / "tinyimagenet").exists()
 
 
@@ -705,10 +706,10 @@ class Source:
 
 def test_cifar100_is_labelled_by_its_fine_classes(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Source)
-    read = data.DATASETS["cifar100"].read(tmp_path)
+    read = published.DATASETS["cifar100"].read(tmp_path)
     assert read["train_images"].shape == (50000, 3, 32, 32)
     assert read["test_images"][0, :, 0, 0].tolist() == [1, 2, 3]
-    assert len(set(read["train_labels"].tolist())) == data.DATASETS["cifar100"].num_classes == 100
+    assert len(set(read["train_labels"].tolist())) == published.DATASETS["cifar100"].num_classes == 100
     assert CIFAR100.base_folder == "cifar-100-python"  # whose loader takes the fine labels
 
 
@@ -719,10 +720,10 @@ def test_a_cifar_of_another_size_is_refused(tmp_path, monkeypatch) -> None:
         "test set has 9998 images instead of 10000; 2 of 100 classes differ, such as class 98 with 99 instead of 100"
     )
     with pytest.raises(InputError, match=message):
-        data.DATASETS["cifar100"].read(tmp_path)
+        published.DATASETS["cifar100"].read(tmp_path)
     monkeypatch.setattr(Source, "shape", (16, 16, 3))
     with pytest.raises(InputError, match=r"has a train set of the shape \(50000, 16, 16, 3\)"):
-        data.DATASETS["cifar100"].read(tmp_path)
+        published.DATASETS["cifar100"].read(tmp_path)
 
 
 # Trials
@@ -730,9 +731,9 @@ def test_a_cifar_of_another_size_is_refused(tmp_path, monkeypatch) -> None:
 
 def test_trials_on_shards(places) -> None:
     """By class, with the UNSIR sample and its noise among the images, and by share."""
-    data.prepare(SCENARIO, places["shards"])
+    splits.prepare(SCENARIO, places["shards"])
     row, model = run_trial(SCENARIO, RandomLabel(lr=0.01, epochs=1), seed=0)
-    assert (row["status"], row["images"]) == ("completed", len(data.load(SCENARIO, CPU, 0).train)), row["traceback"]
+    assert (row["status"], row["images"]) == ("completed", len(splits.load(SCENARIO, CPU, 0).train)), row["traceback"]
     assert model is not None
     settings = {"impair_epochs": 1, "repair_epochs": 1, "noise_batches": 1, "retain_per_class": 4}
     row, _ = run_trial(SCENARIO, UNSIR(**settings), seed=0)
@@ -744,7 +745,7 @@ def test_trials_on_shards(places) -> None:
 def test_a_trial_that_the_machine_keeps_from_its_images_may_be_tried_again(places, tmp_path) -> None:
     """It is no error of the method, which would be a row for ever."""
     shutil.copytree(places["shards"], tmp_path / "mine")
-    scenario = data.prepare(SCENARIO, tmp_path / "mine")
+    scenario = splits.prepare(SCENARIO, tmp_path / "mine")
     method = RandomLabel(lr=0.01, epochs=1)
     row, _ = run_trial(scenario, method, seed=0)
     for shard in tmp_path.glob("mine/train-*"):

@@ -15,15 +15,16 @@ import torch
 from conftest import DEVICE
 from torch.nn.functional import cross_entropy
 
-from raymu import engines, models
-from raymu.data import Split
+from raymu import engines
+from raymu.data.images import crop_and_flip
+from raymu.data.splits import Split
 from raymu.engines import Options
-from raymu.engines.local import MOMENTUM, WEIGHT_DECAY, Batch, Engine
+from raymu.engines.pytorch import MOMENTUM, WEIGHT_DECAY, Batch, Engine
 from raymu.errors import Diverged, InputError
-from raymu.images import crop_and_flip
 from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
+from raymu.models import architectures
 from raymu.scenario import SCENARIOS
 
 
@@ -57,7 +58,7 @@ def drawn_for(labels: torch.Tensor) -> Batch:
 
 @pytest.fixture
 def model(digits):
-    return models.build(digits, seed=1).to(DEVICE)
+    return architectures.build(digits, seed=1).to(DEVICE)
 
 
 @pytest.mark.parametrize("part", ["train", "retain", "forget"])
@@ -268,7 +269,7 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
     ends = {}
     for precision in ("fp32", "bf16"):
         chosen = dataclasses.replace(scenario, recipe=dataclasses.replace(scenario.recipe, precision=precision))
-        model = models.build(chosen, seed=1).to(DEVICE)
+        model = architectures.build(chosen, seed=1).to(DEVICE)
         engine(model, digits_data, scenario=chosen).run(RandomLabel(lr=0.02, epochs=2))
         some = digits_data.train.subset(torch.arange(4)).read()
         hidden = []
@@ -278,7 +279,9 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
         assert ends[precision].dtype == torch.float32
         assert hidden == [torch.bfloat16 if precision == "bf16" else torch.float32]
         assert logits.dtype == torch.float32
-    start = torch.cat([weight.detach().flatten() for weight in models.build(scenario, seed=1).to(DEVICE).parameters()])
+    start = torch.cat(
+        [weight.detach().flatten() for weight in architectures.build(scenario, seed=1).to(DEVICE).parameters()]
+    )
     moved, apart = (ends["fp32"] - start).norm(), (ends["fp32"] - ends["bf16"]).norm()
     assert 1e-4 * moved < apart < 0.3 * moved
 
@@ -286,7 +289,7 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
 def test_checkpointed_gradients_are_the_same(digits_data) -> None:
     scenario, ends = SCENARIOS["digits-vit"], []
     for checkpointing in (False, True):
-        model = models.build(scenario, seed=1).to(DEVICE)
+        model = architectures.build(scenario, seed=1).to(DEVICE)
         run = Engine(model, digits_data, scenario, seed=0, options=Options(checkpointing=checkpointing))
         seen = []
         block = model.blocks[0]

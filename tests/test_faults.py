@@ -20,21 +20,25 @@ import ray
 import steady
 from rich.console import Console
 
-from raymu import attempts, cli, data, nodes, references
-from raymu.attempts import Failure
-from raymu.checkpoint import Checkpoints
+from raymu import cli, references
+from raymu.checkpoints import Checkpoints
+from raymu.data import splits
+from raymu.distributed import nodes
+from raymu.distributed.session import Resources, session
 from raymu.engines import Options
 from raymu.errors import InputError, NodeError
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results import store
-from raymu.results.store import Store
+from raymu.results import files, reader
+from raymu.results.writer import Store
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.session import Resources, session
 from raymu.storage import locate
-from raymu.sweep import Sweep, run_sweep
 from raymu.trial import run_trial
+from raymu.tuning import retries
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.retries import Failure
+from raymu.tuning.sweep import Sweep
 from raymu.workers import ALONE
 
 ray.cloudpickle.register_pickle_by_value(steady)  # processes of Ray do not find the tests
@@ -65,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
 
 
 # Checkpoints
@@ -132,12 +136,12 @@ def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp
     """One trial at a time: the same settings, stopped at the same rungs, to the last digit."""
     protocol = Protocol(trials=8, **asked)
     whole = run(protocol, tmp_path / "whole")
-    lines = (tmp_path / "whole" / store.ROWS).read_text().splitlines(keepends=True)
+    lines = (tmp_path / "whole" / files.ROWS).read_text().splitlines(keepends=True)
     assert not asked or len({row["score"] for row in whole}) > 2
     assert asked or "stopped" in {row["status"] for row in whole}
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", cut)
-    (cut / store.ROWS).write_text("".join(lines[:4]))
+    (cut / files.ROWS).write_text("".join(lines[:4]))
     assert by_trial(run(protocol, cut, resume=True)) == by_trial(whole)
 
 
@@ -153,7 +157,7 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    begun = store.running(tmp_path / "steady")
+    begun = reader.running(tmp_path / "steady")
     rows = run(protocol, tmp_path / "steady", resume=True, concurrent=2)
     assert sorted(row["trial"] for row in rows) == list(range(5))
     assert begun
@@ -162,7 +166,7 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
             assert row["config"] == begun[str(row["trial"])]["config"]
             assert row["restarts"] == 1
     assert any(row["resumed"] for row in rows)
-    assert store.running(tmp_path / "steady") == {}
+    assert reader.running(tmp_path / "steady") == {}
     assert list((tmp_path / "steady" / "checkpoints").iterdir()) == []
 
 
@@ -199,11 +203,11 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
             over.set()
     assert row["status"] == "completed"
     assert killed  # the second may have ended before it was its turn
-    entries = [references.entry_of(data.prepared(scenario), which) for which in references.REFERENCES]
+    entries = [references.entry_of(splits.prepared(scenario), which) for which in references.REFERENCES]
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "whole"))
     references.compare(scenario)
     for which, entry in zip(references.REFERENCES, entries, strict=True):
-        whole = references.entry_of(data.prepared(scenario), which)
+        whole = references.entry_of(splits.prepared(scenario), which)
         assert (whole / references.WEIGHTS).read_bytes() == (entry / references.WEIGHTS).read_bytes(), killed
     assert list((tmp_path / "rl" / "checkpoints").iterdir()) == []
 
@@ -213,7 +217,7 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
 
 def failures(directory: Path) -> int:
     """Of the trials that are on their way."""
-    return sum(trial["failures"] for trial in store.running(directory).values())
+    return sum(trial["failures"] for trial in reader.running(directory).values())
 
 
 @contextlib.contextmanager
@@ -236,7 +240,7 @@ def test_what_the_machine_refuses_is_tried_again_and_then_given_up(cluster, at_o
     rows = run(protocol, tmp_path / "stays")
     (struck,) = (row for row in rows if row["status"] == "error")
     assert struck["trial"] == highest["trial"]
-    assert struck["restarts"] == attempts.RETRIES
+    assert struck["restarts"] == retries.RETRIES
     assert struck["error"].endswith("No space left on device: 'somewhere'; tried 3 times")
     assert "steady.py" in struck["traceback"]
     assert by_trial([row for row in rows if row is not struck]) == by_trial(others)
@@ -268,8 +272,8 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
     whole, rows = run(protocol, tmp_path / "whole"), small_disk / "steady"
 
     def fill_after_a_row() -> Path:
-        before = len(store.read(rows))
-        while len(store.read(rows)) < before + 1:
+        before = len(reader.read(rows))
+        while len(reader.read(rows)) < before + 1:
             time.sleep(0.01)
         return fill(small_disk)
 
@@ -282,7 +286,7 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
     assert ended.value.code == 2
     printed = capsys.readouterr().err.splitlines()
     assert [line for line in printed if "No space left on device" in line and "--resume continues" in line] == printed
-    kept = store.read(rows)
+    kept = reader.read(rows)
     assert 1 <= len(kept) < 6
     assert not list(rows.rglob("*.tmp"))
 
@@ -345,23 +349,23 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
     """What counts against it counts over all of the sweep's runs."""
     process, node = Failure.of("its worker process has died"), Failure.of("its node has died")
     with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
-        ledger = attempts.Ledger(rows)
+        ledger = retries.Ledger(rows)
         ledger.begin(3, {"lr": 0.1})
         assert [ledger.fail(3, node) for _ in range(10)] == [0.0] * 10
         assert ledger.fail(3, process) == 0.0
     with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
-        ledger = attempts.Ledger(rows)
+        ledger = retries.Ledger(rows)
         assert ledger.config(3) == {"lr": 0.1}
         ledger.begin(3, {"lr": 0.1})
         assert ledger.fail(3, process) == 0.0
         assert ledger.fail(3, process) is None
         assert ledger.begun(3) == 14
         ledger.begin(4, {})
-        assert [ledger.fail(4, node) for _ in range(attempts.LOST_NODES)] == [0.0] * attempts.LOST_NODES
+        assert [ledger.fail(4, node) for _ in range(retries.LOST_NODES)] == [0.0] * retries.LOST_NODES
         assert ledger.fail(4, node) is None
         rows.append({"trial": 3})
-        (tmp_path / store.RUNNING).write_text("half")
-        assert 4 not in attempts.Ledger(rows)
+        (tmp_path / files.RUNNING).write_text("half")
+        assert 4 not in retries.Ledger(rows)
 
 
 IMPATIENT = """
@@ -383,10 +387,10 @@ def test_a_trial_that_is_ended_for_its_memory_says_so(quick_references, tmp_path
         timeout=200,
     )
     assert driver.returncode == 2, driver.stderr
-    (row,) = store.read(tmp_path / "steady")
+    (row,) = reader.read(tmp_path / "steady")
     assert row["status"] == "error"
     assert row["error"].startswith("out of memory")
-    assert row["restarts"] == attempts.RETRIES
+    assert row["restarts"] == retries.RETRIES
 
 
 # Damaged rows
@@ -396,8 +400,8 @@ def test_a_damaged_row_is_named(tmp_path) -> None:
     with Store(tmp_path, steady.sweep().identity(), resume=False) as rows:
         for trial in range(3):
             rows.append({"trial": trial})
-    text = (tmp_path / store.ROWS).read_text()
-    (tmp_path / store.ROWS).write_text(text.replace('"trial": 1', '"tr\x00'))
+    text = (tmp_path / files.ROWS).read_text()
+    (tmp_path / files.ROWS).write_text(text.replace('"trial": 1', '"tr\x00'))
     with pytest.raises(InputError, match=r"line 2 of rows\.jsonl is damaged"):
         Store(tmp_path, steady.sweep().identity(), resume=True).read()
 
@@ -406,4 +410,4 @@ def test_a_trial_that_two_writers_stored_is_one_row(tmp_path) -> None:
     with Store(tmp_path, steady.sweep().identity(), resume=False) as rows:
         for trial in (0, 1, 0):
             rows.append({"trial": trial})
-    assert [row["trial"] for row in store.read(tmp_path)] == [0, 1]
+    assert [row["trial"] for row in reader.read(tmp_path)] == [0, 1]

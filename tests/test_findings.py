@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymu import data, method, references
+from raymu import method, references
+from raymu.data import published
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
 
@@ -30,9 +31,9 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     source = os.environ.get("RAYMU_TEST_CIFAR10")
     if not source:
         pytest.skip("RAYMU_TEST_CIFAR10 names no directory with CIFAR-10")
-    arrays = data.DATASETS["cifar10"].read(Path(source))
+    arrays = published.DATASETS["cifar10"].read(Path(source))
     parts = {name: array[:TRAIN] if name.startswith("train") else array for name, array in arrays.items()}
-    data.DATASETS["cifar10"].keep("cifar10", parts)
+    published.DATASETS["cifar10"].keep("cifar10", parts)
     return dataclasses.replace(
         SCENARIOS["cifar10-resnet18"],
         name="cifar10-subset",

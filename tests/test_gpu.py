@@ -10,9 +10,11 @@ import torch
 from pretended_gpu import Refused, pretended_gpu
 from torch import Tensor
 
-from raymu import data, engines, method, models
+from raymu import engines, method
+from raymu.data import arrays, published, splits
 from raymu.evaluation import baseline, evaluate, look
 from raymu.evaluation.probe import LinearProbe
+from raymu.models import architectures
 from raymu.scenario import Recipe, Scenario
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -22,12 +24,12 @@ QUICK = {"epochs": 1, "impair_epochs": 1, "repair_epochs": 1, "noise_batches": 2
 @pytest.fixture
 def few(digits: Scenario, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     """The digits' first 240 images, 120 of them to train on."""
-    known = data.DATASETS["digits"]
+    known = published.DATASETS["digits"]
 
-    def read(directory: Path) -> data.Arrays:
+    def read(directory: Path) -> arrays.Arrays:
         return {name: array[:240] for name, array in known.read(directory).items()}
 
-    monkeypatch.setitem(data.DATASETS, "few", dataclasses.replace(known, read=read, files=False))
+    monkeypatch.setitem(published.DATASETS, "few", dataclasses.replace(known, read=read, files=False))
     return dataclasses.replace(digits, name="few", dataset="few", val_share=0.25, test_share=0.25)
 
 
@@ -37,7 +39,7 @@ def changed(scenario: Scenario, **recipe: Any) -> Scenario:
 
 def unlearned(name: str, head: str, chosen: Scenario, device: torch.device) -> dict[str, Tensor]:
     """The weights that a method ends with."""
-    engine = engines.make(models.build(chosen, seed=1).to(device), data.load(chosen, device), chosen, seed=0)
+    engine = engines.make(architectures.build(chosen, seed=1).to(device), splits.load(chosen, device), chosen, seed=0)
     engine.run(quick_method(name, head, chosen))
     return {key: weight.detach().cpu() for key, weight in engine.model.state_dict().items()}
 
@@ -80,8 +82,10 @@ def test_a_gpu_measures_what_a_cpu_does(few, monkeypatch, precision) -> None:
     chosen = changed(few, precision=precision)
 
     def measured(device: torch.device) -> dict[str, Any]:
-        loaded = data.load(chosen, device)
-        trained = {which: models.build(chosen, seed).to(device) for seed, which in enumerate(("original", "retrained"))}
+        loaded = splits.load(chosen, device)
+        trained = {
+            which: architectures.build(chosen, seed).to(device) for seed, which in enumerate(("original", "retrained"))
+        }
         row = evaluate(trained["original"], loaded, baseline(trained, loaded))
         return {**row, **{f"look_{key}": value for key, value in look(trained["original"], loaded).items()}}
 
@@ -95,7 +99,7 @@ def test_a_gpu_measures_what_a_cpu_does(few, monkeypatch, precision) -> None:
 def test_what_is_measured_is_exact_whatever_the_network_computes_in(architecture, few, monkeypatch) -> None:
     """A probe in bfloat16 is a weak one, which flatters unlearning."""
     chosen = dataclasses.replace(changed(few, precision="bf16"), architecture=architecture)
-    loaded, model = data.load(chosen, CPU), models.build(chosen, seed=0)
+    loaded, model = splits.load(chosen, CPU), architectures.build(chosen, seed=0)
     given = []
 
     class Seen(LinearProbe):
@@ -124,7 +128,7 @@ def test_no_step_of_training_waits_for_the_gpu(name, few, monkeypatch) -> None:
 def operations(name: str, chosen: Scenario, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> int:
     """How many a step gives to the GPU: the second one, as the optimizer's state is made in the first."""
     with pretended_gpu(monkeypatch) as counts:
-        engine = engines.make(models.build(chosen, seed=1).to(GPU), data.load(chosen, GPU), chosen, seed=0)
+        engine = engines.make(architectures.build(chosen, seed=1).to(GPU), splits.load(chosen, GPU), chosen, seed=0)
         step, seen = engine._step, list[int]()
 
         def counted(losses: Any) -> None:

@@ -13,16 +13,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from raymu import data, index, references, sweep
+from raymu import references
 from raymu.cli import main
+from raymu.data import folders, index, published
+from raymu.data.layout import SUFFIXES
+from raymu.distributed.session import Resources
 from raymu.errors import InputError
-from raymu.index import SUFFIXES
 from raymu.methods.finetune import Finetune
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe, Scenario
-from raymu.session import Resources
 from raymu.storage import locate
+from raymu.tuning import driver
+from raymu.tuning.sweep import Sweep
 
 CLASSES = ("cat", "dog", "fox")
 
@@ -49,7 +52,7 @@ def image(path: Path, mode: str = "RGB") -> Path:
     return path
 
 
-def folders(root: Path, classes: tuple[str, ...] = CLASSES, held_out: str = "val") -> Path:
+def image_folders(root: Path, classes: tuple[str, ...] = CLASSES, held_out: str = "val") -> Path:
     """Two images of each class to train on, one held out."""
     for name in classes:
         for path in (f"train/{name}/a.jpg", f"train/{name}/b.JPEG", f"{held_out}/{name}/c.jpg"):
@@ -98,7 +101,7 @@ ORDER = "class folders are numbered in the order of their names: cat is class 0,
 
 
 def test_of_a_clean_folder_nothing_is_left_out(tmp_path) -> None:
-    assert labelled(folders(tmp_path / "it")) == CLEAN
+    assert labelled(image_folders(tmp_path / "it")) == CLEAN
     assert notes(tmp_path / "it") == [ORDER]
 
 
@@ -107,7 +110,7 @@ def test_of_a_clean_folder_nothing_is_left_out(tmp_path) -> None:
 
 def test_an_image_belongs_to_the_top_folder_however_deep_it_lies(tmp_path) -> None:
     """And its key to all the way there: clips often number their frames alike."""
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     for name in ("one/0.jpg", "two/0.jpg", "two/more/0.jpg"):
         image(root / "train" / "dog" / name)
     assert labelled(root) == {**CLEAN, **{f"train/dog/{name}/0.jpg": 1 for name in ("one", "two", "two/more")}}
@@ -117,7 +120,7 @@ def test_an_image_belongs_to_the_top_folder_however_deep_it_lies(tmp_path) -> No
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_of_an_image_is_read_whatever_its_case(tmp_path, suffix) -> None:
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     mode = {"pbm": "1", "pgm": "L"}.get(suffix, "RGB")
     image(root / "train" / "cat" / f"x.{suffix}", mode)
     image(root / "train" / "cat" / f"y.{suffix.upper()}", mode)
@@ -126,7 +129,7 @@ def test_every_suffix_of_an_image_is_read_whatever_its_case(tmp_path, suffix) ->
 
 def test_links_are_followed(tmp_path) -> None:
     """To images, to folders of images, and to the class itself."""
-    root, elsewhere = folders(tmp_path / "it"), tmp_path / "elsewhere"
+    root, elsewhere = image_folders(tmp_path / "it"), tmp_path / "elsewhere"
     one = image(elsewhere / "one.jpg")
     image(elsewhere / "folder" / "two.jpg")
     (root / "train" / "cat" / "link.jpg").symlink_to(one)
@@ -147,7 +150,7 @@ def test_links_are_followed(tmp_path) -> None:
     ],
 )
 def test_classes_are_numbered_by_value_where_all_names_are_numbers(tmp_path, names, expected, said) -> None:
-    root = folders(tmp_path / "it", names)
+    root = image_folders(tmp_path / "it", names)
     for part in ("train", "test"):
         assert {file.split("/")[1]: label for file, label in labelled(root, part).items()} == expected
     (note,) = notes(root)
@@ -155,11 +158,11 @@ def test_classes_are_numbered_by_value_where_all_names_are_numbers(tmp_path, nam
 
 
 def test_folders_named_as_their_classes_need_no_word(tmp_path) -> None:
-    assert notes(folders(tmp_path / "it", tuple(map(str, range(12))))) == []
+    assert notes(image_folders(tmp_path / "it", tuple(map(str, range(12))))) == []
 
 
 def test_of_many_classes_the_note_names_a_few(tmp_path) -> None:
-    (note,) = notes(folders(tmp_path / "it", tuple(f"n{number:02d}" for number in range(20))))
+    (note,) = notes(image_folders(tmp_path / "it", tuple(f"n{number:02d}" for number in range(20))))
     assert note.endswith("n00 is class 0, n01 is class 1, n02 is class 2, ..., n19 is class 19")
 
 
@@ -216,7 +219,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("what", LEFT_OUT)
 def test_what_is_left_out_is_counted_and_named(tmp_path, what) -> None:
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     make, said = LEFT_OUT[what]
     make(root)
     assert labelled(root) == CLEAN
@@ -225,7 +228,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, what) -> None:
 
 
 def test_it_is_counted_also_where_it_changes_later(tmp_path) -> None:
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     assert notes(root) == [ORDER]
     (root / "train" / "cat" / "x.txt").touch()
     assert notes(root)[0] == "left out: .txt files: 1 (train/cat/x.txt)"
@@ -233,7 +236,7 @@ def test_it_is_counted_also_where_it_changes_later(tmp_path) -> None:
 
 def test_reasons_are_one_line(tmp_path) -> None:
     """As with a microscope's `image.0001`, whose suffixes are many."""
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     for number in range(20):
         (root / "train" / "cat" / f"image.{number:04d}").touch()
     (root / "train" / "cat" / "image2.0019").touch()
@@ -348,7 +351,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_right_is_refused_in_one_line(tmp_path, what) -> None:
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     change, message = REFUSED[what]
     change(root)
     with pytest.raises(InputError, match=message) as error:
@@ -358,7 +361,7 @@ def test_what_cannot_be_right_is_refused_in_one_line(tmp_path, what) -> None:
 
 def test_an_image_that_may_not_be_read_is_refused(tmp_path, monkeypatch) -> None:
     """Of who may, the system decides: the superuser may all."""
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     (root / "train" / "cat" / "a.jpg").chmod(0o600)
     assert labelled(root) == CLEAN
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -402,7 +405,7 @@ def test_shards_that_cannot_be_right_are_refused_in_one_line(tmp_path, what) -> 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scenario, Path]:
     """A scenario, and its data with a file that is left out."""
-    root = folders(tmp_path / "it")
+    root = image_folders(tmp_path / "it")
     for name in CLASSES:
         for number in range(6):
             image(root / "train" / name / f"{number}.jpg")
@@ -416,7 +419,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scenario, Pat
         forget=(1,),
         val_share=0.5,
     )
-    monkeypatch.setitem(data.DATASETS, "mine", data.EncodedDataset(len(CLASSES)))
+    monkeypatch.setitem(published.DATASETS, "mine", folders.EncodedDataset(len(CLASSES)))
     monkeypatch.setitem(SCENARIOS, "mine", scenario)
     return scenario, root
 
@@ -434,12 +437,12 @@ def test_sweeps_say_it_once(mine, tmp_path, monkeypatch) -> None:
     def start(address: str | None) -> None:
         raise Started
 
-    monkeypatch.setattr(sweep, "session", start)
+    monkeypatch.setattr(driver, "session", start)
     console = Console(file=io.StringIO(), width=40)
     for method in (Finetune, RandomLabel):
-        asked = sweep.Sweep(method=method, scenario=scenario, protocol=Protocol(trials=1))
+        asked = Sweep(method=method, scenario=scenario, protocol=Protocol(trials=1))
         with pytest.raises(Started):
-            sweep.run_sweep(asked, tmp_path / method.name(), Resources(), console, data_dir=root)
+            driver.run_sweep(asked, tmp_path / method.name(), Resources(), console, data_dir=root)
     assert console.file.getvalue().splitlines() == SAID
 
 

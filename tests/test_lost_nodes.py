@@ -16,7 +16,7 @@ from test_distributed_sweep import parents
 
 import raymu  # noqa: F401 # before Ray, for its token
 from raymu.evaluation import keys
-from raymu.results import store
+from raymu.results import files, reader
 
 from ray.cluster_utils import Cluster  # isort: skip
 
@@ -83,9 +83,9 @@ def wait_for(condition, driver: subprocess.Popen[bytes]) -> None:
 def end(driver: subprocess.Popen[bytes], storage: Path) -> list[dict[str, Any]]:
     """The rows, once the sweep is over: each trial once, and none failed."""
     assert driver.wait(240) == 0
-    rows = sorted(store.read(storage / "steady"), key=lambda row: row["trial"])
+    rows = sorted(reader.read(storage / "steady"), key=lambda row: row["trial"])
     assert [row["trial"] for row in rows] == list(range(TRIALS))
-    lines = (storage / "steady" / store.ROWS).read_text().splitlines()
+    lines = (storage / "steady" / files.ROWS).read_text().splitlines()
     assert len(lines) == TRIALS
     assert {row["status"] for row in rows} == {"completed"}
     return rows
@@ -134,12 +134,12 @@ def test_the_head_is_restarted(undisturbed, tmp_path) -> None:
         cluster_of(1) as (cluster, _),
         sweep_on(cluster, tmp_path, RAY_gcs_rpc_server_reconnect_timeout_s="2") as driver,
     ):
-        wait_for(lambda: len(store.read(tmp_path / "steady")) >= 2, driver)
+        wait_for(lambda: len(reader.read(tmp_path / "steady")) >= 2, driver)
         cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         assert driver.wait(100) != 0
-    kept = store.read(tmp_path / "steady")
+    kept = reader.read(tmp_path / "steady")
     assert 2 <= len(kept) < TRIALS
     with cluster_of(2) as (cluster, _), sweep_on(cluster, tmp_path, "--resume") as driver:
         rows = end(driver, tmp_path)
     assert measured(rows) == undisturbed
-    assert store.read(tmp_path / "steady")[: len(kept)] == kept
+    assert reader.read(tmp_path / "steady")[: len(kept)] == kept

@@ -10,14 +10,16 @@ import pytest
 import torch
 from conftest import DEVICE, REPOSITORY
 
-from raymu import data, devices, models, references
+from raymu import devices, references
 from raymu import method as methods
-from raymu.engines.local import Engine
+from raymu.data import splits
+from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import look
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
+from raymu.models import architectures
 from raymu.scenario import SCENARIOS, Recipe
 
 ALL = [methods.get(name) for name in methods.names()]
@@ -146,10 +148,10 @@ def small(digits):
         scenario = dataclasses.replace(
             digits, name="small", forget=(3, 8), recipe=recipe, **ARCHITECTURES[architecture]
         )
-        whole = data.load(scenario, DEVICE)
+        whole = splits.load(scenario, DEVICE)
         chosen = torch.arange(60)
         images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen])
-        original = models.build(scenario, seed=1).to(DEVICE)
+        original = architectures.build(scenario, seed=1).to(DEVICE)
         with devices.cpu_threads(1):
             Engine(original, images, scenario, seed=1).run(references.Train(lr=recipe.lr, epochs=recipe.epochs))
         return scenario, images, original
@@ -158,7 +160,7 @@ def small(digits):
 
 
 def start(method: type[Method], original: torch.nn.Module, scenario) -> torch.nn.Module:
-    return copy.deepcopy(original) if method.start == "original" else models.build(scenario, seed=0).to(DEVICE)
+    return copy.deepcopy(original) if method.start == "original" else architectures.build(scenario, seed=0).to(DEVICE)
 
 
 class Reads(Engine):
@@ -183,7 +185,7 @@ def test_contract(method, head, train, architecture, small, tmp_path) -> None:
     instance = method.from_config(method.published_config(scenario, head), head=head, train=train)
     untouched = {name: tensor.clone() for name, tensor in original.state_dict().items()}
 
-    def unlearned(seed: int = 3, cached: bool = False, loaded: data.Data = images) -> Engine:
+    def unlearned(seed: int = 3, cached: bool = False, loaded: splits.Data = images) -> Engine:
         ends: list[int] = []
         engine = Reads(
             start(method, original, scenario),
@@ -271,7 +273,7 @@ def test_every_epoch_knob_is_obeyed(method, head, train, small) -> None:
 @pytest.mark.parametrize("head", ["linear", "cmf"])
 def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digits_data) -> None:
     scenario = dataclasses.replace(digits, **AVERAGE_POOLING)
-    engine = Engine(models.build(scenario, seed=0).to(DEVICE), digits_data, scenario, seed=0)
+    engine = Engine(architectures.build(scenario, seed=0).to(DEVICE), digits_data, scenario, seed=0)
     engine.run(RandomLabel(head=head, lr=0.01, epochs=1))
     assert engine.model.get_classifier().in_features == 64
     row = look(engine.model, digits_data)
@@ -282,7 +284,7 @@ def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digi
 def test_single_samples_can_be_forgotten(method, digits, small) -> None:
     _, _, original = small("resnet")
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
-    loaded = data.load(scenario, DEVICE)
+    loaded = splits.load(scenario, DEVICE)
     config = {name: 1 for name in method.ranges() if name.endswith("epochs")}
     engine = Engine(start(method, original, scenario), loaded, scenario, seed=0)
     engine.run(method.from_config(config))

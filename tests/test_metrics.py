@@ -10,7 +10,9 @@ from conftest import DEVICE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from raymu import data, evaluation, memory, models, references
+from raymu import evaluation, memory, references
+from raymu.data import splits
+from raymu.data.images import Pixels
 from raymu.errors import Diverged, Undefined
 from raymu.evaluation import accuracy, keys
 from raymu.evaluation.cka import linear_cka
@@ -21,7 +23,7 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LinearProbe
 from raymu.evaluation.relearn import LR, MAX_EPOCHS, MOMENTUM, relearn_epochs
-from raymu.images import Pixels
+from raymu.models import architectures, inference
 from raymu.objective import hmean, oracle_gap, weighted
 
 CPU = torch.device("cpu")
@@ -332,7 +334,7 @@ def test_evaluate_gives_each_metric_what_belongs_to_it(quick_references, trained
 
     def said(model, *parts):
         index = torch.cat([part.index for part in parts])
-        return models.extract(model, loaded, data.Split(parts[0].images, parts[0].labels, index))[0]
+        return inference.extract(model, loaded, splits.Split(parts[0].images, parts[0].labels, index))[0]
 
     train = said(trained, loaded.train)
     moments = Moments.of(train.features, train.labels)
@@ -387,28 +389,28 @@ def test_evaluation_leaves_the_model_as_it_is(measure, quick_references, trained
 
 def test_where_samples_are_forgotten_nothing_speaks_of_classes(digits) -> None:
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
-    loaded = data.load(scenario, DEVICE)
-    model = models.build(scenario, seed=3).to(DEVICE)
+    loaded = splits.load(scenario, DEVICE)
+    model = architectures.build(scenario, seed=3).to(DEVICE)
     row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
     undefined = {key for key, value in row.items() if value is None}
     assert undefined == {"train_alignment_forget", "train_alignment_uncentred_forget"}
-    retain, forget = models.extract(model, loaded, *loaded.val)
+    retain, forget = inference.extract(model, loaded, *loaded.val)
     area = mia_auc(forget.logits, forget.labels, retain.logits, retain.labels)
     assert row["val_mia_auc"] == pytest.approx(area, abs=0.02)
 
 
 def test_where_one_class_is_left_its_centred_alignment_is_undefined(digits) -> None:
     scenario = dataclasses.replace(digits, forget=tuple(range(9)))
-    loaded = data.load(scenario, DEVICE)
-    model = models.build(scenario, seed=3).to(DEVICE)
+    loaded = splits.load(scenario, DEVICE)
+    model = architectures.build(scenario, seed=3).to(DEVICE)
     row = evaluation.evaluate(model, loaded, evaluation.baseline({"original": model, "retrained": model}, loaded))
     assert {key for key, value in row.items() if value is None} == {"train_alignment_retain", "train_alignment_forget"}
 
 
 def test_logits_are_the_models_own(digits_data, digits) -> None:
-    model = models.build(digits, seed=3).to(DEVICE).eval()
+    model = architectures.build(digits, seed=3).to(DEVICE).eval()
     split = digits_data.val.retain
-    (said,) = models.extract(model, digits_data, split)
+    (said,) = inference.extract(model, digits_data, split)
     torch.testing.assert_close(said.logits, model(split.read()).detach())
     assert torch.equal(said.labels, split.targets)
 
@@ -416,17 +418,17 @@ def test_logits_are_the_models_own(digits_data, digits) -> None:
 @pytest.mark.parametrize("batch", [1000, 100, 61, 7])
 def test_splits_read_together_are_as_read_alone(batch, digits_data, digits, monkeypatch) -> None:
     """Whatever the size of a batch, which may reach from one split into the next, and over one."""
-    model = models.build(digits, seed=3).to(DEVICE)
+    model = architectures.build(digits, seed=3).to(DEVICE)
     every = torch.arange(len(digits_data.val.forget))
     chosen = [digits_data.val.forget.subset(rows) for rows in (every[:3], every[:0], every[3:40], every[40:])]
     splits = [digits_data.val.retain, *chosen, digits_data.test.forget]
-    alone = [models.extract(model, digits_data, split)[0] for split in splits]
-    monkeypatch.setattr(models, "EXTRACT_BATCH", batch)
-    sizes = [len(labels) for _, labels in models.batches(digits_data, *splits)]
+    alone = [inference.extract(model, digits_data, split)[0] for split in splits]
+    monkeypatch.setattr(inference, "EXTRACT_BATCH", batch)
+    sizes = [len(labels) for _, labels in inference.batches(digits_data, *splits)]
     assert sum(sizes) == sum(map(len, splits))
     assert len(sizes) == -(-sum(sizes) // batch)
     assert max(sizes) - min(sizes) <= 1
-    for split, one, other in zip(splits, models.extract(model, digits_data, *splits), alone, strict=True):
+    for split, one, other in zip(splits, inference.extract(model, digits_data, *splits), alone, strict=True):
         torch.testing.assert_close(one.features, other.features)
         torch.testing.assert_close(one.logits, other.logits)
         assert torch.equal(one.labels, split.targets)
@@ -434,10 +436,10 @@ def test_splits_read_together_are_as_read_alone(batch, digits_data, digits, monk
 
 def test_what_is_extracted_is_in_full_precision_whatever_the_model_computes_in(digits_data, digits) -> None:
     chosen = dataclasses.replace(digits, recipe=dataclasses.replace(digits.recipe, precision="bf16"))
-    exact, rough = (models.build(scenario, seed=3).to(DEVICE) for scenario in (digits, chosen))
+    exact, rough = (architectures.build(scenario, seed=3).to(DEVICE) for scenario in (digits, chosen))
     images = digits_data.val.forget.read()
     for one, other in zip(
-        models.features_and_logits(exact, images), models.features_and_logits(rough, images), strict=True
+        inference.features_and_logits(exact, images), inference.features_and_logits(rough, images), strict=True
     ):
         assert other.dtype == torch.float32
         assert 0 < (one - other).abs().max() < 0.05 * one.abs().max()
@@ -445,7 +447,7 @@ def test_what_is_extracted_is_in_full_precision_whatever_the_model_computes_in(d
 
 @pytest.mark.parametrize("measure", ["look", "evaluate"])
 def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
-    model = models.build(digits, seed=3).to(DEVICE)
+    model = architectures.build(digits, seed=3).to(DEVICE)
     torch.nn.init.constant_(model.get_classifier().weight, math.nan)
     with pytest.raises(Diverged):
         getattr(evaluation, measure)(model, digits_data, *([{}] if measure == "evaluate" else []))
@@ -453,7 +455,7 @@ def test_nan_features_are_a_divergence(measure, digits_data, digits) -> None:
 
 @pytest.mark.parametrize("measure", ["look", "evaluate"])
 def test_features_too_large_for_their_squares_are_a_divergence(measure, digits_data, digits) -> None:
-    model = models.build(digits, seed=3).to(DEVICE)
+    model = architectures.build(digits, seed=3).to(DEVICE)
     last = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)][-1]
     torch.nn.init.constant_(last.weight, 1e30)
     torch.nn.init.zeros_(model.get_classifier().weight)
@@ -478,8 +480,8 @@ def test_a_depth_profile_ends_where_the_evaluation_begins(architecture, digits) 
     scenario = dataclasses.replace(digits, architecture=architecture)
     if architecture == "test_vit":
         scenario = dataclasses.replace(scenario, model_args=(("patch_size", 4),))
-    loaded = data.load(scenario, DEVICE)
-    model = models.build(scenario, seed=3).to(DEVICE)
+    loaded = splits.load(scenario, DEVICE)
+    model = architectures.build(scenario, seed=3).to(DEVICE)
     rows = evaluation.profile(model, loaded)
     assert [row["layer"] for row in rows] == [*(info["module"] for info in model.feature_info), "penultimate"]
     assert len(rows) > 2
@@ -490,8 +492,8 @@ def test_a_depth_profile_ends_where_the_evaluation_begins(architecture, digits) 
 
 def test_pixels_alone_are_read_from_the_first_block(digits) -> None:
     """A block that forgets everything shows: all features after it are at chance."""
-    loaded = data.load(digits, DEVICE)
-    model = models.build(digits, seed=3).to(DEVICE)
+    loaded = splits.load(digits, DEVICE)
+    model = architectures.build(digits, seed=3).to(DEVICE)
     torch.nn.init.zeros_(model.layer2[-1].bn2.weight)
     torch.nn.init.zeros_(model.layer2[-1].downsample[-1].weight)
     rows = {row["layer"]: row["test_probe_retain_acc"] for row in evaluation.profile(model, loaded)}
@@ -522,7 +524,7 @@ def test_what_is_extracted_takes_little_more_memory_than_it_keeps(digits_data) -
     """200,000 images of 768 features and 1,000 classes."""
     count, features, classes = 200_000, 768, 1000
     pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, 1, 1, 1)
-    split = data.Split(Pixels(pixels, (0.0,), (1.0,)), torch.zeros(count, dtype=torch.int64), torch.arange(count))
+    split = splits.Split(Pixels(pixels, (0.0,), (1.0,)), torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
     class Wide(torch.nn.Module):
         def __init__(self) -> None:
@@ -537,7 +539,7 @@ def test_what_is_extracted_takes_little_more_memory_than_it_keeps(digits_data) -
 
     memory.reset_peak(CPU)
     before = memory.peak(CPU)
-    (said,) = models.extract(Wide(), digits_data, split)
+    (said,) = inference.extract(Wide(), digits_data, split)
     kept = sum(tensor.nbytes for tensor in said)
     assert kept == count * (4 * features + 4 * classes + 8)
     assert memory.peak(CPU) - before < 1.1 * kept

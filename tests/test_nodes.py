@@ -22,17 +22,20 @@ from test_lost_nodes import cluster_of
 from test_store import Server, s3
 from torch.nn.functional import cross_entropy
 
-from raymu import attempts, cache, data, memory, references
+from raymu import cache, memory, references
+from raymu.data import published
+from raymu.distributed.nodes import at_home, check, settle
+from raymu.distributed.session import Resources, fit_to_cluster, session
 from raymu.errors import InputError, NodeError
 from raymu.method import Method, Range, fixed, tuned
 from raymu.methods.random_label import RandomLabel
-from raymu.nodes import at_home, check, settle
 from raymu.protocol import Protocol
-from raymu.results import store
+from raymu.results import reader
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.session import Resources, fit_to_cluster, session
 from raymu.storage import locate
-from raymu.sweep import Sweep, run_sweep
+from raymu.tuning import retries
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 pytestmark = [
     pytest.mark.cluster,
@@ -60,7 +63,7 @@ def own_cache(tmp_path, monkeypatch) -> Path:
     for part in ("train", "test"):
         parts[f"{part}_images"] = random.integers(0, 256, (200, 3, 32, 32), np.uint8)
         parts[f"{part}_labels"] = np.arange(200) % 10
-    data.DATASETS["cifar10"].keep("cifar10", parts)
+    published.DATASETS["cifar10"].keep("cifar10", parts)
     return tmp_path / "cache"
 
 
@@ -104,7 +107,7 @@ def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, t
         joined(1)
         with pytest.raises(InputError, match="the Ray cluster has 0"):
             fit_to_cluster(Resources())
-        monkeypatch.setattr("raymu.session._has_autoscaler", lambda: True)
+        monkeypatch.setattr("raymu.distributed.session._has_autoscaler", lambda: True)
         with pytest.raises(InputError, match="--concurrent says"):
             fit_to_cluster(Resources())
         with pytest.raises(InputError, match="and none came in"):
@@ -121,7 +124,7 @@ def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, t
 
 
 def test_entries_travel_in_pieces(head, own_cache, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("raymu.nodes.CHUNK", 10)
+    monkeypatch.setattr("raymu.distributed.nodes.CHUNK", 10)
     content = {"empty": b"", "one": bytes(10), "more": bytes(range(25))}
     entry, there = tmp_path / "entry", tmp_path / "there"
     entry.mkdir()
@@ -220,8 +223,8 @@ def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> N
 def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_path, monkeypatch) -> None:
     """Not the end of the sweep. The node joins later, and has no room for the data."""
     references.compare(SCENARIO)
-    monkeypatch.setattr("raymu.nodes.check", lambda home, scenario: None)
-    monkeypatch.setattr(attempts, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("raymu.distributed.nodes.check", lambda home, scenario: None)
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=1))
     with session(head), node(head, own_cache, size="64k"):
         joined(2)
@@ -243,10 +246,10 @@ def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypat
         joined(2)
         with at_home(locate(tmp_path)) as home, pytest.raises(NodeError, match=reason):
             check(home, SCENARIO)
-        monkeypatch.setattr("raymu.nodes.check", lambda home, scenario: None)
+        monkeypatch.setattr("raymu.distributed.nodes.check", lambda home, scenario: None)
         with pytest.raises(NodeError, match=reason):
             run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
-    assert not store.read(tmp_path / "results")
+    assert not reader.read(tmp_path / "results")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +272,7 @@ class Hungry(Method):
 
 def believe() -> None:
     """Let a process of Ray believe in the GPU that it was given."""
-    from raymu import nodes
+    from raymu.distributed import nodes
 
     nodes._find_gpu = lambda: None
 
@@ -277,7 +280,7 @@ def believe() -> None:
 def test_trials_share_a_gpu_as_its_memory_and_speed_allow(quick, tmp_path, monkeypatch) -> None:
     """On a GPU that Ray believes in."""
     monkeypatch.setattr(Hungry, "directory", str(tmp_path))
-    monkeypatch.setattr("raymu.session.GROWTH", 0.0)  # two cores may be no faster than one
+    monkeypatch.setattr("raymu.distributed.session.GROWTH", 0.0)  # two cores may be no faster than one
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # a node that was settled in this process left it empty
     sweep = Sweep(Hungry, quick, Protocol(trials=4, searcher="random", scheduler="none"))
     hook = {"worker_process_setup_hook": believe}

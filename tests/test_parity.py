@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from raymu import data, engines, evaluation, models, references
+from raymu import engines, evaluation, references
 from raymu import method as methods
+from raymu.data import splits
 from raymu.engines import Options
 from raymu.engines.options import STAGES
 from raymu.errors import InputError
 from raymu.method import Method
+from raymu.models import architectures
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.workers import ALONE, Workers
 
@@ -70,18 +72,18 @@ EVERY = [(name, sharded) for name in CASES for sharded in SHARDED]
 EVERY += [(name, offloaded) for name in CASES if name.endswith("linear-all") for offloaded in OFFLOADED]
 
 
-def setting() -> tuple[torch.nn.Module, data.Data]:
+def setting() -> tuple[torch.nn.Module, splits.Data]:
     """An original that has learnt a little, and its data."""
-    whole = data.load(SCENARIO, torch.device("cpu"))
+    whole = splits.load(SCENARIO, torch.device("cpu"))
     chosen = torch.arange(IMAGES)
     images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen], workers=ALONE)
-    original = models.build(SCENARIO, seed=1)
+    original = architectures.build(SCENARIO, seed=1)
     engines.make(original, images, SCENARIO, seed=1).run(references.Train(lr=0.05, epochs=3))
     return original, images
 
 
-def unlearned(method: Method, original: torch.nn.Module, images: data.Data, options: Options) -> torch.nn.Module:
-    model = copy.deepcopy(original) if method.start == "original" else models.build(SCENARIO, seed=0)
+def unlearned(method: Method, original: torch.nn.Module, images: splits.Data, options: Options) -> torch.nn.Module:
+    model = copy.deepcopy(original) if method.start == "original" else architectures.build(SCENARIO, seed=0)
     engine = engines.make(model, images, SCENARIO, seed=3, options=options)
     engine.run(method)
     return engine.model
@@ -115,7 +117,7 @@ def distances(chosen: list[tuple[str, dict[str, Any]]], evaluated: tuple[str, ..
     """
     original, alone = setting()
     shared = dataclasses.replace(alone, workers=Workers())
-    measure = evaluation.baseline({"original": original, "retrained": models.build(SCENARIO, seed=2)}, alone)
+    measure = evaluation.baseline({"original": original, "retrained": architectures.build(SCENARIO, seed=2)}, alone)
     found = []
     for name, options in chosen:
         expected = unlearned(CASES[name], original, alone, Options())
@@ -139,7 +141,7 @@ def of_statistics(chosen: list[str]) -> list[tuple[float, float]]:
     every stage.
     """
     scenario = dataclasses.replace(SCENARIOS["digits"], name="statistics")
-    images, original, found = data.load(scenario, torch.device("cpu")), models.build(scenario, seed=1), []
+    images, original, found = splits.load(scenario, torch.device("cpu")), architectures.build(scenario, seed=1), []
     before = dict(original.named_buffers())
     for name in chosen:
         ends = []
@@ -155,7 +157,7 @@ def of_machine(several: list[dict[str, Any]]) -> list[dict[str, int]]:
     """Of every kind of DeepSpeed how many elements the largest tensor has that it allocates empty, and how many threads
     the optimizer's step has, where trials have two cores.
     """
-    images, original, found = data.load(SCENARIO, torch.device("cpu")), models.build(SCENARIO, seed=1), []
+    images, original, found = splits.load(SCENARIO, torch.device("cpu")), architectures.build(SCENARIO, seed=1), []
     empty = torch.empty
 
     def allocate(*size: Any, **more: Any) -> torch.Tensor:
@@ -241,7 +243,7 @@ def test_deepspeed_allocates_no_more_than_the_model_needs(tmp_path) -> None:
         {"deepspeed": '{"zero_optimization": {"stage": 1, "reduce_bucket_size": 1234567}}'},
     ]
     (found,) = in_workers(of_machine, tmp_path, several, count=1)
-    weights = sum(weight.numel() for weight in models.build(SCENARIO, seed=1).parameters())
+    weights = sum(weight.numel() for weight in architectures.build(SCENARIO, seed=1).parameters())
     assert [seen["largest"] <= 2 * weights for seen in found[:-1]] == [True] * len(found[:-1])
     assert found[-1]["largest"] == 1234567  # as it was asked for
     assert [seen["threads"] for seen in found] == [2] * len(found)

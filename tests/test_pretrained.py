@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import save_file
 from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 
-from raymu import cache, data, models, references, weights
-from raymu.encoded import transform_of
-from raymu.engines.local import DECOUPLED_DECAY, Engine
+from raymu import cache, references
+from raymu.data import folders, published, splits
+from raymu.data.encoded import transform_of
+from raymu.engines.pytorch import DECOUPLED_DECAY, Engine
 from raymu.errors import InputError
 from raymu.method import Method, Step
 from raymu.methods.retrain import Retrain
+from raymu.models import architectures, inference, pretrained
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.trial import check, run_trial
 
@@ -34,10 +36,10 @@ MILLIONS = {"imagenet-vit_s": 22, "imagenet-vit_b": 86.6, "imagenet-vit_l": 304,
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(data.DATASETS, "photos", data.EncodedDataset(CLASSES))
+    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(CLASSES))
 
 
-def pretrained(**changed: Any) -> dict[str, torch.Tensor]:
+def network_weights(**changed: Any) -> dict[str, torch.Tensor]:
     """All weights of a network at the published size but its head's, which is that of another data set."""
     with torch.random.fork_rng():
         torch.manual_seed(77)
@@ -49,7 +51,7 @@ def pretrained(**changed: Any) -> dict[str, torch.Tensor]:
 def file(tmp_path: Path) -> Path:
     """Without a head, as weights from self-supervision are."""
     path = tmp_path / "mine.safetensors"
-    save_file(pretrained(**dict.fromkeys(HEAD)), path)
+    save_file(network_weights(**dict.fromkeys(HEAD)), path)
     return path
 
 
@@ -59,10 +61,10 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
 def test_every_scenario_fits_together(scenario) -> None:
     check(scenario, Retrain, "hmean")
-    dataset = data.DATASETS[scenario.dataset]
+    dataset = published.DATASETS[scenario.dataset]
     with torch.device("meta"):
-        model: Any = models.build(scenario, 0)
-        features, logits = models.features_and_logits(model, torch.empty(2, *dataset.format(scenario).shape))
+        model: Any = architectures.build(scenario, 0)
+        features, logits = inference.features_and_logits(model, torch.empty(2, *dataset.format(scenario).shape))
     assert logits.shape == (2, dataset.num_classes)
     assert features.shape == (2, model.head_hidden_size)
     if scenario.name in MILLIONS:
@@ -104,29 +106,35 @@ def test_unknown_weights_are_named() -> None:
 
 def test_everything_but_the_head_is_the_files(file) -> None:
     """The size of the images is another: position embeddings are resampled, all else is as it was, to the bit."""
-    weights.prepare(TUNED, file)
-    given, start, other = pretrained(), weights.start(TUNED, 0).state_dict(), weights.start(TUNED, 1).state_dict()
+    pretrained.prepare(TUNED, file)
+    given, start, other = (
+        network_weights(),
+        pretrained.start(TUNED, 0).state_dict(),
+        pretrained.start(TUNED, 1).state_dict(),
+    )
     assert set(start) == set(given)
     assert start["pos_embed"].shape != given["pos_embed"].shape
     assert torch.equal(start["pos_embed"], other["pos_embed"])
     same = set(given) - HEAD - {"pos_embed"}
     assert all(torch.equal(start[name], given[name]) for name in same)
-    assert all(torch.equal(start[name], models.build(TUNED, 0).state_dict()[name]) for name in HEAD)
+    assert all(torch.equal(start[name], architectures.build(TUNED, 0).state_dict()[name]) for name in HEAD)
     assert not torch.equal(start["head.weight"], other["head.weight"])
 
 
 def test_a_head_in_the_file_is_left_and_half_precision_becomes_float32(tmp_path) -> None:
     """Also a head of as many classes as the scenario has: it was trained on them."""
     known = {
-        name: torch.ones_like(tensor) for name, tensor in models.build(TUNED, 0).state_dict().items() if name in HEAD
+        name: torch.ones_like(tensor)
+        for name, tensor in architectures.build(TUNED, 0).state_dict().items()
+        if name in HEAD
     }
     path = tmp_path / "half.safetensors"
-    save_file({name: tensor.half() for name, tensor in pretrained(**known).items()}, path)
-    weights.prepare(TUNED, path)
-    start = weights.start(TUNED, 0).state_dict()
+    save_file({name: tensor.half() for name, tensor in network_weights(**known).items()}, path)
+    pretrained.prepare(TUNED, path)
+    start = pretrained.start(TUNED, 0).state_dict()
     assert all(tensor.dtype == torch.float32 for tensor in start.values())
     assert not (start["head.weight"] == 1).any()
-    assert torch.equal(start["norm.weight"], pretrained()["norm.weight"])
+    assert torch.equal(start["norm.weight"], network_weights()["norm.weight"])
 
 
 @pytest.mark.parametrize(
@@ -139,40 +147,42 @@ def test_a_head_in_the_file_is_left_and_half_precision_becomes_float32(tmp_path)
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, changed, message) -> None:
     path = tmp_path / "wrong.safetensors"
-    save_file(pretrained(**changed), path)
+    save_file(network_weights(**changed), path)
     with pytest.raises(InputError, match=message) as error:
-        weights.prepare(TUNED, path)
+        pretrained.prepare(TUNED, path)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "cache" / cache.VERSION / "weights" / NAME).exists()
 
 
 def test_what_is_no_safetensors_file_is_never_opened_otherwise(tmp_path) -> None:
-    torch.save(pretrained(), tmp_path / "pickle.safetensors")
+    torch.save(network_weights(), tmp_path / "pickle.safetensors")
     with pytest.raises(InputError, match="is no safetensors file"):
-        weights.prepare(TUNED, tmp_path / "pickle.safetensors")
+        pretrained.prepare(TUNED, tmp_path / "pickle.safetensors")
     with pytest.raises(InputError, match=r"cannot read .*nowhere: No such file"):
-        weights.prepare(TUNED, tmp_path / "nowhere")
+        pretrained.prepare(TUNED, tmp_path / "nowhere")
 
 
 def test_the_cache_holds_one_file_of_a_name(file, tmp_path) -> None:
-    weights.prepare(TUNED, file)
-    weights.prepare(TUNED, file)
+    pretrained.prepare(TUNED, file)
+    pretrained.prepare(TUNED, file)
     other = tmp_path / "other.safetensors"
-    save_file({name: tensor + 1 for name, tensor in pretrained().items()}, other)
+    save_file({name: tensor + 1 for name, tensor in network_weights().items()}, other)
     with pytest.raises(InputError, match=r"is not what test_vit\.r160_in1k was before; remove .*/weights"):
-        weights.prepare(TUNED, other)
+        pretrained.prepare(TUNED, other)
     file.unlink()
-    weights.prepare(TUNED)
-    assert weights.start(TUNED, 0) is not None
+    pretrained.prepare(TUNED)
+    assert pretrained.start(TUNED, 0) is not None
 
 
 def test_random_weights_need_no_file(file) -> None:
-    weights.prepare(SCENARIO)
-    for one, other in zip(weights.start(SCENARIO, 3).parameters(), models.build(SCENARIO, 3).parameters(), strict=True):
+    pretrained.prepare(SCENARIO)
+    for one, other in zip(
+        pretrained.start(SCENARIO, 3).parameters(), architectures.build(SCENARIO, 3).parameters(), strict=True
+    ):
         assert torch.equal(one, other)
     with pytest.raises(InputError, match="photos starts from random weights"):
-        weights.prepare(SCENARIO, file)
+        pretrained.prepare(SCENARIO, file)
 
 
 # From the hub
@@ -203,7 +213,7 @@ def test_weights_from_the_hub(file, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     for _ in range(2):
-        weights.prepare(TUNED)
+        pretrained.prepare(TUNED)
     assert asked == [(f"timm/{NAME}", "model.safetensors")]  # once, and never a file that has to be unpickled
 
 
@@ -220,7 +230,7 @@ def test_a_step_of_adamw(digits, digits_data) -> None:
                 for _ in range(2):
                     yield 3 * run.model.get_classifier().weight.square().sum() / 2
 
-    model: Any = models.build(digits, 1)
+    model: Any = architectures.build(digits, 1)
     expected, first, second = model.get_classifier().weight.detach().clone(), 0, 0
     for step in (1, 2):
         gradient = 3 * expected
@@ -235,8 +245,8 @@ def test_both_references_and_retrain_start_from_them_and_unlearning_goes_on(file
     """A whole small scenario on shards. Retraining is the retrained reference, whichever way it is asked for."""
     write_photos(tmp_path / "folders")
     write_shards(tmp_path / "folders", tmp_path / "shards")
-    weights.prepare(TUNED, file)
-    data.prepare(TUNED, tmp_path / "shards")
+    pretrained.prepare(TUNED, file)
+    splits.prepare(TUNED, tmp_path / "shards")
     starts, optimizers = [], []
     fit, epochs = references.fit, Engine.epochs
 
@@ -256,7 +266,7 @@ def test_both_references_and_retrain_start_from_them_and_unlearning_goes_on(file
     assert len(starts) == 2
     for start in starts:
         assert all(
-            torch.equal(tensor, pretrained()[name]) for name, tensor in start.items() if name.startswith("blocks")
+            torch.equal(tensor, network_weights()[name]) for name, tensor in start.items() if name.startswith("blocks")
         )
     retrained = references.load_model(TUNED, "retrained").state_dict()
     assert all(torch.equal(tensor, retrained[name]) for name, tensor in model.state_dict().items())

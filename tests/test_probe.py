@@ -16,11 +16,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from raymu import models
 from raymu.errors import Undefined
 from raymu.evaluation import probe as probes
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import PENALTIES, LDAProbe, LinearProbe
+from raymu.models import architectures, inference
 
 Data = tuple[torch.Tensor, torch.Tensor]
 
@@ -57,8 +57,8 @@ def pixels() -> tuple[Data, Data]:
 
 def network(digits, digits_data) -> tuple[Data, Data]:
     """Features of a network that is not trained: the classes overlap."""
-    model = models.build(digits, seed=0).to(DEVICE)
-    train, test = models.extract(model, digits_data, digits_data.train, digits_data.test.retain)
+    model = architectures.build(digits, seed=0).to(DEVICE)
+    train, test = inference.extract(model, digits_data, digits_data.train, digits_data.test.retain)
     return (train.features, train.labels), (test.features, test.labels)
 
 

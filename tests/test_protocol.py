@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from raymu.design import design
 from raymu.errors import InputError
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.unsir import UNSIR
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
+from raymu.tuning.designs import design
+from raymu.tuning.sweep import Sweep
 
 RANGES = {"lr": Range(1e-4, 1.0, "log"), "epochs": Range(1, 4, "int"), "share": Range(0.0, 2.0, "linear")}
 

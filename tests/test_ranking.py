@@ -11,9 +11,9 @@ from scipy import stats
 from raymu.errors import InputError
 from raymu.objective import hmean
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import ranking, select, tables
+from raymu.results import ranking, selection, tables
 from raymu.results.ranking import LEVEL, estimate, p_value, rank
-from raymu.results.store import SweepResults
+from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
 
 SCENARIO = SCENARIOS["digits"]
@@ -85,42 +85,42 @@ def test_best_takes_the_highest_score_the_earliest_of_equals_and_no_setting_twic
         row(1, 0.9, 0.5),
         row(4, 0.9, 0.2, config={"lr": 2.0}),
     ]
-    assert [one["trial"] for one in select.Best(3).choose(rows)] == [2, 3, 1]
-    assert select.tuned(rows)["trial"] == 2
+    assert [one["trial"] for one in selection.Best(3).choose(rows)] == [2, 3, 1]
+    assert selection.tuned(rows)["trial"] == 2
 
 
 @pytest.mark.parametrize("status", ["stopped", "diverged", "error"])
 def test_only_a_completed_trial_with_a_score_is_a_candidate(status) -> None:
     rows = [row(0, 0.9, 0.9), row(1, 0.9, 0.1, status=status), row(2, 0.9, 0.1, score=math.nan), row(3, None, None)]
-    assert select.tuned(rows)["trial"] == 0
+    assert selection.tuned(rows)["trial"] == 0
     with pytest.raises(InputError, match="no completed trial"):
-        select.tuned(rows[1:])
+        selection.tuned(rows[1:])
 
 
 def test_the_published_setting_is_found_by_its_source() -> None:
-    assert select.published([row(1, 0.9, 0.5), row(0, 0.9, 0.9)])["trial"] == 0
-    assert select.published([row(1, 0.9, 0.5)]) is None
+    assert selection.published([row(1, 0.9, 0.5), row(0, 0.9, 0.9)])["trial"] == 0
+    assert selection.published([row(1, 0.9, 0.5)]) is None
 
 
 @pytest.mark.parametrize("field", ["scenario_hash", "objective", "protocol_hash"])
 def test_rows_of_two_kinds_are_not_compared(field) -> None:
     with pytest.raises(InputError, match=field):
-        select.tuned([row(0, 0.9, 0.9), row(1, 0.9, 0.1, **{field: "other"})])
+        selection.tuned([row(0, 0.9, 0.9), row(1, 0.9, 0.1, **{field: "other"})])
 
 
 def test_the_pareto_front() -> None:
     points = [(0.9, 0.9), (0.8, 0.5), (0.8, 0.6), (0.85, 0.5), (0.2, 0.1), (0.9, 0.9), (0.1, 0.3)]
-    front = select.ParetoFront().choose([row(trial, *point) for trial, point in enumerate(points)])
+    front = selection.ParetoFront().choose([row(trial, *point) for trial, point in enumerate(points)])
     assert [one["trial"] for one in front] == [0, 3, 4]
 
 
 def test_the_least_probe_forget_within_a_loss_of_retain() -> None:
     rows = [row(trial, *point) for trial, point in enumerate([(0.95, 0.9), (0.93, 0.6), (0.91, 0.4), (0.5, 0.0)])]
     original = row(9, 0.95, 0.9)
-    assert select.Constrained(original, 0.02).choose(rows)[0]["trial"] == 1
-    assert select.Constrained(original, 0.05).choose(rows)[0]["trial"] == 2
+    assert selection.Constrained(original, 0.02).choose(rows)[0]["trial"] == 1
+    assert selection.Constrained(original, 0.05).choose(rows)[0]["trial"] == 2
     with pytest.raises(InputError, match="keeps a retain accuracy"):
-        select.Constrained(row(9, 1.0, 0.9), 0.01).choose(rows)
+        selection.Constrained(row(9, 1.0, 0.9), 0.01).choose(rows)
 
 
 def test_the_cheapest_within_one_standard_error() -> None:
@@ -133,19 +133,19 @@ def test_the_cheapest_within_one_standard_error() -> None:
         for trial, mean, cost in ((0, 0.60, 900), (1, 0.59, 200), (2, 0.40, 100))
         for original, shift in ((1, -0.04), (2, 0.0), (3, 0.04), (4, -0.03), (5, 0.03))
     ]
-    assert select.Cheapest().choose(search + runs)[0]["trial"] == 1
+    assert selection.Cheapest().choose(search + runs)[0]["trial"] == 1
     with pytest.raises(InputError, match="at least twice"):
-        select.Cheapest().choose(search)
+        selection.Cheapest().choose(search)
 
 
 def test_the_confirmation_decides_among_the_best_of_the_search() -> None:
     """Trial 1 was lucky. One run that diverged counts as 0, one that ended in an error does not count."""
     search = [row(0, 0.9, 0.9), row(1, 0.9, 0.1), row(2, 0.9, 0.2)]
     runs = [again(1, 1, 1, 0.5), again(2, 1, 1, 0.3), again(2, 2, 1, 0.3)]
-    assert select.tuned(search + runs)["trial"] == 2
+    assert selection.tuned(search + runs)["trial"] == 2
     diverged = again(2, 3, 1, None, keep=None, status="diverged", score=0.0)
-    assert select.tuned([*search, *runs, diverged])["trial"] == 1
-    assert select.tuned([*search, *runs, diverged | {"status": "error"}])["trial"] == 2
+    assert selection.tuned([*search, *runs, diverged])["trial"] == 1
+    assert selection.tuned([*search, *runs, diverged | {"status": "error"}])["trial"] == 2
 
 
 # Intervals

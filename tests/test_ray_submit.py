@@ -15,7 +15,7 @@ from ray.autoscaler._private import readonly
 from ray.autoscaler._private.fake_multi_node import node_provider
 
 from raymu import references
-from raymu.results import store
+from raymu.results import reader
 from raymu.scenario import Scenario
 
 HEAD, WORKER = "10.77.0.2", "10.77.0.3"  # of tests/machines.sh
@@ -86,7 +86,7 @@ def user(tmp_path: Path, cache: Path, server: Path) -> Path:
     return home
 
 
-def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> tuple[store.SweepResults, str]:
+def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> tuple[reader.SweepResults, str]:
     """Let the user give commands that sweep with two trials; return what is stored then, and what they print."""
     shared.mkdir()
     environment = {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "TERM": "dumb", "LANG": "C.UTF-8"}
@@ -101,7 +101,7 @@ def sweep_on_machines(server: Path, user: Path, shared: Path, commands: str) -> 
         output = printed.read()
     assert ended.returncode == 0, output
     assert "tuned setting" in output
-    (result,) = store.load(shared / "results")
+    (result,) = reader.load(shared / "results")
     assert sorted(row["trial"] for row in result.rows) == [0, 1]
     assert all(row["status"] in ("completed", "stopped") for row in result.rows)
     return result, output

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from raymu.errors import InputError
-from raymu.results import figures, report
+from raymu.results import figures, report, search_figures, style
 from raymu.results.ranking import Estimate, Figures, Ranked
-from raymu.results.store import SweepResults
+from raymu.results.reader import SweepResults
 from raymu.trial import NO_METRICS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -279,10 +279,10 @@ def test_pareto_front_of_points() -> None:
 
 def test_expected_best_is_the_mean_over_all_draws() -> None:
     scores = [0.3, 0.0, 0.9, 0.3, 0.6]
-    for n, best in enumerate(figures.expected_best(scores), start=1):
+    for n, best in enumerate(search_figures.expected_best(scores), start=1):
         outcomes = [max(drawn) for drawn in itertools.product(scores, repeat=n)]
         assert best == pytest.approx(sum(outcomes) / len(outcomes), abs=1e-12)
-    assert figures.expected_best([]) == []
+    assert search_figures.expected_best([]) == []
 
 
 def test_what_a_trial_is_worth() -> None:
@@ -290,15 +290,15 @@ def test_what_a_trial_is_worth() -> None:
         return {"status": status, "score": score, "source": source}
 
     completed = [trial("completed", 0.4), trial("completed", 0.7)]
-    assert figures.draws(
+    assert search_figures.draws(
         [*completed, trial("completed", 0.9, "published"), trial("completed", 1.0, "confirmation")]
     ) == [
         0.4,
         0.7,
     ]
     others = [trial("stopped", 0.6), trial("stopped", 0.1), trial("diverged", 0.0), trial("error", None)]
-    assert figures.draws(completed + others) == [0.4, 0.7, 0.4, 0.1, 0.0, 0.0]
-    assert figures.draws([trial("stopped", 0.6)]) == [0.0]
+    assert search_figures.draws(completed + others) == [0.4, 0.7, 0.4, 0.1, 0.0, 0.0]
+    assert search_figures.draws([trial("stopped", 0.6)]) == [0.0]
 
 
 def test_importance_finds_what_matters_and_is_repeatable() -> None:
@@ -306,26 +306,26 @@ def test_importance_finds_what_matters_and_is_repeatable() -> None:
     for row in sweep.rows:
         row["score"] = row["config"]["salient"] if row["status"] == "completed" else row["score"]
     sweep.rows[:] = [row for row in sweep.rows if row["status"] == "completed"]
-    shares = figures.importance(sweep)
+    shares = search_figures.importance(sweep)
     assert shares["salient"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
-    assert figures.importance(sweep) == shares
-    assert figures.importance(sweep._replace(rows=sweep.rows[:9])) == {}
+    assert search_figures.importance(sweep) == shares
+    assert search_figures.importance(sweep._replace(rows=sweep.rows[:9])) == {}
     for row in sweep.rows:
         row["score"] = 0.5
-    assert figures.importance(sweep) == {}
+    assert search_figures.importance(sweep) == {}
 
 
 def test_fifteen_methods_differ_in_colour_and_shape_whatever_their_ranks() -> None:
     sweeps = [make_sweep(f"all/method-{index:02d}", 0.5, trials=1) for index in range(15)]
-    style = figures.styles(sweeps)
-    assert len({its.colour for its in style.values()}) == len({its.symbol for its in style.values()}) == 15
-    assert figures.styles(sweeps[::-1]) == style
-    assert style["all/method-03"].label == "method-03"
+    drawn = style.styles(sweeps)
+    assert len({its.colour for its in drawn.values()}) == len({its.symbol for its in drawn.values()}) == 15
+    assert style.styles(sweeps[::-1]) == drawn
+    assert drawn["all/method-03"].label == "method-03"
 
 
 def test_two_names_of_the_same_label_stay_two_lines() -> None:
     sweeps = [make_sweep(f"{'a' * 20}{middle}{'b' * 20}", 0.5, originals=0) for middle in "xy"]
-    axis = figures.cost(sweeps).layout.yaxis
+    axis = search_figures.cost(sweeps).layout.yaxis
     assert axis.ticktext[0] == axis.ticktext[1]
     assert axis.tickvals == (0, 1)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raymu import data
+from raymu.data import published
+from raymu.data.rgb import read_rgb, to_rgb
 from raymu.errors import InputError
-from raymu.rgb import read_rgb, to_rgb
 
 
 def file(image: Image.Image, form: str, **options: object) -> bytes:
@@ -257,8 +257,8 @@ def test_pixels_of_a_dataset_are_read_alike(tmp_path: Path) -> None:
     good.write_bytes(file(Image.fromarray(BIG.astype(np.uint16).reshape(2, 2)), "PNG"))
     bad.write_bytes(REFUSED["F"][0])
     odd.write_bytes(EXACT["I;16"][0])
-    assert data._pixels(good, 2).tolist() == [[[1, 128], [255, 0]]] * 3
+    assert published._pixels(good, 2).tolist() == [[[1, 128], [255, 0]]] * 3
     with pytest.raises(InputError, match=r"bad\.tif cannot be read: its pixels are floating-point"):
-        data._pixels(bad, 1)
+        published._pixels(bad, 1)
     with pytest.raises(InputError, match=r"odd\.png has 4 x 1 pixels instead of 2 x 2"):
-        data._pixels(odd, 2)
+        published._pixels(odd, 2)

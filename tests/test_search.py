@@ -8,24 +8,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 from optuna.samplers import NSGAIISampler, TPESampler
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 from rich.console import Console
 
-from raymu import search
+from raymu.distributed.session import Resources
 from raymu.errors import InputError
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results import ranking, store
-from raymu.search import Learner, scheduler
-from raymu.session import Resources
-from raymu.sweep import Sweep, run_sweep
+from raymu.results import ranking, reader, writer
+from raymu.tuning import fingerprints, samplers, schedulers
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.samplers import Learner
+from raymu.tuning.schedulers import scheduler
+from raymu.tuning.sweep import Sweep
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 2.0, "linear"), "epochs": Range(1, 10, "int")}
 SEED = 3
@@ -117,7 +120,7 @@ def test_other_defaults_of_optuna_change_no_suggestion(monkeypatch: pytest.Monke
         n_startup_trials=2,
         n_ei_candidates=3,
         gamma=lambda n: n // 2,
-        weights=lambda n: search.np.ones(n),
+        weights=lambda n: np.ones(n),
         multivariate=False,
         group=True,
         constant_liar=True,
@@ -147,15 +150,15 @@ def test_other_defaults_of_ray_change_no_decision(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Any], None]]:
-    """Put another algorithm in the place of one of `raymu.search`."""
+def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType, str, Any], None]]:
+    """Put another algorithm in the place of one of a module."""
 
     def forget() -> None:
-        search.suggestions.cache_clear()
-        search.decisions.cache_clear()
+        fingerprints.suggestions.cache_clear()
+        fingerprints.decisions.cache_clear()
 
-    def put(name: str, value: Any) -> None:
-        monkeypatch.setattr(search, name, value)
+    def put(module: ModuleType, name: str, value: Any) -> None:
+        monkeypatch.setattr(module, name, value)
         forget()
 
     yield put
@@ -164,24 +167,25 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Any], No
 
 
 OTHERS = {
-    "suggestions": ("_tpe", lambda seed, several: TPESampler(seed=seed, n_ei_candidates=5), {}),
-    "suggestions of nsga2": ("_nsga2", lambda seed, population: NSGAIISampler(seed=seed), PROTOCOLS["nsga2"]),
+    "suggestions": (samplers, "_tpe", lambda seed, several: TPESampler(seed=seed, n_ei_candidates=5), {}),
+    "suggestions of nsga2": (samplers, "_nsga2", lambda seed, population: NSGAIISampler(seed=seed), PROTOCOLS["nsga2"]),
     "suggestions of Sobol": (
+        fingerprints,
         "design",
         lambda ranges, kind, count, seed: [{"lr": 0.5}] * count,
         {"searcher": "quasi_random"},
     ),
-    "decisions": ("REDUCTION_FACTOR", 2, {}),
+    "decisions": (schedulers, "REDUCTION_FACTOR", 2, {}),
 }
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: Path, upgrade, case: str) -> None:
-    name, value, fields = OTHERS[case]
+    module, name, value, fields = OTHERS[case]
     before = Sweep(RandomLabel, digits, Protocol(2, **fields))
-    with store.Store(tmp_path / "s", before.identity(), resume=False) as kept:
+    with writer.Store(tmp_path / "s", before.identity(), resume=False) as kept:
         kept.append({"trial": 0})
-    upgrade(name, value)
+    upgrade(module, name, value)
     after = dataclasses.replace(before, protocol=Protocol(2, **fields))
     assert after.protocol.hash != before.protocol.hash
     with pytest.raises(
@@ -189,16 +193,16 @@ def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: 
     ) as said:
         run_sweep(after, tmp_path / "s", Resources(), Console(quiet=True), resume=True)
     assert "\n" not in str(said.value)
-    both = [store.SweepResults(str(n), one.identity(), {}, {}, None, []) for n, one in enumerate((before, after))]
+    both = [reader.SweepResults(str(n), one.identity(), {}, {}, None, []) for n, one in enumerate((before, after))]
     with pytest.raises(InputError, match="cannot be ranked together"):
         ranking.rank(both)
 
 
 def test_an_upgrade_that_does_the_same_resumes(digits, tmp_path: Path, upgrade) -> None:
     before = Sweep(RandomLabel, digits, Protocol(2))
-    with store.Store(tmp_path / "s", before.identity(), resume=False) as kept:
+    with writer.Store(tmp_path / "s", before.identity(), resume=False) as kept:
         kept.append({"trial": 0})
-    upgrade("optuna", search.optuna)  # forgets what was measured
+    upgrade(samplers, "optuna", samplers.optuna)  # forgets what was measured
     same = dataclasses.replace(before, protocol=Protocol(2))
     assert same.protocol == before.protocol
-    store.Store(tmp_path / "s", same.identity(), resume=True).__exit__(None, None, None)
+    writer.Store(tmp_path / "s", same.identity(), resume=True).__exit__(None, None, None)

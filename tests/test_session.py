@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import ray
 
+from raymu.distributed.session import Resources, Sharing, fit_to_cluster
 from raymu.engines import Options
 from raymu.errors import InputError
-from raymu.session import Resources, Sharing, fit_to_cluster
 
 
 @pytest.fixture

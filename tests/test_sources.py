@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from raymu import data, models, references
-from raymu.engines.local import MOMENTUM, WEIGHT_DECAY, Batch, Engine
-from raymu.images import Pixels
+from raymu import references
+from raymu.data import splits
+from raymu.data.images import Pixels
+from raymu.engines.pytorch import MOMENTUM, WEIGHT_DECAY, Batch, Engine
 from raymu.methods import neggrad_plus
 from raymu.methods.bad_teacher import BadTeacher
 from raymu.methods.finetune import Finetune
@@ -25,6 +26,7 @@ from raymu.methods.scrub import Scrub
 from raymu.methods.ssd import SSD
 from raymu.methods.svd import SVD, layer_inputs
 from raymu.methods.unsir import UNSIR
+from raymu.models import architectures, cmf, inference
 from raymu.scenario import SCENARIOS, Recipe
 
 CPU = torch.device("cpu")
@@ -33,7 +35,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def trained(digits, digits_data):
     """A ResNet that has learnt the digits for three epochs, to be copied."""
-    model = models.build(digits, seed=1)
+    model = architectures.build(digits, seed=1)
     Engine(model, digits_data, digits, seed=1).run(references.Train(lr=0.05, epochs=3))
     return model
 
@@ -283,7 +285,7 @@ def test_bad_teacher_follows_one_teacher_or_the_other(model, digits_data, digits
     competent = copy.deepcopy(model).eval()
     recorder = Recorder(model, digits_data, digits, seed=0)
     recorder.run(BadTeacher(T=2.0))
-    incompetent = models.build(digits, digits.model_seed + 1).eval()
+    incompetent = architectures.build(digits, digits.model_seed + 1).eval()
     assert not any(
         torch.equal(a, b) for a, b in zip(incompetent.parameters(), model.parameters(), strict=True) if a.ndim > 1
     )
@@ -418,11 +420,11 @@ class Linear(nn.Module):
         return self.fc
 
 
-def made(images: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, classes: int) -> data.Data:
+def made(images: torch.Tensor, labels: torch.Tensor, forget: torch.Tensor, classes: int) -> splits.Data:
     """Data whose training images are these (uint8, N x 1 x H x W), neither centred nor scaled but by 255."""
-    train = data.Split(Pixels(images, (0.0,), (1.0,)), labels, torch.arange(len(images)))
-    nothing = data.HeldOut(train, train)
-    return data.Data(train, forget, train, nothing, nothing, classes)
+    train = splits.Split(Pixels(images, (0.0,), (1.0,)), labels, torch.arange(len(images)))
+    nothing = splits.HeldOut(train, train)
+    return splits.Data(train, forget, train, nothing, nothing, classes)
 
 
 def test_svd_removes_a_forget_direction_and_keeps_a_retain_one() -> None:
@@ -539,7 +541,7 @@ def test_cmf_is_ncc_with_cosine_distance_and_ignores_the_features_scale() -> Non
     features = generator.normal(size=(90, 7)) + 2
     labels = np.arange(90) % 4
     backbone = Linear(7, 4)
-    head = models.CMF(backbone, 4, temperature=3.0)
+    head = cmf.CMF(backbone, 4, temperature=3.0)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     sums = np.stack([unit[labels == label].sum(0) for label in range(4)])
     head.update(torch.from_numpy(sums), torch.from_numpy(np.bincount(labels)))
@@ -561,7 +563,7 @@ def test_cmf_follows_the_features_after_every_epoch(model, digits_data, digits) 
 
     def compare(epoch: int) -> None:
         network = engine.model
-        assert isinstance(network, models.CMF)
+        assert isinstance(network, cmf.CMF)
         backbone = copy.deepcopy(network.backbone).eval()
         images = digits_data.train.read()
         with torch.no_grad():
@@ -574,7 +576,9 @@ def test_cmf_follows_the_features_after_every_epoch(model, digits_data, digits) 
     assert len(seen) == 2
     assert not torch.equal(*seen)
     # Fix: the head is looked at as z, so that a probe of a CMF model sees what the head sees.
-    features, logits = models.features_and_logits(engine.model.eval(), digits_data.train.subset(torch.arange(5)).read())
+    features, logits = inference.features_and_logits(
+        engine.model.eval(), digits_data.train.subset(torch.arange(5)).read()
+    )
     torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
     torch.testing.assert_close(logits, engine.model(digits_data.train.subset(torch.arange(5)).read()))
 

@@ -19,17 +19,18 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 from rich.console import Console
 
-from raymu import data
+from raymu.data import splits
+from raymu.distributed.session import Resources
 from raymu.errors import InputError, StorageError
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
 from raymu.references import References
-from raymu.results import store
-from raymu.results.store import Store
+from raymu.results import files, reader, writer
+from raymu.results.writer import Store
 from raymu.scenario import Scenario
-from raymu.session import Resources
 from raymu.storage import locate
-from raymu.sweep import Sweep, run_sweep
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 IDENTITY = {"method": "salun", "protocol": {"trials": 3, "seed": 0}}
 NAMES = ["a b", "all/salun", "ü#1", "50%20?"]
@@ -97,7 +98,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PART_ROWS", 3)
+    monkeypatch.setattr(writer, "PART_ROWS", 3)
 
 
 # Wherever it is
@@ -106,11 +107,11 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_appended_is_read(storage: str) -> None:
     rows = [row(0), row(1, error="\u2028 \n \ud800")]
     with Store(storage, IDENTITY, resume=False) as sweep:
-        assert store.read(storage) == []
+        assert reader.read(storage) == []
         sweep.append(rows[0])
-        assert store.read(storage) == rows[:1]
+        assert reader.read(storage) == rows[:1]
         sweep.append(rows[1])
-    assert store.read_all(storage) == [rows[0], rows[1] | {"error": "\u2028 \n ?"}]
+    assert reader.read_all(storage) == [rows[0], rows[1] | {"error": "\u2028 \n ?"}]
 
 
 def test_rows_stay_in_order_over_many_parts_and_writers(storage: str, small_parts: None) -> None:
@@ -118,9 +119,9 @@ def test_rows_stay_in_order_over_many_parts_and_writers(storage: str, small_part
         with Store(storage, IDENTITY, resume=True) as rows:
             for trial in range(start, start + 8):
                 rows.append(row(trial))
-    assert trials(store.read(storage)) == list(range(24))
+    assert trials(reader.read(storage)) == list(range(24))
     where = locate(storage)
-    assert where.local or len(store._parts(store._files(where))) == 9
+    assert where.local or len(files.parts_among(files._files(where))) == 9
 
 
 def test_another_sweep_is_refused_and_the_difference_named(storage: str) -> None:
@@ -130,7 +131,7 @@ def test_another_sweep_is_refused_and_the_difference_named(storage: str) -> None
         other = {"method": "salun", "protocol": {"trials": 3, "seed": 1}}
         with pytest.raises(InputError, match=r"protocol\.seed is 0 there, 1 here"):
             Store(storage, other, resume=resume)
-    assert store.read(storage) == [row(0)]
+    assert reader.read(storage) == [row(0)]
 
 
 def test_a_sweep_that_ran_nothing_leaves_its_place_to_another(storage: str) -> None:
@@ -138,8 +139,8 @@ def test_a_sweep_that_ran_nothing_leaves_its_place_to_another(storage: str) -> N
     with Store(storage, IDENTITY, resume=False):
         pass
     with Store(storage, other, resume=False) as rows:
-        rows.put(store.RUNNING, {"0": {}})
-    assert store.load(storage)[0].identity == other
+        rows.put(files.RUNNING, {"0": {}})
+    assert reader.load(storage)[0].identity == other
     with pytest.raises(InputError, match="another sweep"):
         Store(storage, IDENTITY, resume=False)
 
@@ -161,24 +162,24 @@ def test_an_unfinished_sweep_waits_for_resume(storage: str) -> None:
 def test_references_of_other_models_than_the_rows_are_refused(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
         rows.append(row(0) | {"scenario_hash": "abc", "original_weights": "one"})
-        rows.put(store.REFERENCES, {"abc": {"original": {"weights": "one"}}})
-        assert store.load(storage)
-        rows.put(store.REFERENCES, {"abc": {"original": {"weights": "two"}}})
+        rows.put(files.REFERENCES, {"abc": {"original": {"weights": "one"}}})
+        assert reader.load(storage)
+        rows.put(files.REFERENCES, {"abc": {"original": {"weights": "two"}}})
     with pytest.raises(InputError, match=r"original model of .* \(one\) is not the one in references.json \(two\)"):
-        store.load(storage)
+        reader.load(storage)
 
 
 def test_a_copy_of_rows_beside_them_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Store(tmp_path / "s", IDENTITY, resume=False) as rows:
         rows.append(row(0))
     (tmp_path / "s" / "rows-backup.jsonl").write_text("{}\n")
-    assert store.read_all(tmp_path / "s") == [row(0)]
+    assert reader.read_all(tmp_path / "s") == [row(0)]
     assert "left out: rows-backup.jsonl" in caplog.text
 
 
 def test_what_is_put_is_loaded(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
-        assert store.load(storage) == [
+        assert reader.load(storage) == [
             (rows.name, IDENTITY, {}, {}, None, [], "the sweep has not ended; 0 rows so far")
         ]
         rows.put("environment.json", {"machine": "ü"})
@@ -188,7 +189,7 @@ def test_what_is_put_is_loaded(storage: str) -> None:
         rows.append(row(0))
         with pytest.raises(ValueError, match="JSON"):
             rows.put("features.json", {"labels": [float("nan")]})
-    (loaded,) = store.load(storage)
+    (loaded,) = reader.load(storage)
     assert loaded.name == rows.name == rows.directory.name == locate(storage).name
     assert loaded.environment == {"machine": "ü"}
     assert loaded.references == {"abc": {"original": row(0)}}
@@ -202,13 +203,13 @@ def test_a_tree_of_sweeps_is_found_whatever_their_names(storage: str) -> None:
             if name != "unfinished":
                 rows.append(row(0, trial_id=name))
     expected = sorted((*NAMES, "unfinished"))
-    assert [sweep.name for sweep in store.load(storage)] == expected
-    assert [sweep.identity["method"] for sweep in store.load(storage)] == expected
-    assert [directory.path for directory in store.sweeps(storage)] == [
+    assert [sweep.name for sweep in reader.load(storage)] == expected
+    assert [sweep.identity["method"] for sweep in reader.load(storage)] == expected
+    assert [directory.path for directory in reader.sweeps(storage)] == [
         f"{locate(storage).path}/{name}" for name in expected
     ]
-    assert [entry["trial_id"] for entry in store.read_all(storage)] == sorted(NAMES)
-    assert store.sweeps(locate(storage) / "all") == [locate(storage) / "all" / "salun"]
+    assert [entry["trial_id"] for entry in reader.read_all(storage)] == sorted(NAMES)
+    assert reader.sweeps(locate(storage) / "all") == [locate(storage) / "all" / "salun"]
 
 
 def test_a_name_can_be_part_of_the_uri(s3: Server) -> None:
@@ -216,7 +217,7 @@ def test_a_name_can_be_part_of_the_uri(s3: Server) -> None:
     path, _, query = place.partition("?")
     with Store(f"{path}/a%20b?{query}", IDENTITY, resume=False) as rows:
         assert rows.name == "a b"
-    assert store.sweeps(place) == [rows.directory]
+    assert reader.sweeps(place) == [rows.directory]
     assert str(rows.directory) == f"{path}/a%20b?{query}".replace("key:p%2Fssword", "***")
 
 
@@ -225,7 +226,7 @@ def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
         with Store(locate(storage) / name, IDENTITY, resume=False) as rows:
             rows.append(row(0, sweep="?", config=config, curve=[[1, 0.5]]))
             rows.append(row(1, None, "error", sweep="?", config=config, curve=[]))
-    table = store.table(storage)
+    table = reader.table(storage)
     assert list(table["sweep"]) == ["all/scrub", "all/scrub", "salun", "salun"]
     assert list(table["config.lr"]) == [0.2, 0.2, 0.1, 0.1]
     assert list(table["config.alpha"].fillna(-1)) == [3, 3, -1, -1]
@@ -236,27 +237,27 @@ def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
 
 def test_where_nothing_is_there_is_no_sweep(storage: str) -> None:
     with pytest.raises(InputError, match="no sweep in"):
-        store.load(storage)
-    assert store.read(storage) == []
+        reader.load(storage)
+    assert reader.read(storage) == []
 
 
 def test_not_a_number_is_never_stored(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows, pytest.raises(ValueError, match="JSON"):
         rows.append(row(0, score=float("nan")))
-    assert store.read(storage) == []
+    assert reader.read(storage) == []
 
 
 def test_a_reader_sees_the_first_rows_of_a_writer(storage: str, small_parts: None) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
         writer = threading.Thread(target=lambda: [rows.append(row(trial, padding="x" * 3000)) for trial in range(20)])
         writer.start()
-        seen = [trials(store.read(storage))]
+        seen = [trials(reader.read(storage))]
         while writer.is_alive():
-            seen.append(trials(store.read(storage)))
+            seen.append(trials(reader.read(storage)))
         writer.join()
     assert all(numbers == list(range(len(numbers))) for numbers in seen)
     assert [len(numbers) for numbers in seen] == sorted(len(numbers) for numbers in seen)
-    assert trials(store.read(storage)) == list(range(20))
+    assert trials(reader.read(storage)) == list(range(20))
 
 
 def _write_for_ever(location: str, reported: Path) -> None:
@@ -275,16 +276,16 @@ def test_a_killed_writer_loses_nothing_and_no_reader_sees_half(storage: str, tmp
         time.sleep(0.01)
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
-        seen = store.read(storage)
+        seen = reader.read(storage)
         assert trials(seen) == list(range(len(seen)))
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
     last = int(reported.read_text())
     with Store(storage, IDENTITY, resume=True) as rows:
-        left = trials(store.read(storage))
+        left = trials(reader.read(storage))
         rows.append(row(len(left)))
     assert len(left) >= last + 1
-    assert trials(store.read(storage)) == [*left, len(left)] == list(range(len(left) + 1))
+    assert trials(reader.read(storage)) == [*left, len(left)] == list(range(len(left) + 1))
 
 
 # In a directory
@@ -293,13 +294,13 @@ def test_a_killed_writer_loses_nothing_and_no_reader_sees_half(storage: str, tmp
 def test_half_a_row_is_not_a_row_and_gives_way(tmp_path: Path) -> None:
     with Store(tmp_path, IDENTITY, resume=False) as rows:
         rows.append(row(0))
-    with open(tmp_path / store.ROWS, "a") as file:
+    with open(tmp_path / files.ROWS, "a") as file:
         file.write('{"trial": 1, "sco')
-    assert store.read(tmp_path) == [row(0)]
+    assert reader.read(tmp_path) == [row(0)]
     with Store(tmp_path, IDENTITY, resume=True) as rows:
         rows.append(row(2))
-    assert store.read(tmp_path) == [row(0), row(2)]
-    for line in (tmp_path / store.ROWS).read_text().splitlines():
+    assert reader.read(tmp_path) == [row(0), row(2)]
+    for line in (tmp_path / files.ROWS).read_text().splitlines():
         json.loads(line)
 
 
@@ -312,7 +313,7 @@ def _fill_the_disk(directory: Path, more: int) -> None:
     with Store(directory, IDENTITY, resume=True) as rows:
         rows.append(row(0))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        size = (directory / store.ROWS).stat().st_size + more
+        size = (directory / files.ROWS).stat().st_size + more
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         with pytest.raises(StorageError, match=r"(No space left|File too large).*--resume continues"):
             rows.append(row(1))
@@ -326,14 +327,14 @@ def test_a_full_disk_is_said_and_leaves_no_half_row(tmp_path: Path, more: int) -
     writer.start()
     writer.join()
     assert writer.exitcode == 0
-    assert store.read(tmp_path) == [row(0), row(2)]
+    assert reader.read(tmp_path) == [row(0), row(2)]
 
 
 def test_a_copy_of_a_sweep_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Store(tmp_path / "salun", IDENTITY, resume=False) as rows:
         rows.append(row(0))
     shutil.copytree(tmp_path / "salun", tmp_path / "twin")
-    assert len(store.load(tmp_path)) == 2
+    assert len(reader.load(tmp_path)) == 2
     assert f"{tmp_path}/twin holds the trials of salun: it is a copy" in caplog.messages
 
 
@@ -344,10 +345,10 @@ def test_trials_of_sweeps_with_one_name_are_told_apart(tmp_path: Path) -> None:
             rows.append(row(1, score, trial_id="salun-0001", confirms="salun-0000"))
     with Store(tmp_path / "a" / "ssd", IDENTITY, resume=False) as rows:
         rows.append(row(0, 0.5, trial_id="ssd-0000"))
-    found = {one["trial_id"]: one for one in store.read_all(tmp_path)}
+    found = {one["trial_id"]: one for one in reader.read_all(tmp_path)}
     assert list(found) == ["a/salun-0000", "a/salun-0001", "ssd-0000", "b/salun-0000", "b/salun-0001"]
     assert found["b/salun-0001"]["confirms"] == "b/salun-0000"
-    assert [one["trial_id"] for one in store.read_all(tmp_path / "a")] == ["salun-0000", "salun-0001", "ssd-0000"]
+    assert [one["trial_id"] for one in reader.read_all(tmp_path / "a")] == ["salun-0000", "salun-0001", "ssd-0000"]
 
 
 def test_a_sweep_that_a_link_leads_to_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -364,16 +365,16 @@ def test_a_sweep_that_a_link_leads_to_is_read_once(tmp_path: Path, caplog: pytes
     (storage / "z" / "up").symlink_to(tmp_path)
     (storage / "z" / "self").symlink_to(".")
     (storage / "lost").symlink_to(tmp_path / "nowhere")
-    assert [(sweep.name, sweep.rows[0]["trial_id"]) for sweep in store.load(storage)] == [
+    assert [(sweep.name, sweep.rows[0]["trial_id"]) for sweep in reader.load(storage)] == [
         ("a", "salun"),
         ("more/scrub", "scrub"),
         ("z", "z"),
     ]
     assert f"left out: {storage}/lost is a link to nothing" in caplog.messages
-    assert [place.name for place in store.sweeps(storage / "a")] == ["a"]  # a storage that is a link
+    assert [place.name for place in reader.sweeps(storage / "a")] == ["a"]  # a storage that is a link
     with Store(storage / "a", IDENTITY, resume=True) as rows:
         rows.append(row(1))
-    assert len(store.read(elsewhere / "salun")) == 2
+    assert len(reader.read(elsewhere / "salun")) == 2
 
 
 def test_what_a_link_leads_to_is_no_second_sweep(tmp_path: Path) -> None:
@@ -381,15 +382,15 @@ def test_what_a_link_leads_to_is_no_second_sweep(tmp_path: Path) -> None:
         rows.append(row(0))
     (tmp_path / "latest").symlink_to(tmp_path / "salun")
     (tmp_path / "salun" / "all").symlink_to(tmp_path)
-    assert [sweep.name for sweep in store.load(tmp_path)] == ["salun"]
-    assert store.read(tmp_path / "latest") == [row(0)]
+    assert [sweep.name for sweep in reader.load(tmp_path)] == ["salun"]
+    assert reader.read(tmp_path / "latest") == [row(0)]
 
 
 def test_what_is_not_json_is_said(tmp_path: Path) -> None:
     Store(tmp_path, IDENTITY, resume=False).__exit__(None, None, None)
-    (tmp_path / store.ROWS).write_text("<<<<<<< HEAD\n")
+    (tmp_path / files.ROWS).write_text("<<<<<<< HEAD\n")
     with pytest.raises(InputError, match=f"cannot read {tmp_path}: .*line 1"):
-        store.load(tmp_path)
+        reader.load(tmp_path)
 
 
 def test_a_directory_has_one_writer(tmp_path: Path) -> None:
@@ -419,7 +420,7 @@ def test_who_claims_a_sweep_takes_it_over(s3: Server) -> None:
             with pytest.raises(StorageError, match="another writer"):
                 first.put("references.json", {})
             second.append(row(2))
-    assert store.read(place) == [row(0), row(2)]
+    assert reader.read(place) == [row(0), row(2)]
 
 
 def test_two_that_write_in_one_moment_overwrite_nothing(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +430,7 @@ def test_two_that_write_in_one_moment_overwrite_nothing(s3: Server, monkeypatch:
         first.append(row(0))
         second.append(row(1))
         first.append(row(2))
-    assert sorted(trials(store.read(place))) == [0, 1, 2]
+    assert sorted(trials(reader.read(place))) == [0, 1, 2]
 
 
 def test_a_refused_claim_disturbs_no_writer(s3: Server) -> None:
@@ -456,9 +457,9 @@ def test_an_outage_loses_no_row(s3: Server) -> None:
         finally:
             s3.start()
         writer.join()
-        assert trials(store.read(place)) == [0, 1]
+        assert trials(reader.read(place)) == [0, 1]
         rows.append(row(2))
-    assert trials(store.read(place)) == [0, 1, 2]
+    assert trials(reader.read(place)) == [0, 1, 2]
 
 
 def test_an_outage_that_does_not_end_is_raised(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,7 +473,7 @@ def test_an_outage_that_does_not_end_is_raised(s3: Server, monkeypatch: pytest.M
         finally:
             s3.start()
         rows.append(row(1))
-    assert trials(store.read(place)) == [1]
+    assert trials(reader.read(place)) == [1]
 
 
 def test_credentials_can_come_from_the_environment(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +482,7 @@ def test_credentials_can_come_from_the_environment(s3: Server, monkeypatch: pyte
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "p/ssword")
     with Store(place, IDENTITY, resume=False) as rows:
         rows.append(row(0))
-    assert store.read(place) == [row(0)]
+    assert reader.read(place) == [row(0)]
     assert str(rows.directory) == place
 
 
@@ -490,14 +491,14 @@ def test_a_missing_bucket_is_said(s3: Server) -> None:
     with pytest.raises(InputError, match=r"cannot write to s3://\*\*\*@elsewhere/salun.* bucket does not exist"):
         Store(place, IDENTITY, resume=False)
     with pytest.raises(InputError, match="no sweep in"):
-        store.load(place)
+        reader.load(place)
 
 
 def test_missing_permission_is_said(s3: Server) -> None:
     place = s3.place()
     s3.refuse(True)
     try:
-        for attempt in (lambda: Store(place, IDENTITY, resume=False), lambda: store.load(place)):
+        for attempt in (lambda: Store(place, IDENTITY, resume=False), lambda: reader.load(place)):
             with pytest.raises(InputError, match=r"cannot read s3://\*\*\*@bucket.* AWS Error"):
                 attempt()
     finally:
@@ -512,7 +513,7 @@ def test_an_endpoint_that_does_not_answer_is_said_soon(monkeypatch: pytest.Monke
     with pytest.raises(InputError, match=r"cannot read s3://\*\*\*@bucket.* Could not connect"):
         Store(place, IDENTITY, resume=False)
     with pytest.raises(InputError, match="Could not connect"):
-        store.load(place)
+        reader.load(place)
     assert time.monotonic() - started < 10
 
 
@@ -528,7 +529,7 @@ def test_an_endpoint_that_does_not_answer_is_said_soon(monkeypatch: pytest.Monke
 )
 def test_what_is_no_uri_is_refused_without_a_word_of_its_secret(uri: str) -> None:
     with pytest.raises(InputError, match=r"cannot open .*://\*\*\*@bucket") as refused:
-        store.load(uri)
+        reader.load(uri)
     assert "sec" not in str(refused.value).replace("secret_key", "")
     assert refused.value.__suppress_context__
 
@@ -542,7 +543,7 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
         assert "ssword" not in text
         assert "endpoint_override=127.0.0.1" in text
     filesystem, path = FileSystem.from_uri(place)
-    for name in store._files(locate(place)):
+    for name in files._files(locate(place)):
         assert b"ssword" not in filesystem.open_input_stream(f"{path}/{name}").read()
 
 
@@ -551,9 +552,9 @@ def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: Refe
     place = s3.place()
     sweep = Sweep(RandomLabel, quick, Protocol(trials=3, confirmation=Confirmation(seeds=1)))
     rows = run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True))
-    (result,) = store.load(place)
+    (result,) = reader.load(place)
     assert (result.name, result.rows) == ("rl", rows)
     assert sorted(trials(rows))[:4] == [0, 1, 2, 3]
-    assert set(result.references) == {data.prepare(quick).hash}
+    assert set(result.references) == {splits.prepare(quick).hash}
     assert result.features is not None
     assert run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True)) == rows  # it is finished

@@ -18,7 +18,9 @@ import pytest
 from conftest import REPOSITORY
 from rich.console import Console
 
-from raymu import data, method, references
+from raymu import method, references
+from raymu.data import published, splits
+from raymu.distributed.session import Resources, session
 from raymu.engines import DEFAULTS
 from raymu.errors import InputError
 from raymu.evaluation import keys
@@ -26,12 +28,14 @@ from raymu.evaluation.evaluate import ACCURACIES, SPLITS
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.salun import SalUn
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import select, store
+from raymu.results import files, reader, selection, writer
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.search import Learner, scheduler
-from raymu.session import Resources, session
-from raymu.sweep import Sweep, _result, run_sweep
 from raymu.trial import blank_row
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.process import _result
+from raymu.tuning.samplers import Learner
+from raymu.tuning.schedulers import scheduler
+from raymu.tuning.sweep import Sweep
 
 ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *keys()}
 
@@ -60,7 +64,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
     storage, printed = swept
     assert printed.returncode == 0, printed.stderr
-    rows = store.read_all(storage)
+    rows = reader.read_all(storage)
     assert [row["trial"] for row in sorted(rows, key=lambda row: row["trial"])] == list(range(12))
     assert len({row["trial_id"] for row in rows}) == 12
     for row in rows:
@@ -70,7 +74,7 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
-    rows = store.read_all(swept[0])
+    rows = reader.read_all(swept[0])
     first = next(row for row in rows if row["trial"] == 0)
     assert first["config"] == {
         "lr": 1e-2,
@@ -82,11 +86,11 @@ def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
     }
     assert first["published"] is None  # for the digits it is a fallback
     assert (first["source"], first["status"], first["epochs"]) == ("published", "completed", 3)
-    assert select.tuned(rows)["score"] >= first["score"]
+    assert selection.tuned(rows)["score"] >= first["score"]
 
 
 def test_asha_stops_some_and_only_at_its_rungs(swept) -> None:
-    rows = store.read_all(swept[0])
+    rows = reader.read_all(swept[0])
     stopped = [row for row in rows if row["status"] == "stopped"]
     assert stopped
     for row in stopped:
@@ -115,7 +119,7 @@ def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -
     assert printed.returncode == 0, printed.stderr
     assert "trained the references" not in printed.stdout
     assert [model.stat().st_mtime_ns for model in models] == before
-    assert {row["method"] for row in store.read_all(swept[0])} == {"salun", "random_label"}
+    assert {row["method"] for row in reader.read_all(swept[0])} == {"salun", "random_label"}
 
 
 @pytest.mark.long
@@ -124,7 +128,7 @@ def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) ->
     options = ("--trials", 1, "--train", "classifier", "--storage", tmp_path / "storage")
     printed = run(script("all", tmp_path), *options, *unconfirmed)
     assert printed.returncode == 0, printed.stderr
-    rows = store.read_all(tmp_path / "storage")
+    rows = reader.read_all(tmp_path / "storage")
     refused = {"ssd", "svd", "influence", "retrain"}
     assert {row["method"] for row in rows} == set(method.names()) - refused
     assert printed.stdout.count("left out: ") == len(refused)
@@ -143,7 +147,7 @@ def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) ->
 def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
     (tmp_path / "best.yaml").write_text(raymu("best", str(swept[0] / "salun"), "--yaml").stdout)
     best = json.loads(raymu("best", str(swept[0] / "salun"), "--json").stdout)
-    assert best == select.tuned(store.read(swept[0] / "salun"))
+    assert best == selection.tuned(reader.read(swept[0] / "salun"))
     printed = raymu("run", "salun", "--config", "best.yaml", "--out", "again")
     assert printed.returncode == 0, printed.stderr
     row = json.loads((tmp_path / "again" / "row.json").read_text())
@@ -154,16 +158,16 @@ def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
 
 def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) -> None:
     storage = str(swept[0] / "salun")
-    rows = store.read(swept[0] / "salun")
+    rows = reader.read(swept[0] / "salun")
     ranking = raymu("results", storage, "--ranking", COLUMNS="100")
     assert ranking.returncode == 0, ranking.stderr
     assert [line.split()[:2] for line in ranking.stdout.splitlines()[-1:]] == [["1", "salun"]]
     assert r"1 & salun & " in raymu("results", storage, "--latex").stdout
     front = json.loads(raymu("best", storage, "--rule", "pareto", "--json").stdout)
-    assert [row["trial"] for row in front] == [row["trial"] for row in select.ParetoFront().choose(rows)]
+    assert [row["trial"] for row in front] == [row["trial"] for row in selection.ParetoFront().choose(rows)]
     constrained = json.loads(raymu("best", storage, "--rule", "constrained:0.5", "--json").stdout)
     original = references.metrics(SCENARIOS["digits"])["original"]
-    assert constrained["trial"] == select.Constrained(original, 0.5).choose(rows)[0]["trial"]
+    assert constrained["trial"] == selection.Constrained(original, 0.5).choose(rows)[0]["trial"]
     for rule, message in (
         ("cheapest", "confirmed at least twice"),
         ("constrained:much", "takes a share"),
@@ -178,14 +182,14 @@ def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) 
 
 
 def test_rows_that_are_not_there_are_told_of(swept, raymu, tmp_path) -> None:
-    assert [sweep.missing for sweep in store.load(swept[0])] == [""]
+    assert [sweep.missing for sweep in reader.load(swept[0])] == [""]
     shutil.copytree(swept[0] / "salun", tmp_path / "s")
-    path = tmp_path / "s" / store.ROWS
+    path = tmp_path / "s" / files.ROWS
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     for arguments in (["best", "s"], ["results", "s", "--ranking"], ["report", "s"]):
         assert raymu(*arguments).stderr.strip().endswith("s: 11 of its 12 rows are there")
     assert "s: 11 of its 12 rows are there." in (tmp_path / "report.html").read_text()
-    (tmp_path / "s" / store.ENDED).unlink()
+    (tmp_path / "s" / files.ENDED).unlink()
     assert "s: the sweep has not ended; 11 rows so far" in raymu("best", "s").stderr
 
 
@@ -198,21 +202,24 @@ def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) 
         "model.safetensors",
         "row.json",
     }
-    row, tuned = json.loads((tmp_path / "model" / "row.json").read_text()), select.tuned(store.read(swept[0] / "salun"))
+    row, tuned = (
+        json.loads((tmp_path / "model" / "row.json").read_text()),
+        selection.tuned(reader.read(swept[0] / "salun")),
+    )
     assert {key: row[key] for key in keys()} == {key: tuned[key] for key in keys()}
     assert "machine-unlearning" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path) -> None:
     command = script("salun", tmp_path)
-    before = (swept[0] / "salun" / store.ROWS).read_bytes()
+    before = (swept[0] / "salun" / files.ROWS).read_bytes()
     again = run(command, "--trials", 12, "--storage", swept[0])
     assert again.returncode == 0
     assert "tuned setting" in again.stdout
     refused = run(command, "--trials", 12, "--storage", swept[0], "--forget", 3)
     assert refused.returncode == 2
     assert "belongs to another sweep: scenario.forget is [8] there, [3] here" in refused.stderr
-    assert (swept[0] / "salun" / store.ROWS).read_bytes() == before
+    assert (swept[0] / "salun" / files.ROWS).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -232,7 +239,7 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     )
     rows = tmp_path / "storage" / "cut"
     deadline = time.monotonic() + 120
-    while len(store.read(rows)) < 3:
+    while len(reader.read(rows)) < 3:
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -241,8 +248,8 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     if blow == signal.SIGINT:
         assert driver.returncode == 130
         assert "--resume continues" in errors
-    before = (rows / store.ROWS).read_bytes()
-    kept = store.read(rows)
+    before = (rows / files.ROWS).read_bytes()
+    kept = reader.read(rows)
     assert 3 <= len(kept) < 9
 
     refused = run(command[:2], *command[2:])
@@ -250,8 +257,8 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     assert "--resume" in refused.stderr
     resumed = run(command[:2], *command[2:], "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert (rows / store.ROWS).read_bytes().startswith(before)
-    ended = store.read(rows)
+    assert (rows / files.ROWS).read_bytes().startswith(before)
+    ended = reader.read(rows)
     assert sorted(row["trial"] for row in ended) == list(range(9))
     assert len({json.dumps(row["config"]) for row in ended}) == 9
     assert [row["source"] for row in ended].count("published") == 1
@@ -436,7 +443,7 @@ def test_what_goes_wrong_in_a_trial_is_a_row(swept, tmp_path) -> None:
     (tmp_path / "fragile.py").write_text(FRAGILE)
     printed = run([sys.executable, str(tmp_path / "fragile.py")], "--storage", tmp_path)
     assert printed.returncode == 0, printed.stderr
-    rows = store.read(tmp_path / "fragile")
+    rows = reader.read(tmp_path / "fragile")
     assert sorted(row["trial"] for row in rows) == list(range(7))
     kinds = {0: ("completed", "stopped"), 1: ("diverged",), 2: ("error",), 3: ("error",)}
     assert {int(row["config"]["lr"]) for row in rows} == set(kinds)
@@ -488,7 +495,7 @@ def test_no_trial_is_lost_behind_one_that_is_slow_to_end(swept, tmp_path) -> Non
     (tmp_path / "slow.py").write_text(SLOW)
     printed = run([sys.executable, str(tmp_path / "slow.py")], "--storage", tmp_path, "--concurrent", 1)
     assert printed.returncode == 0, printed.stderr
-    rows = store.read(tmp_path / "slow")
+    rows = reader.read(tmp_path / "slow")
     assert sorted(row["trial"] for row in rows) == list(range(9))
     assert {row["status"] for row in rows} == {"completed", "stopped"}
 
@@ -514,12 +521,14 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_images": images[300:].astype(np.uint8),
             "test_labels": generator.permutation(labels[:300]) if poison else labels[:300],
         }
-        data.DATASETS["cifar10"].keep("cifar10", parts)
+        published.DATASETS["cifar10"].keep("cifar10", parts)
         protocol = Protocol(trials=12, confirmation=Confirmation(seeds=1, originals=1, top=2))
         rows = _sweep(Sweep(RandomLabel, scenario, protocol), tmp_path / f"poison-{poison}" / "rows")
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
         searches.append([[row[key] for key in seen] for row in rows])
-        searches[-1].append([select.tuned(rows)["trial"], [row["trial"] for row in select.ParetoFront().choose(rows)]])
+        searches[-1].append(
+            [selection.tuned(rows)["trial"], [row["trial"] for row in selection.ParetoFront().choose(rows)]]
+        )
         tests.append([row["test_retain_acc"] for row in rows])
     assert searches[0] == searches[1]
     assert tests[0] != tests[1]
@@ -528,7 +537,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
 
 
 def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) -> None:
-    (result,) = store.load(swept[0] / "salun")
+    (result,) = reader.load(swept[0] / "salun")
     rows = result.rows
     columns = [column for column in rows[0] if column.startswith("test_")]
     order = np.random.default_rng(0).permutation(len(rows))
@@ -537,11 +546,11 @@ def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) 
     ]
     assert [row["test_retain_acc"] for row in rows] != [row["test_retain_acc"] for row in shuffled]
     sweep = Sweep(SalUn, SCENARIOS["digits"], Protocol(trials=12, confirmation=Confirmation(2, 2, 3)))
-    original = result.references[data.prepare(SCENARIOS["digits"]).hash]["original"]
-    for rule in (select.Best(5), select.ParetoFront(), select.Constrained(original, 0.2)):
+    original = result.references[splits.prepare(SCENARIOS["digits"]).hash]["original"]
+    for rule in (selection.Best(5), selection.ParetoFront(), selection.Constrained(original, 0.2)):
         assert [row["trial"] for row in rule.choose(rows)] == [row["trial"] for row in rule.choose(shuffled)]
     assert sweep.confirmations(rows) == sweep.confirmations(shuffled)
-    assert select.tuned(rows)["trial"] == select.tuned(shuffled)["trial"]
+    assert selection.tuned(rows)["trial"] == selection.tuned(shuffled)["trial"]
 
 
 def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
@@ -576,19 +585,19 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
     images = [row["images"] for row in rows]
     assert sum(images[:-1]) < 8000 <= sum(images)
     assert len(rows) < 20
-    before = (tmp_path / "spent" / store.ROWS).read_bytes()
+    before = (tmp_path / "spent" / files.ROWS).read_bytes()
     assert len(_sweep(sweep, tmp_path / "spent")) == len(rows)  # it is finished
-    assert (tmp_path / "spent" / store.ROWS).read_bytes() == before
+    assert (tmp_path / "spent" / files.ROWS).read_bytes() == before
     # Trials side by side, of which the driver saw but the last end: those that had begun are within the budget.
     cut = tmp_path / "cut" / "spent"
     shutil.copytree(tmp_path / "spent", cut)
-    (cut / store.ROWS).unlink()
+    (cut / files.ROWS).unlink()
     attempt = {"config": rows[0]["config"], "begun": 1, "failures": 0, "lost_nodes": 0}
-    (whole,) = store.load(tmp_path / "spent")
-    with store.Store(cut, whole.identity, resume=True) as stored:
+    (whole,) = reader.load(tmp_path / "spent")
+    with writer.Store(cut, whole.identity, resume=True) as stored:
         for row in rows[1:]:
             stored.append(row | {"images": 8000})
-        stored.put(store.RUNNING, {"0": attempt})
+        stored.put(files.RUNNING, {"0": attempt})
     resumed = _sweep(sweep, cut, resume=True)
     assert sorted(row["trial"] for row in resumed) == list(range(len(rows)))
 
@@ -602,7 +611,7 @@ def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, qui
     assert len(confirmed) in (8, 16)  # the published setting may be the best
     cut = tmp_path / "cut" / "whole"
     shutil.copytree(tmp_path / "whole", cut)
-    (cut / store.ROWS).write_text("".join((cut / store.ROWS).read_text().splitlines(keepends=True)[:5]))
+    (cut / files.ROWS).write_text("".join((cut / files.ROWS).read_text().splitlines(keepends=True)[:5]))
     with pytest.raises(InputError, match="--resume"):
         _sweep(sweep, cut)
     resumed = _sweep(sweep, cut, resume=True)
@@ -612,12 +621,12 @@ def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, qui
     )
     scores = {(row["model_seed"], row["seed"], tuple(row["forget"])) for row in confirmed.values()}
     assert scores == {(original, seed, forget) for original in (1, 2) for seed in (1, 2) for forget in ((8,), (3,))}
-    (result,) = store.load(tmp_path / "whole")
-    assert set(result.references) == {data.prepare(quick).hash} | {row["scenario_hash"] for row in confirmed.values()}
+    (result,) = reader.load(tmp_path / "whole")
+    assert set(result.references) == {splits.prepare(quick).hash} | {row["scenario_hash"] for row in confirmed.values()}
     assert result.environment["versions"]["ray"]
     assert result.features is not None
     assert {len(result.features[model]["x"]) for model in ("original", "retrained", "tuned")} == {260}
-    assert result.features["trial_id"] == select.Best().choose(rows)[0]["trial_id"]
+    assert result.features["trial_id"] == selection.Best().choose(rows)[0]["trial_id"]
 
 
 @pytest.mark.long
@@ -637,6 +646,6 @@ def test_two_sweeps_at_once_train_the_references_once(tmp_path) -> None:
     ]
     outputs = [driver.communicate(timeout=240) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], outputs
-    rows = store.read_all(tmp_path / "storage")
+    rows = reader.read_all(tmp_path / "storage")
     assert {row["method"] for row in rows} == {"salun", "random_label"}
     assert len({row["scenario_hash"] for row in rows}) == 1

@@ -28,15 +28,18 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
+from raymu.distributed.session import Resources, session
 from raymu.errors import InputError
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import store
+from raymu.results import reader, writer
 from raymu.scenario import content_hash
-from raymu.session import Resources, session
-from raymu.sweep import Sweep, run_sweep
-from raymu.trackers import Trackers, _mlflow, _Shown, _Study, _TensorBoard, _Tracker
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
+from raymu.tuning.trackers.base import Shown, Tracker
+from raymu.tuning.trackers.services import StudyTracker, TensorBoardTracker, mlflow_tracker
+from raymu.tuning.trackers.settings import Trackers
 
 SPACE = {"lr": FloatDistribution(1e-2, 1e-1, log=True), "epochs": IntDistribution(1, 10)}
 
@@ -156,10 +159,10 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     """Of three rows the study knows one, the second was written while it was away, the third is run now."""
     url = f"sqlite:///{tmp_path}/study.db"
     kept = sorted(followed.rows, key=lambda row: row["trial"])[:2]
-    identity = store.load(followed.trackers.tensorboard.parent / "rl")[0].identity
-    study = _Study(url, "rl", SPACE, kept[:1], content_hash(identity))
+    identity = reader.load(followed.trackers.tensorboard.parent / "rl")[0].identity
+    study = StudyTracker(url, "rl", SPACE, kept[:1], content_hash(identity))
     study.setup()
-    with store.Store(tmp_path / "rl", identity, resume=False, is_finished=lambda rows: False) as rows:
+    with writer.Store(tmp_path / "rl", identity, resume=False, is_finished=lambda rows: False) as rows:
         for row in kept:
             rows.append(row)
     resumed = follow(followed.sweep, tmp_path / "rl", Trackers(optuna=url), resume=True)
@@ -224,7 +227,7 @@ def test_a_study_that_does_not_fit_is_left_alone(tmp_path: Path, reason: str) ->
     before = study.trials
     done = [{"trial_id": "rl-0000"}, {"trial_id": "rl-0001"}]
     with pytest.raises(ValueError, match=f"study 'rl' .*{reason}.*; choose another --optuna or --name"):
-        _Study(url, "rl", SPACE, done, "this").setup()
+        StudyTracker(url, "rl", SPACE, done, "this").setup()
     assert optuna.load_study(storage=url, study_name="rl").trials == before
 
 
@@ -249,7 +252,7 @@ def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(tmp_path: P
     result = {"score": 0.5, "training_iteration": 1}
     ended = row("completed", 0.7, [[1, 0.5], [3, 0.7]]) | {"trial_id": "s-0002"}
     missed = row("error", None, []) | {"trial_id": "s-0003"}
-    first = _mlflow(uri, "s", tags, [], set())
+    first = mlflow_tracker(uri, "s", tags, [], set())
     first.setup()
     for name in ("s-0000", "s-0001", "s-0002"):
         first.log_trial_start(shown(name))
@@ -260,7 +263,7 @@ def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(tmp_path: P
     assert Counter(run.info.status for run in runs_of(uri, "s")) == {"KILLED": 2, "FINISHED": 1}
     known = {"s-0000", "s-0001", "s-0002", "s-0003"}
     done = [row("completed", 0.6, [[1, 0.5], [3, 0.6]]) | {"trial_id": "s-0000"}, ended, missed]
-    second = _mlflow(uri, "s", tags, done, known)
+    second = mlflow_tracker(uri, "s", tags, done, known)
     second.setup()
     second.log_trial_start(shown("s-0001"))
     assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 1, "FINISHED": 2, "FAILED": 1}
@@ -279,14 +282,14 @@ def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(tmp_path: P
 @pytest.mark.parametrize(("sweep", "known"), [("another", {"s-0000"}), ("this", set())])
 def test_runs_of_another_sweep_of_that_name_are_left_alone(tmp_path: Path, sweep: str, known: set[str]) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    first = _mlflow(uri, "s", {"sweep": sweep}, [], set())
+    first = mlflow_tracker(uri, "s", {"sweep": sweep}, [], set())
     first.setup()
     first.log_trial_start(shown("s-0000"))
     with pytest.raises(ValueError, match="experiment 's' holds runs of another sweep; choose another --mlflow"):
-        _mlflow(uri, "s", {"sweep": "this"}, [], known).setup()
+        mlflow_tracker(uri, "s", {"sweep": "this"}, [], known).setup()
     (tmp_path / "tb" / "s-0000").mkdir(parents=True)
     with pytest.raises(ValueError, match="holds trials of another sweep; choose another --tensorboard or --name"):
-        _TensorBoard(tmp_path / "tb", [], {"s-0001"}).setup()
+        TensorBoardTracker(tmp_path / "tb", [], {"s-0001"}).setup()
 
 
 @pytest.mark.long
@@ -317,9 +320,9 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
 
     rows = tmp_path / "storage" / "steady"
     for blow, more in ((signal.SIGKILL, ()), (signal.SIGINT, ("--resume",))):
-        before = len(store.read(rows))
+        before = len(reader.read(rows))
         with drive(*more) as driver:
-            while len(store.read(rows)) < before + 2:
+            while len(reader.read(rows)) < before + 2:
                 assert driver.poll() is None, driver.communicate()
                 time.sleep(0.05)
             driver.send_signal(blow)
@@ -334,7 +337,7 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
     runs = runs_of(f"sqlite:///{tmp_path}/mlflow.db", "steady")
     assert sorted(run.info.run_name for run in runs) == names
     assert {run.info.status for run in runs} == {"FINISHED"}
-    by_name = {one["trial_id"]: one for one in store.read(rows)}
+    by_name = {one["trial_id"]: one for one in reader.read(rows)}
     assert {run.info.run_name: run.data.metrics["score"] for run in runs} == {
         name: one["score"] for name, one in by_name.items()
     }
@@ -363,7 +366,7 @@ def test_a_tracker_that_fails_costs_one_line_and_no_row(
 
 
 def shown(trial_id: str, **last_result: Any) -> Any:
-    return _Shown(trial_id, trial_id, {"lr": 0.01, "epochs": 5}, last_result, Path("nowhere"))
+    return Shown(trial_id, trial_id, {"lr": 0.01, "epochs": 5}, last_result, Path("nowhere"))
 
 
 def row(status: str, score: float | None, curve: list[list[float]], **config: float) -> dict[str, Any]:
@@ -373,7 +376,7 @@ def row(status: str, score: float | None, curve: list[list[float]], **config: fl
 
 def test_every_status_has_its_state(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
-    study = _Study(url, "s", SPACE, [], "of s")
+    study = StudyTracker(url, "s", SPACE, [], "of s")
     study.setup()
     stopped = row("stopped", 0.3, [[1, 0.2], [3, 0.3]], test_retain_acc=0.5)
     study.log_trial_end(shown("stopped", row=stopped))
@@ -415,7 +418,7 @@ class Diary(LoggerCallback):
 def test_a_tracker_hears_numbers_only_and_nothing_after_the_end() -> None:
     """A trial may be started again by Tune after its process died, even after its last word."""
     diary = Diary()
-    tracker = _Tracker("diary", lambda: diary, lambda trial, name: trial, lambda trial: True, Console(quiet=True))
+    tracker = Tracker("diary", lambda: diary, lambda trial, name: trial, lambda trial: True, Console(quiet=True))
     tracker.setup()
     final = row("error", None, []) | {"traceback": "long", "val_mia_auc": 0.5, "flag": True}
     trial = shown("t", row=final)

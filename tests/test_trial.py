@@ -8,9 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from raymu import cache, data, references
+from raymu import cache, references
+from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.evaluation import keys
 from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
@@ -150,7 +151,7 @@ def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:
     def poisoned(*arguments):
         reference = load(*arguments)
         poisoned = [replace(split, labels=(split.labels + 1) % 10) for split in reference.data.test]
-        return replace(reference, data=replace(reference.data, test=data.HeldOut(*poisoned)))
+        return replace(reference, data=replace(reference.data, test=splits.HeldOut(*poisoned)))
 
     monkeypatch.setattr(references, "load", poisoned)
     row, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=1), seed=0)

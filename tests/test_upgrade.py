@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from raymu import cache
-from raymu.results import store
+from raymu.results import reader, writer
 
 STORED = Path(__file__).parent / "raymu-0.1"
 
 
 def digests(directory: Path) -> dict[str, str]:
-    files = (path for path in directory.rglob("*") if path.is_file() and path.name != store.LOCK)
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != writer.LOCK)
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -26,7 +26,7 @@ def old(tmp_path) -> Path:
 
 def test_a_storage_of_then_is_read_and_stays_as_it_is(raymu, old) -> None:
     before = digests(old)
-    rows = store.read_all(old)
+    rows = reader.read_all(old)
     assert [row["status"] for row in rows] == ["completed"] * 3
     for arguments in (
         ["results", "old"],
@@ -45,7 +45,7 @@ def test_a_storage_of_then_is_read_and_stays_as_it_is(raymu, old) -> None:
 
 def test_what_cannot_go_on_says_so_in_a_line(raymu, old, tmp_path) -> None:
     before = digests(old)
-    best = store.read_all(old)[0]
+    best = reader.read_all(old)[0]
     (tmp_path / "best.yaml").write_text(yaml.safe_dump(best))
     refused = {
         "raymu is 0.1.0 there, 0.2.0 here": ["sweep", "finetune", "--storage", "old", "--trials", "3", "--resume"],
@@ -73,9 +73,9 @@ def test_a_cache_of_then_is_left_alone(raymu, tmp_path, monkeypatch) -> None:
     before = digests(then)
     printed = raymu("sweep", "finetune", "--trials", "0", RAYMU_CACHE=str(tmp_path / "cache"))
     assert printed.returncode == 2
-    from raymu import data
+    from raymu.data import splits
     from raymu.scenario import SCENARIOS
 
-    assert data.prepare(SCENARIOS["digits"]).data.endswith("1,797 training images of 10 classes")
+    assert splits.prepare(SCENARIOS["digits"]).data.endswith("1,797 training images of 10 classes")
     assert cache.root() != then
     assert digests(then) == before

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from raymu import method as methods
+from raymu.distributed.session import Resources
 from raymu.engines.options import Options
 from raymu.errors import InputError
 from raymu.method import Method, Range, Step, fixed, tuned
@@ -24,8 +25,7 @@ from raymu.methods.svd import SVD
 from raymu.methods.unsir import UNSIR
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS, Recipe, Scenario
-from raymu.session import Resources
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 from raymu.values import SHARE
 
 ALL = [methods.get(name) for name in methods.names()]

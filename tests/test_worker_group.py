@@ -15,14 +15,15 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from test_parity import CASES, SCENARIO, setting, unlearned
 
-from raymu import attempts, references
+from raymu import references
+from raymu.distributed.nodes import Home, at_home
+from raymu.distributed.session import Slots, session
+from raymu.distributed.worker_groups import WorkerError, for_all, in_group, side_by_side
 from raymu.engines import Options
 from raymu.errors import NodeError
-from raymu.nodes import Home, at_home
 from raymu.scenario import Recipe
-from raymu.session import Slots, session
 from raymu.storage import locate
-from raymu.worker_group import WorkerError, for_all, in_group, side_by_side
+from raymu.tuning import retries
 from raymu.workers import Workers
 
 OPTIONS = Options(workers=2)
@@ -200,7 +201,7 @@ def has_room_after(refusals: int, directory: str) -> None:
 
 def test_a_call_that_the_machine_fails_is_made_again(home, tmp_path, monkeypatch) -> None:
     """As a trial is: references are trained by such calls, and a sweep is not over for an outage."""
-    monkeypatch.setattr(attempts, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     slots = Slots(Options(), {"CPU": 1.0}, 1)
     side_by_side(home, slots, [(has_room_after, 2, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 3

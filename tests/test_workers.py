@@ -17,8 +17,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raymu import data, evaluation, models
-from raymu.data import HeldOut
+from raymu import evaluation
+from raymu.data import splits
+from raymu.data.images import Pixels
+from raymu.data.splits import HeldOut
 from raymu.errors import Diverged, Undefined
 from raymu.evaluation import layers
 from raymu.evaluation import probe as probes
@@ -26,7 +28,7 @@ from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.membership import mia_auc
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
-from raymu.images import Pixels
+from raymu.models import architectures, cmf, inference
 from raymu.scenario import SCENARIOS
 from raymu.workers import ALONE, Workers
 
@@ -69,13 +71,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the weights of the models are that all processes evaluate."""
     base = tmp_path_factory.mktemp("workers")
     torch.set_num_threads(1)
-    loaded = data.load(DIGITS["class"], CPU)
+    loaded = splits.load(DIGITS["class"], CPU)
     original = trained(loaded.train, seed=0)
     weights = {"original": original, "retrained": trained(loaded.train.subset(~loaded.forget), seed=1)}
-    cmf = models.CMF(models.build(DIGITS["class"], 0), 10, 16.0)
-    cmf.backbone.load_state_dict(original.state_dict())
-    cmf.update(*cmf.class_sums(loaded))
-    weights["cmf"] = cmf
+    head = cmf.CMF(architectures.build(DIGITS["class"], 0), 10, 16.0)
+    head.backbone.load_state_dict(original.state_dict())
+    head.update(*head.class_sums(loaded))
+    weights["cmf"] = head
     weights["unlearned"] = original
     states = {
         name: {key: value.clone() for key, value in model.state_dict().items()} for name, model in weights.items()
@@ -85,8 +87,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def trained(split: data.Split, seed: int) -> nn.Module:
-    model = models.build(DIGITS["class"], seed).train()
+def trained(split: splits.Split, seed: int) -> nn.Module:
+    model = architectures.build(DIGITS["class"], seed).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     images, labels = split.read(), split.targets
     for epoch in range(3):
@@ -99,9 +101,9 @@ def trained(split: data.Split, seed: int) -> nn.Module:
 
 def load(directory: Path, name: str) -> Any:
     """One of the models."""
-    model: nn.Module = models.build(DIGITS["class"], 0)
+    model: nn.Module = architectures.build(DIGITS["class"], 0)
     if name == "cmf":
-        model = models.CMF(model, 10, 16.0)
+        model = cmf.CMF(model, 10, 16.0)
     model.load_state_dict(torch.load(directory / "weights.pt", weights_only=True)[name])
     return model
 
@@ -352,7 +354,7 @@ CASES = {"linear head": ("class", "unlearned"), "CMF head": ("class", "cmf"), "s
 def evaluations(workers: Workers, directory: Path) -> dict[str, Any]:
     found = {}
     for case, (scenario, name) in CASES.items():
-        loaded, model = data.load(DIGITS[scenario], CPU), load(directory, name)
+        loaded, model = splits.load(DIGITS[scenario], CPU), load(directory, name)
         baseline = evaluation.baseline({which: load(directory, which) for which in ("original", "retrained")}, loaded)
         row = evaluation.evaluate(model, loaded, baseline)
         found[case] = {"baseline": baseline, "evaluate": row, "look": evaluation.look(model, loaded)}
@@ -388,7 +390,7 @@ def test_rows_are_those_of_one_alone(case: str, group: list[dict[str, Any]], alo
 
 @check
 def profiles(workers: Workers, directory: Path) -> list[dict[str, Any]]:
-    return evaluation.profile(load(directory, "unlearned"), data.load(DIGITS["class"], CPU))
+    return evaluation.profile(load(directory, "unlearned"), splits.load(DIGITS["class"], CPU))
 
 
 def test_profiles_are_those_of_one_alone(group: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -399,7 +401,7 @@ def test_profiles_are_those_of_one_alone(group: list[dict[str, Any]], alone: dic
 
 @check
 def pictures(workers: Workers, directory: Path) -> dict[str, Any]:
-    return evaluation.picture({"original": load(directory, "original")}, data.load(DIGITS["class"], CPU))
+    return evaluation.picture({"original": load(directory, "original")}, splits.load(DIGITS["class"], CPU))
 
 
 def test_all_see_the_same_picture(group: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -412,7 +414,7 @@ def test_all_see_the_same_picture(group: list[dict[str, Any]], alone: dict[str, 
 
 @check
 def class_sums(workers: Workers, directory: Path) -> list[Tensor]:
-    sums, counts = load(directory, "cmf").class_sums(data.load(DIGITS["class"], CPU))
+    sums, counts = load(directory, "cmf").class_sums(splits.load(DIGITS["class"], CPU))
     workers.sum(sums, counts)
     return [sums, counts]
 
@@ -428,7 +430,7 @@ def test_class_sums_are_those_of_one_alone(group: list[dict[str, Any]], alone: d
 @check
 def one_image(workers: Workers, directory: Path) -> dict[str, Any]:
     """All forget parts have one image."""
-    loaded, model = data.load(DIGITS["class"], CPU), load(directory, "unlearned")
+    loaded, model = splits.load(DIGITS["class"], CPU), load(directory, "unlearned")
     one = torch.tensor([3])
     held_out = {
         name: HeldOut(split.retain, split.forget.subset(one))
@@ -436,13 +438,13 @@ def one_image(workers: Workers, directory: Path) -> dict[str, Any]:
     }
     loaded = dataclasses.replace(loaded, **held_out)
     baseline = evaluation.baseline({which: load(directory, which) for which in ("original", "retrained")}, loaded)
-    (said,) = models.extract(model, loaded, loaded.val.forget)
+    (said,) = inference.extract(model, loaded, loaded.val.forget)
     return {
         "row": evaluation.evaluate(model, loaded, baseline),
         "layer": evaluation.profile(model, loaded)[0],
         "shapes": [list(tensor.shape) for tensor in said],
         "logits": workers.gather(said.logits),
-        "read": [[len(images), len(labels)] for images, labels in models.batches(loaded, loaded.val.forget)],
+        "read": [[len(images), len(labels)] for images, labels in inference.batches(loaded, loaded.val.forget)],
         "blocks": [len(block) for block in layers._blocks(model, loaded, loaded.val.forget)],
     }
 
@@ -476,7 +478,7 @@ class Spoilt(Pixels):
 
 @check
 def divergences(workers: Workers, directory: Path) -> list[str]:
-    loaded, model = data.load(DIGITS["class"], CPU), load(directory, "unlearned")
+    loaded, model = splits.load(DIGITS["class"], CPU), load(directory, "unlearned")
     said = []
     for position in (loaded.train.index[-1], loaded.val.retain.index[0]):  # in the last's share, and in the first's
         images = Spoilt(loaded.train.images, position)

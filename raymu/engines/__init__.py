@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from raymu import models
-from raymu.data import Data
-from raymu.engines.local import Engine, checkpoint_gradients
+from raymu.data.splits import Data
 from raymu.engines.options import DEFAULTS, Options
+from raymu.engines.pytorch import Engine, checkpoint_gradients
 from raymu.errors import InputError
+from raymu.models import architectures
 from raymu.scenario import Scenario
 
 __all__ = ["DEFAULTS", "Engine", "Options", "check", "make"]
@@ -41,7 +41,7 @@ def check(scenario: Scenario, options: Options) -> None:
     if options.workers == 1 and not options.checkpointing:
         return
     with torch.device("meta"):
-        model = models.build(scenario, seed=0)
+        model = architectures.build(scenario, seed=0)
     if options.checkpointing:
         try:
             checkpoint_gradients(model, True)

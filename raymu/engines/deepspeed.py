@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from raymu import devices
-from raymu.engines.local import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
 from raymu.engines.options import Options
+from raymu.engines.pytorch import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
 from raymu.errors import InputError
 from raymu.method import Clipped, Step
-from raymu.models import CMF
+from raymu.models.cmf import CMF
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

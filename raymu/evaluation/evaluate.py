@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu.data import Data
+from raymu.data.splits import Data
 from raymu.errors import Diverged, Undefined
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.cka import linear_cka
@@ -21,7 +21,7 @@ from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
-from raymu.models import Collected, Outputs, extract, head_matrix, outputs
+from raymu.models.inference import Collected, Outputs, extract, head_matrix, outputs
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")

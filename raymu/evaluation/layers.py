@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymu.data import DATASETS, Data, Split
+from raymu.data.published import DATASETS
+from raymu.data.splits import Data, Split
 from raymu.errors import InputError
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.evaluate import SPLITS
 from raymu.evaluation.probe import LinearProbe
-from raymu.models import CMF, batches, build, eval_mode, features_and_logits
+from raymu.models.architectures import build
+from raymu.models.cmf import CMF
+from raymu.models.inference import batches, eval_mode, features_and_logits
 from raymu.scenario import Scenario
 
 PENULTIMATE = "penultimate"

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, tuned
 from raymu.values import SHARE
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Clipped, Method, Part, Range, Step, fixed, tuned
 
 

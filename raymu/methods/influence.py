@@ -10,7 +10,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Method, Part, Range, Step, fixed, tuned
 
 TOLERANCE = 1e-3  # of the linear system's residual, relative to its right side

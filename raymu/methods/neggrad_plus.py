@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Clipped, Method, Range, Step, fixed, tuned
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Clipped, Method, Range, Step, fixed, tuned
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Head, Method, Part, Range, Step, tuned
 from raymu.scenario import Scenario
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Range, Step, fixed, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.values import SHARE

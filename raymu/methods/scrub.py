@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, fixed, tuned
 from raymu.values import NOT_NEGATIVE
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from raymu.engines.local import Engine, Rows
+from raymu.engines.pytorch import Engine, Rows
 from raymu.method import Method, Range, Step, tuned
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from raymu.engines.local import Engine, Rows
+from raymu.engines.pytorch import Engine, Rows
 from raymu.method import Method, Part, Range, Step, fixed, tuned
 
 Layer = nn.Conv2d | nn.Linear

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.local import Engine
+from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, fixed, tuned
 from raymu.values import NOT_NEGATIVE
 

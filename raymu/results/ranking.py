@@ -14,8 +14,10 @@ from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes most of a s
 
 from raymu.errors import InputError
 from raymu.objective import OBJECTIVES
-from raymu.results import select
-from raymu.results.store import SWEEP, SweepResults, differences, is_copy
+from raymu.results import selection
+from raymu.results.files import SWEEP
+from raymu.results.reader import SweepResults, is_copy
+from raymu.results.writer import differences
 from raymu.scenario import content_hash
 
 Row = dict[str, Any]
@@ -106,11 +108,11 @@ def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
 def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
     """What a sweep ended with, still without a rank, and the runs that say how good that is."""
     try:
-        tuned = select.tuned(sweep.rows)
-    except select.NothingCompleted:
+        tuned = selection.tuned(sweep.rows)
+    except selection.NothingCompleted:
         return None
-    objective, confirmed = sweep.identity["protocol"]["objective"], select.confirmed(sweep.rows)
-    published = select.published(sweep.rows)
+    objective, confirmed = sweep.identity["protocol"]["objective"], selection.confirmed(sweep.rows)
+    published = selection.published(sweep.rows)
     runs = confirmed.get(tuned["trial_id"], [])
     figures = {
         **_references(sweep, runs or [tuned], objective),

@@ -14,10 +14,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from raymu.errors import InputError
-from raymu.results import figures, tables
+from raymu.results import figures, search_figures, style, tables
 from raymu.results.figures import number, search_rows
+from raymu.results.files import Row
 from raymu.results.ranking import Estimate, Ranked
-from raymu.results.store import Row, SweepResults
+from raymu.results.reader import SweepResults
 
 METRICS = {f"test_{metric}": heading for heading, metric in tables.COLUMNS.items()}
 CONFIG_FIELDS = [
@@ -80,7 +81,7 @@ def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) 
             config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
         )
         plots.setdefault(drawing.section, []).append((drawing.sweep, Markup(plot)))
-    styles = figures.styles(sweeps)
+    styles = style.styles(sweeps)
     page = template.render(
         sweeps=sweeps,
         ranked=ranked,
@@ -149,16 +150,16 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
         yield Drawing("comparison", None, figures.comparison(sweeps, ranked))
         yield Drawing("tradeoff", None, figures.tradeoff(sweeps, ranked, searched))
         yield Drawing("illusion", None, figures.illusion(sweeps, ranked, searched))
-    found = [sweep for sweep in sweeps if figures.draws(sweep.rows)]
+    found = [sweep for sweep in sweeps if search_figures.draws(sweep.rows)]
     if found:
-        yield Drawing("effort", None, figures.effort(found))
+        yield Drawing("effort", None, search_figures.effort(found))
     of = {entry.sweep.name: entry for entry in ranked}
     for sweep in found:
         entry = of.get(sweep.name)
-        figure = figures.hyperparameters(sweep, entry and entry.tuned, entry and entry.published)
+        figure = search_figures.hyperparameters(sweep, entry and entry.tuned, entry and entry.published)
         yield Drawing("hyperparameters", sweep.name, figure)
     if found:
-        yield Drawing("cost", None, figures.cost(sweeps))
+        yield Drawing("cost", None, search_figures.cost(sweeps))
     for sweep in sweeps:
         if sweep.features:
             entry = of.get(sweep.name)

@@ -22,9 +22,10 @@ from typing import Any
 import timm
 import torch
 
-from raymu import models
-from raymu.data import DATASETS, Dataset, Format
+from raymu.data.dataset import Dataset, Format
+from raymu.data.published import DATASETS
 from raymu.errors import InputError
+from raymu.models import architectures, compatibility, inference
 from raymu.scenario import Recipe, Scenario
 
 LARGEST = 30_000_000
@@ -67,15 +68,15 @@ def count_weights(name: str) -> int:
 @torch.no_grad()
 def difference(scenario: Scenario) -> float:
     """How far raymu's features times raymu's matrix are from what timm's own model answers, of its largest logit."""
-    model = timm.create_model(scenario.architecture, **models.timm_arguments(scenario)).eval()
+    model = timm.create_model(scenario.architecture, **architectures.timm_arguments(scenario)).eval()
     for weight in model.parameters():
         weight += NOISE * torch.randn_like(weight)
     images = torch.randn(2, *DATASETS["native"].format(scenario).shape)
     expected = model(images)
-    features, logits = models.features_and_logits(model, images)
-    heads = models.heads(model)
+    features, logits = inference.features_and_logits(model, images)
+    heads = inference.heads(model)
     bias = sum(head.bias for head in heads if head.bias is not None) / len(heads)
-    made = features @ models.head_matrix(model).T + bias
+    made = features @ inference.head_matrix(model).T + bias
     worst = torch.stack([(made - expected).abs().max(), (logits - expected).abs().max()]).max()
     return (worst / expected.abs().max()).item()
 
@@ -90,7 +91,7 @@ def attempt(name: str) -> dict[str, Any]:
     started, scenario = time.perf_counter(), scenario_of(name)
     line["shape"] = list(DATASETS["native"].format(scenario).shape)
     try:
-        models.check(scenario)
+        compatibility.check(scenario)
         line["difference"] = difference(scenario)
     except InputError as error:
         line["refused"] = str(error)

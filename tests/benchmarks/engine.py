@@ -46,12 +46,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
-from raymu import devices, engines, memory, models
-from raymu.data import Data, HeldOut, Split
+from raymu import devices, engines, memory
+from raymu.data.images import Pixels
+from raymu.data.splits import Data, HeldOut, Split
 from raymu.devices import cpu_threads
 from raymu.engines import Engine, Options
-from raymu.images import Pixels
 from raymu.methods.finetune import Finetune
+from raymu.models import architectures
 from raymu.references import default_device
 from raymu.scenario import Recipe, Scenario
 
@@ -131,7 +132,7 @@ def run(case: Case, row: str | int) -> Figures:
     device, marks, initialise = default_device(), dict[int, tuple[float, float]](), list[float]()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    data, model = images_of(case), models.build(case.scenario, SEED).to(device)
+    data, model = images_of(case), architectures.build(case.scenario, SEED).to(device)
     before = parameters_to_vector(model.parameters()).detach().cpu()
 
     def mark(epoch: int) -> None:

@@ -26,12 +26,15 @@ from probe import cheap, strong
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu import data, design, devices, engines, memory, method, models, references
-from raymu.data import Data, Split
+from raymu import devices, engines, memory, method, references
+from raymu.data import arrays, folders, published, splits
+from raymu.data.splits import Data, Split
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
+from raymu.models import architectures
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
+from raymu.tuning import designs
 
 DEVICE = references.default_device()
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -212,7 +215,7 @@ def bare_steps(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, option: s
     """Those of a plain loop, until the stopwatch has enough."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = option == "tf32"
     layout = torch.channels_last if option == "channels_last" else torch.contiguous_format
-    model: Any = models.build(scenario, 0).to(DEVICE).train().to(memory_format=layout)
+    model: Any = architectures.build(scenario, 0).to(DEVICE).train().to(memory_format=layout)
     forward = torch.compile(model) if option == "compiled" else model
     fused = option == "fused"
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True, weight_decay=5e-4, fused=fused)
@@ -234,7 +237,7 @@ def engine_steps(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, name: s
     cls = method.get(name)
     settings = {knob: 10 for knob in cls.ranges() if knob.endswith("epochs")} | {"lr": 1e-5}
     known = cls.hyperparameters()
-    engine = engines.make(models.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
+    engine = engines.make(architectures.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
     step = engine._step
 
     def stepped(losses: Any) -> None:
@@ -321,7 +324,7 @@ def decoders(report: Any, options: argparse.Namespace) -> None:
                 write_class(photos, label)
             photos /= "folders"
         classes = len(list((photos / "train").iterdir()))
-        data.DATASETS["photos"] = data.EncodedDataset(num_classes=classes)
+        published.DATASETS["photos"] = folders.EncodedDataset(num_classes=classes)
         scenario = Scenario(
             name="photos",
             dataset="photos",
@@ -330,9 +333,9 @@ def decoders(report: Any, options: argparse.Namespace) -> None:
             forget=(0,),
             val_share=0.2,
         )
-        data.prepare(scenario, photos)
+        splits.prepare(scenario, photos)
         for processes in (1, 2) if options.tiny else (1, 2, 4, 8, 16, 24):
-            split = data.load(scenario, DEVICE, processes).train
+            split = splits.load(scenario, DEVICE, processes).train
             wanted = 32 if options.tiny else 1500 * min(processes, 4)
             rows = split.index.cpu().repeat(-(-wanted // len(split)))[:wanted]
             seeds = torch.arange(len(rows)) * 2**40
@@ -403,7 +406,7 @@ def _train_along(barrier: Any, rates: Any, tiny: bool) -> None:
             barrier.wait(60)
         times.append(devices.now(DEVICE))
 
-    engine = engines.make(models.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
+    engine = engines.make(architectures.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
     engine.run(method.get("random_label").from_config({"epochs": 3, "lr": 1e-5}), mark)
     rates.put(2 * len(loaded.train) / (times[2] - times[0]))
 
@@ -423,7 +426,7 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
         read = functools.partial(read_sheets, arrays)
     else:
         read = _random_images
-    data.DATASETS["cifar10"] = dataclasses.replace(data.DATASETS["cifar10"], read=read, files=False)  # type: ignore[type-var]
+    published.DATASETS["cifar10"] = dataclasses.replace(published.DATASETS["cifar10"], read=read, files=False)  # type: ignore[type-var]
     epochs = 1 if options.tiny else 15
     precision: Any = "fp32" if options.tiny else "bf16"
     recipe = dataclasses.replace(known.recipe, epochs=epochs, patience=None, precision=precision)
@@ -442,7 +445,7 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
         chosen: Any = method.get(name)
         config = chosen.published_config(scenario, head)
         if round_:  # the first is the published one
-            drawn = design.design(chosen.ranges(head), "random", 4, 0) or []
+            drawn = designs.design(chosen.ranges(head), "random", 4, 0) or []
             config = config | drawn[round_ - 1]
         row, _ = run_trial(scenario, chosen.from_config(config, head=head), seed=0, options=carried_out_by)
         report.add(
@@ -457,11 +460,11 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
         )
 
 
-def read_sheets(arrays: Path, directory: Path) -> data.Arrays:
+def read_sheets(arrays: Path, directory: Path) -> arrays.Arrays:
     """CIFAR-10 as bundle.sh packs it: sheets of 50 x 50 images, and labels."""
     from PIL import Image
 
-    found = data.Arrays()
+    found = arrays.Arrays()
     for part in ("train", "test"):
         sheets = [np.asarray(Image.open(sheet)) for sheet in sorted(arrays.glob(f"{part}-*.webp"))]
         images = [sheet.reshape(-1, 32, 50, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3) for sheet in sheets]
@@ -470,8 +473,8 @@ def read_sheets(arrays: Path, directory: Path) -> data.Arrays:
     return found
 
 
-def _random_images(directory: Path) -> data.Arrays:
-    random, found = np.random.default_rng(0), data.Arrays()
+def _random_images(directory: Path) -> arrays.Arrays:
+    random, found = np.random.default_rng(0), arrays.Arrays()
     for part, count in (("train", 400), ("test", 100)):
         found[f"{part}_images"] = random.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
         found[f"{part}_labels"] = np.arange(count, dtype=np.int64) % 10
@@ -485,9 +488,10 @@ def ray(report: Any, options: argparse.Namespace) -> None:
     """Sweeps of the digits whose trials share the GPU."""
     from rich.console import Console
 
+    from raymu.distributed.session import Resources
     from raymu.protocol import Protocol
-    from raymu.session import Resources
-    from raymu.sweep import Sweep, run_sweep
+    from raymu.tuning.driver import run_sweep
+    from raymu.tuning.sweep import Sweep
 
     for share in (0.25,) if options.tiny else ("auto", 0.25, 1.0):
         sweep = Sweep(method.get("random_label"), SCENARIOS["digits"], Protocol(trials=4 if options.tiny else 8))

@@ -27,7 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raymu import data, devices, models, references
+from raymu import devices, references
+from raymu.data import splits
+from raymu.models import architectures
 from raymu.scenario import Recipe, Scenario
 
 CLASSES, PER_CLASS, PER_SHARD = 1000, {"train": 20, "val": 2}, 1000
@@ -94,13 +96,13 @@ def make(directory: Path) -> None:
 # What is measured
 
 
-def load(directory: Path, form: str, scenario: Scenario, processes: int) -> data.Data:
-    data.prepare(scenario, directory / form)
-    return data.load(scenario, DEVICE, processes)
+def load(directory: Path, form: str, scenario: Scenario, processes: int) -> splits.Data:
+    splits.prepare(scenario, directory / form)
+    return splits.load(scenario, DEVICE, processes)
 
 
 def batches(
-    loaded: data.Data, rows: Tensor, seed: int, size: int = BATCH, count: int | None = None
+    loaded: splits.Data, rows: Tensor, seed: int, size: int = BATCH, count: int | None = None
 ) -> Iterator[Tensor]:
     """Shuffled, augmented images of the training split, as a method reads them; the first so many."""
     random, split = torch.Generator().manual_seed(seed), loaded.train
@@ -114,7 +116,7 @@ def image_folder(directory: Path, scenario: Scenario) -> torch.utils.data.Datase
     from timm.data import create_transform
     from torchvision.datasets import ImageFolder
 
-    from raymu.encoded import transform_of
+    from raymu.data.encoded import transform_of
 
     options = {"is_training": True, "color_jitter": None, "auto_augment": None}
     return ImageFolder(directory / "folders" / "train", create_transform(**transform_of(scenario), **options))
@@ -218,7 +220,7 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
     assert set(one.images.keys[one.index.cpu().numpy()]) == set(other.images.keys[other.index.cpu().numpy()])
 
     started = time.perf_counter()
-    loaded = data.load(scenario, DEVICE, processes)
+    loaded = splits.load(scenario, DEVICE, processes)
     first = next(batches(loaded, loaded.forget.nonzero().squeeze(1), 0))
     print(f"from nothing to the first {len(first)} of the {int(loaded.forget.sum())} images of 10 classes:", end=" ")
     print(f"{time.perf_counter() - started:.2f} s, of which the processes' start is most", end="; ")
@@ -260,7 +262,7 @@ def measure(options: argparse.Namespace, scenario: Scenario) -> None:
         found, reached = waiting(images, share * rate)
         print(f"  one that takes {share * rate:4.0f} images/s (it sleeps): {found:6.1%}, {reached:.0f} images/s")
     torch.set_num_threads(processes)
-    model = models.build(scenario, 0).to(DEVICE)
+    model = architectures.build(scenario, 0).to(DEVICE)
     size, count = (BATCH, 2 * options.images) if DEVICE.type == "cuda" else (16, 96)
     found, reached = waiting(batches(ours["shards"], every, 0, size=size, count=count), model)
     print(f"  a ViT-S that is trained here ({DEVICE.type}): {found:6.1%}, {reached:.1f} images/s")

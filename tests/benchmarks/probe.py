@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymu import data, devices, method, models, references
+from raymu import devices, method, references
+from raymu.data import splits
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
+from raymu.models import inference
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.trial import run_trial
 
@@ -53,11 +55,11 @@ def cifar10(directory: Path, threads: int) -> Features:
         recipe=Recipe(lr=0.05, epochs=6, augment=True),
         val_share=0.02,
     )
-    data.prepare(scenario, directory)
+    splits.prepare(scenario, directory)
     model = references.load_model(scenario, "original", Options(threads))
-    loaded = data.load(scenario, DEVICE)
-    train, *test = models.extract(model, loaded, loaded.train, *loaded.test)
-    held_out = models.Outputs(*(torch.cat(parts) for parts in zip(*test, strict=True)))
+    loaded = splits.load(scenario, DEVICE)
+    train, *test = inference.extract(model, loaded, loaded.train, *loaded.test)
+    held_out = inference.Outputs(*(torch.cat(parts) for parts in zip(*test, strict=True)))
     return Features(train.features, train.labels, held_out.features, held_out.labels)
 
 
@@ -141,7 +143,7 @@ def compare(name: str, features: Features) -> None:
 def evaluation(threads: int) -> None:
     """Print what share of a trial's unlearning its evaluation takes: published setting, medians of nine trials."""
     scenario = SCENARIOS["digits"]
-    data.prepare(scenario)
+    splits.prepare(scenario)
     for name in ("random_label", "salun", "scrub", "neggrad_plus", "finetune"):
         chosen = method.get(name)
         published = chosen.from_config(chosen.published_config(scenario))

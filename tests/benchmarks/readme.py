@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from raymu import devices
-from raymu.results import ranking, select, store, tables
+from raymu.results import ranking, reader, selection, tables
 
 REPOSITORY = Path(__file__).parent.parent.parent
 README = REPOSITORY / "README.md"
@@ -62,7 +62,7 @@ def rewritten(text: str) -> str:
 
 def show_extremes(sweep: str) -> None:
     """Print the settings that ran to the end whose output, and whose features, tell least of what is forgotten."""
-    rows = select.candidates(store.read(sweep))
+    rows = selection.candidates(reader.read(sweep))
     least = {
         "silent": min(rows, key=lambda row: (row["test_forget_acc"], row["trial"])),
         "blind": min(rows, key=lambda row: (row["test_probe_forget_acc"], row["trial"])),

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raymu import data, method
+from raymu import method
+from raymu.data import splits
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import ranking, store
+from raymu.results import files, ranking, reader, writer
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
 from raymu.trial import run_trial
+from raymu.tuning.sweep import Sweep
 
 SWEEPS = 10
 ORIGINALS, RUNS = 5, 4  # of every sweep's confirmation
@@ -28,7 +29,7 @@ ORIGINALS, RUNS = 5, 4  # of every sweep's confirmation
 
 def write(storage: Path, rows: int) -> int:
     """Fill the storage with sweeps that have so many rows together; return their bytes."""
-    scenario, chosen = data.prepare(SCENARIOS["digits"]), method.get("salun")
+    scenario, chosen = splits.prepare(SCENARIOS["digits"]), method.get("salun")
     real, _ = run_trial(scenario, chosen.from_config(chosen.published_config(scenario)), seed=0)
     protocol = Protocol(trials=rows // SWEEPS, confirmation=Confirmation(seeds=RUNS, originals=ORIGINALS))
     identity = Sweep(chosen, scenario, protocol).identity()
@@ -39,7 +40,7 @@ def write(storage: Path, rows: int) -> int:
     written = 0
     for sweep in range(SWEEPS):
         directory = storage / f"method{sweep}"
-        with store.Store(directory, identity, resume=False) as stored:
+        with writer.Store(directory, identity, resume=False) as stored:
             stored.end(rows // SWEEPS)
             lines = []
             for trial in range(rows // SWEEPS):
@@ -51,8 +52,8 @@ def write(storage: Path, rows: int) -> int:
                     original, seed = divmod(trial, RUNS)
                     row |= {"source": "confirmation", "model_seed": original, "seed": seed}
                     row["confirms"] = f"{directory.name}-0000"
-                lines.append(store._line(row, stored._seal))
-            written += (directory / store.ROWS).write_bytes(b"".join(lines))
+                lines.append(files.json_line(row, stored._seal))
+            written += (directory / files.ROWS).write_bytes(b"".join(lines))
     print(f"{rows} rows of {len(real)} columns, {written / rows:.0f} bytes each, in {SWEEPS} sweeps")
     return written
 
@@ -76,9 +77,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         storage = Path(directory)
         write(storage, options.rows)
-        measure("load", lambda: store.load(storage))
-        measure("table", lambda: store.table(storage))
-        sweeps = store.load(storage)
+        measure("load", lambda: reader.load(storage))
+        measure("table", lambda: reader.table(storage))
+        sweeps = reader.load(storage)
         measure("rank", lambda: ranking.rank(sweeps))
 
 

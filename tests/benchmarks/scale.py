@@ -34,14 +34,17 @@ from unittest.mock import MagicMock
 
 from rich.console import Console
 
-from raymu import data, references
-from raymu.engines.local import Engine
+from raymu import references
+from raymu.data import splits
+from raymu.distributed.session import Resources
+from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, tuned
 from raymu.protocol import Protocol
-from raymu.results import store
+from raymu.results import files
 from raymu.scenario import SCENARIOS
-from raymu.session import Resources
-from raymu.sweep import Sweep, run_sweep
+from raymu.tuning import process
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 EMPTY = ("torch", "torch.distributed", "torch.nn.attention", "torch.nn.functional", "safetensors.torch", "timm")
 EMPTY += ("scipy", "scipy.sparse.linalg", "scipy.special")
@@ -73,7 +76,7 @@ def prepare(seconds: float, started: Path, slots: int) -> None:
     torch = sys.modules["torch"]
     torch.Tensor, torch.nn.Module = type("Tensor", (), {}), type("Module", (), {})  # Tune looks for them
     torch.distributed.is_initialized.return_value = torch.cuda.is_available.return_value = False
-    from raymu import sweep
+    pass
     from raymu.evaluation import keys
     from raymu.trial import blank_row
 
@@ -100,7 +103,7 @@ def prepare(seconds: float, started: Path, slots: int) -> None:
                 report({**row, "status": "stopped"})
         return row, None
 
-    sweep.run_trial = run_trial
+    process.run_trial = run_trial
 
 
 class Now(NamedTuple):
@@ -169,7 +172,7 @@ def main() -> None:
     arguments.add_argument("--profile", action="store_true")
     options = arguments.parse_args()
     scenario = SCENARIOS["digits"]
-    data.prepare(scenario)
+    splits.prepare(scenario)
     references.compare(scenario)
     protocol = Protocol(
         trials=options.trials // options.searches,
@@ -192,7 +195,7 @@ def main() -> None:
         sweep = Sweep(Sleep, scenario, protocol)
         how = f"{options.searcher}, {options.scheduler}, {options.searches} searches"
         print(f"{how}, {options.slots} slots, {options.seconds:g} s a trial", flush=True)
-        with Lines(place / store.ROWS, options.every, options.slots):
+        with Lines(place / files.ROWS, options.every, options.slots):
             if options.profile:
                 profile.enable()
             run_sweep(sweep, place, Resources(), Console(quiet=True))

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from raymu import data, engines, models
+from raymu import engines
+from raymu.data import splits
+from raymu.distributed.nodes import Home, at_home
+from raymu.distributed.session import session
+from raymu.distributed.worker_groups import in_group
 from raymu.engines import Options
 from raymu.methods.finetune import Finetune
-from raymu.nodes import Home, at_home
+from raymu.models import architectures
 from raymu.scenario import SCENARIOS
-from raymu.session import session
 from raymu.storage import locate
-from raymu.worker_group import in_group
 from raymu.workers import Workers
 
 SCENARIO = SCENARIOS["digits-vit"]
@@ -33,8 +35,8 @@ class Ready(BaseException):
 def start(options: Options) -> None:
     """Everything that a trial does before its first step."""
     torch.set_num_threads(options.threads)
-    images = dataclasses.replace(data.load(SCENARIO, torch.device("cpu")), workers=Workers())
-    engine = engines.make(models.build(SCENARIO, seed=0), images, SCENARIO, seed=0, options=options)
+    images = dataclasses.replace(splits.load(SCENARIO, torch.device("cpu")), workers=Workers())
+    engine = engines.make(architectures.build(SCENARIO, seed=0), images, SCENARIO, seed=0, options=options)
 
     def stop(step: object) -> None:
         raise Ready

@@ -19,15 +19,17 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from raymu import data, references
-from raymu.engines.local import Engine
+from raymu import references
+from raymu.data import splits
+from raymu.distributed.session import Resources, session
+from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged
 from raymu.method import Method, Range, Step, tuned
 from raymu.methods.salun import SalUn
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Scenario
-from raymu.session import Resources, session
-from raymu.sweep import Sweep, run_sweep
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
 
 QUIET = Console(quiet=True)
 
@@ -76,7 +78,7 @@ def main() -> None:
     digits = SCENARIOS["digits"]
     larger = dataclasses.replace(digits, name="digits-resnet10t", architecture="resnet10t")
     for scenario in (digits, larger):
-        data.prepare(scenario)
+        splits.prepare(scenario)
         for which in references.REFERENCES:
             references.train(scenario, which)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raymu.engines.local import State
+from raymu.engines.pytorch import State
 from raymu.storage import Location, read_bytes, write_bytes
 from raymu.workers import Workers
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from raymu.data import DATASETS
-from raymu.models import timm_arguments
+from raymu.data.published import DATASETS
+from raymu.models.architectures import timm_arguments
 from raymu.results.tables import COLUMNS, percent
 from raymu.scenario import Scenario
 

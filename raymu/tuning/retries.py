@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raymu.results import store
+from raymu.results import files, reader, writer
 from raymu.storage import Location
 
 RETRIES = 2  # of a trial whose process dies, or which its machine fails
@@ -70,10 +70,10 @@ class _Attempts:
     lost_nodes: int = 0
 
 
-def in_flight(directory: Location, done: Iterable[store.Row]) -> dict[int, dict[str, Any]]:
+def in_flight(directory: Location, done: Iterable[files.Row]) -> dict[int, dict[str, Any]]:
     """The trials of a sweep that have begun and are not among the rows, by number, as a ledger stored them."""
     over = {row["trial"] for row in done}
-    return {int(number): entry for number, entry in store.running(directory).items() if int(number) not in over}
+    return {int(number): entry for number, entry in reader.running(directory).items() if int(number) not in over}
 
 
 class Ledger:
@@ -84,7 +84,7 @@ class Ledger:
         rows: of the sweep.
     """
 
-    def __init__(self, rows: store.Store) -> None:
+    def __init__(self, rows: writer.Store) -> None:
         self._rows = rows
         self._trials = {number: _Attempts(**entry) for number, entry in in_flight(rows.directory, rows.read()).items()}
 
@@ -130,4 +130,4 @@ class Ledger:
 
     def _store(self) -> None:
         content = {str(number): dataclasses.asdict(trial) for number, trial in self._trials.items()}
-        self._rows.put(store.RUNNING, content)
+        self._rows.put(files.RUNNING, content)

@@ -7,7 +7,7 @@ from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.evaluation import profile
 from raymu.method import Method
-from raymu.results.card import WEIGHTS, model_card
+from raymu.model_card import WEIGHTS, model_card
 from raymu.scenario import Scenario
 from raymu.trial import run_trial
 from raymu.workers import Workers

@@ -19,10 +19,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raymu import cache, data, devices, source, weights
+import raymu
+from raymu import cache, devices, modules, source
+from raymu.data import splits
+from raymu.distributed.cache_server import Shelf
 from raymu.errors import InputError, NodeError
+from raymu.models import pretrained
 from raymu.scenario import Scenario
-from raymu.shelf import Shelf
 from raymu.storage import Location, patiently, read_bytes, write_bytes
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
@@ -183,8 +186,8 @@ def prepare(home: Home, scenario: Scenario) -> None:
     """
     settle(home)
     try:
-        data.prepared(scenario)
-        weights.prepare(scenario)
+        splits.prepared(scenario)
+        pretrained.prepare(scenario)
     except InputError as error:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error
 
@@ -240,7 +243,7 @@ def _sees(shared: Location, mark: str) -> bool:
 def versions() -> dict[str, str]:
     """Those of Python, of what computes, and of raymu itself, which is told by its source: it may have been edited."""
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(raymu.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
     found = {"Python": ".".join(platform.python_version_tuple()[:2]), "raymu": code.hexdigest()[:12]}
     for package in PACKAGES:
@@ -253,7 +256,7 @@ def _modules() -> dict[str, str]:
     """Digests of the user's modules that this process has imported. The script that runs travels as it is."""
     found = {}
     for name in sys.modules.keys() - {"__main__"}:
-        if (path := source.file_of(name)) is not None:
+        if (path := modules.file_of(name)) is not None:
             with contextlib.suppress(OSError):  # it may be gone
                 found[name] = cache.hash_of(path)
     return found

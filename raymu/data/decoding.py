@@ -30,8 +30,8 @@ import torch
 from numpy.typing import NDArray
 
 from raymu import cache
+from raymu.data.rgb import read_rgb
 from raymu.errors import InputError
-from raymu.rgb import read_rgb
 
 OPEN_FILES = 64
 SOCKET_BUFFER = 2**20
@@ -60,7 +60,7 @@ class Unread(Exception):
 
     Attributes:
         kind: OSError or MemoryError where the machine failed, which may pass; InputError where the image cannot be
-            decoded or is refused (see `raymu.rgb`), which stays.
+            decoded or is refused (see `raymu.data.rgb`), which stays.
     """
 
     def __init__(self, position: int, kind: type[Exception], reason: str) -> None:
@@ -179,7 +179,7 @@ class Decoders:
         pairs = [socket.socketpair() for _ in range(count)]
         theirs = [their.fileno() for _, their in pairs]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "raymu.decoding", *map(str, theirs)],
+            [sys.executable, "-m", "raymu.data.decoding", *map(str, theirs)],
             pass_fds=theirs,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from raymu import cache, models
+from raymu import cache
 from raymu.errors import InputError
+from raymu.models import architectures
 from raymu.scenario import Scenario
 
 FILE = "model.safetensors"
@@ -40,7 +41,7 @@ def prepare(scenario: Scenario, file: Path | None = None) -> None:
 
     def build(unfinished: Path) -> None:
         source = file or _download(scenario.pretrained)
-        _load(scenario, models.build(scenario, 0), source)
+        _load(scenario, architectures.build(scenario, 0), source)
         shutil.copyfile(source, unfinished / FILE)
 
     copy = cache.once(_entry(scenario), build) / FILE
@@ -70,7 +71,7 @@ def start(scenario: Scenario, seed: int) -> nn.Module:
     Raises:
         InputError: see `prepare`.
     """
-    model = models.build(scenario, seed)
+    model = architectures.build(scenario, seed)
     if scenario.pretrained:
         prepare(scenario)
         _load(scenario, model, _entry(scenario) / FILE)
@@ -118,7 +119,7 @@ def _load(scenario: Scenario, model: nn.Module, path: Path) -> None:
         tensors = cache.load_tensors(path, torch.device("cpu"))
         pretrained = {name: tensor for name, tensor in tensors.items() if not is_new(name)}
         head = {name: tensor for name, tensor in model.state_dict().items() if is_new(name)}
-        arguments = models.timm_arguments(scenario)
+        arguments = architectures.timm_arguments(scenario)
         # Of as many classes as the model, so that timm is strict.
         given: dict[str, Any] = {"state_dict": pretrained | head, "num_classes": arguments["num_classes"]}
         fitted = timm.create_model(scenario.pretrained, pretrained=True, pretrained_cfg_overlay=given, **arguments)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raymu.decoding import Request, Unread, decoders
-from raymu.images import Images
-from raymu.index import Index
+from raymu.data.decoding import Request, Unread, decoders
+from raymu.data.images import Images
+from raymu.data.index import Index
 from raymu.scenario import Scenario
 
 PER_REQUEST = 8  # images
@@ -42,15 +42,15 @@ class _Batch(NamedTuple):
 
 
 class Encoded(Images):
-    """Images of a folder or of shards (see `raymu.index`), through timm's transform for the architecture.
+    """Images of a folder or of shards (see `raymu.data.index`), through timm's transform for the architecture.
 
     Evaluated images are resized and cropped from the centre. Augmentation is a random resized crop (8 to 100 % of the
     area, ratio 3:4 to 4:3) and a horizontal flip, without colour jitter and RandAugment, as is usual when a trained
     model is changed a little.
 
-    Other processes decode (see `raymu.decoding`) while the batches before are computed on; they send uint8, and what
-    they send does not hang on their number. Shards on object storage are copied into this machine's cache when they are
-    first read.
+    Other processes decode (see `raymu.data.decoding`) while the batches before are computed on; they send uint8, and
+    what they send does not depend on their number. Shards on object storage are copied into this machine's cache when
+    they are first read.
 
     Args:
         index: where the images are.
@@ -82,7 +82,7 @@ class Encoded(Images):
         """See Images.
 
         Raises:
-            InputError: an image cannot be decoded, or is refused (see `raymu.rgb`).
+            InputError: an image cannot be decoded, or is refused (see `raymu.data.rgb`).
             OSError, MemoryError: the machine failed: the bytes of an image cannot be had, or a process that decodes
                 died (ChildProcessError).
         """

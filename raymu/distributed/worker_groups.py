@@ -15,11 +15,13 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raymu import attempts, memory, nodes, references
+from raymu import memory, references
+from raymu.distributed import nodes
+from raymu.distributed.session import Slots
 from raymu.engines.options import Options
 from raymu.errors import NodeError
-from raymu.session import Slots
 from raymu.trial import OF_THE_MACHINE
+from raymu.tuning import retries
 from raymu.workers import Workers
 
 Result = TypeVar("Result")
@@ -197,7 +199,7 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
 
     try:
         for call in calls:
-            begin(call, attempts.PAUSES_S)
+            begin(call, retries.PAUSES_S)
         while waiting:
             (done,), _ = ray.wait(list(waiting))
             call, pauses, placement = waiting.pop(done)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, devices, models
-from raymu.data import Data
+from raymu import cache, devices
+from raymu.data.splits import Data
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import Diverged
 from raymu.method import Clipped, Loss, Method, Part, Step
+from raymu.models import architectures, cmf, inference
 from raymu.scenario import Scenario, content_hash
 
 MOMENTUM = 0.9
@@ -112,10 +113,10 @@ class Engine:
         self._method, self._end_of_epoch = method, end_of_epoch
         if method.train == "classifier":
             self.model.requires_grad_(False)
-            for layer in models.heads(self.model):
+            for layer in inference.heads(self.model):
                 layer.requires_grad_(True)
         if method.head == "cmf":
-            self.model = models.CMF(self.model, self._data.num_classes, method.temperature).to(self._device)
+            self.model = cmf.CMF(self.model, self._data.num_classes, method.temperature).to(self._device)
             self._make_head(self._once("class-sums", self._class_sums))
         with torch.random.fork_rng():
             for step in method.unlearn(self):
@@ -282,7 +283,7 @@ class Engine:
             model = copy.deepcopy(self.model)
         else:
             seed = self.scenario.model_seed + 1  # + 0 is the original's start
-            model = models.build(self.scenario, seed).to(self._device)
+            model = architectures.build(self.scenario, seed).to(self._device)
         model.eval().requires_grad_(False)
         if self.scenario.recipe.augment:
             frozen = self._spread(model)
@@ -290,7 +291,7 @@ class Engine:
         split = self._data.train
 
         def logits() -> Tensors:
-            return {"logits": self._workers.gather(models.extract(model, self._data, split)[0].logits)}
+            return {"logits": self._workers.gather(inference.extract(model, self._data, split)[0].logits)}
 
         table = self.cached("teacher", logits) if which == "original" else self._once("random-teacher", logits)
         return lambda batch: table["logits"][batch.rows]
@@ -325,7 +326,7 @@ class Engine:
         count = torch.tensor(0, device=self._device)
         detached = {name: weight.detach() for name, weight in weights.items()}
         # Fused attention has no forward-mode derivative.
-        with models.in_float32(self.model), sdpa_kernel(SDPBackend.MATH):
+        with architectures.in_float32(self.model), sdpa_kernel(SDPBackend.MATH):
             for batch in self.scan(part):
 
                 def logits_of(values: Tensors, images: Tensor = batch.images) -> Tensor:
@@ -501,7 +502,7 @@ class Engine:
         self.model.train(self._method.train != "classifier")
 
     def _refresh_head(self) -> None:
-        if isinstance(self.model, models.CMF):
+        if isinstance(self.model, cmf.CMF):
             self._make_head(self._class_sums())
 
     def _class_sums(self) -> Tensors:
@@ -608,6 +609,6 @@ def clipping(norm: float, length: Tensor) -> Tensor:
 
 def checkpoint_gradients(model: nn.Module, on: bool) -> None:
     """Let a timm model compute activations anew in the backward pass instead of keeping them, or not."""
-    network: Any = model.backbone if isinstance(model, models.CMF) else model
+    network: Any = model.backbone if isinstance(model, cmf.CMF) else model
     if on or getattr(network, "grad_checkpointing", False):
         network.set_grad_checkpointing(on)

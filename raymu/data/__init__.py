@@ -1,0 +1,1 @@
+"""Datasets, and the splits that a scenario makes of them."""

@@ -1,0 +1,117 @@
+"""What a dataset is: where images and labels come from, and how a model sees them."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymu import cache, source
+from raymu.data.images import Images
+from raymu.scenario import Scenario
+
+READ_BY = "; read by "  # stands between what the data are and the digest of their reader
+
+
+class Format(NamedTuple):
+    """What a model sees: `shape` (C, H, W), and (pixel / 255 - mean) / std with a number a channel."""
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Labelled(NamedTuple):
+    """The training set or the test set of a dataset: images, and their labels (int64, N) on the device."""
+
+    images: Images
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset(ABC):
+    """Where images and labels come from."""
+
+    num_classes: int
+    channels: int
+
+    @abstractmethod
+    def format(self, scenario: Scenario) -> Format:
+        """What the scenario's model sees of its images."""
+
+    @abstractmethod
+    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
+        """Make a cache entry of the images and labels that are there now, unless there is one.
+
+        Args:
+            name: of the dataset.
+            directory: where the original files are. None: where those that are asked for were, or else the last ones.
+            asked: what they should be; may be empty.
+
+        Returns:
+            What they are, see `Scenario.data`; `entry_of` is the cache entry.
+
+        Raises:
+            InputError: they are not there, or something is wrong with them.
+        """
+
+    def notes(self, entry: Path) -> list[str]:
+        """Lines that whoever uses the prepared data should read, such as how many files were left out; none where there
+        is nothing to say.
+        """
+        return []
+
+    @abstractmethod
+    def is_ready(self, entry: Path) -> bool:
+        """Whether the cache entry is here, or could be had from the driver's node."""
+
+    @abstractmethod
+    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Labelled]:
+        """The parts "train" and, where the dataset brings one of its own, "test".
+
+        Args:
+            processes: how many decode images, if they have to be decoded.
+        """
+
+    def reader(self, scenario: Scenario) -> str:
+        """A digest of what makes the images that a scenario's model sees, beside raymu's own code and what `prepare`
+        returned; empty where there is nothing else. Of a class of the user's it covers the code and all attributes.
+        """
+        return "" if type(self).__module__.startswith("raymu.") else source.digest(self)
+
+
+def entry_of(dataset: str, data: str) -> Path:
+    """The cache entry, a directory, of what a dataset held when `prepare` returned `data`."""
+    return cache.root() / "datasets" / f"{dataset}-{data.partition(':')[0]}"
+
+
+def described(digest: str, classes: int, counts: Mapping[str, int]) -> str:
+    """Text for `Scenario.data`: the digest of the data, and the numbers of images and classes."""
+    test = f" and {counts['test']:,} test" if "test" in counts else ""
+    return f"{digest}: {counts['train']:,} training{test} images of {classes:,} classes"
+
+
+def latest_record(dataset: str) -> dict[str, str]:
+    """Record of the dataset's last preparation: its `data`, and for arrays the `directory` and a digest of their
+    `reader`; empty if there was none.
+    """
+    path = latest_path(dataset)
+    return dict(cache.load_json(path)) if path.exists() else {}
+
+
+def latest_path(dataset: str) -> Path:
+    """File of the record of a dataset's last preparation."""
+    return cache.root() / "datasets" / f"{dataset}.json"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that no other user may read, in one step for every reader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}-{os.getpid()}.json")
+    unfinished.touch(mode=0o600)  # a URI may hold a secret
+    cache.save_json(unfinished, content)
+    unfinished.replace(path)

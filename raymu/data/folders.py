@@ -1,0 +1,108 @@
+"""Datasets of encoded images, in folders or shards, of which an index is mapped (see `raymu.data.index`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raymu import cache, source
+from raymu.data.dataset import Dataset, Format, Labelled, described, entry_of, latest_path, latest_record, write_json
+from raymu.errors import InputError
+from raymu.scenario import Scenario, content_hash
+
+LOCATION = "location.json"
+
+
+@dataclass(frozen=True)
+class EncodedDataset(Dataset):
+    """Colour images that stay encoded, as a folder or as shards (see `raymu.data.index`), in timm's format for the
+    scenario's architecture. The cache remembers where they are.
+    """
+
+    channels: int = 3
+
+    def format(self, scenario: Scenario) -> Format:
+        """See Dataset."""
+        from raymu.data.encoded import transform_of
+
+        transform = transform_of(scenario)
+        return Format(transform["input_size"], transform["mean"], transform["std"])
+
+    def reader(self, scenario: Scenario) -> str:
+        """See Dataset."""
+        from raymu.data.encoded import transform_of
+
+        transform = transform_of(scenario)
+        return content_hash([super().reader(scenario), {name: str(transform[name]) for name in sorted(transform)}])
+
+    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
+        """See Dataset. What lies there is looked at anew."""
+        from raymu.data import index
+        from raymu.data.decoding import decode
+        from raymu.storage import locate
+
+        if directory is None:
+            directory = _location(name, asked)
+            if (location := locate(directory)).local and not Path(location.path).is_dir():
+                raise InputError(f"{name} is no longer in {location}; say with --data-dir where it is")
+        location = locate(directory)
+        built = index.build(location)
+        parts = index.load(built)
+        for part, found in parts.items():
+            classes = np.unique(found.labels)
+            if classes[-1] >= self.num_classes or (part == "train" and len(classes) < self.num_classes):
+                raise InputError(
+                    f"the {part} set in {location} has {len(classes)} classes, {classes[0]} to {classes[-1]};"
+                    f" {name} has {self.num_classes}"
+                )
+        counts = {part: len(found.labels) for part, found in parts.items()}
+        decoded = source.digest(decode, within=("raymu.data.decoding", "raymu.data.rgb"))
+        digest = content_hash([index.digest(location, parts), decoded])
+        data = described(digest, self.num_classes, counts)
+        where = {"location": location.path if location.local else str(directory), "index": built.name}
+        write_json(entry_of(name, data) / LOCATION, where)
+        write_json(latest_path(name), {"data": data})
+        return data
+
+    def is_ready(self, entry: Path) -> bool:
+        """See Dataset. Where it lies may change, so it is asked for anew."""
+        from raymu.data import index
+
+        cache.refresh(entry)
+        return (entry / LOCATION).exists() and cache.find(index.directory(cache.load_json(entry / LOCATION)["index"]))
+
+    def notes(self, entry: Path) -> list[str]:
+        """See Dataset."""
+        from raymu.data import index
+
+        return index.notes(index.directory(cache.load_json(entry / LOCATION)["index"]))
+
+    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Labelled]:
+        """See Dataset."""
+        from raymu.data import index
+        from raymu.data.encoded import Encoded, transform_of
+        from raymu.storage import locate
+
+        known, transform = cache.load_json(entry / LOCATION), transform_of(scenario)
+        where = known["location"]
+        copies = None if locate(where).local else cache.root() / "shards" / known["index"]
+        return {
+            part: Labelled(
+                Encoded(found, where, copies, transform, device, processes),
+                torch.from_numpy(np.array(found.labels)).to(device),
+            )
+            for part, found in index.load(index.directory(known["index"])).items()
+        }
+
+
+def _location(dataset: str, asked: str) -> str:
+    """Where those data of a dataset were found that are asked for, or else the last ones."""
+    entries = [entry_of(dataset, data) for data in (asked, latest_record(dataset).get("data", "")) if data]
+    found = next((entry / LOCATION for entry in entries if (entry / LOCATION).exists()), None)
+    if found is None:
+        raise InputError(
+            f"where is {dataset}? Name with --data-dir a directory with train/<class>/*.JPEG and val/<class>/*.JPEG,"
+            " or a directory or URI with shards train-*.tar and val-*.tar"
+        )
+    return str(cache.load_json(found)["location"])

@@ -1,0 +1,257 @@
+"""The train / validation / test split of a scenario, and its forget set."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymu.data.dataset import READ_BY, Dataset, Labelled, entry_of
+from raymu.data.images import Images
+from raymu.data.published import DATASETS
+from raymu.errors import InputError
+from raymu.scenario import Scenario
+from raymu.values import unknown
+from raymu.workers import Workers
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of a source: all its `images` and their `labels` (int64, N), and `index` (int64), the positions of
+    those that belong to the split.
+    """
+
+    images: Images
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def targets(self) -> Tensor:
+        """The true labels of its images."""
+        return self.labels[self.index]
+
+    def read(self) -> Tensor:
+        """All its images at once, normalised (N, C, H, W)."""
+        return next(self.images.read([(self.index, None)]))
+
+    def subset(self, chosen: Tensor) -> "Split":
+        """Those of its images that are chosen, by position or by a mask."""
+        return Split(self.images, self.labels, self.index[chosen])
+
+
+class HeldOut(NamedTuple):
+    """What a model is evaluated on.
+
+    Where classes are forgotten: the held-out images of the other classes, and those of these classes. Where samples
+    are forgotten: all held-out images, and one half of the forgotten training images.
+    """
+
+    retain: Split
+    forget: Split
+
+
+@dataclass(frozen=True)
+class Data:
+    """A scenario's three splits.
+
+    Attributes:
+        train: what the original was trained on.
+        forget: which of them have to be forgotten (bool, one an image).
+        probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
+            learn them itself.
+        forgotten: the classes that have to be forgotten; none where samples are.
+        workers: who share the work on it.
+    """
+
+    train: Split
+    forget: Tensor
+    probed: Split
+    val: HeldOut
+    test: HeldOut
+    num_classes: int
+    forgotten: tuple[int, ...] = ()
+    workers: Workers = field(default_factory=Workers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images and labels are."""
+        return self.train.labels.device
+
+    def is_forgotten(self, classes: Tensor) -> Tensor:
+        """Which of these classes have to be forgotten (bool)."""
+        return torch.isin(classes, torch.tensor(self.forgotten, dtype=classes.dtype, device=classes.device))
+
+
+def check_forget(scenario: Scenario) -> None:
+    """Look whether the forget set makes sense for the data.
+
+    Raises:
+        InputError: a class that the data does not have, none, or all of them; a share outside 0..1; or both.
+    """
+    if scenario.forget_share:
+        if scenario.forget:
+            raise InputError("forget classes or a share of the samples, not both")
+        if not 0 < scenario.forget_share < 1:
+            raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
+        return
+    classes = range(dataset_of(scenario).num_classes)
+    for forgotten in scenario.forget:
+        if forgotten not in classes:
+            raise InputError(f"forget class {forgotten} is outside the data: {scenario.dataset} has 0..{classes[-1]}")
+    if not 0 < len(set(scenario.forget)) < len(classes):
+        raise InputError("the forget set needs at least one class, and has to leave at least one")
+
+
+def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario:
+    """The scenario with its data filled in (`Scenario.data`); they are read into the cache, or indexed, unless that is
+    done.
+
+    Args:
+        directory: where the original files are or shall be downloaded to, which is then looked at anew; of a dataset
+            that stays encoded a directory or a URI. None: where they were the last time.
+
+    Raises:
+        InputError: the files are missing and cannot be fetched, something is wrong with them, or they are not those
+            that the scenario names.
+    """
+    name, dataset = scenario.dataset, dataset_of(scenario)
+    data = dataset.prepare(name, directory, scenario.data.partition(READ_BY)[0])
+    if reader := dataset.reader(scenario):
+        data += READ_BY + reader
+    if scenario.data not in ("", data):
+        raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
+    return dataclasses.replace(scenario, data=data)
+
+
+def prepared(scenario: Scenario) -> Scenario:
+    """The scenario with its data filled in. Where they are, and are in the cache, nothing is looked at: a sweep's data
+    were looked at when it began.
+
+    Raises:
+        InputError: see `prepare`.
+    """
+    dataset = dataset_of(scenario)
+    known, _, reader = scenario.data.partition(READ_BY)
+    is_ready = known and dataset.is_ready(entry_of(scenario.dataset, known)) and reader == dataset.reader(scenario)
+    return scenario if is_ready else prepare(scenario)
+
+
+def dataset_of(scenario: Scenario) -> Dataset:
+    """The scenario's dataset.
+
+    Raises:
+        InputError: there is none of that name; the message names the nearest.
+    """
+    if scenario.dataset not in DATASETS:
+        raise InputError(unknown("dataset", scenario.dataset, list(DATASETS)))
+    return DATASETS[scenario.dataset]
+
+
+def notes(scenario: Scenario) -> list[str]:
+    """Lines that whoever uses the data of a scenario, which `prepare` returned, should read (see `Dataset.notes`)."""
+    return DATASETS[scenario.dataset].notes(entry_of(scenario.dataset, scenario.data))
+
+
+def check_split(scenario: Scenario) -> None:
+    """Look whether the split leaves something to forget and something to retain; the dataset is prepared if need be.
+
+    Raises:
+        InputError: it does not.
+    """
+    load(scenario, torch.device("cpu"))
+
+
+def load(scenario: Scenario, device: torch.device, processes: int | None = None) -> Data:
+    """The scenario's data.
+
+    The split is stratified by class. It follows from the scenario's seed and the images' keys alone: neither from where
+    they lie, nor from their order.
+
+    Args:
+        processes: how many decode images that are not kept in memory, beside this one; 0: this one does. None: as many
+            as torch has CPU threads.
+    """
+    dataset, scenario = dataset_of(scenario), prepared(scenario)
+    processes = torch.get_num_threads() if processes is None else processes
+    parts = dataset.load(entry_of(scenario.dataset, scenario.data), scenario, device, processes)
+    train = parts["train"]
+    count = len(train.labels)
+    num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))
+    if not num_test and "test" not in parts:
+        raise InputError(f"{scenario.dataset} brings no test set (a directory or shards val); set a test_share")
+    order = _stratified(_draw(train.images.keys, scenario.seed, "split"), train.labels.cpu().numpy())
+
+    def split(part: Labelled, rows: NDArray[np.int64]) -> Split:
+        return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
+
+    test, val, rest = np.split(order, [num_test, num_test + num_val])
+    return Data(
+        **_forget_set(
+            scenario,
+            split(train, rest),
+            split(train, val),
+            split(train, test) if num_test else split(parts["test"], np.arange(len(parts["test"].labels))),
+        ),
+        num_classes=dataset.num_classes,
+    )
+
+
+def _draw(keys: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint64]:
+    """A random number for each key (N,), by SplitMix64 (Steele et al., OOPSLA 2014) from a start that follows from the
+    seed and the purpose.
+    """
+    start = int.from_bytes(hashlib.sha256(repr((seed, purpose)).encode()).digest()[:8])
+    mixed = keys * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _stratified(drawn: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An order (N,), by random numbers, of which every part has so many of each class as its share is."""
+    by_class = np.lexsort((drawn, labels))
+    sizes = np.bincount(labels)
+    rank = np.empty(len(labels))
+    rank[by_class] = np.arange(len(labels)) - (sizes.cumsum() - sizes)[labels[by_class]]
+    return np.lexsort((drawn, (rank + 0.5) / sizes[labels]))
+
+
+def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> dict[str, Any]:
+    """What of the three splits is to be forgotten, as fields of Data."""
+    if scenario.forget:
+        classes = torch.tensor(scenario.forget, device=train.labels.device)
+        chosen, *held_out = (torch.isin(split.targets, classes) for split in (train, val, test))
+        parts = {
+            name: HeldOut(split.subset(~forget), split.subset(forget))
+            for name, split, forget in zip(("val", "test"), (val, test), held_out, strict=True)
+        }
+        for name, part in {**parts, "train": HeldOut(train.subset(~chosen), train.subset(chosen))}.items():
+            if not (len(part.retain) and len(part.forget)):
+                raise InputError(
+                    f"the {name} split has {len(part.forget)} images of {scenario.forgotten} and {len(part.retain)} of"
+                    " the others; there has to be one of each"
+                )
+        return {"train": train, "forget": chosen, "forgotten": scenario.forget, "probed": train, **parts}
+    count = round(scenario.forget_share * len(train))
+    if not 2 <= count < len(train):
+        raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")
+    numbers = _draw(train.images.keys[train.index.cpu().numpy()], scenario.seed, "forget")
+    drawn = torch.from_numpy(np.argsort(numbers)[:count]).to(train.index.device)
+    forget = torch.zeros(len(train), dtype=torch.bool, device=drawn.device)
+    forget[drawn] = True
+    return {
+        "train": train,
+        "forget": forget,
+        "forgotten": (),
+        "probed": train.subset(~forget),
+        "val": HeldOut(val, train.subset(drawn[: count // 2])),
+        "test": HeldOut(test, train.subset(drawn[count // 2 :])),
+    }

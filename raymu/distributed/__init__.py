@@ -1,0 +1,1 @@
+"""Nodes and processes of a Ray cluster."""

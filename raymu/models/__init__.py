@@ -1,0 +1,1 @@
+"""Classifiers: how they are built, looked at and asked."""

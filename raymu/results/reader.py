@@ -1,0 +1,201 @@
+"""Sweeps' results as they are read back, from a local directory or from object storage."""
+
+import contextlib
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raymu.errors import InputError
+from raymu.storage import DamagedError, Location, locate, mendable
+
+if TYPE_CHECKING:
+    import pandas
+from raymu.results.files import (
+    ENDED,
+    ENVIRONMENT,
+    FEATURES,
+    REFERENCES,
+    RUNNING,
+    Row,
+    all_rows,
+    files_of_sweeps,
+    is_of_first_version,
+    parts_among,
+    read_identity,
+    read_json,
+    read_rows,
+    seal_of,
+)
+
+
+class SweepResults(NamedTuple):
+    """All that is stored of one sweep.
+
+    Attributes:
+        name: its directory relative to the storage, such as "salun" or "all/salun"; its own name where it is the
+            storage.
+        identity: what was asked for.
+        environment: versions, git, machine, start; empty where none is stored.
+        references: rows of "original" and "retrained" by scenario hash; empty where none are stored.
+        features: pictures of the features; None where there are none.
+        rows: one a trial, in the order in which they ended. Where another sweep's have the same `trial_id`, as two
+            of one method in two folders, it begins with the sweep's name.
+        missing: what is known to be missing of its rows, in a sentence; "" where nothing is.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    environment: dict[str, Any]
+    references: dict[str, dict[str, Row]]
+    features: dict[str, Any] | None
+    rows: list[Row]
+    missing: str = ""
+
+
+def read(location: Path | str | Location) -> list[Row]:
+    """All rows of one sweep, in the order in which the trials ended; also while the sweep runs.
+
+    Raises:
+        InputError: the location cannot be read.
+    """
+    directory = locate(location)
+    with mendable("read", directory):
+        return all_rows(directory)
+
+
+def running(location: Path | str | Location) -> dict[str, Any]:
+    """What is stored of the trials on their way, by number; nothing where that is missing or damaged.
+
+    Raises:
+        InputError: the location cannot be read.
+    """
+    directory = locate(location)
+    with mendable("read", directory), contextlib.suppress(DamagedError):
+        return read_json(directory, RUNNING, seal_of(read_identity(directory))) or {}
+    return {}
+
+
+def sweeps(storage: Path | str | Location) -> list[Location]:
+    """The directories of all sweeps at or below `storage`.
+
+    Raises:
+        InputError: there is none, or the storage cannot be read.
+    """
+    where = locate(storage)
+    return [where / name if name else where for name in files_of_sweeps(where)]
+
+
+def read_all(storage: Path | str | Location) -> list[Row]:
+    """The rows of all sweeps at or below `storage`.
+
+    Raises:
+        InputError: there is no sweep, or the storage cannot be read.
+    """
+    return [row for sweep in load(storage) for row in sweep.rows]
+
+
+def load(storage: Path | str | Location) -> list[SweepResults]:
+    """All that is stored of all sweeps at or below `storage`, by name.
+
+    Raises:
+        InputError: there is no sweep, or the storage cannot be read.
+    """
+    where = locate(storage)
+    results: list[SweepResults] = []
+    for name, files in files_of_sweeps(where).items():
+        directory = where / name if name else where
+        with mendable("read", directory):
+            identity = read_identity(directory)
+            assert identity is not None
+            seal = seal_of(identity)
+            others = (ENVIRONMENT, REFERENCES, FEATURES, ENDED)
+            content = {file: read_json(directory, file, seal) for file in others if file in files}
+            rows = read_rows(directory, parts_among(files), seal)
+            _check_references(directory, content.get(REFERENCES, {}), rows)
+            missing = _missing(identity, content.get(ENDED), len(rows))
+            if missing:
+                logging.getLogger(__name__).warning("%s: %s", directory, missing)
+            if copied := next((one.name for one in results if is_copy(rows, one.rows)), None):
+                logging.getLogger(__name__).warning("%s holds the trials of %s: it is a copy", directory, copied)
+            results.append(
+                SweepResults(
+                    name=name or where.name,
+                    identity=identity,
+                    environment=content.get(ENVIRONMENT, {}),
+                    references=content.get(REFERENCES, {}),
+                    features=content.get(FEATURES),
+                    rows=rows,
+                    missing=missing,
+                )
+            )
+    return _told_apart(results)
+
+
+def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
+    """The sweeps, with another `trial_id` for every trial."""
+    names = [{row["trial_id"] for row in sweep.rows if "trial_id" in row} for sweep in sweeps]
+    taken = Counter(name for own in names for name in own)
+
+    def renamed(sweep: SweepResults, row: dict[str, Any]) -> dict[str, Any]:
+        named = {key: row[key] for key in ("trial_id", "confirms") if row.get(key)}
+        return row | {key: f"{sweep.name}-{value.rpartition('-')[2]}" for key, value in named.items()}
+
+    return [
+        sweep._replace(
+            rows=[renamed(sweep, row) for row in sweep.rows],
+            features=sweep.features and renamed(sweep, sweep.features),
+        )
+        if any(taken[name] > 1 for name in own)
+        else sweep
+        for sweep, own in zip(sweeps, names, strict=True)
+    ]
+
+
+def _check_references(directory: Location, stored: dict[str, dict[str, Row]], rows: list[Row]) -> None:
+    """Look whether references.json is of the models that the rows were compared with."""
+    for row in rows:
+        for which, found in stored.get(row["scenario_hash"], {}).items():
+            weights = row.get(f"{which}_weights")
+            if weights is not None and weights != found.get("weights"):
+                raise InputError(
+                    f"{directory}: the {which} model of trial {row['trial']} ({weights}) is not the one in {REFERENCES}"
+                    f" ({found.get('weights')}), so one of the two is of another run"
+                )
+
+
+def is_copy(rows: list[Row], others: list[Row]) -> bool:
+    """Whether two sweeps hold the same trials, whatever their names."""
+    if not rows:
+        return False
+    measured = {column: value for column, value in rows[0].items() if column not in ("trial_id", "confirms")}
+    return any(
+        all(other.get(column) == value for column, value in measured.items()) and other.keys() == rows[0].keys()
+        for other in others
+    )
+
+
+def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) -> str:
+    if is_of_first_version(identity):  # which did not say when a sweep had ended
+        return ""
+    if ended is None:
+        return f"the sweep has not ended; {rows} rows so far"
+    return "" if rows == ended["rows"] else f"{rows} of its {ended['rows']} rows are there"
+
+
+def table(storage: Path | str | Location) -> "pandas.DataFrame":
+    """All rows of all sweeps at or below `storage`: a line a trial, a column a field, NaN or None where it has none.
+
+    `sweep` is the sweep's name as in `load`. The setting has a column a hyperparameter: `config.lr`, `config.epochs`.
+
+    Raises:
+        InputError: there is no sweep, or the storage cannot be read.
+    """
+    import pandas
+
+    rows = [
+        {**row, "sweep": sweep.name, **{f"config.{name}": value for name, value in row["config"].items()}}
+        for sweep in load(storage)
+        for row in sweep.rows
+    ]
+    return pandas.DataFrame(rows).drop(columns="config", errors="ignore")

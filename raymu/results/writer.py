@@ -1,0 +1,230 @@
+"""The writer of one sweep's rows, in a local directory or on object storage."""
+
+import contextlib
+import errno
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from raymu.errors import InputError, StorageError
+from raymu.scenario import content_hash
+from raymu.storage import Location, locate, mendable, patiently, write_bytes
+
+if TYPE_CHECKING:
+    pass
+from raymu.results.files import (
+    ENDED,
+    ROWS,
+    SWEEP,
+    Row,
+    all_rows,
+    as_json,
+    identity_and_parts,
+    is_of_first_version,
+    json_line,
+    read_json,
+)
+from raymu.results.reader import read, running
+
+LOCK = ".lock"
+WRITER = "writer.json"
+PART_ROWS = 200  # of a part on object storage, which is written anew with every row
+MEANINGS = {  # of fields that say little by themselves
+    "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
+    "protocol.decisions": "another version of Ray stops other trials; see environment.json",
+}
+
+
+class Store:
+    """Writes one sweep's rows. Use it as a context manager: a sweep has one writer at a time.
+
+    `append` returns when the row is stored, so a killed writer loses nothing, and a reader never sees half a row. What
+    cannot be written is tried again for `OUTAGE_S` seconds: a disk may have room again, a storage may come back.
+
+    - A local directory is locked. A row is appended by a single write and flushed to the disk; a line without its
+      newline is not a row yet.
+    - Object storage can neither lock nor append. Rows go into parts (`rows-00000-*.jsonl`) of at most `PART_ROWS`, of
+      which the last is written anew, as a whole, with every row. Whoever claims a sweep takes it over: a writer looks
+      at `writer.json` before each write, and stops when another has put its name there. Parts carry their writer's
+      token, so even two that write in the same moment overwrite nothing of each other; they may then store one trial
+      twice, of which readers see one, and two that claim a place before either began a trial are not kept from storing
+      different sweeps there. This holds where a file appears as a whole when it is written (S3, GCS, Azure), hence not
+      on HDFS.
+
+    Args:
+        location: the sweep's own directory: a path, made if missing, or a URI (see `locate`).
+        identity: what the sweep is (scenario, method, space, protocol), in JSON's types.
+        resume: whether to go on with what is there.
+        is_finished: whether rows are all that the sweep shall have; None: they are as many as the protocol's `trials`.
+
+    Raises:
+        InputError: the location cannot be written, is in use, belongs to another sweep, or holds an unfinished one
+            and `resume` is False.
+    """
+
+    def __init__(
+        self,
+        location: Path | str | Location,
+        identity: dict[str, Any],
+        *,
+        resume: bool,
+        is_finished: Callable[[list[Row]], bool] | None = None,
+    ) -> None:
+        self.directory = locate(location)
+        self._held = contextlib.ExitStack()
+        self._token = uuid.uuid4().hex[:12]
+        self._writer = {"token": self._token, "host": socket.gethostname(), "pid": os.getpid()}
+        self._end = 0  # of the rows in a local directory, in bytes
+        self._part = 0
+        self._lines: list[bytes] = []  # of this part
+        self._seal = content_hash(identity).encode()
+        try:
+            if self.directory.local:
+                self._lock()
+            self._claim(identity, resume, is_finished or (lambda rows: len(rows) >= identity["protocol"]["trials"]))
+        except BaseException:
+            self._held.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The sweep's name: that of its directory."""
+        return self.directory.name
+
+    def append(self, row: Row) -> None:
+        """Add one row; it is stored when this returns.
+
+        Raises:
+            ValueError: a value is not JSON, such as a NaN.
+            StorageError: it could not be stored, or another writer took the sweep over.
+        """
+        line = json_line(row, self._seal)
+        if self.directory.local:
+            self._persist(lambda: self._append(line))
+            return
+        if len(self._lines) == PART_ROWS:
+            self._part += 1
+            self._lines.clear()
+        name = f"rows-{self._part:05d}-{self._token}.jsonl"
+        self._persist(lambda: self._write(name, b"".join([*self._lines, line])))
+        self._lines.append(line)
+
+    def put(self, name: str, content: Any) -> None:
+        """Write a JSON file, such as references.json, in the place of the one that is there; no reader sees half of it.
+
+        Raises:
+            As `append`.
+        """
+        encoded = as_json(content, self._seal)
+        self._persist(lambda: self._write(name, encoded))
+
+    def end(self, rows: int) -> None:
+        """Mark the sweep as ended.
+
+        Args:
+            rows: how many it has.
+
+        Raises:
+            As `append`.
+        """
+        self.put(ENDED, {"rows": rows})
+
+    def read(self) -> list[Row]:
+        """All rows so far.
+
+        Raises:
+            InputError: the storage does not answer.
+        """
+        return patiently("read", self.directory, partial(all_rows, self.directory))
+
+    def _lock(self) -> None:
+        with mendable("write to", self.directory):
+            Path(self.directory.path).mkdir(parents=True, exist_ok=True)
+            try:
+                self._held.enter_context(FileLock(f"{self.directory.path}/{LOCK}", timeout=0))
+            except Timeout as error:
+                raise InputError(f"{self.directory} is in use by a running sweep; choose another --name") from error
+
+    def _claim(self, identity: dict[str, Any], resume: bool, is_finished: Callable[[list[Row]], bool]) -> None:
+        with mendable("read", self.directory):
+            stored, parts = identity_and_parts(self.directory)
+        # One that was refused before its first trial leaves its name free.
+        if stored is not None and (parts or running(self.directory)):
+            if is_of_first_version(stored):
+                raise InputError(
+                    f"{self.directory} belongs to another sweep: raymu is {stored['raymu']} there,"
+                    f" {identity['raymu']} here. Sweeps of raymu 0.1 can be read, but not resumed: choose another"
+                    " --name or --storage"
+                )
+            differing = list(differences(stored, identity))
+            if differing:
+                raise InputError(
+                    f"{self.directory} belongs to another sweep: {'; '.join(differing)}."
+                    " Choose another --name or --storage"
+                )
+            if not resume and (rows := read(self.directory)) and not is_finished(rows):
+                raise InputError(
+                    f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
+                )
+        with mendable("write to", self.directory):
+            if self.directory.local:
+                self._drop_half_row()
+            else:
+                self._part = len(parts)
+                write_bytes(self.directory, WRITER, as_json(self._writer))
+            if stored != identity:
+                write_bytes(self.directory, SWEEP, as_json(identity))
+
+    def _append(self, line: bytes) -> None:
+        with open(f"{self.directory.path}/{ROWS}", "ab", buffering=0) as file:
+            if file.tell() > self._end:
+                file.truncate(self._end)  # what an attempt left that failed
+            if file.write(line) < len(line):
+                file.truncate(self._end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+            os.fsync(file.fileno())
+        self._end += len(line)
+
+    def _drop_half_row(self) -> None:
+        """Cut off what a writer that was killed in the middle of a write left behind."""
+        path = Path(self.directory.path) / ROWS
+        if path.exists():
+            content = path.read_bytes()
+            self._end = content.rfind(b"\n") + 1
+            os.truncate(path, self._end)
+
+    def _write(self, name: str, content: bytes) -> None:
+        if not self.directory.local and (writer := read_json(self.directory, WRITER, b"")) != self._writer:
+            raise StorageError(f"{self.directory} was taken over by another writer: {writer}")
+        write_bytes(self.directory, name, content)
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        try:
+            patiently("write to", self.directory, write)
+        except InputError as error:
+            raise StorageError(f"{error}. What is there stays, and the same command with --resume continues") from error
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+
+def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
+    """'protocol.trials is 24 there, 30 here', for every field that differs."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in stored | asked:
+            yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+    elif stored != asked:
+        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
+        yield f"{name} is {stored} there, {asked} here{meaning}"

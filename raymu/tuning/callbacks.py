@@ -1,0 +1,124 @@
+"""What the driver does when a trial of Ray Tune begins and ends."""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from raymu.engines import Options
+from raymu.errors import NodeError, StorageError
+from raymu.results import files, writer
+from raymu.trial import Row
+from raymu.tuning.process import blank_of, checkpoints_of, id_of_trial
+from raymu.tuning.progress import SweepProgress
+from raymu.tuning.queue import Queue
+from raymu.tuning.retries import Failure, Ledger
+from raymu.tuning.sweep import Sweep, Task
+
+NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
+
+
+class Ended(BaseException):
+    """What ends the sweep, on its way out of Tune, which would take an Exception for the trial's."""
+
+    def __init__(self, error: StorageError | NodeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def or_end() -> Iterator[None]:
+    """End the sweep where the body cannot store what has to be stored."""
+    try:
+        yield
+    except StorageError as error:
+        raise Ended(error) from error
+
+
+class Recorder(tune.Callback):
+    """Writes a row when a trial ends, lets one that failed be tried again, and tells the progress display.
+
+    Attributes:
+        gpu: the share of its GPU's memory that was taken when the last trial ended; None without a GPU.
+    """
+
+    gpu: float | None = None
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        rows: writer.Store,
+        options: Options,
+        progress: SweepProgress,
+        done: list[Row],
+        ledger: Ledger,
+        queue: Queue,
+    ) -> None:
+        self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
+        self._ledger, self._queue = ledger, queue
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
+        return tune.Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """See tune.Callback."""
+        self._progress.started(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """See tune.Callback."""
+        if "features" in trial.last_result:
+            with or_end():
+                self._rows.put(files.FEATURES, trial.last_result["features"])
+        self.gpu = trial.last_result.get("gpu", self.gpu)  # one that was stopped does not say
+        self._record(trial, trial.last_result["row"].data)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Only a trial comes here whose process died or whose machine failed; what a method raises is in its row."""
+        task: Task = trial.config["task"]
+        if task.number not in self._ledger:
+            return  # the process died after its last word
+        text = Path(trial.error_file or os.devnull).read_text()
+        if unfit := NODE_ERROR.search(text):
+            raise Ended(NodeError(unfit[1]))
+        failure = Failure.of(text)
+        with or_end():
+            pause = self._ledger.fail(task.number, failure)
+        if pause is not None:
+            self._progress.failed(trial.trial_id)
+            self._queue.again(task, pause)
+            return
+        row = blank_of(self._sweep, task, self._options)
+        error = f"{failure}; tried {self._ledger.begun(task.number)} times"
+        self._record(trial, row | {"status": "error", "error": error, "traceback": failure.text})
+
+    def _record(self, trial: Trial, row: Row) -> None:
+        task: Task = trial.config["task"]
+        sweep = self._sweep
+        published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, task.config)
+        row = {
+            "trial_id": id_of_trial(self._rows.name, task.number),
+            "sweep": self._rows.name,
+            "trial": task.number,
+            "source": task.source,
+            "search_seed": task.search_seed,
+            "confirms": task.confirms,
+            "protocol_hash": sweep.protocol.hash,
+            "published": published,
+            "fallback": published is None and task.config == sweep.published,
+            "restarts": self._ledger.begun(task.number) - 1,
+            **row,
+        }
+        row["ended_s"] = time.time()
+        with or_end():
+            self._rows.append(row)
+            self._ledger.end(task.number)
+        self._done.append(row)
+        checkpoints_of(self._rows.directory, task.number).clear()
+        self._progress.ended(trial.trial_id, row)

@@ -1,0 +1,362 @@
+"""The driver: what is left of a sweep, run by Ray Tune."""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from rich.console import Console
+
+from raymu import engines, environment, references, source
+from raymu.checkpoints import Checkpoints
+from raymu.data import splits
+from raymu.distributed import nodes
+from raymu.distributed.session import Resources, Sharing, fit_to_cluster, session
+from raymu.distributed.worker_groups import side_by_side
+from raymu.errors import InputError, NodeError, StorageError
+from raymu.models import compatibility, pretrained
+from raymu.protocol import Protocol
+from raymu.results import files, writer
+from raymu.scenario import Scenario
+from raymu.storage import Location, locate
+from raymu.trial import Row
+from raymu.tuning.callbacks import Ended, Recorder, or_end
+from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
+from raymu.tuning.progress import SweepProgress
+from raymu.tuning.queue import Queue
+from raymu.tuning.retries import Ledger, in_flight
+from raymu.tuning.samplers import Learner, distribution
+from raymu.tuning.schedulers import scheduler
+from raymu.tuning.sweep import Sweep, Task
+from raymu.tuning.trackers.settings import Trackers, callbacks
+
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's loggers would write every row a second time
+os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is one that ASHA may compare
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once: what is measured is in the rows
+os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"  # rows are the only state of a sweep
+os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "300"  # a trial that its stopped predecessor lets wait longer is lost
+os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+OF_REFERENCES = "references"  # among them
+
+
+def run_sweep(
+    sweep: Sweep,
+    location: Path | str | Location,
+    resources: Resources,
+    console: Console,
+    *,
+    data_dir: Path | str | None = None,
+    weights_file: Path | None = None,
+    resume: bool = False,
+    trackers: Trackers | None = None,
+) -> list[Row]:
+    """Run a sweep, or what is missing of it, and return all its rows.
+
+    Args:
+        location: the sweep's own directory, local or on object storage; holds its rows.
+        data_dir: where the dataset's original files are.
+        weights_file: a safetensors file with the scenario's pretrained weights.
+        resume: whether an unfinished sweep in `location` is continued.
+        trackers: where its searches are shown as well.
+
+    Raises:
+        InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
+            cannot be reached and resources that the cluster does not have.
+        StorageError: rows cannot be stored any more; those so far are kept.
+        KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
+    """
+    source.look_anew()
+    directory = locate(location)
+    pretrained.prepare(sweep.scenario, weights_file)
+    sweep = dataclasses.replace(sweep, scenario=splits.prepare(sweep.scenario, data_dir))
+
+    def finished(rows: Sequence[Row]) -> bool:
+        return is_finished(sweep, rows, in_flight(directory, rows))
+
+    with writer.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
+        ledger = Ledger(rows)
+        done = rows.read()
+        followed = functools.partial(_followed, sweep, rows.name, done, ledger, trackers or Trackers(), console)
+        if finished(done):
+            with followed():  # a tracker may be a new one
+                rows.end(len(done))
+                return done
+        rows.put(files.ENVIRONMENT, environment.describe())
+        scenarios = [sweep.scenario, *sweep.confirmed()]
+        engines.check(sweep.scenario, resources.options)
+        compatibility.check(sweep.scenario, sweep.method)
+        for line in splits.notes(sweep.scenario):
+            _print_once(console, line)
+        for scenario in scenarios:
+            splits.check_split(scenario)
+        with (
+            session(resources.address),
+            nodes.at_home(rows.directory) as home,
+            followed() as followers,
+        ):
+            run = _Run(sweep, rows, ledger, home, resources, console, followers)
+            nodes.check(home, sweep.scenario)
+            run.check_gpus()
+            run.train_references([sweep.scenario])
+            for seed in sweep.protocol.search_seeds:
+                run.search(seed)
+            run.train_references(scenarios)
+            rows.put(files.REFERENCES, {one.hash: references.metrics(one) for one in scenarios})
+            run.confirm()
+        if not finished(done := rows.read()):
+            raise RuntimeError("Ray Tune ended before the sweep did")
+        Checkpoints(rows.directory / CHECKPOINTS / OF_REFERENCES).clear()
+        rows.end(len(done))
+        return done
+
+
+@contextlib.contextmanager
+def _followed(
+    sweep: Sweep, name: str, done: Sequence[Row], ledger: Ledger, trackers: Trackers, console: Console
+) -> Iterator[list[tune.Callback]]:
+    """Trackers of a sweep, open while the body runs. They get the rows that they lack first, and what they refuse is
+    said before anything is computed.
+    """
+    searched = [row for row in done if row["source"] != "confirmation"]
+    searches = itertools.chain.from_iterable(map(sweep.trials, sweep.protocol.search_seeds))
+    begun = [id_of_trial(name, number) for number in searches if number in ledger]
+    space = {name: distribution(search) for name, search in sweep.ranges.items()}
+
+    def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
+        task: Task = trial.config["task"]
+        return id_of_trial(name, task.number), task.config
+
+    def is_over(trial: Trial) -> bool:
+        return trial.config["task"].number not in ledger
+
+    followers = callbacks(trackers, sweep, name, space, searched, begun, describe, is_over, console)
+    try:
+        for follower in followers:
+            follower.setup()
+        yield list(followers)
+    finally:
+        for follower in followers:
+            follower.close()
+
+
+@functools.cache  # several sweeps in a row have the same data
+def _print_once(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def is_finished(sweep: Sweep, rows: Sequence[Row], begun: Container[int]) -> bool:
+    """Whether nothing is left to run, where `begun` are the numbers of the trials that had begun and have no row."""
+    searched = all(not _missing(sweep, seed, rows, begun) for seed in sweep.protocol.search_seeds)
+    return searched and not _unconfirmed(sweep, rows)
+
+
+def _missing(sweep: Sweep, seed: int, rows: Sequence[Row], begun: Container[int]) -> list[int]:
+    """The numbers of the trials of one search that have no row yet, and may have one within the budget. What has begun
+    was within it.
+    """
+    spent = _is_spent(sweep.protocol, _of_search(seed, rows))
+    done = {row["trial"] for row in rows}
+    return [number for number in sweep.trials(seed) if number not in done and (number in begun or not spent)]
+
+
+def _unconfirmed(sweep: Sweep, rows: Sequence[Row]) -> list[Task]:
+    done = {row["trial"] for row in rows}
+    return [task for task in sweep.confirmations(rows) if task.number not in done]
+
+
+def _of_search(seed: int, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["search_seed"] == seed]
+
+
+def _is_spent(protocol: Protocol, rows: Iterable[Row]) -> bool:
+    return protocol.max_images is not None and sum(row["images"] for row in rows) >= protocol.max_images
+
+
+class _Run:
+    """What is left of a sweep, on a Ray cluster."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        rows: writer.Store,
+        ledger: Ledger,
+        home: nodes.Home,
+        resources: Resources,
+        console: Console,
+        followers: Sequence[tune.Callback],
+    ) -> None:
+        self._sweep, self._rows, self._ledger = sweep, rows, ledger
+        self._home, self._resources = home, resources
+        self._console, self._followers = console, followers
+        # None: it is known how many trials share a GPU.
+        self._sharing = Sharing() if resources.gpus_per_worker == "auto" else None
+        with console.status("waiting for room on the cluster"):
+            self._slots = fit_to_cluster(resources)
+        _print_once(console, str(self._slots))
+
+    def check_gpus(self) -> None:
+        """Look whether torch can use the GPUs that trials are to have."""
+        if "GPU" in self._slots.bundle:
+            nodes.check_gpus()
+
+    def train_references(self, scenarios: Sequence[Scenario]) -> None:
+        """Train those that are missing, side by side, and then compare every two.
+
+        Raises:
+            InputError: rows of this sweep came from other ones.
+        """
+        self._train_missing([scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)])
+        done = self._rows.read()
+        for scenario in scenarios:
+            metrics = references.metrics(scenario)
+            for which in references.REFERENCES:
+                column, weights = f"{which}_weights", metrics[which]["weights"]
+                rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
+                if any(row[column] != weights for row in rows):
+                    raise InputError(
+                        f"the {which} model of the rows so far is not the one in {references.directory(scenario)},"
+                        " which was trained elsewhere or anew: choose another --name"
+                    )
+
+    def _train_missing(self, scenarios: Sequence[Scenario]) -> None:
+        if not scenarios:
+            return
+        missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]
+        started, count = time.monotonic(), len(missing)
+        with self._console.status(f"training {count} references" if missing else "comparing the references"):
+            options, kept = self._slots.options, self._rows.directory / CHECKPOINTS / OF_REFERENCES
+            train = [
+                (references.train, *one, options, Checkpoints(kept / references.entry_of(*one).name)) for one in missing
+            ]
+            for calls in (train, [(references.compare, one, options) for one in scenarios]):
+                side_by_side(self._home, self._slots, calls)
+        if missing:
+            self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
+
+    def search(self, seed: int) -> None:
+        """Run the trials of one search that are missing."""
+        sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
+        missing, done = _missing(sweep, seed, everything, self._ledger), _of_search(seed, everything)
+        known, first = sweep.design(seed), sweep.trials(seed)[0]
+        learner = Learner(protocol, seed, sweep.ranges, done)
+
+        def task(number: int) -> Task:
+            setting: Mapping[str, Any] = {}
+            if number in self._ledger:
+                setting = self._ledger.config(number)
+            elif number > first:
+                setting = learner.suggest(number) if known is None else known[number - first - 1]
+            return sweep.task(seed, number, setting)
+
+        def is_spent(number: int) -> bool:
+            return number not in self._ledger and _is_spent(protocol, done)
+
+        while missing and not all(map(is_spent, missing)):
+            size = len(missing) if self._sharing is None else self._slots.number
+            numbers, missing = missing[:size], missing[size:]
+            before = len(done)
+            queue = Queue(numbers, self._begun(task), is_spent)
+            chosen = scheduler(protocol.scheduler, sweep.longest, done)
+            used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
+            was_full = len(done) - before == self._slots.number  # fewer trials do not show what a GPU gets through
+            if self._sharing is not None and was_full:
+                self._share(self._sharing, done[before:], used)
+
+    def _share(self, sharing: Sharing, rows: Sequence[Row], used: float | None) -> None:
+        """Decide by the rows of trials that had the present part of a GPU how many share one from now on."""
+        before = sharing.trials
+        seconds = "unlearn_s" if self._sweep.method.trains else "wall_s"  # what does not train is cached
+        sharing.learn([row["images"] / row[seconds] for row in rows if row["images"]], used)
+        slots = fit_to_cluster(dataclasses.replace(self._resources, gpus_per_worker=sharing.part))
+        if sharing.trials > before and slots.number <= self._slots.number:
+            sharing.settle(before)  # CPUs, or --concurrent, allow no more at once
+        else:
+            self._slots = slots
+        if sharing.is_found:
+            self._sharing = None
+            self._console.print(f"trials that share a GPU: {sharing}", highlight=False)
+
+    def confirm(self) -> None:
+        """Run again what the protocol says and has no row yet."""
+        everything = self._rows.read()
+        tasks = {task.number: task for task in _unconfirmed(self._sweep, everything)}
+        done = [row for row in everything if row["source"] == "confirmation"]
+        self._tune(Queue(tasks, self._begun(tasks.__getitem__)), FIFOScheduler(), len(tasks), done, "confirming", [])
+
+    def _begun(self, make: Callable[[int], Task]) -> Callable[[int], Task]:
+        """What makes a task, and enters it in the ledger."""
+
+        def begin(number: int) -> Task:
+            task = make(number)
+            with or_end():
+                self._ledger.begin(number, dict(task.config))
+            return task
+
+        return begin
+
+    def _tune(
+        self,
+        queue: Queue,
+        chosen: TrialScheduler,
+        count: int,
+        done: list[Row],
+        what: str,
+        followers: Sequence[tune.Callback],
+    ) -> float | None:
+        """Run so many trials at most; their rows are appended to `done`, too. Return the share of a GPU's memory that
+        was taken when the last one ended; None without a GPU.
+        """
+        if not count:
+            return None
+        before = len(done)
+        trainable = tune.with_parameters(
+            tune_trial,
+            sweep=self._sweep,
+            options=self._slots.options,
+            directory=self._rows.directory,
+            home=self._home,
+        )
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
+        # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
+        scratch = tempfile.mkdtemp(prefix="raymu-tune-")
+        ended: StorageError | NodeError | None = None
+        try:
+            with SweepProgress(self._console, what, before + count, before) as progress:
+                recorder = Recorder(self._sweep, self._rows, self._slots.options, progress, done, self._ledger, queue)
+                tune.Tuner(
+                    tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),
+                    tune_config=tune.TuneConfig(
+                        num_samples=-1,  # the queue says when it is over
+                        max_concurrent_trials=self._slots.number,
+                        search_alg=queue,
+                        scheduler=chosen,
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        storage_path=scratch,
+                        name=self._sweep.method.name(),
+                        verbose=0,
+                        failure_config=tune.FailureConfig(max_failures=0),  # the recorder says what is tried again
+                        callbacks=[recorder, *followers],
+                    ),
+                ).fit()
+        except Ended as end:
+            ended = end.error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if ended is not None:
+            gc.collect()  # Tune's controller, which frees the trials' places when it goes
+            raise ended
+        return recorder.gpu

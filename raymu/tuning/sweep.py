@@ -1,0 +1,207 @@
+"""A sweep: scenario x method x protocol."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import raymu
+from raymu import references
+from raymu.errors import InputError
+from raymu.method import Head, Method, Range, Train
+from raymu.objective import code_of
+from raymu.protocol import ADAPTIVE, Protocol
+from raymu.results import selection
+from raymu.scenario import Scenario
+from raymu.trial import Row, check
+from raymu.tuning.designs import design
+from raymu.values import unknown
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial to run: what its row will say of it.
+
+    Attributes:
+        number: of the trial in its sweep.
+        search_seed: which search it belongs to; None: it confirms.
+        confirms: the `trial_id` of the trial that it runs again.
+        pictured: whether a picture of its features is kept.
+    """
+
+    number: int
+    config: Mapping[str, Any]
+    scenario: Scenario
+    seed: int
+    source: Literal["published", "search", "confirmation"]
+    search_seed: int | None = None
+    confirms: str | None = None
+    pictured: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched.
+
+    Attributes:
+        method: a class of `raymu/methods/`, or one's own.
+        scenario: what has to be forgotten.
+        protocol: the budget.
+        space: ranges that replace those of the method, by hyperparameter.
+        head: "linear", or "cmf" for class-mean features.
+        train: "all" weights, or the "classifier" alone.
+
+    Raises:
+        InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
+            does not have, options that make no sense for the method, a hyperparameter that it does not search, a range
+            that goes beyond what it can be, or a budget that leaves it no range or no grid.
+    """
+
+    method: type[Method]
+    scenario: Scenario
+    protocol: Protocol = field(default_factory=Protocol)
+    space: Mapping[str, Range] = field(default_factory=dict)
+    head: Head = "linear"
+    train: Train = "all"
+
+    def __post_init__(self) -> None:
+        for scenario in self._forget_sets():
+            check(scenario, self.method, self.protocol.objective)
+        self.method.check_options(self.head, self.train)
+        known = list(self.method.ranges(self.head))
+        for name in self.space:
+            if name not in known:
+                raise InputError(unknown(f"searched hyperparameter of {self.method.name()}", name, known))
+        for name, search in {**self.method.ranges(self.head), **self.space}.items():
+            self.method.check_range(name, search)
+        self.design(self.protocol.search_seeds[0])
+
+    @property
+    def name(self) -> str:
+        """Its directory's name, unless another is asked for: salun, salun-cmf, salun-classifier."""
+        options = (self.head if self.head != "linear" else "", self.train if self.train != "all" else "")
+        return "-".join([self.method.name(), *filter(None, options)])
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The search space. Where the protocol caps the epochs, the phases of a method share them in proportion."""
+        ranges = {**self.method.ranges(self.head), **self.space}
+        longest = self._longest(ranges)
+        cap = self.protocol.max_epochs
+        if cap is None or longest <= cap:
+            return ranges
+        for name, search in ranges.items():
+            if name.endswith("epochs"):
+                try:
+                    ranges[name] = dataclasses.replace(search, high=int(search.high * cap / longest))
+                except InputError as error:
+                    raise InputError(f"max_epochs {cap} leaves {self.method.name()} no range of {name}") from error
+        return ranges
+
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest setting."""
+        return self._longest(self.ranges)
+
+    def _longest(self, ranges: Mapping[str, Range]) -> int:
+        return self.configured({name: search.high for name, search in ranges.items()}).total_epochs
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """Trial 0."""
+        return self.method.published_config(self.scenario, self.head)
+
+    def configured(self, config: Mapping[str, Any]) -> Method:
+        """The method at a setting."""
+        return self.method.from_config(config, head=self.head, train=self.train)
+
+    def design(self, seed: int) -> list[dict[str, float]] | None:
+        """The settings of a search beside the published one, where they are known before; None: the search learns."""
+        protocol, ranges = self.protocol, self.ranges
+        if protocol.searcher in ADAPTIVE:
+            return None
+        return design(ranges, protocol.searcher, protocol.trials - 1, seed)
+
+    def trials(self, seed: int) -> range:
+        """The numbers of the trials of one search."""
+        known = self.design(seed)
+        size = self.protocol.trials if known is None else 1 + len(known)
+        first = self._first(seed)
+        return range(first, first + size)
+
+    def _first(self, seed: int) -> int:
+        """The number of a search's first trial, which is the published setting."""
+        return self.protocol.search_seeds.index(seed) * self.protocol.trials
+
+    def task(self, seed: int, number: int, setting: Mapping[str, Any]) -> Task:
+        """A trial of one search."""
+        config = self.configured({**self.published, **setting}).config
+        source: Literal["published", "search"] = "published" if number == self._first(seed) else "search"
+        return Task(number, config, self.scenario, seed, source, search_seed=seed)
+
+    def confirmations(self, rows: Sequence[Row]) -> list[Task]:
+        """What is run again once all searches are over, and the published setting with it.
+
+        Originals outermost, so that a process that runs trial after trial seldom has to load another.
+        """
+        asked = self.protocol.confirmation
+        try:
+            best = selection.Best(asked.top).choose(rows)
+        except InputError:
+            return []
+        if (first := selection.published(rows)) is None:
+            again = best
+        else:  # where it is one of the best, another search may have tried it as well
+            again = [*(row for row in best if row["config"] != first["config"]), first]
+        unseen = max(self.protocol.search_seeds) + 1
+        runs = itertools.product(self.confirmed(), again, range(unseen, unseen + asked.seeds))
+        number = len(self.protocol.search_seeds) * self.protocol.trials
+        return [
+            Task(
+                number + place,
+                row["config"],
+                scenario,
+                seed,
+                "confirmation",
+                confirms=row["trial_id"],
+                pictured=place == 0,
+            )
+            for place, (scenario, row, seed) in enumerate(runs)
+        ]
+
+    def confirmed(self) -> list[Scenario]:
+        """The scenarios of the confirmation: every original with every forget set."""
+        asked = self.protocol.confirmation
+        if not asked.seeds:
+            return []
+        first = self.scenario.model_seed
+        originals = range(first + 1, first + 1 + asked.originals) if asked.originals else [first]
+        return [
+            dataclasses.replace(scenario, model_seed=original)
+            for original in originals
+            for scenario in self._forget_sets()
+        ]
+
+    def _forget_sets(self) -> list[Scenario]:
+        """The scenario, and those that differ in what is forgotten."""
+        others = [dataclasses.replace(self.scenario, forget=one) for one in self.protocol.confirmation.forget]
+        return list(dict.fromkeys([self.scenario, *others]))
+
+    def identity(self) -> dict[str, Any]:
+        """What has to agree for two runs to be the same sweep, in JSON's types."""
+        identity = {
+            "raymu": raymu.__version__,
+            "method": self.method.name(),
+            "method_code": self.method.source(),
+            "evaluation_code": references.evaluation_code(),
+            "objective_code": code_of(self.protocol.objective),
+            "head": self.head,
+            "train": self.train,
+            "scenario": self.scenario.as_dict(),
+            "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
+            "protocol": dataclasses.asdict(self.protocol),
+        }
+        same: dict[str, Any] = json.loads(json.dumps(identity))
+        return same
