@@ -4,18 +4,36 @@ import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raymu.engines.pytorch import State
+from raymu.run import Tensors
 from raymu.storage import Location, read_bytes, write_bytes
 from raymu.workers import Workers
 
 STATE = "state.json"
 MISSING = bytes(32)  # in place of a hash
+
+
+class State(NamedTuple):
+    """Where an engine stands after an epoch.
+
+    Attributes:
+        epoch, images, spared_s: counts, see `raymu.engines.pytorch.Engine`.
+        cycled: the batches that each `Run.cycle` has given so far.
+        weights: the network's, buffers included.
+        optimizer: this worker's part of the optimizer's state.
+    """
+
+    epoch: int
+    images: int
+    spared_s: float
+    cycled: list[int]
+    weights: Tensors
+    optimizer: Tensors
 
 
 @dataclass(frozen=True)

@@ -513,7 +513,7 @@ def _unlearn(
     chosen = get_method(method)
     if given.get("method", chosen.name()) != chosen.name():
         raise InputError(f"the config is a setting of {given['method']}, not of {chosen.name()}")
-    if "scenario_fields" in given and given.get("method_code") != chosen.source():
+    if "scenario_fields" in given and given.get("method_code") != engines.code_of(chosen):
         raise InputError(
             f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's method"
             " is defined in another file. Name that file: raymu run path/to/own.py, or raymu export --method"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import pkgutil
 import re
 import sys
@@ -9,20 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, dataclass_transform, get_args, get_type_hints
 
 from torch import Tensor, nn
 
-from raymu import source
 from raymu.errors import InputError
+from raymu.run import Part, Run
 from raymu.scenario import Scenario, content_hash
 from raymu.values import ANY, NOT_NEGATIVE, POSITIVE, Bounds, checked, conform, unknown
 
-if TYPE_CHECKING:
-    from raymu.engines.pytorch import Engine
-
-
-Part = Literal["retain", "forget"]
 Head = Literal["linear", "cmf"]
 Train = Literal["all", "classifier"]
 
@@ -97,6 +93,7 @@ Loss = Tensor | Clipped
 Step = Loss | tuple[Loss, ...]
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(tuned, fixed))
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """An unlearning method. Its fields are its hyperparameters, `unlearn` is its algorithm.
@@ -141,14 +138,29 @@ class Method:
     start: ClassVar[Literal["original", "scratch"]] = "original"
     trains: ClassVar[bool] = True
     classes_only: ClassVar[bool] = False
-    _source: ClassVar[tuple[str, int, str]]  # which process looked, at which of its looks, and the digest
+    _fields: ClassVar[dict[str, "dataclasses.Field[Any]"]]  # of hyperparameters, those of base classes included
+    _code: ClassVar[tuple[str, int, str]]  # which process looked, at which of its looks, and the digest
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        """Make a dataclass of a method, so that no hyperparameter is lost where nobody says so.
+
+        Raises:
+            TypeError: a hyperparameter has no type.
+        """
+        super().__init_subclass__(**rest)
+        declared = {name: value for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)}
+        for name in declared.keys() - inspect.get_annotations(cls).keys():
+            raise TypeError(f"{cls.__name__}.{name} needs a type, as in {name}: float = ...")
+        dataclass(frozen=True, kw_only=True)(cls)
+        known = {name: field for base in reversed(cls.__mro__) for name, field in vars(base).get("_fields", {}).items()}
+        cls._fields = known | {name: field for name, field in declared.items() if "doc" in field.metadata}
 
     def __post_init__(self) -> None:
         self.check_options(self.head, self.train)
-        bounds = {field.name: field.metadata["bounds"] for field in dataclasses.fields(self) if "doc" in field.metadata}
+        bounds = {name: field.metadata["bounds"] for name, field in self._fields.items()}
         conform(self, f"{self.name()}: ", **bounds)
 
-    def unlearn(self, run: "Engine") -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         """Yield one step after the other: a scalar loss, or several whose gradients are added, each perhaps Clipped.
 
         Every step lies inside `for epoch in run.epochs(...)`.
@@ -172,20 +184,6 @@ class Method:
         if module.startswith("raymu.methods."):
             return module.rpartition(".")[2]
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-
-    @classmethod
-    def source(cls) -> str:
-        """A digest of the method's code and of what carries it out, at the last look (`source.look_anew`). A class that
-        travels to another process takes along what was said here, since the script that defines it need not be there.
-        """
-        here, number = look = source.look()
-        process, its_look, _ = cls.__dict__.get("_source", (here, None, ""))
-        if process == here and its_look != number:
-            from raymu.engines import Engine
-
-            sharded = source.text_of("raymu.engines.deepspeed")  # as text, since DeepSpeed need not be installed
-            cls._source = (*look, source.digest(cls, Engine, sharded, within=source.TRAINING))
-        return cls._source[-1]
 
     @classmethod
     def check_options(cls, head: str, train: str) -> None:
@@ -219,7 +217,7 @@ class Method:
     @classmethod
     def hyperparameters(cls, head: Head = "linear") -> dict[str, "dataclasses.Field[Any]"]:
         """What a config may hold: name -> field, with its Range (or None) and meaning in `metadata`."""
-        own = {field.name: field for field in dataclasses.fields(cls) if "doc" in field.metadata}
+        own = dict(cls._fields)
         temperature = own.pop("temperature")
         return {**own, "temperature": temperature} if head == "cmf" else own
 
@@ -241,7 +239,7 @@ class Method:
         Raises:
             InputError: its scale does not suit the hyperparameter's type, or an end lies out of bounds.
         """
-        field, kind = cls.__dataclass_fields__[name], get_type_hints(cls)[name]
+        field, kind = cls._fields[name], get_type_hints(cls)[name]
         if not isinstance(search, Range):
             raise InputError(f"{cls.name()}: {name} needs a Range, not {search!r}")
         if (search.scale == "int") != (kind is int):
@@ -299,6 +297,9 @@ class Method:
             if key not in known:
                 raise InputError(unknown(f"hyperparameter of {cls.name()}", key, known))
         return cls(head=head, train=train, **config)
+
+
+Method._fields = {"temperature": Method.__dataclass_fields__["temperature"]}
 
 
 def names() -> list[str]:

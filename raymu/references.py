@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from raymu import cache, devices, engines, source
-from raymu.checkpoints import Checkpoints
+from raymu.checkpoints import Checkpoints, State
 from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
-from raymu.engines.pytorch import State
 from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
-from raymu.method import Method, Part
+from raymu.method import Method
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, compatibility, inference, pretrained
+from raymu.run import Part
 from raymu.scenario import Scenario, content_hash
 from raymu.storage import locate
 from raymu.workers import Workers
@@ -37,7 +37,6 @@ TRAINING = "training.json"
 BEST = "best/"  # stands before the names of the best weights so far, in a checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(Retrain):
     """The original's training: that of the retrained model, on the whole training set."""
 

@@ -35,7 +35,7 @@ TRAINING = (
 )
 EVALUATION = (*DATA, "raymu.evaluation", "raymu.models", "raymu.workers")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
-NOT_CODE = {"_abc_impl", "_source"}  # what Python and `Method.source` keep in a class
+NOT_CODE = {"_abc_impl", "_code"}  # what Python and `engines.code_of` keep in a class
 Function = types.FunctionType
 
 

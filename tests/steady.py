@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +22,6 @@ from raymu.tuning.sweep import Sweep
 EPOCH_S = float(os.environ.get("STEADY_EPOCH_S", "0.15"))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Steady(Method):
     """Descends on the images to forget, in small steps."""
 

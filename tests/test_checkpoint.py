@@ -9,9 +9,8 @@ import torch
 from test_parity import CASES, SCENARIO, in_workers, setting
 
 from raymu import cache, engines, references
-from raymu.checkpoints import Checkpoints
+from raymu.checkpoints import Checkpoints, State
 from raymu.engines import Engine, Options
-from raymu.engines.pytorch import State
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
 from raymu.models import architectures

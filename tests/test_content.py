@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import raymu
 from raymu import cache, cli, engines, method, modules, objective, references, source
 from raymu.data import arrays, dataset, encoded, folders, published, splits
-from raymu.engines import pytorch
+from raymu.engines import code_of, pytorch
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
@@ -238,7 +238,6 @@ from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.sweep import Sweep
 
-@dataclass(frozen=True, kw_only=True)
 class Salun(salun.SalUn):
     """Keeps the name, and takes the weights that are least salient."""
     salient: float = tuned(0.2, Range(0.1, 0.9, "linear"), "share of the weights that may move")
@@ -349,7 +348,6 @@ def test_a_config_by_hand_says_what_is_forgotten() -> None:
 # Code
 
 
-@dataclass(frozen=True, kw_only=True)
 class Least(Method):
     """A method that keeps something under a name that others use as well."""
 
@@ -371,7 +369,6 @@ class Least(Method):
 def edited() -> type[Method]:
     """The same name, fields and wording, another body."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Least(globals()["Least"]):
         def value(self) -> float:
             return 2.0
@@ -396,12 +393,12 @@ REPLACED: dict[str, tuple[object, str, Callable]] = {
 
 @pytest.mark.parametrize("edit", REPLACED)
 def test_the_code_that_carries_a_method_out_is_part_of_it(monkeypatch, edit) -> None:
-    before = RandomLabel.source()
+    before = code_of(RandomLabel)
     source.look_anew()
-    assert RandomLabel.source() == before
+    assert code_of(RandomLabel) == before
     source.look_anew()
     monkeypatch.setattr(*REPLACED[edit])
-    assert RandomLabel.source() != before
+    assert code_of(RandomLabel) != before
     source.look_anew()  # the other tests are of what is there
 
 
@@ -419,7 +416,7 @@ def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
         assert change[0] in text
         (tmp_path / name).mkdir()
         (tmp_path / name / "salun.py").write_text(text.replace(*change))
-        digests[name] = method.get(str(tmp_path / name / "salun.py")).source()
+        digests[name] = code_of(method.get(str(tmp_path / name / "salun.py")))
     assert digests["same"] == digests["comment"] == digests["docstring"]
     assert len({digests["same"], digests["helper"], digests["body"]}) == 3
 
@@ -605,7 +602,6 @@ def test_code_and_values_are_looked_at_anew_before_every_trial() -> None:
     """In one process, as a notebook or a loop in a script is: constants, attributes of a class, mutable globals."""
     scope = {"FACTOR": 1.0, "WEIGHTS": {"w": 0.5}}
 
-    @dataclass(frozen=True, kw_only=True)
     class Own(RandomLabel):
         """One of the user's."""
 
@@ -616,7 +612,7 @@ def test_code_and_values_are_looked_at_anew_before_every_trial() -> None:
 
     def digest() -> str:
         source.look_anew()
-        return Own.source()
+        return code_of(Own)
 
     seen = [digest(), digest()]
     assert seen[0] == seen[1]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from raymu.data import splits
-from raymu.engines.pytorch import Batch, Engine
+from raymu.engines.pytorch import Engine
 from raymu.methods.bad_teacher import BadTeacher
 from raymu.methods.finetune import Finetune
 from raymu.methods.gradient_ascent import GradientAscent
@@ -28,6 +28,7 @@ from raymu.methods.scrub import Scrub
 from raymu.methods.svd import SVD
 from raymu.methods.unsir import UNSIR
 from raymu.models import architectures
+from raymu.run import Batch
 from raymu.scenario import Recipe
 
 SGD = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}  # of Gao et al.
@@ -215,7 +216,7 @@ def test_plain_methods_take_the_steps_of_gao(original, loaded, scenario, method,
     assert distance(got, loop(partial(sgd, weight_decay=0.0)), original) > 1e-6  # little, but more than rounding
     rows = {"train": range(IMAGES), "forget": loaded.forget.nonzero(), "retain": (~loaded.forget).nonzero()}[part]
     for _, batches in epochs(engine):
-        assert sorted(row for batch in batches for row in batch.rows.tolist()) == [int(row) for row in rows]
+        assert sorted(row for batch in batches for row in batch.positions.tolist()) == [int(row) for row in rows]
 
 
 def test_bad_teacher_is_that_of_chundawat(original, loaded, scenario) -> None:
@@ -242,14 +243,14 @@ def test_bad_teacher_is_that_of_chundawat(original, loaded, scenario) -> None:
 
     agree(got, loop, [{"optimizer": lambda w, lr: torch.optim.SGD(w, lr, **SGD)}], original, 1e-9)
     # Adam does not see the scale of a loss but for its epsilon, so the average is compared by the loss itself.
-    sizes = [sum(len(batch.rows) for batch in batches) for _, batches in epochs(engine)]
+    sizes = [sum(len(batch.positions) for batch in batches) for _, batches in epochs(engine)]
     forget, retain = int(loaded.forget.sum()), int((~loaded.forget).sum())
     assert sizes == [forget + int(0.3 * retain)] * 2
-    first, second = ({row for batch in batches for row in batch.rows.tolist()} for _, batches in epochs(engine))
+    first, second = ({row for batch in batches for row in batch.positions.tolist()} for _, batches in epochs(engine))
     assert first == second  # drawn once
     assert set(loaded.forget.nonzero().squeeze(1).tolist()) <= first
     other, _ = unlearned(BadTeacher(), original, loaded, scenario, seed=4)
-    assert {row for _, batch in other.seen for row in batch.rows.tolist()} != first  # drawn by the trial's seed
+    assert {row for _, batch in other.seen for row in batch.positions.tolist()} != first  # drawn by the trial's seed
 
 
 def test_bad_teachers_loss_is_averaged_over_all_elements(original, loaded, scenario) -> None:
@@ -385,7 +386,7 @@ def test_saliency_is_that_of_fan_or_of_gao(original, loaded, scenario) -> None:
     forgotten = loaded.forget.nonzero().squeeze(1)
     assert len(engine.scanned) > 1
     signed = dict(zip(names, (each.abs() for each in gradient(forgotten)), strict=True))
-    batches = [[each.abs() for each in gradient(batch.rows)] for batch in engine.scanned]
+    batches = [[each.abs() for each in gradient(batch.positions)] for batch in engine.scanned]
     absolute = dict(zip(names, map(sum, zip(*batches, strict=True)), strict=True))
     for name in names:
         torch.testing.assert_close(found["signed"][name], signed[name], rtol=1e-9, atol=1e-9)
@@ -455,7 +456,7 @@ def test_unsir_is_that_of_gao(original, loaded, scenario) -> None:
             images.data.clamp_(black, white)
         return images.detach()
 
-    mixed = [(batch.images[batch.rows < 0], batch.labels[batch.rows < 0]) for _, batch in engine.seen]
+    mixed = [(batch.images[batch.positions < 0], batch.labels[batch.positions < 0]) for _, batch in engine.seen]
     images, labels = (torch.cat(parts) for parts in zip(*mixed, strict=True))
     assert (labels == forgotten).all()
 

@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
@@ -19,16 +18,17 @@ from raymu import engines
 from raymu.data.images import crop_and_flip
 from raymu.data.splits import Split
 from raymu.engines import Options
-from raymu.engines.pytorch import MOMENTUM, WEIGHT_DECAY, Batch, Engine
+from raymu.engines.optimizers import MOMENTUM, WEIGHT_DECAY
+from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged, InputError
 from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures
+from raymu.run import Batch
 from raymu.scenario import SCENARIOS
 
 
-@dataclass(frozen=True, kw_only=True)
 class Probe(Method):
     """Records what an engine gives a method."""
 
@@ -72,7 +72,7 @@ def test_a_pass_visits_every_image_of_the_part_once(model, digits_data, digits, 
     assert Counter(seen.tolist()) == Counter(expected)
     for batch in Probe.seen:
         assert batch.forget.tolist() == [label.item() in digits.forget for label in batch.labels]
-        assert torch.equal(batch.labels, digits_data.train.targets[batch.rows])
+        assert torch.equal(batch.labels, digits_data.train.targets[batch.positions])
         assert batch.images.shape[1:] == (1, 16, 16)
 
 
@@ -119,7 +119,6 @@ def test_the_global_random_state_neither_matters_nor_changes(model, digits_data)
 def test_a_step_is_nesterov_sgd_with_weight_decay(model, digits_data) -> None:
     """Two steps by hand, from the update rule of Sutskever et al., ICML 2013, as PyTorch states it."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Quadratic(Probe):
         def unlearn(self, run: Engine) -> Iterator[Step]:
             for _ in run.epochs(1, self.lr):

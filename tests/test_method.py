@@ -373,7 +373,6 @@ def test_kurmanjis_own_settings_of_neggrad_plus_lie_in_its_range(ascent) -> None
 
 
 def test_a_method_of_ones_own_is_named_by_its_class() -> None:
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class MyNegGrad(methods.Method):
         pass
 

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -252,7 +251,6 @@ def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypat
     assert not reader.read(tmp_path / "results")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Hungry(Method):
     """Says that it took 30 % of the GPU, and how much of one it was given."""
 

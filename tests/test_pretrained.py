@@ -16,7 +16,8 @@ from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 from raymu import cache, references
 from raymu.data import folders, published, splits
 from raymu.data.encoded import transform_of
-from raymu.engines.pytorch import DECOUPLED_DECAY, Engine
+from raymu.engines.optimizers import DECOUPLED_DECAY
+from raymu.engines.pytorch import Engine
 from raymu.errors import InputError
 from raymu.method import Method, Step
 from raymu.methods.retrain import Retrain
@@ -223,7 +224,6 @@ def test_weights_from_the_hub(file, monkeypatch) -> None:
 def test_a_step_of_adamw(digits, digits_data) -> None:
     """Two steps by hand (Loshchilov and Hutter, ICLR 2019, Algorithm 2): the decay is not part of the moments."""
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Quadratic(Method):
         def unlearn(self, run: Engine) -> Iterator[Step]:
             for _ in run.epochs(1, 0.1, "adamw"):

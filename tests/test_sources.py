@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from raymu import references
 from raymu.data import splits
 from raymu.data.images import Pixels
-from raymu.engines.pytorch import MOMENTUM, WEIGHT_DECAY, Batch, Engine
+from raymu.engines.optimizers import MOMENTUM, WEIGHT_DECAY
+from raymu.engines.pytorch import Engine
 from raymu.methods import neggrad_plus
 from raymu.methods.bad_teacher import BadTeacher
 from raymu.methods.finetune import Finetune
@@ -27,6 +28,7 @@ from raymu.methods.ssd import SSD
 from raymu.methods.svd import SVD, layer_inputs
 from raymu.methods.unsir import UNSIR
 from raymu.models import architectures, cmf, inference
+from raymu.run import Batch
 from raymu.scenario import SCENARIOS, Recipe
 
 CPU = torch.device("cpu")

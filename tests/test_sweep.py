@@ -417,7 +417,6 @@ from raymu.scenario import SCENARIOS
 from raymu.sweep import Sweep
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fragile(Method):
     paper = "none"
     lr: float = tuned(0.1, Range(0.0, 4.0, "linear"), "what goes wrong")
@@ -470,7 +469,6 @@ from raymu.scenario import SCENARIOS
 from raymu.sweep import Sweep
 
 
-@dataclass(frozen=True, kw_only=True)
 class Slow(Method):
     paper = "none"
     lr: float = tuned(0.1, Range(1e-6, 0.1, "log"), "")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -26,7 +26,6 @@ def without_costs(row: dict) -> dict:
     return {key: value for key, value in row.items() if key not in COSTS}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Broken(Method):
     paper: ClassVar[str] = "none"
     lr: float = tuned(0.1, Range(0.01, 1.0, "log"), "")
@@ -100,7 +99,6 @@ def test_an_exception_belongs_to_its_row(quick) -> None:
 
 
 def test_a_method_that_ends_early_is_an_error(quick) -> None:
-    @dataclass(frozen=True, kw_only=True)
     class Early(Broken):
         def unlearn(self, run: Engine) -> Iterator[Step]:
             for _ in run.epochs(1, self.lr):

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, get_type_hints
 
 import numpy as np
@@ -110,7 +109,6 @@ def test_the_row_says_how_many_epochs_began_with_the_forget_set() -> None:
 
 
 def test_ones_own_hyperparameters_have_types_and_bounds_too() -> None:
-    @dataclass(frozen=True, kw_only=True)
     class Own(RandomLabel):
         paper: ClassVar[str] = "none"
         passes: int = tuned(2, Range(1, 5, "int"), "")

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from raymu.data.splits import Data
+from raymu.engines.optimizers import checkpoint_gradients
 from raymu.engines.options import DEFAULTS, Options
-from raymu.engines.pytorch import Engine, checkpoint_gradients
+from raymu.engines.pytorch import Engine, code_of
 from raymu.errors import InputError
 from raymu.models import architectures
 from raymu.scenario import Scenario
 
-__all__ = ["DEFAULTS", "Engine", "Options", "check", "make"]
+__all__ = ["DEFAULTS", "Engine", "Options", "check", "code_of", "make"]
 
 
 def make(model: nn.Module, data: Data, scenario: Scenario, *, options: Options = DEFAULTS, **rest: Any) -> Engine:

@@ -15,11 +15,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from raymu import devices
+from raymu.engines.gradients import clipping
+from raymu.engines.optimizers import checkpoint_gradients, make_optimizer
 from raymu.engines.options import Options
-from raymu.engines.pytorch import Engine, Optimizer, checkpoint_gradients, clipping, make_optimizer
+from raymu.engines.pytorch import Engine
 from raymu.errors import InputError
 from raymu.method import Clipped, Step
 from raymu.models.cmf import CMF
+from raymu.run import Optimizer
 
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists; Ray shows every worker its own GPU alone
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

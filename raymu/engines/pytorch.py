@@ -2,76 +2,35 @@
 
 import contextlib
 import copy
-import functools
-import hashlib
 import itertools
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, devices
+from raymu import source
+from raymu.checkpoints import State
 from raymu.data.splits import Data
+from raymu.engines.batches import Batches, Extra, mixed
+from raymu.engines.gradients import clipping, gauss_newton_sums, gradients_of, minimiser
+from raymu.engines.optimizers import checkpoint_gradients, make_optimizer
 from raymu.engines.options import DEFAULTS, Options
+from raymu.engines.passes import once
 from raymu.errors import Diverged
-from raymu.method import Clipped, Loss, Method, Part, Step
+from raymu.method import Clipped, Loss, Method, Step
 from raymu.models import architectures, cmf, inference
+from raymu.run import Batch, Optimizer, Part, Run, Subset, Tensors
 from raymu.scenario import Scenario, content_hash
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
-DECOUPLED_DECAY = 0.05
-FOR_AUGMENTATION = 2**20  # an image's random number below that; what is above it is for its label
-COST = "cost of the pass"  # the images that it read, and its seconds
 
-Tensors = dict[str, Tensor]
-Rows = Literal["train", "retain", "forget"] | Tensor
-Optimizer = Literal["sgd", "momentum", "adam", "adamw"]
-
-
-class Batch(NamedTuple):
-    """Some images of the training split, or this worker's share of them: normalised `images` (B, C, H, W), true
-    `labels` (B,), which of them belong to the `forget` set (bool, B), their positions `rows` (B,) in the split, -1 for
-    images that are not from there, and a random number of 62 bits for each, `seeds` (B,): what is drawn for an image is
-    drawn from it, so that it does not hang on the number of workers.
-    """
-
-    images: Tensor
-    labels: Tensor
-    forget: Tensor
-    rows: Tensor
-    seeds: Tensor
-
-
-class State(NamedTuple):
-    """Where an engine stands after an epoch: its counts (see Engine; `cycled` are the batches that each `cycle` has
-    given so far), the network's `weights`, buffers included, and this worker's part of the optimizer's state.
-    """
-
-    epoch: int
-    images: int
-    spared_s: float
-    cycled: list[int]
-    weights: Tensors
-    optimizer: Tensors
-
-
-class Engine:
-    """Runs one method on one model. To a method it is `run`: what it may read, draw and ask for.
-
-    Everything random comes from `seed` alone. The model is changed in place.
+class Engine(Run):
+    """The engine of one process.
 
     Attributes:
-        model: normalised images (B, C, H, W) -> logits (B, K); with a CMF head, it wraps the model that was given.
-        scenario: what has to be forgotten.
-        seed: the trial's.
+        model: with a CMF head, it wraps the model that was given.
         epoch: how many epochs have been trained so far.
         images: how many images the method has read so far; those of a pass whose result was cached count as well.
         spared_s: how many seconds longer it would have taken so far, had nothing been cached.
@@ -99,6 +58,7 @@ class Engine:
         self._workers = data.workers
         self._device = data.device
         self._cache_directory = cache_directory
+        self._batches = Batches(data, scenario.recipe, seed)
         self._passes = 0  # in this epoch
         self._cycled: list[int] = []
         self._saved: State | None = None
@@ -143,17 +103,7 @@ class Engine:
     # What a method may read:
 
     def epochs(self, count: int, lr: float | Callable[[int], float], optimizer: Optimizer = "sgd") -> Iterator[int]:
-        """Count 1, 2, ... `count` with the model in train mode and a new optimizer.
-
-        Where the classifier is trained alone, everything else stays in eval mode.
-
-        Args:
-            lr: the learning rate, or epoch -> learning rate.
-            optimizer: "sgd" has Nesterov momentum 0.9 and weight decay 5e-4 (Gao et al., AISTATS 2026), "momentum" has
-                the same without Nesterov's correction (Kurmanji et al., NeurIPS 2023), "adam" has its usual moments and
-                no weight decay, "adamw" has them and decoupled weight decay 0.05 (He et al., CVPR 2022), of every
-                weight.
-        """
+        """See Run."""
         rate = lr if callable(lr) else lambda epoch: lr
         begun = False
         try:
@@ -172,7 +122,7 @@ class Engine:
                 self._finite = torch.tensor(True, device=self._device)
                 self._passes = 0
                 self.epoch += 1
-                torch.manual_seed(self._draw("dropout", self.epoch, self._workers.rank))
+                torch.manual_seed(self._batches.draw("dropout", self.epoch, self._workers.rank))
                 with self._training():
                     self._train_mode()
                     yield epoch
@@ -186,99 +136,60 @@ class Engine:
             if begun:
                 self._end()
 
-    def batches(
-        self, part: Rows, *, batch_size: int | None = None, extra: tuple[Tensor, Tensor, int] | None = None
-    ) -> Iterator[Batch]:
-        """One shuffled, augmented pass, in batches of nearly equal size.
-
-        No batch is a small remainder: one of two images would wreck the BatchNorm statistics.
-
-        Args:
-            part: of the training set, or positions in it (from `sample`).
-            batch_size: at most so many images; None means the scenario's.
-            extra: normalised images (M, C, H, W), their labels (M,), and how many times they are mixed in.
-        """
+    def batches(self, subset: Subset, *, batch_size: int | None = None, extra: Extra | None = None) -> Iterator[Batch]:
+        """See Run."""
         self._passes += 1
-        for batch in self._read(self._pass(part, batch_size, extra, "pass", self.epoch, self._passes)):
-            if extra is not None:
-                added, which = batch.rows < 0, (-1 - batch.rows).clamp(min=0)
-                images = torch.where(added.view(-1, 1, 1, 1), extra[0][which], batch.images)
-                labels = torch.where(added, extra[1][which], batch.labels)
-                batch = Batch(images, labels, batch.forget & ~added, batch.rows.clamp(min=-1), batch.seeds)
-            yield batch
+        place = "pass", self.epoch, self._passes
+        chosen = self._batches.shuffled(self._positions(subset), *place, batch_size=batch_size, extra=extra)
+        for batch in self._read(chosen):
+            yield batch if extra is None else mixed(batch, extra)
 
-    def cycle(self, part: Rows) -> Iterator[Batch]:
-        """Pass after pass, without end."""
+    def cycle(self, subset: Subset) -> Iterator[Batch]:
+        """See Run."""
         number = len(self._cycled)
         self._cycled.append(0)
-        return self._cycle(part, number)
+        return self._cycle(subset, number)
 
-    def _cycle(self, part: Rows, number: int) -> Iterator[Batch]:
+    def _cycle(self, subset: Subset, number: int) -> Iterator[Batch]:
         def chosen() -> Iterator[tuple[Tensor, Tensor]]:
-            rows = self._rows(part)
-            begun, skipped = divmod(self._cycled[number], self._batch_count(rows))
+            positions = self._positions(subset)
+            begun, skipped = divmod(self._cycled[number], self._batches.count(positions))
             for passes in itertools.count(begun):
-                yield from self._pass(rows, None, None, "cycle", number, passes)[skipped:]
+                yield from self._batches.shuffled(positions, "cycle", number, passes)[skipped:]
                 skipped = 0
 
         for batch in self._read(chosen()):
             self._cycled[number] += 1
             yield batch
 
-    def scan(self, part: Rows) -> Iterator[Batch]:
-        """One pass, class by class, without augmentation. The model goes to eval mode: nothing of it changes."""
+    def scan(self, subset: Subset) -> Iterator[Batch]:
+        """See Run."""
         self.model.eval()
-        rows, split = self._rows(part), self._data.train
-        index = self._index[rows]
-        labels = split.labels.cpu()[index].numpy()
-        rows = rows[np.lexsort((split.images.keys[index.numpy()], labels))]  # the same wherever the images lie
-        cuts = rows.tensor_split(self._batch_count(rows))
-        yield from self._read((chosen, None) for chosen in cuts)
+        yield from self._read((chosen, None) for chosen in self._batches.by_class(self._positions(subset)))
 
     def classes(self, part: Part) -> list[int]:
-        """The classes that occur in that part of the training set."""
-        found: list[int] = self._data.train.targets[self._rows(part)].unique().tolist()
+        """See Run."""
+        found: list[int] = self._data.train.targets[self._positions(part)].unique().tolist()
         return found
 
     def size(self, part: Part) -> int:
-        """How many images are in that part of the training set."""
-        return len(self._rows(part))
+        """See Run."""
+        return len(self._positions(part))
 
     def sample(self, part: Part, per_class: int, seed: int) -> Tensor:
-        """Positions of so many images of every class that occurs in the part (all where there are fewer), drawn from
-        that seed.
-        """
-        rows = self._rows(part)
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
-        labels = self._data.train.targets.cpu()[rows]
-        chosen = [rows[labels == label][:per_class] for label in labels.unique()]
-        return torch.cat(chosen).sort().values
+        """See Run."""
+        return self._batches.sample(self._positions(part), per_class, seed)
 
     def portion(self, part: Part, share: float, seed: int) -> Tensor:
-        """Positions of that share (in 0..1) of the part, rounded down, drawn evenly from that seed."""
-        rows = self._rows(part)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return rows[order[: int(share * len(rows))]].sort().values
+        """See Run."""
+        return self._batches.portion(self._positions(part), share, seed)
 
     def random_labels(self, batch: Batch) -> Tensor:
-        """Wrong labels (B,), drawn evenly: among the classes that are not forgotten; where samples are forgotten,
-        among all but each sample's own label.
-        """
-        count, drawn = self._data.num_classes, batch.seeds // FOR_AUGMENTATION
-        if self.scenario.forget:
-            return self._retained[drawn % len(self._retained)]
-        return (batch.labels + 1 + drawn % (count - 1)) % count
-
-    @functools.cached_property
-    def _retained(self) -> Tensor:
-        """The classes that are not forgotten, on the device."""
-        classes = [one for one in range(self._data.num_classes) if one not in self.scenario.forget]
-        return torch.tensor(classes, device=self._device)
+        """See Run."""
+        return self._batches.random_labels(batch)
 
     def teacher(self, which: Literal["original", "random"]) -> Callable[[Batch], Tensor]:
-        """Logits (B, K) of a frozen model in eval mode: of the model as it is now, before the first epoch, or of one
-        with random weights. Where images are not augmented, they are computed once per scenario.
-        """
+        """See Run."""
         if which == "original":
             model = copy.deepcopy(self.model)
         else:
@@ -294,18 +205,18 @@ class Engine:
             return {"logits": self._workers.gather(inference.extract(model, self._data, split)[0].logits)}
 
         table = self.cached("teacher", logits) if which == "original" else self._once("random-teacher", logits)
-        return lambda batch: table["logits"][batch.rows]
+        return lambda batch: table["logits"][batch.positions]
 
     # What a method may compute:
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The weights that may move, by name."""
+        """See Run."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
-    def gradients(self, part: Rows, reduction: Literal["sum", "mean"]) -> Iterator[Tensors]:
-        """For every batch of a scan, the gradient of its summed or mean CE, by weight."""
+    def gradients(self, subset: Subset, reduction: Literal["sum", "mean"]) -> Iterator[Tensors]:
+        """See Run."""
         weights = self.weights()
-        for batch in self.scan(part):
+        for batch in self.scan(subset):
             loss = cross_entropy(self.model(batch.images), batch.labels, reduction="sum")
             gradients = gradients_of(loss, list(weights.values()))
             count = torch.full((), len(batch.labels), device=self._device)
@@ -314,46 +225,19 @@ class Engine:
                 gradients = torch._foreach_div(gradients, count)
             yield dict(zip(weights, gradients, strict=True))
 
-    def curvature_product(self, part: Rows, vector: Tensors) -> Tensors:
-        """The Gauss-Newton matrix of the mean CE times a vector, in one scan.
-
-        J^T H J v, with the Jacobian J of the logits and the Hessian H of CE in the logits: the exact Hessian of a
-        linear classifier, positive semi-definite for any model (Schraudolph, Neural Computation 2002). In float32 also
-        where the recipe is not: PyTorch's forward mode does not go with autocast.
-        """
-        weights = self.weights()
-        total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        count = torch.tensor(0, device=self._device)
-        detached = {name: weight.detach() for name, weight in weights.items()}
-        # Fused attention has no forward-mode derivative.
-        with architectures.in_float32(self.model), sdpa_kernel(SDPBackend.MATH):
-            for batch in self.scan(part):
-
-                def logits_of(values: Tensors, images: Tensor = batch.images) -> Tensor:
-                    logits: Tensor = torch.func.functional_call(self.model, values, (images,))
-                    return logits
-
-                logits, pushed = torch.func.jvp(logits_of, (detached,), (vector,))  # type: ignore[misc]
-                chances = logits.softmax(1)
-                curved = chances * (pushed - (chances * pushed).sum(1, keepdim=True))
-                (pulled,) = torch.func.vjp(logits_of, detached)[1](curved)
-                for name, tensor in total.items():
-                    tensor += pulled[name]
-                count += len(batch.labels)
+    def curvature_product(self, subset: Subset, vector: Tensors) -> Tensors:
+        """See Run."""
+        with architectures.in_float32(self.model):
+            count, total = gauss_newton_sums(self.model, self.weights(), self.scan(subset), vector)
         self._workers.sum(count, *total.values())
         return {name: tensor / count for name, tensor in total.items()}
 
     def sum(self, *tensors: Tensor) -> None:
-        """Add up what a method has gathered itself in a scan, in place, over the workers, each with its share."""
+        """See Run."""
         self._workers.sum(*tensors)
 
     def cached(self, name: str, compute: Callable[[], Tensors], *, of_logits: bool = True, **knobs: float) -> Tensors:
-        """What `compute` returns, in any order, computed once per scenario, code of the method and of the engine, head,
-        trained part and `knobs`.
-
-        It may depend on nothing else: not on the trial's seed, unless that is one of the knobs. Unless it is
-        `of_logits`, a CMF head's temperature makes no difference to it.
-        """
+        """See Run."""
         if self._method.head == "cmf" and of_logits:
             knobs["temperature"] = self._method.temperature
         return self._once(name, compute, head=self._method.head, train=self._method.train, **knobs)
@@ -361,34 +245,21 @@ class Engine:
     def optimise_images(
         self, count: int, loss: Callable[[Tensor], Tensor], *, lr: float, steps: int, seed: int
     ) -> Tensor:
-        """Normalised images (count, C, H, W) that minimise the loss (images -> scalar): Adam from standard normal
-        noise, kept within what a real image can be. The model is in eval mode and does not change.
-        """
+        """See Run."""
         self.model.eval()
         source = self._data.train.images
         noise = torch.randn((count, *source.shape), generator=torch.Generator().manual_seed(seed)).to(self._device)
-        low, high = source.limits
-        images = noise.clamp(low, high).requires_grad_(True)
-        optimizer = torch.optim.Adam([images], lr=lr)
-        for _ in range(steps):
-            (images.grad,) = torch.autograd.grad(loss(images), [images])
-            optimizer.step()
-            with torch.no_grad():
-                images.clamp_(low, high)
-        return images.detach()
+        return minimiser(loss, noise, source.limits, lr=lr, steps=steps)
 
     # What a method may change:
 
     def train_only(self, masks: Tensors) -> None:
-        """From now on only the weights under these masks (bool, by name) move.
-
-        The others have no gradient, and keep their present value to the bit, whatever weight decay and momentum do.
-        """
+        """See Run."""
         self._frozen = {name: (masks[name], weight.detach().clone()) for name, weight in self.weights().items()}
 
     @torch.no_grad()
     def edit(self, change: Callable[[str, Tensor], Tensor]) -> None:
-        """Set every weight to `change(name, weight)`."""
+        """See Run."""
         for name, weight in self.weights().items():
             weight.copy_(change(name, weight))
         self._refresh_head()
@@ -474,28 +345,16 @@ class Engine:
     def _once(self, name: str, compute: Callable[[], Tensors], **knobs: float | str) -> Tensors:
         if self.epoch:
             raise RuntimeError(f"{name} is computed from the original model: ask for it before the first epoch")
-        made_by = content_hash([self._method.source(), knobs])
-        before, asked = self.images, time.perf_counter()
+        made_by = content_hash([code_of(type(self._method)), knobs])
+        entry = None if self._cache_directory is None else self._cache_directory / f"{name}-{made_by}"
+        before = self.images
 
-        def measured() -> Tensors:
-            begun = devices.now(self._device)
-            tensors = compute()
-            cost = [self.images - before, devices.now(self._device) - begun]
-            return {**tensors, COST: torch.tensor(cost, dtype=torch.float64)}
+        def counted() -> tuple[Tensors, int]:
+            return compute(), self.images - before
 
-        def build(entry: Path | None) -> None:
-            tensors = measured()
-            if entry is not None:
-                cache.save_tensors(entry / "tensors.safetensors", tensors)
-
-        if self._cache_directory is None:
-            tensors = measured()
-        else:
-            entry = self._workers.once(self._cache_directory / f"{name}-{made_by}", build)
-            tensors = cache.load_tensors(entry / "tensors.safetensors", self._device)
-        images, seconds = tensors.pop(COST).tolist()
-        self.images = before + int(images)
-        self.spared_s += seconds - (time.perf_counter() - asked)
+        tensors, images, spared_s = once(entry, counted, self._workers, self._device)
+        self.images = before + images
+        self.spared_s += spared_s
         return tensors
 
     def _train_mode(self) -> None:
@@ -514,101 +373,23 @@ class Engine:
     def _make_head(self, found: Tensors) -> None:
         self.model.update(found["sums"], found["counts"])  # type: ignore[operator]
 
-    @functools.cached_property
-    def _index(self) -> Tensor:
-        """Where the images of the training split are in their source. This and all positions stay on the CPU, which
-        says what is read: a GPU would have to be waited for.
-        """
-        return self._data.train.index.cpu()
-
-    def _rows(self, part: Rows) -> Tensor:
-        """Positions in the training split."""
-        if isinstance(part, Tensor):
-            return part.cpu()
-        undeclared = {"train": {"retain", "forget"}}.get(part, {part}) - set(self._method.needs)
-        if undeclared:
-            raise RuntimeError(f"{self._method.name()} reads {', '.join(undeclared)} data, which it does not declare")
-        forget = self._data.forget.cpu()
-        chosen = {"train": torch.ones_like(forget), "retain": ~forget, "forget": forget}[part]
-        return chosen.nonzero().squeeze(1)
-
-    def _pass(
-        self, part: Rows, batch_size: int | None, extra: tuple[Tensor, Tensor, int] | None, *place: int | str
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Batches of shuffled rows, extra images as -1, -2, ..., and the images' random numbers. The seed and the
-        `place` of the pass decide alone.
-        """
-        rows, split = self._rows(part), self._data.train
-        random = torch.Generator().manual_seed(self._draw(*place))
-        order = split.images.shuffle(self._index[rows], random)
-        if extra is None:
-            chosen = rows[order]
-        else:
-            added = (-1 - torch.arange(len(extra[1]))).repeat(extra[2])
-            chosen = torch.empty(len(rows) + len(added), dtype=rows.dtype)
-            places = torch.randperm(len(chosen), generator=random)
-            chosen[places[: len(added)]], chosen[places[len(added) :].sort().values] = added, rows[order]
-        seeds = torch.randint(2**62, (len(chosen),), generator=random)
-        count = self._batch_count(chosen, batch_size)
-        return list(zip(chosen.tensor_split(count), seeds.tensor_split(count), strict=True))
-
-    def _batch_count(self, rows: Tensor, batch_size: int | None = None) -> int:
-        return max(1, -(-len(rows) // (batch_size or self.scenario.recipe.batch_size)))
-
-    def _draw(self, *place: int | str) -> int:
-        """A random number that the seed and the place alone decide."""
-        return int.from_bytes(hashlib.sha256(repr((self.seed, *place)).encode()).digest()[:7], "big")
+    def _positions(self, subset: Subset) -> Tensor:
+        """Positions in the training split, of what the method says that it reads."""
+        return self._batches.positions(subset, self._method.needs)
 
     def _read(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
-        """The share that this worker has of batches of rows and perhaps random numbers, which may be read ahead."""
-        split, augment = self._data.train, self.scenario.recipe.augment
-        ahead = deque[tuple[int, Tensor, Tensor]]()
-
-        def shares() -> Iterator[tuple[Tensor, Tensor | None]]:
-            for rows, seeds in batches:
-                count = len(rows)
-                if count < self._workers.count:
-                    raise RuntimeError(f"a batch of {count} images is too small for {self._workers.count} workers")
-                rows = self._workers.share(rows)
-                drawn = torch.zeros_like(rows) if seeds is None else self._workers.share(seeds)
-                ahead.append((count, rows, drawn))
-                yield self._index[rows.clamp(min=0)], drawn if augment and seeds is not None else None
-
-        for images in split.images.read(shares()):
-            count, *chosen = ahead.popleft()
+        for count, batch in self._batches.read(batches):
             self.images += count
-            rows, drawn = (some.to(self._device, non_blocking=True) for some in chosen)
-            known = rows.clamp(min=0)
-            yield Batch(images, split.labels[split.index[known]], self._data.forget[known], rows, drawn)
+            yield batch
 
 
-def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The gradient of a scalar in every weight, in their order: 0 in those that it does not depend on, as some models
-    have them.
+def code_of(method: type[Method]) -> str:
+    """Digest of a method's code and of what carries it out, at the last look (`source.look_anew`). A class that travels
+    to another process takes along what was said here, since the script that defines it need not be there.
     """
-    return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-
-
-def make_optimizer(weights: list[nn.Parameter], kind: Optimizer, lr: float) -> torch.optim.Optimizer:
-    """See Engine.epochs."""
-    match kind:
-        case "adam":
-            return torch.optim.Adam(weights, lr=lr)
-        case "adamw":
-            return torch.optim.AdamW(weights, lr=lr, weight_decay=DECOUPLED_DECAY)
-        case "sgd" | "momentum":
-            nesterov = kind == "sgd"
-            return torch.optim.SGD(weights, lr=lr, momentum=MOMENTUM, nesterov=nesterov, weight_decay=WEIGHT_DECAY)
-    raise ValueError(f"there is no optimizer {kind!r}")
-
-
-def clipping(norm: float, length: Tensor) -> Tensor:
-    """What a gradient of that length is multiplied by, as `torch.nn.utils.clip_grad_norm_` does."""
-    return (norm / (length + 1e-6)).clamp(max=1)
-
-
-def checkpoint_gradients(model: nn.Module, on: bool) -> None:
-    """Let a timm model compute activations anew in the backward pass instead of keeping them, or not."""
-    network: Any = model.backbone if isinstance(model, cmf.CMF) else model
-    if on or getattr(network, "grad_checkpointing", False):
-        network.set_grad_checkpointing(on)
+    here, number = look = source.look()
+    process, its_look, _ = method.__dict__.get("_code", (here, None, ""))
+    if process == here and its_look != number:
+        sharded = source.text_of("raymu.engines.deepspeed")  # as text, since DeepSpeed need not be installed
+        method._code = (*look, source.digest(method, Engine, sharded, within=source.TRAINING))
+    return method._code[-1]

@@ -1,18 +1,16 @@
 """Bad teacher: learn the rest from the original, and the forget set from a model that knows nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, tuned
+from raymu.run import Run
 from raymu.values import SHARE
 
 
-@dataclass(frozen=True, kw_only=True)
 class BadTeacher(Method):
     """Distil the forget set from a randomly initialised teacher, and a part of the retain set from the original, by
     Adam.
@@ -33,7 +31,7 @@ class BadTeacher(Method):
     retain_share: float = tuned(0.3, Range(0.1, 1.0, "linear"), "share of the retain set that is read", SHARE)
     T: float = tuned(1.0, Range(1.0, 8.0, "linear"), "temperature of the distillation")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         competent, incompetent = run.teacher("original"), run.teacher("random")
         sample = run.portion("retain", self.retain_share, seed=run.seed)
         rows = torch.cat([run.portion("forget", 1.0, seed=run.seed), sample])

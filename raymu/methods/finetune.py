@@ -1,16 +1,14 @@
 """Finetune: go on training on the retain set only, and let the rest fade."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.pytorch import Engine
-from raymu.method import Method, Part, Range, Step, tuned
+from raymu.method import Method, Range, Step, tuned
+from raymu.run import Part, Run
 
 
-@dataclass(frozen=True, kw_only=True)
 class Finetune(Method):
     """Minimise CE on the retain set, starting from the original model.
 
@@ -33,7 +31,7 @@ class Finetune(Method):
     lr: float = tuned(1e-3, Range(1e-5, 1e-1, "log"), "learning rate")
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the retain set")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         for _ in run.epochs(self.epochs, self.lr):
             for batch in run.batches("retain"):
                 yield cross_entropy(run.model(batch.images), batch.labels)

@@ -1,16 +1,14 @@
 """Gradient ascent: undo learning by climbing the loss on the forget set."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.pytorch import Engine
-from raymu.method import Clipped, Method, Part, Range, Step, fixed, tuned
+from raymu.method import Clipped, Method, Range, Step, fixed, tuned
+from raymu.run import Part, Run
 
 
-@dataclass(frozen=True, kw_only=True)
 class GradientAscent(Method):
     """Raise CE on the forget set. Nothing holds the rest of the model together, so the gradient's norm is clipped.
 
@@ -29,7 +27,7 @@ class GradientAscent(Method):
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the forget set")
     clip: float | None = fixed(1.0, "norm that the gradient is clipped to")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         for _ in run.epochs(self.epochs, self.lr):
             for batch in run.batches("forget"):
                 yield Clipped(-cross_entropy(run.model(batch.images), batch.labels), self.clip)

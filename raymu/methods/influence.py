@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -10,13 +9,12 @@ import torch
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
-from raymu.engines.pytorch import Engine
-from raymu.method import Method, Part, Range, Step, fixed, tuned
+from raymu.method import Method, Range, Step, fixed, tuned
+from raymu.run import Part, Run
 
 TOLERANCE = 1e-3  # of the linear system's residual, relative to its right side
 
 
-@dataclass(frozen=True, kw_only=True)
 class Influence(Method):
     """No training: one Newton step that takes back what the forget set changed, to first order, at scale 1.
 
@@ -46,7 +44,7 @@ class Influence(Method):
     damping: float = fixed(1.0, "added to the curvature")
     iterations: int = fixed(200, "of conjugate gradients, at most: an error if they need more")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         direction = run.cached(
             "influence",
             lambda: self._direction(run),
@@ -57,7 +55,7 @@ class Influence(Method):
         run.edit(lambda name, weight: weight + self.scale * direction[name])
         yield from ()
 
-    def _direction(self, run: Engine) -> dict[str, Tensor]:
+    def _direction(self, run: Run) -> dict[str, Tensor]:
         weights = run.weights()
         sample = run.sample("retain", max(1, self.samples // len(run.classes("retain"))), seed=run.scenario.seed)
 

@@ -1,16 +1,14 @@
 """NegGrad+: descend on the retain set and ascend on the forget set, in the same step."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.pytorch import Engine
 from raymu.method import Clipped, Method, Range, Step, fixed, tuned
+from raymu.run import Run
 
 
-@dataclass(frozen=True, kw_only=True)
 class NegGradPlus(Method):
     """Minimise CE on the retain set less `ascent` times CE on the forget set, a batch of each in every step.
 
@@ -41,7 +39,7 @@ class NegGradPlus(Method):
     ascent: float = tuned(1.0, Range(1e-4, 2.0, "log"), "weight of the forget set's loss (a)")
     clip: float | None = fixed(1.0, "norm that the ascent's gradient is clipped to, or with a CMF head the whole")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         forget_batches = run.cycle("forget")
         for _ in run.epochs(self.epochs, self.lr):
             for retain in run.batches("retain"):

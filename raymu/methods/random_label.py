@@ -1,17 +1,15 @@
 """Random label: keep training, but with wrong labels on the forget set."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.pytorch import Engine
 from raymu.method import Clipped, Method, Range, Step, fixed, tuned
+from raymu.run import Run
 
 
-@dataclass(frozen=True, kw_only=True)
 class RandomLabel(Method):
     """Minimise CE on the whole training set, where a forget image gets a wrong label drawn anew at every visit, among
     the classes that are not forgotten.
@@ -46,7 +44,7 @@ class RandomLabel(Method):
         """The learning rate in an epoch (1, 2, ...)."""
         return self.lr
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         for _ in run.epochs(self.epochs, self.rate):
             for batch in run.batches("train"):
                 labels = torch.where(batch.forget, run.random_labels(batch), batch.labels)

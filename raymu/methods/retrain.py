@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.pytorch import Engine
-from raymu.method import Head, Method, Part, Range, Step, tuned
+from raymu.method import Head, Method, Range, Step, tuned
+from raymu.run import Part, Run
 from raymu.scenario import Scenario
 
 WARMUP_EPOCHS = 5
 FINAL_LR = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
 class Retrain(Method):
     """Minimise CE on the retain set, from weights drawn anew by the trial's seed (or the pretrained ones that the
     original's training started from, with a new head): linear warm-up, then cosine decay of the learning rate, by the
@@ -59,7 +57,7 @@ class Retrain(Method):
         progress = (epoch - WARMUP_EPOCHS) / (self.epochs - WARMUP_EPOCHS)
         return FINAL_LR + (self.lr - FINAL_LR) * (1 + math.cos(math.pi * progress)) / 2
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         part: Any = "retain" if self.needs == ("retain",) else "train"
         for _ in run.epochs(self.epochs, self.rate, run.scenario.recipe.optimizer):
             for batch in run.batches(part):

@@ -1,21 +1,19 @@
 """SalUn: random labels, but only the weights that matter for the forget set may move."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from raymu.engines.pytorch import Engine
 from raymu.method import Range, Step, fixed, tuned
 from raymu.methods.random_label import RandomLabel
+from raymu.run import Run
 from raymu.values import SHARE
 
 DECAY_EPOCHS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
 class SalUn(RandomLabel):
     """Random label, restricted to the salient weights: the share of all weights, taken together, that the forget set's
     loss depends on most. The others keep their original value to the bit; they have no gradient when that is clipped.
@@ -57,13 +55,13 @@ class SalUn(RandomLabel):
         """The learning rate in an epoch (1, 2, ...)."""
         return self.lr * self.decay ** ((epoch - 1) // DECAY_EPOCHS)
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         kept = run.cached(f"saliency-{self.saliency}", lambda: saliency(run, self.saliency))
         run.train_only(largest({name: kept[name] for name in run.weights()}, self.salient))  # ties hang on the order
         yield from super().unlearn(run)
 
 
-def saliency(run: Engine, kind: Literal["absolute", "signed"] = "absolute") -> dict[str, Tensor]:
+def saliency(run: Run, kind: Literal["absolute", "signed"] = "absolute") -> dict[str, Tensor]:
     """How much the forget set's loss depends on every weight."""
     total = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
     for gradients in run.gradients("forget", "sum"):

@@ -1,21 +1,19 @@
 """SCRUB: a student that disobeys its teacher on the forget set and obeys it on the rest."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, fixed, tuned
+from raymu.run import Run
 from raymu.values import NOT_NEGATIVE
 
 DECAY_EPOCHS = (3, 5, 9)
 DECAY = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
 class Scrub(Method):
     """The original is the teacher. The first `msteps` epochs begin with a pass over the forget set that drives the
     student away from it; every epoch has a pass over the retain set that draws the student to teacher and labels.
@@ -70,7 +68,7 @@ class Scrub(Method):
         """The learning rate in an epoch (1, 2, ...)."""
         return self.lr * DECAY ** sum(epoch > end for end in DECAY_EPOCHS)
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         teacher = run.teacher("original")
         for epoch in run.epochs(self.epochs, self.rate, "momentum"):
             if epoch <= self.msteps:

@@ -1,17 +1,15 @@
 """SSD, selective synaptic dampening: shrink the weights that matter for the forget set more than for the rest."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from raymu.engines.pytorch import Engine, Rows
 from raymu.method import Method, Range, Step, tuned
+from raymu.run import Run, Subset
 
 
-@dataclass(frozen=True, kw_only=True)
 class SSD(Method):
     """No training: where the diagonal Fisher information of the forget set exceeds alpha times that of all training
     data, the weight is scaled down.
@@ -34,7 +32,7 @@ class SSD(Method):
     alpha: float = tuned(10.0, Range(0.1, 100.0, "log"), "how much more a dampened weight matters to the forget set")
     damping: float = tuned(1.0, Range(0.01, 10.0, "log"), "strength of what is left of it (lambda)")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         of_forget = run.cached("fisher-forget", lambda: fisher(run, "forget"))
         of_all = run.cached("fisher-train", lambda: fisher(run, "train"))
 
@@ -47,10 +45,10 @@ class SSD(Method):
         yield from ()
 
 
-def fisher(run: Engine, part: Rows) -> dict[str, Tensor]:
+def fisher(run: Run, subset: Subset) -> dict[str, Tensor]:
     """The diagonal Fisher information: the mean over batches of the squared gradient of the mean CE, by weight."""
     mean = {name: torch.zeros_like(weight) for name, weight in run.weights().items()}
-    for count, gradients in enumerate(run.gradients(part, "mean"), start=1):
+    for count, gradients in enumerate(run.gradients(subset, "mean"), start=1):
         known, some = list(mean.values()), list(gradients.values())
         step = torch._foreach_sub(torch._foreach_mul(some, some), known)
         torch._foreach_add_(known, torch._foreach_div(step, float(count)))

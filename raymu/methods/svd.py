@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
-from raymu.engines.pytorch import Engine, Rows
-from raymu.method import Method, Part, Range, Step, fixed, tuned
+from raymu.method import Method, Range, Step, fixed, tuned
+from raymu.run import Part, Run, Subset
 
 Layer = nn.Conv2d | nn.Linear
 
 ROUNDING = 1e-4  # of a layer's largest output; float32 leaves some 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
 class SVD(Method):
     """No training: in every convolutional and linear layer, take from the weights the directions of the layer's input
     that the forget set uses and the retain set does not.
@@ -75,7 +73,7 @@ class SVD(Method):
         if unseen:
             raise ValueError(f"it uses {next(iter(unseen))} without its layer, so what it reads is not seen")
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         forget, retain = (
             run.cached(f"inputs-{part}", partial(self._directions, run, part), of_logits=False, samples=self.samples)
             for part in ("forget", "retain")
@@ -93,12 +91,12 @@ class SVD(Method):
         run.edit(projected)
         yield from ()
 
-    def _directions(self, run: Engine, part: Part) -> dict[str, Tensor]:
+    def _directions(self, run: Run, part: Part) -> dict[str, Tensor]:
         per_class = max(1, self.samples // len(run.classes(part)))
         return input_directions(run, run.sample(part, per_class, seed=run.scenario.seed))
 
 
-def input_directions(run: Engine, rows: Rows) -> dict[str, Tensor]:
+def input_directions(run: Run, subset: Subset) -> dict[str, Tensor]:
     """For every layer's weight NAME: `NAME.basis` (G, D, D), orthonormal columns, and `NAME.share` (G, D), the share of
     the energy of its input along each. G are a convolution's groups, D is the length of the input of one output.
     """
@@ -110,7 +108,7 @@ def input_directions(run: Engine, rows: Rows) -> dict[str, Tensor]:
         moments[name] = moments.get(name, 0) + vectors.mT @ vectors
 
     with torch.no_grad(), hooked(layers, add):
-        for batch in run.scan(rows):
+        for batch in run.scan(subset):
             run.model(batch.images)
     run.sum(*moments.values())
     directions = {}

@@ -1,22 +1,20 @@
 """UNSIR: impair the forget classes with noise that the model cannot bear, then repair the rest."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, fixed, tuned
+from raymu.run import Run
 from raymu.values import NOT_NEGATIVE
 
 NOISE_LR = 0.1
 NOISE_STEPS = 40  # 5 x 8
 
 
-@dataclass(frozen=True, kw_only=True)
 class UNSIR(Method):
     """For every forget class, learn a batch of noise images that maximises its loss; impair the model by training it
     to see the class in them; repair it on a sample of the retain set.
@@ -66,7 +64,7 @@ class UNSIR(Method):
         """Impairing makes the score dip."""
         return self.impair_epochs + 1
 
-    def unlearn(self, run: Engine) -> Iterator[Step]:
+    def unlearn(self, run: Run) -> Iterator[Step]:
         noise = [self._noise(run, forgotten) for forgotten in run.scenario.forget]
         labels = torch.tensor(run.scenario.forget).repeat_interleave(len(noise[0])).to(noise[0].device)
         extra = torch.cat(noise), labels, self.noise_batches
@@ -78,7 +76,7 @@ class UNSIR(Method):
             for batch in run.batches(sample):
                 yield cross_entropy(run.model(batch.images), batch.labels)
 
-    def _noise(self, run: Engine, forgotten: int) -> Tensor:
+    def _noise(self, run: Run, forgotten: int) -> Tensor:
         """Noise images (B, C, H, W) for one class, B being the scenario's batch size."""
         count = run.scenario.recipe.batch_size
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import raymu
-from raymu import references
+from raymu import engines, references
 from raymu.errors import InputError
 from raymu.method import Head, Method, Range, Train
 from raymu.objective import code_of
@@ -194,7 +194,7 @@ class Sweep:
         identity = {
             "raymu": raymu.__version__,
             "method": self.method.name(),
-            "method_code": self.method.source(),
+            "method_code": engines.code_of(self.method),
             "evaluation_code": references.evaluation_code(),
             "objective_code": code_of(self.protocol.objective),
             "head": self.head,

@@ -142,7 +142,7 @@ def run(case: Case, row: str | int) -> Figures:
     options = Options(threads=case.threads)
     if row in (BARE, AGAIN):
         engine = Engine(model, data, case.scenario, seed=SEED)
-        seeds = [engine._draw("pass", epoch, 1) for epoch in range(1, 2 + TIMED)]
+        seeds = [engine._batches.draw("pass", epoch, 1) for epoch in range(1, 2 + TIMED)]
         with cpu_threads(case.threads):
             bare(model, case, data.train.images.pixels, data.train.labels, seeds, mark)
     else:

@@ -27,7 +27,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 from unittest.mock import MagicMock
@@ -50,7 +49,6 @@ EMPTY = ("torch", "torch.distributed", "torch.nn.attention", "torch.nn.functiona
 EMPTY += ("scipy", "scipy.sparse.linalg", "scipy.special")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sleep(Method):
     """As many hyperparameters as SCRUB has."""
 

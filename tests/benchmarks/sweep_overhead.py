@@ -13,7 +13,6 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,7 +33,6 @@ from raymu.tuning.sweep import Sweep
 QUIET = Console(quiet=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Nothing(Method):
     """A trial that is over at once, with a row: no step and no evaluation."""
 
