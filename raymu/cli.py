@@ -376,8 +376,9 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)
     if end.published is not None and end.published["fallback"]:
         console.print(
-            f"published: a fallback, since nothing is for {sweep.scenario.architecture} on {sweep.scenario.dataset},"
-            f" batches of {sweep.scenario.recipe.batch_size}, {sweep.head} head, training {sweep.train}",
+            f"published: a fallback, since nothing is for {sweep.scenario.architecture_name} on"
+            f" {sweep.scenario.dataset_name}, batches of {sweep.scenario.recipe.batch_size}, {sweep.head} head,"
+            f" training {sweep.train}",
             highlight=False,
             soft_wrap=True,
         )
@@ -745,7 +746,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
     for task in SCENARIOS.values():
         recipe = task.recipe
         training = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"
-        table.add_row(task.name, task.dataset, task.pretrained or task.architecture, task.forgotten, training)
+        table.add_row(task.name, task.dataset_name, task.pretrained or task.architecture_name, task.forgotten, training)
     console.print(table, highlight=False)
 
 
@@ -813,7 +814,7 @@ def best(
 def _choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
     """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
     from raymu.method import get as get_method
-    from raymu.method import is_file
+    from raymu.plugins import is_file
     from raymu.results import reader, selection
 
     kind, _, argument = rule.partition(":")
@@ -883,7 +884,8 @@ def export(
     weights_file: WeightsFlag = None,
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
-    from raymu.method import is_file, names
+    from raymu.method import names
+    from raymu.plugins import is_file
 
     row = _choose(storage, method, "tuned")[0]
     if row["method"] not in names() and not is_file(method or ""):

@@ -1,22 +1,20 @@
 """What an unlearning method is: hyperparameters with a published default and a range, and a generator of steps."""
 
 import dataclasses
-import importlib.util
 import inspect
 import pkgutil
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
+from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal, dataclass_transform, get_args, get_type_hints
 
 from torch import Tensor, nn
 
+from raymu import plugins
 from raymu.errors import InputError
 from raymu.run import Part, Run
-from raymu.scenario import Scenario, content_hash
+from raymu.scenario import Scenario
 from raymu.values import ANY, NOT_NEGATIVE, POSITIVE, Bounds, checked, conform, unknown
 
 Head = Literal["linear", "cmf"]
@@ -152,6 +150,7 @@ class Method:
         for name in declared.keys() - inspect.get_annotations(cls).keys():
             raise TypeError(f"{cls.__name__}.{name} needs a type, as in {name}: float = ...")
         dataclass(frozen=True, kw_only=True)(cls)
+        del cls.__setattr__, cls.__delattr__  # the base class has them; whoever decorates a method as well may do so
         known = {name: field for base in reversed(cls.__mro__) for name, field in vars(base).get("_fields", {}).items()}
         cls._fields = known | {name: field for name, field in declared.items() if "doc" in field.metadata}
 
@@ -253,10 +252,10 @@ class Method:
         """Published settings for a scenario, by name; the first is what the authors ran. They are for its dataset,
         architecture, batch size and number of classes. There are none for single samples or the classifier alone.
         """
-        tuned_on = scenario.architecture, scenario.recipe.batch_size
-        if train != "all" or not scenario.forget or tuned_on != (TUNED_ON.get(scenario.dataset), BATCH_SIZE):
+        tuned_on = scenario.architecture_name, scenario.recipe.batch_size
+        if train != "all" or not scenario.forget or tuned_on != (TUNED_ON.get(scenario.dataset_name), BATCH_SIZE):
             return {}
-        return cls._settings(scenario.dataset, head, len(scenario.forget))
+        return cls._settings(scenario.dataset_name, head, len(scenario.forget))
 
     @classmethod
     def _settings(cls, dataset: str, head: Head, classes: int) -> dict[str, dict[str, Any]]:
@@ -299,63 +298,37 @@ class Method:
         return cls(head=head, train=train, **config)
 
 
+def _refused(method: Method, name: str, *value: Any) -> None:
+    raise dataclasses.FrozenInstanceError(f"cannot set {name}")
+
+
+Method.__setattr__ = Method.__delattr__ = _refused  # type: ignore[assignment, method-assign]
 Method._fields = {"temperature": Method.__dataclass_fields__["temperature"]}
 
 
 def names() -> list[str]:
-    """Every method in `raymu/methods/`, by name."""
-    from raymu import methods
-
-    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+    """Every method of raymu and of installed packages, and of the user's files that were loaded, by name."""
+    return sorted(plugins.all_of(Method, _own()))
 
 
 def get(name: str) -> type[Method]:
-    """The one Method that `raymu/methods/NAME.py` defines, or a file of one's own: "path/to/own.py", or with more than
-    one in it "path/to/own.py:NAME".
+    """Method of that name, of raymu, of a package or in a file of the user's (see `raymu.plugins`).
 
     Raises:
-        InputError: there is no such file, or not that one method in it; the message names the nearest.
+        InputError: there is none; the message names the nearest.
     """
-    if is_file(name):
-        path, _, wanted = name.partition(":")
-        found = _defined_in(_loaded(Path(path)))
-        if wanted not in ("", *found) or (not wanted and len(found) != 1):
-            raise InputError(f"{path} defines the methods {', '.join(found) or '-'}; name one as {path}:NAME")
-        return found[wanted or next(iter(found))]
-    if name not in names():
-        raise InputError(unknown("method", name, names()))
-    (method,) = _defined_in(importlib.import_module(f"raymu.methods.{name}")).values()
-    return method
+    found: type[Method] = plugins.find(Method, name, _own())
+    return found
 
 
-def is_file(name: str) -> bool:
-    """Whether a method is named by its file: "path/to/own.py" or "path/to/own.py:NAME"."""
-    return name.partition(":")[0].endswith(".py")
+def _own() -> dict[str, EntryPoint]:
+    """Methods in `raymu/methods/`, each the one that its file defines."""
+    from raymu import methods
 
-
-def _defined_in(module: ModuleType) -> dict[str, type[Method]]:
-    """The methods that a module defines itself, by name."""
-    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)]
-    return {method.name(): method for method in classes if method.__module__ == module.__name__}
-
-
-def _loaded(path: Path) -> ModuleType:
-    """The module that a file of one's own is, run once a process. Modules beside it can be imported, as where Python
-    runs it.
-    """
-    name = f"own_{content_hash(str(path.resolve()))}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise InputError(f"there is no file {path}")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(path.parent.resolve()))
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except Exception as error:  # whatever the user's own code raises
-            del sys.modules[name]
-            raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
-    return sys.modules[name]
+    return {
+        module.name: EntryPoint(module.name, f"raymu.methods.{module.name}", "raymu.methods")
+        for module in pkgutil.iter_modules(methods.__path__)
+    }
 
 
 def shown(value: Any) -> str:

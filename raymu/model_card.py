@@ -8,8 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from raymu.data.published import DATASETS
-from raymu.models.architectures import timm_arguments
+from raymu.architecture import Timm
 from raymu.results.tables import COLUMNS, percent
 from raymu.scenario import Scenario
 
@@ -52,9 +51,9 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
             "---",
             f"{_front_matter(row, scenario)}\n---\n",
             f"# {_escaped(row['method'])} on {_escaped(scenario.name)}, without {scenario.forgotten}\n",
-            f"An image classifier, {_escaped(scenario.pretrained or scenario.architecture)} trained on"
-            f" {_escaped(scenario.dataset)}, that was made to forget {scenario.forgotten} by {_escaped(row['method'])}"
-            f" ({_escaped(paper)}), with {head}{part}."
+            f"An image classifier, {_escaped(scenario.pretrained or scenario.architecture_name)} trained on"
+            f" {_escaped(scenario.dataset_name)}, that was made to forget {scenario.forgotten} by"
+            f" {_escaped(row['method'])} ({_escaped(paper)}), with {head}{part}."
             " Made with raymu.\n",
             "## What it still knows\n",
             "On test, accuracies in %:\n",
@@ -78,7 +77,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=_plain(scenario.dataset),
+            dataset_type=_plain(scenario.dataset_name),
             dataset_name=_plain(f"{scenario.name}, forgetting {scenario.forgotten}"),
             dataset_split="test",
             metric_type="accuracy",
@@ -92,7 +91,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["machine-unlearning", "raymu", _plain(row["method"])],
-        datasets=[_plain(scenario.dataset)],
+        datasets=[_plain(scenario.dataset_name)],
         metrics=["accuracy"],
         model_name=_plain(f"{row['method']}-{scenario.name}"),
         eval_results=results,
@@ -134,15 +133,21 @@ def _limits(scenario: Scenario) -> list[str]:
 
 def _snippet(row: Row, scenario: Scenario) -> str:
     """Python that loads the weights and answers images; it runs as it stands, in the card's directory."""
-    dataset = DATASETS[scenario.dataset]
-    seen = dataset.format(scenario)
-    arguments = "".join(f", {key}={value!r}" for key, value in timm_arguments(scenario).items())
+    dataset, seen, network = scenario.source, scenario.format, scenario.network
+    given = dict(scenario.model_args)
+    if is_timms := isinstance(network, Timm) and network.make is None:
+        given = network.arguments(dataset.num_classes, seen.shape, **given)
+    arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     shape = f"(N, {', '.join(map(str, seen.shape))})"
     is_cmf = row["head"] == "cmf"
-    lines = ["import timm", "import torch", "from safetensors.torch import load_file"]
+    lines = [*(["import timm"] if is_timms else []), "import torch", "from safetensors.torch import load_file"]
     if is_cmf:
-        lines += ["", "from raymu.models import CMF"]
-    lines += ["", f"model = timm.create_model({scenario.architecture!r}{arguments})"]
+        lines += ["", "from raymu.models.cmf import CMF"]
+    if is_timms:
+        lines += ["", f"model = timm.create_model({network.name!r}{arguments})"]
+    else:  # in a file of whoever trained it
+        call = f"build({dataset.num_classes}, {tuple(seen.shape)}{arguments})"
+        lines += ["", f"# the architecture {network.name}, an object of raymu's, has to be at hand", f"model = {call}"]
     if scenario.cifar_stem:
         lines += [
             f"model.conv1 = torch.nn.Conv2d({dataset.channels}, model.conv1.out_channels, 3, 1, 1, bias=False)",

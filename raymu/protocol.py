@@ -7,8 +7,7 @@ from typing import Literal
 from raymu.errors import InputError
 from raymu.objective import PARETO
 from raymu.objective import check as check_objective
-from raymu.scenario import content_hash
-from raymu.values import NOT_NEGATIVE, Bounds, conform
+from raymu.values import NOT_NEGATIVE, Bounds, conform, content_hash
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]

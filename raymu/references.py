@@ -21,8 +21,9 @@ from raymu.method import Method
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, compatibility, inference, pretrained
 from raymu.run import Part
-from raymu.scenario import Scenario, content_hash
+from raymu.scenario import Scenario
 from raymu.storage import locate
+from raymu.values import content_hash
 from raymu.workers import Workers
 
 Which = Literal["original", "retrained"]

@@ -1,14 +1,16 @@
 """What has to be forgotten: a dataset, a model, how it is trained, and the forget set."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raymu import plugins
+from raymu.architecture import Architecture, Timm
+from raymu.data.dataset import Dataset, Format
+from raymu.data.published import DATASETS
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, unknown
+from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, content_hash
 
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 DECIDED = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -48,15 +50,15 @@ class Recipe:
         conform(self, "recipe: ", lr=POSITIVE, epochs=Bounds(1), batch_size=Bounds(1), patience=Bounds(1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scenario:
     """A frozen unlearning task. Its `hash` names everything that is cached for it.
 
     Attributes:
         name: what `--scenario` takes.
-        dataset: a key of `raymu.data.published.DATASETS`.
-        architecture: a timm model name.
-        model_args: further arguments of `timm.create_model`, such as (("patch_size", 4),).
+        dataset: one of `raymu.data.published.DATASETS` by name, or any other as an object.
+        architecture: timm's name of one, or any other as an object.
+        model_args: further arguments of the architecture, such as (("patch_size", 4),).
         pretrained: timm's name, with its tag, of the weights that both references start from, such as
             "vit_base_patch16_224.mae"; empty: from random ones. They must not have seen a label (see
             `raymu.models.pretrained`).
@@ -80,8 +82,8 @@ class Scenario:
     """
 
     name: str
-    dataset: str
-    architecture: str
+    dataset: str | Dataset
+    architecture: str | Architecture
     recipe: Recipe
     forget: tuple[int, ...] = ()
     forget_share: float = 0.0
@@ -132,7 +134,66 @@ class Scenario:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types."""
-        return {**dataclasses.asdict(self), "forget": list(self.forget), "model_args": dict(self.model_args)}
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **fields,
+            "dataset": self.dataset_name,
+            "architecture": self.architecture_name,
+            "recipe": dataclasses.asdict(self.recipe),
+            "forget": list(self.forget),
+            "model_args": dict(self.model_args),
+        }
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of its dataset."""
+        return self.dataset if isinstance(self.dataset, str) else self.dataset.name
+
+    @property
+    def architecture_name(self) -> str:
+        """Name of its architecture."""
+        return self.architecture if isinstance(self.architecture, str) else self.architecture.name
+
+    @property
+    def source(self) -> Dataset:
+        """Its dataset as an object.
+
+        Raises:
+            InputError: there is none of that name; the message names the nearest.
+        """
+        if isinstance(self.dataset, Dataset):
+            return self.dataset
+        found: Dataset = plugins.find(Dataset, self.dataset, DATASETS)
+        return found
+
+    @property
+    def format(self) -> Format:
+        """What its network sees of its images."""
+        return self.source.format(self.transform)
+
+    def transform(self) -> dict[str, Any]:
+        """How photographs become its network's input (see Architecture)."""
+        return self.network.transform(self.pretrained, **dict(self.model_args))
+
+    @property
+    def network(self) -> Architecture:
+        """Its architecture as an object: of a name that of a package or of the user, or else timm's."""
+        if isinstance(self.architecture, Architecture):
+            return self.architecture
+        if self.architecture in plugins.all_of(Architecture, {}):
+            found: Architecture = plugins.find(Architecture, self.architecture, {})
+            return found
+        return Timm.named(self.architecture)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scenario) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to other processes: objects, since these may not know what a name stands for here."""
+        return {**vars(self), "dataset": self.source, "architecture": self.network}
 
 
 def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
@@ -145,11 +206,6 @@ def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
             if not isinstance(one, int | float | str) or one != one:
                 raise InputError(f"scenario: {name} among model_args has to be a number or a text, not {value!r}")
     return tuple(sorted(pairs))
-
-
-def content_hash(content: Any) -> str:
-    """12 hex digits over what can be written as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # Fine-tuning of a ViT by He et al. (MAE, CVPR 2022, Table 9; rates: FINETUNE.md of their code), as far as a recipe
@@ -234,11 +290,10 @@ SCENARIOS = {
 
 
 def get(name: str) -> Scenario:
-    """The scenario of that name.
+    """Scenario of that name, of raymu, of a package or in a file of the user's (see `raymu.plugins`).
 
     Raises:
         InputError: there is none; the message names the nearest.
     """
-    if name not in list(SCENARIOS):
-        raise InputError(unknown("scenario", name, list(SCENARIOS)))
-    return SCENARIOS[name]
+    found: Scenario = plugins.find(Scenario, name, SCENARIOS)
+    return found

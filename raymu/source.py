@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raymu.modules import file_of, is_own, is_users, package_of
-from raymu.scenario import content_hash
+from raymu.values import content_hash
 
 DATA = tuple(  # an index is known by the digest of the data that it made
     f"raymu.data.{name}"

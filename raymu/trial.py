@@ -14,7 +14,7 @@ from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
-from raymu.models import architectures, pretrained
+from raymu.models import pretrained
 from raymu.objective import check as check_objective
 from raymu.objective import code_of, scored
 from raymu.scenario import Scenario
@@ -176,7 +176,7 @@ def check(scenario: Scenario, method: type[Method], objective: str) -> None:
     """
     check_objective(objective)
     splits.check_forget(scenario)
-    architectures.check_architecture(scenario)
+    scenario.network.check(scenario.pretrained)
     if scenario.forget_share:
         if method.classes_only:
             raise InputError(f"{method.name()} forgets classes; it cannot forget single samples")

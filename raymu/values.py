@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,3 +112,8 @@ def unknown(kind: str, name: Any, known: list[str]) -> str:
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
+
+
+def content_hash(content: Any) -> str:
+    """12 hex digits over what can be written as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

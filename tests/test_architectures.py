@@ -76,7 +76,7 @@ def images_of(size: int) -> arrays.ArrayDataset:
         noise = random.integers(0, 60, (IMAGES, 3, size, size)) + labels[:, None, None, None] * 45
         return {"train_images": noise.astype(np.uint8), "train_labels": labels}
 
-    return arrays.ArrayDataset(CLASSES, 3, size, (0.5,) * 3, (0.3,) * 3, read)
+    return arrays.ArrayDataset(f"noise{size}", CLASSES, 3, size, (0.5,) * 3, (0.3,) * 3, read)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_scenario_of_another_size_is_tried_again(make) -> None:
     """What a process has tried is known by what is tried, not by its name."""
     scenario = make("sizes", architecture="convnext_atto")
     compatibility.check(scenario)
-    published.DATASETS[scenario.dataset] = images_of(16)
+    published.DATASETS[scenario.dataset] = dataclasses.replace(images_of(16), name=scenario.dataset)
     with pytest.raises(InputError, match="3 x 16 x 16"):
         compatibility.check(scenario)
 

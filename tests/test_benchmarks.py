@@ -105,7 +105,7 @@ def test_images_are_read_to_a_gpu(monkeypatch, tmp_path) -> None:
         imagenet = importlib.import_module("imagenet")
         for label in range(2):
             imagenet.write_class(tmp_path, label)
-        monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(num_classes=2))
+        monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset("photos", num_classes=2))
         recipe = Recipe(lr=0.1, epochs=1, augment=True)
         photos = Scenario("photos", "photos", "test_resnet", recipe, forget=(0,), val_share=0.2)
         loaded = imagenet.load(tmp_path, "folders", photos, 1)

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 import raymu
 from raymu import cache, cli, engines, method, modules, objective, references, source
-from raymu.data import arrays, dataset, encoded, folders, published, splits
+from raymu.architecture import Timm
+from raymu.data import arrays, dataset, folders, published, splits
 from raymu.engines import code_of, pytorch
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
@@ -47,7 +48,7 @@ def own_cache(tmp_path, monkeypatch) -> Iterator[Path]:
 
 @pytest.fixture
 def photos(own_cache, monkeypatch) -> Scenario:
-    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(4))
+    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset("photos", 4))
     return Scenario("photos", "photos", "test_vit", QUICK, (1,), model_args=(("img_size", 32),), val_share=0.25)
 
 
@@ -116,7 +117,7 @@ def stripes(brightness: int, directory: Path) -> dict[str, np.ndarray]:
 
 
 def array_dataset(brightness: int, **changed) -> arrays.ArrayDataset:
-    given = {"num_classes": 4, "channels": 1, "size": 16, "mean": (0.3,), "std": (0.3,), **changed}
+    given = {"name": "stripes", "num_classes": 4, "channels": 1, "size": 16, "mean": (0.3,), "std": (0.3,), **changed}
     return arrays.ArrayDataset(**given, read=partial(stripes, brightness))
 
 
@@ -176,9 +177,8 @@ def test_images_are_known_by_what_reads_them(striped, photos, tmp_path, monkeypa
         splits.prepared(own)
 
     first = splits.prepare(photos, image_folders(tmp_path / "photos"))
-    monkeypatch.setattr(
-        encoded, "transform_of", lambda scenario, of=encoded.transform_of: of(scenario) | {"crop_pct": 0.5}
-    )
+    known = Timm.transform
+    monkeypatch.setattr(Timm, "transform", lambda *given, **more: known(*given, **more) | {"crop_pct": 0.5})
     assert splits.prepare(photos).hash != first.hash
 
 
@@ -198,12 +198,12 @@ def test_images_are_known_by_what_reads_them(striped, photos, tmp_path, monkeypa
 )
 def test_arrays_that_cannot_be_used_are_refused(own_cache, tmp_path, changed, message) -> None:
     with pytest.raises(InputError, match=message):
-        array_dataset(50).keep("stripes", stripes(50, tmp_path) | changed)
+        array_dataset(50).keep(stripes(50, tmp_path) | changed)
 
 
 def test_a_directory_that_is_given_and_missing_is_no_reason_to_take_another(own_cache, tmp_path, monkeypatch) -> None:
     images, labels = np.zeros((20, 3, 32, 32), np.uint8), np.arange(20) % 10
-    published.DATASETS["cifar10"].keep("cifar10", {"train_images": images, "train_labels": labels})
+    published.DATASETS["cifar10"].keep({"train_images": images, "train_labels": labels})
     monkeypatch.setattr("torchvision.datasets.CIFAR10.url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     splits.prepare(SCENARIOS["cifar10-resnet18"])
     with pytest.raises(InputError, match=r"CIFAR10 is not in .*nowhere"):
@@ -236,7 +236,7 @@ from raymu.method import Range, Step, tuned
 from raymu.methods import salun
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 class Salun(salun.SalUn):
     """Keeps the name, and takes the weights that are least salient."""
@@ -548,14 +548,15 @@ def test_what_differs_from_process_to_process_changes_no_digest(tmp_path) -> Non
         "CONSOLE, ENVIRONMENT = Console(), os.environ\ndef work():\n    return LOCK, RANDOM, CONSOLE, ENVIRONMENT\n"
     )
     (tmp_path / "own_of_a_test.py").write_text(text)
-    say = "from raymu import data, references, source; import own_of_a_test as o; data.DATASETS['mine'] = o; "
+    say = "from raymu import references, source; from raymu.data.published import DATASETS; import own_of_a_test as o; "
+    say += "DATASETS['mine'] = o; "
     say += "print(source.digest(o.work), references.evaluation_code(), source.digest(references.fit))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", before + say], cwd=tmp_path, capture_output=True, text=True, check=True,
             env={**os.environ, "ONE_MORE": before},
         ).stdout
-        for before in ("", "import raymu.cli, raymu.sweep; ")
+        for before in ("", "import raymu.cli, raymu.tuning.driver; ")
     }  # fmt: skip
     assert len(printed) == 1
 

@@ -28,7 +28,7 @@ import dataclasses
 from raymu.cli import sweep_main
 from raymu.methods.random_label import RandomLabel
 from raymu.scenario import SCENARIOS, Recipe
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 vit = SCENARIOS["digits-vit"]
 vit = dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))

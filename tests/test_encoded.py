@@ -27,7 +27,7 @@ from torchvision.datasets import CIFAR100
 
 from raymu import cache
 from raymu.data import dataset, decoding, folders, index, published, splits
-from raymu.data.encoded import Encoded, transform_of
+from raymu.data.encoded import Encoded
 from raymu.data.index import Index
 from raymu.errors import InputError
 from raymu.methods.random_label import RandomLabel
@@ -96,7 +96,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(CLASSES))
+    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset("photos", CLASSES))
 
 
 def load(place: Path | str, scenario: Scenario = SCENARIO, processes: int = 0) -> splits.Data:
@@ -146,7 +146,7 @@ def test_images_are_those_of_timms_transform(places) -> None:
     files = sorted((places["folders"] / "train").glob("*/*.JPEG"))
     options = {"color_jitter": None, "auto_augment": None}
     for seed in (None, 12345):
-        transform = create_transform(**transform_of(SCENARIO), is_training=seed is not None, **options)
+        transform = create_transform(**SCENARIO.transform(), is_training=seed is not None, **options)
         for row, image in zip(split.index[:9], read(split.subset(torch.arange(9)), seed=seed), strict=True):
             if seed is not None:
                 number = int(split.images.keys.astype(np.int64)[row] % 2**62 ^ seed)
@@ -157,11 +157,11 @@ def test_images_are_those_of_timms_transform(places) -> None:
 
 def test_the_format_is_that_of_the_architecture() -> None:
     """timm: ViTs of Google take 0.5, the ResNet-50 of A1 crops 95 %; `img_size` wins."""
-    vit = transform_of(replace(SCENARIO, architecture="vit_small_patch16_224", model_args=()))
-    resnet = transform_of(replace(SCENARIO, architecture="resnet50", model_args=()))
+    vit = replace(SCENARIO, architecture="vit_small_patch16_224", model_args=()).transform()
+    resnet = replace(SCENARIO, architecture="resnet50", model_args=()).transform()
     assert (vit["input_size"], vit["mean"], vit["crop_pct"]) == ((3, 224, 224), (0.5, 0.5, 0.5), 0.9)
     assert (resnet["mean"], resnet["crop_pct"]) == ((0.485, 0.456, 0.406), 0.95)
-    assert published.DATASETS["photos"].format(SCENARIO).shape == (3, 32, 32)
+    assert SCENARIO.format.shape == (3, 32, 32)
 
 
 def test_it_does_not_hang_on_the_number_of_processes(places) -> None:
@@ -332,7 +332,7 @@ def encoded(file: np.ndarray, labels: np.ndarray) -> Encoded:
     zeros = np.zeros(count, np.int64)
     files = np.array([str(number).encode() for number in range(file.max() + 1)])
     positions = Index(files, np.arange(count).astype("S"), zeros.astype(np.uint64), labels, file, zeros, zeros)
-    return Encoded(positions, "nowhere", None, transform_of(SCENARIO), CPU, 0)
+    return Encoded(positions, "nowhere", None, SCENARIO.transform(), CPU, 0)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("mixed", 17), ("sorted", 64), ("folders", 6400)])

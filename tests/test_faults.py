@@ -370,8 +370,8 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
 
 IMPATIENT = """
 import runpy, sys
-from raymu import attempts
-attempts.PAUSES_S = (0.0, 0.0)
+from raymu.tuning import retries
+retries.PAUSES_S = (0.0, 0.0)
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 

@@ -33,7 +33,7 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
         pytest.skip("RAYMU_TEST_CIFAR10 names no directory with CIFAR-10")
     arrays = published.DATASETS["cifar10"].read(Path(source))
     parts = {name: array[:TRAIN] if name.startswith("train") else array for name, array in arrays.items()}
-    published.DATASETS["cifar10"].keep("cifar10", parts)
+    published.DATASETS["cifar10"].keep(parts)
     return dataclasses.replace(
         SCENARIOS["cifar10-resnet18"],
         name="cifar10-subset",

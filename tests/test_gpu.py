@@ -29,7 +29,7 @@ def few(digits: Scenario, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     def read(directory: Path) -> arrays.Arrays:
         return {name: array[:240] for name, array in known.read(directory).items()}
 
-    monkeypatch.setitem(published.DATASETS, "few", dataclasses.replace(known, read=read, files=False))
+    monkeypatch.setitem(published.DATASETS, "few", dataclasses.replace(known, name="few", read=read, files=False))
     return dataclasses.replace(digits, name="few", dataset="few", val_share=0.25, test_share=0.25)
 
 

@@ -419,7 +419,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scenario, Pat
         forget=(1,),
         val_share=0.5,
     )
-    monkeypatch.setitem(published.DATASETS, "mine", folders.EncodedDataset(len(CLASSES)))
+    monkeypatch.setitem(published.DATASETS, "mine", folders.EncodedDataset("mine", len(CLASSES)))
     monkeypatch.setitem(SCENARIOS, "mine", scenario)
     return scenario, root
 

@@ -62,7 +62,7 @@ def own_cache(tmp_path, monkeypatch) -> Path:
     for part in ("train", "test"):
         parts[f"{part}_images"] = random.integers(0, 256, (200, 3, 32, 32), np.uint8)
         parts[f"{part}_labels"] = np.arange(200) % 10
-    published.DATASETS["cifar10"].keep("cifar10", parts)
+    published.DATASETS["cifar10"].keep(parts)
     return tmp_path / "cache"
 
 

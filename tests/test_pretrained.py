@@ -15,7 +15,6 @@ from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 
 from raymu import cache, references
 from raymu.data import folders, published, splits
-from raymu.data.encoded import transform_of
 from raymu.engines.optimizers import DECOUPLED_DECAY
 from raymu.engines.pytorch import Engine
 from raymu.errors import InputError
@@ -37,7 +36,7 @@ MILLIONS = {"imagenet-vit_s": 22, "imagenet-vit_b": 86.6, "imagenet-vit_l": 304,
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset(CLASSES))
+    monkeypatch.setitem(published.DATASETS, "photos", folders.EncodedDataset("photos", CLASSES))
 
 
 def network_weights(**changed: Any) -> dict[str, torch.Tensor]:
@@ -65,7 +64,7 @@ def test_every_scenario_fits_together(scenario) -> None:
     dataset = published.DATASETS[scenario.dataset]
     with torch.device("meta"):
         model: Any = architectures.build(scenario, 0)
-        features, logits = inference.features_and_logits(model, torch.empty(2, *dataset.format(scenario).shape))
+        features, logits = inference.features_and_logits(model, torch.empty(2, *scenario.format.shape))
     assert logits.shape == (2, dataset.num_classes)
     assert features.shape == (2, model.head_hidden_size)
     if scenario.name in MILLIONS:
@@ -93,8 +92,8 @@ def test_the_start_is_part_of_what_a_scenario_is() -> None:
 def test_images_are_normalised_as_the_pretrained_weights_are_used_to() -> None:
     """Fix: the weights' own transform. timm's default for the architecture, of Google's weights, has a mean of 0.5."""
     scenario = SCENARIOS["imagenet-vit_b"]
-    assert transform_of(scenario)["mean"] == (0.485, 0.456, 0.406)
-    assert transform_of(dataclasses.replace(scenario, pretrained=""))["mean"] == (0.5, 0.5, 0.5)
+    assert scenario.transform()["mean"] == (0.485, 0.456, 0.406)
+    assert dataclasses.replace(scenario, pretrained="").transform()["mean"] == (0.5, 0.5, 0.5)
 
 
 def test_unknown_weights_are_named() -> None:

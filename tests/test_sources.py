@@ -122,7 +122,7 @@ def test_gradient_ascent_climbs_on_the_forget_set_with_a_clipped_gradient(model,
 def test_random_label_is_never_right_on_forgotten_samples(digits, digits_data, model) -> None:
     """Fix: the draw leaves out the true label. Drawn among all classes, one in ten would be right."""
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)
-    engine = ready(model, digits_data, RandomLabel(), scenario)
+    engine = ready(model, dataclasses.replace(digits_data, forgotten=()), RandomLabel(), scenario)
     labels = torch.arange(10).repeat(900)
     seeds = torch.randint(2**62, labels.shape, generator=torch.Generator().manual_seed(0))
     drawn = engine.random_labels(Batch(labels, labels, labels == labels, labels, seeds))

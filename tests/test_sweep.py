@@ -414,7 +414,7 @@ from raymu.cli import sweep_main
 from raymu.method import Method, Range, tuned
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 
 class Fragile(Method):
@@ -466,7 +466,7 @@ from raymu.cli import sweep_main
 from raymu.method import Method, Range, tuned
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS
-from raymu.sweep import Sweep
+from raymu.tuning.sweep import Sweep
 
 
 class Slow(Method):
@@ -519,7 +519,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_images": images[300:].astype(np.uint8),
             "test_labels": generator.permutation(labels[:300]) if poison else labels[:300],
         }
-        published.DATASETS["cifar10"].keep("cifar10", parts)
+        published.DATASETS["cifar10"].keep(parts)
         protocol = Protocol(trials=12, confirmation=Confirmation(seeds=1, originals=1, top=2))
         rows = _sweep(Sweep(RandomLabel, scenario, protocol), tmp_path / f"poison-{poison}" / "rows")
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")

@@ -34,12 +34,12 @@ from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import reader, writer
-from raymu.scenario import content_hash
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 from raymu.tuning.trackers.base import Shown, Tracker
 from raymu.tuning.trackers.services import StudyTracker, TensorBoardTracker, mlflow_tracker
 from raymu.tuning.trackers.settings import Trackers
+from raymu.values import content_hash
 
 SPACE = {"lr": FloatDistribution(1e-2, 1e-1, log=True), "epochs": IntDistribution(1, 10)}
 

@@ -18,19 +18,28 @@ import torch
 from numpy.typing import NDArray
 
 from raymu import cache, source
-from raymu.data.dataset import Dataset, Format, Labelled, described, entry_of, latest_path, latest_record, write_json
+from raymu.data.dataset import (
+    Dataset,
+    Format,
+    Labelled,
+    Transform,
+    described,
+    entry_of,
+    latest_path,
+    latest_record,
+    write_json,
+)
 from raymu.data.images import Pixels
 from raymu.errors import InputError
-from raymu.scenario import Scenario, content_hash
-from raymu.values import unknown
+from raymu.values import content_hash, unknown
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 READERS = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
 
 
-def _function(read: Any) -> Any:
-    """The function that a partial one calls."""
-    return read.func if isinstance(read, partial) else read
+def _module(read: Any) -> str:
+    """Name of the module that a function is from, or the one that a partial function calls."""
+    return str(inspect.unwrap(read.func if isinstance(read, partial) else read).__module__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class ArrayDataset(Dataset):
     read: Callable[[Path], Arrays]
     files: bool = True
 
-    def format(self, scenario: Scenario) -> Format:
+    def format(self, transform: Transform) -> Format:
         """See Dataset."""
         return self.format_of_arrays
 
@@ -57,18 +66,22 @@ class ArrayDataset(Dataset):
         """Format of its images, the same for every model."""
         return Format((self.channels, self.size, self.size), self.mean, self.std)
 
-    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
+    def prepare(self, directory: Path | str | None, asked: str) -> str:
         """See Dataset. Without a directory what is asked for is taken from the cache, or what raymu read the last time,
         unless other code or other versions of packages would read it now; what a function of the user's reads is read
         anew, where it was the last time.
         """
         if directory is not None and not self.files:
-            raise InputError(f"{name} reads no files: leave out --data-dir {directory}")
-        latest, is_users = latest_record(name), inspect.unwrap(_function(self.read)).__module__ != __name__
+            raise InputError(f"{self.name} reads no files: leave out --data-dir {directory}")
+        latest, is_users = latest_record(self.name), not _module(self.read).startswith("raymu.")
         if directory is None:
-            if asked and self.is_ready(entry_of(name, asked)):
+            if asked and self.is_ready(entry_of(self.name, asked)):
                 return asked
-            if not is_users and latest.get("reader") == self._reader and self.is_ready(entry_of(name, latest["data"])):
+            if (
+                not is_users
+                and latest.get("reader") == self._reader
+                and self.is_ready(entry_of(self.name, latest["data"]))
+            ):
                 return latest["data"]
             directory = latest.get("directory") or cache.root() / "downloads"
         directory = Path(directory).expanduser().absolute()
@@ -79,8 +92,8 @@ class ArrayDataset(Dataset):
         except Exception as error:  # whatever a function of the user's raises
             if not is_users:
                 raise
-            raise InputError(f"{name} cannot be read from {directory}: {type(error).__name__}: {error}") from error
-        return self.keep(name, arrays, str(directory))
+            raise InputError(f"{self.name} cannot be read from {directory}: {type(error).__name__}: {error}") from error
+        return self.keep(arrays, str(directory))
 
     @property
     def _reader(self) -> str:
@@ -88,13 +101,13 @@ class ArrayDataset(Dataset):
         versions = [importlib.metadata.version(package) for package in READERS]
         return content_hash([source.digest(self.read), *versions, self.num_classes, self.format_of_arrays])
 
-    def keep(self, name: str, arrays: Arrays, directory: str = "") -> str:
+    def keep(self, arrays: Arrays, directory: str = "") -> str:
         """Make what `read` returned, of that directory, the data of the dataset; return what they are.
 
         Raises:
             InputError: it is not what `read` has to return.
         """
-        self._check(name, arrays)
+        self._check(arrays)
         digest = hashlib.sha256(repr((self.num_classes, self.format_of_arrays)).encode())
         for key, array in sorted(arrays.items()):
             digest.update(f"{key} {array.dtype} {array.shape}".encode())
@@ -106,36 +119,36 @@ class ArrayDataset(Dataset):
 
         counts = {part: len(arrays[f"{part}_labels"]) for part in ("train", "test") if f"{part}_labels" in arrays}
         data = described(digest.hexdigest()[:12], self.num_classes, counts)
-        cache.once(entry_of(name, data), build)
-        write_json(latest_path(name), {"data": data, "reader": self._reader, "directory": directory})
+        cache.once(entry_of(self.name, data), build)
+        write_json(latest_path(self.name), {"data": data, "reader": self._reader, "directory": directory})
         return data
 
-    def _check(self, name: str, arrays: Arrays) -> None:
+    def _check(self, arrays: Arrays) -> None:
         known = {f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")}
         for key in arrays.keys() - known:
-            raise InputError(f"{name}: {unknown('array', key, sorted(known))}")
+            raise InputError(f"{self.name}: {unknown('array', key, sorted(known))}")
         if not (len(self.mean) == len(self.std) == self.channels and np.isfinite(self.mean).all()):
-            raise InputError(f"{name}: mean and std have to be {self.channels} finite numbers, one a channel")
+            raise InputError(f"{self.name}: mean and std have to be {self.channels} finite numbers, one a channel")
         if not (np.isfinite(self.std).all() and min(self.std) > 0):
-            raise InputError(f"{name}: std has to be above 0, not {self.std}")
+            raise InputError(f"{self.name}: std has to be above 0, not {self.std}")
         for part in ("train", "test") if "test_images" in arrays else ("train",):
             images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
             wanted = (len(labels), *self.format_of_arrays.shape)
             if not len(labels) or images.dtype != np.uint8 or images.shape != wanted:
                 raise InputError(
-                    f"{name}: {part}_images have to be uint8 of the shape {wanted}, an image for each of {part}_labels,"
-                    f" not {images.dtype} of {images.shape}"
+                    f"{self.name}: {part}_images have to be uint8 of the shape {wanted}, an image for each of"
+                    f" {part}_labels, not {images.dtype} of {images.shape}"
                 )
             if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= self.num_classes:
-                raise InputError(f"{name}: {part}_labels have to be int64 in 0..{self.num_classes - 1}")
+                raise InputError(f"{self.name}: {part}_labels have to be int64 in 0..{self.num_classes - 1}")
             if missing := set(range(self.num_classes)) - set(labels.tolist()):
-                raise InputError(f"{name}: no {part} image is of class {min(missing)}")
+                raise InputError(f"{self.name}: no {part} image is of class {min(missing)}")
 
     def is_ready(self, entry: Path) -> bool:
         """See Dataset."""
         return cache.find(entry)
 
-    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Labelled]:
+    def load(self, entry: Path, transform: Transform, device: torch.device, processes: int) -> dict[str, Labelled]:
         """See Dataset. On the CPU they are shared memory maps, otherwise they are copied to the device once."""
         arrays = {
             path.stem: torch.from_numpy(np.load(path, mmap_mode="c")).to(device)  # "c": torch wants a writable view

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from raymu import cache, source
 from raymu.data.images import Images
-from raymu.scenario import Scenario
 
 READ_BY = "; read by "  # stands between what the data are and the digest of their reader
+
+
+Transform = Callable[[], dict[str, Any]]
 
 
 class Format(NamedTuple):
@@ -34,21 +36,31 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """Where images and labels come from."""
+    """Where images and labels come from.
 
+    Attributes:
+        name: what stands in rows, and what `Scenario.dataset` may be if raymu or a package brings it.
+        num_classes: their labels are 0, 1, ... num_classes - 1.
+        channels: of an image.
+    """
+
+    name: str
     num_classes: int
     channels: int
 
     @abstractmethod
-    def format(self, scenario: Scenario) -> Format:
-        """What the scenario's model sees of its images."""
+    def format(self, transform: Transform) -> Format:
+        """What a network sees of its images.
+
+        Args:
+            transform: what `Architecture.transform` says, if asked.
+        """
 
     @abstractmethod
-    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
+    def prepare(self, directory: Path | str | None, asked: str) -> str:
         """Make a cache entry of the images and labels that are there now, unless there is one.
 
         Args:
-            name: of the dataset.
             directory: where the original files are. None: where those that are asked for were, or else the last ones.
             asked: what they should be; may be empty.
 
@@ -70,15 +82,15 @@ class Dataset(ABC):
         """Whether the cache entry is here, or could be had from the driver's node."""
 
     @abstractmethod
-    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Labelled]:
+    def load(self, entry: Path, transform: Transform, device: torch.device, processes: int) -> dict[str, Labelled]:
         """The parts "train" and, where the dataset brings one of its own, "test".
 
         Args:
             processes: how many decode images, if they have to be decoded.
         """
 
-    def reader(self, scenario: Scenario) -> str:
-        """A digest of what makes the images that a scenario's model sees, beside raymu's own code and what `prepare`
+    def reader(self, transform: Transform) -> str:
+        """A digest of what makes the images that a network sees, beside raymu's own code and what `prepare`
         returned; empty where there is nothing else. Of a class of the user's it covers the code and all attributes.
         """
         return "" if type(self).__module__.startswith("raymu.") else source.digest(self)

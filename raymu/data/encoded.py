@@ -14,23 +14,9 @@ from torch import Tensor
 from raymu.data.decoding import Request, Unread, decoders
 from raymu.data.images import Images
 from raymu.data.index import Index
-from raymu.scenario import Scenario
 
 PER_REQUEST = 8  # images
 WINDOW = 16  # shards
-
-
-def transform_of(scenario: Scenario) -> dict[str, Any]:
-    """What timm says of the images of the pretrained weights, or else of the architecture: `input_size` (C, H, W),
-    `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`. An `img_size` among the scenario's `model_args` wins.
-    """
-    import timm
-    from timm.data.config import resolve_data_config
-
-    pretrained = timm.get_pretrained_cfg(scenario.pretrained or scenario.architecture)
-    known = pretrained.to_dict() if pretrained else {"input_size": (3, 224, 224)}
-    config: dict[str, Any] = resolve_data_config(dict(scenario.model_args), pretrained_cfg=known)
-    return config
 
 
 class _Batch(NamedTuple):
@@ -56,7 +42,7 @@ class Encoded(Images):
         index: where the images are.
         location: the directory or URI that the index is of.
         copies: where copies of remote shards are kept; None where the location is local.
-        transform: see `transform_of`.
+        transform: see `raymu.architecture.Architecture`.
         device: where images shall be.
         processes: how many decode; with 0 this process does, as it reads.
     """

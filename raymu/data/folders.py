@@ -7,9 +7,19 @@ import numpy as np
 import torch
 
 from raymu import cache, source
-from raymu.data.dataset import Dataset, Format, Labelled, described, entry_of, latest_path, latest_record, write_json
+from raymu.data.dataset import (
+    Dataset,
+    Format,
+    Labelled,
+    Transform,
+    described,
+    entry_of,
+    latest_path,
+    latest_record,
+    write_json,
+)
 from raymu.errors import InputError
-from raymu.scenario import Scenario, content_hash
+from raymu.values import content_hash
 
 LOCATION = "location.json"
 
@@ -22,30 +32,26 @@ class EncodedDataset(Dataset):
 
     channels: int = 3
 
-    def format(self, scenario: Scenario) -> Format:
+    def format(self, transform: Transform) -> Format:
         """See Dataset."""
-        from raymu.data.encoded import transform_of
+        known = transform()
+        return Format(known["input_size"], known["mean"], known["std"])
 
-        transform = transform_of(scenario)
-        return Format(transform["input_size"], transform["mean"], transform["std"])
-
-    def reader(self, scenario: Scenario) -> str:
+    def reader(self, transform: Transform) -> str:
         """See Dataset."""
-        from raymu.data.encoded import transform_of
+        known = transform()
+        return content_hash([super().reader(transform), {name: str(known[name]) for name in sorted(known)}])
 
-        transform = transform_of(scenario)
-        return content_hash([super().reader(scenario), {name: str(transform[name]) for name in sorted(transform)}])
-
-    def prepare(self, name: str, directory: Path | str | None, asked: str) -> str:
+    def prepare(self, directory: Path | str | None, asked: str) -> str:
         """See Dataset. What lies there is looked at anew."""
         from raymu.data import index
         from raymu.data.decoding import decode
         from raymu.storage import locate
 
         if directory is None:
-            directory = _location(name, asked)
+            directory = _location(self.name, asked)
             if (location := locate(directory)).local and not Path(location.path).is_dir():
-                raise InputError(f"{name} is no longer in {location}; say with --data-dir where it is")
+                raise InputError(f"{self.name} is no longer in {location}; say with --data-dir where it is")
         location = locate(directory)
         built = index.build(location)
         parts = index.load(built)
@@ -54,15 +60,15 @@ class EncodedDataset(Dataset):
             if classes[-1] >= self.num_classes or (part == "train" and len(classes) < self.num_classes):
                 raise InputError(
                     f"the {part} set in {location} has {len(classes)} classes, {classes[0]} to {classes[-1]};"
-                    f" {name} has {self.num_classes}"
+                    f" {self.name} has {self.num_classes}"
                 )
         counts = {part: len(found.labels) for part, found in parts.items()}
         decoded = source.digest(decode, within=("raymu.data.decoding", "raymu.data.rgb"))
         digest = content_hash([index.digest(location, parts), decoded])
         data = described(digest, self.num_classes, counts)
         where = {"location": location.path if location.local else str(directory), "index": built.name}
-        write_json(entry_of(name, data) / LOCATION, where)
-        write_json(latest_path(name), {"data": data})
+        write_json(entry_of(self.name, data) / LOCATION, where)
+        write_json(latest_path(self.name), {"data": data})
         return data
 
     def is_ready(self, entry: Path) -> bool:
@@ -78,18 +84,18 @@ class EncodedDataset(Dataset):
 
         return index.notes(index.directory(cache.load_json(entry / LOCATION)["index"]))
 
-    def load(self, entry: Path, scenario: Scenario, device: torch.device, processes: int) -> dict[str, Labelled]:
+    def load(self, entry: Path, transform: Transform, device: torch.device, processes: int) -> dict[str, Labelled]:
         """See Dataset."""
         from raymu.data import index
-        from raymu.data.encoded import Encoded, transform_of
+        from raymu.data.encoded import Encoded
         from raymu.storage import locate
 
-        known, transform = cache.load_json(entry / LOCATION), transform_of(scenario)
+        known = cache.load_json(entry / LOCATION)
         where = known["location"]
         copies = None if locate(where).local else cache.root() / "shards" / known["index"]
         return {
             part: Labelled(
-                Encoded(found, where, copies, transform, device, processes),
+                Encoded(found, where, copies, transform(), device, processes),
                 torch.from_numpy(np.array(found.labels)).to(device),
             )
             for part, found in index.load(index.directory(known["index"])).items()

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymu.data.dataset import READ_BY, Dataset, Labelled, entry_of
+from raymu.data.dataset import READ_BY, Labelled, entry_of
 from raymu.data.images import Images
-from raymu.data.published import DATASETS
 from raymu.errors import InputError
 from raymu.scenario import Scenario
-from raymu.values import unknown
 from raymu.workers import Workers
 
 
@@ -102,10 +100,12 @@ def check_forget(scenario: Scenario) -> None:
         if not 0 < scenario.forget_share < 1:
             raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
         return
-    classes = range(dataset_of(scenario).num_classes)
+    classes = range(scenario.source.num_classes)
     for forgotten in scenario.forget:
         if forgotten not in classes:
-            raise InputError(f"forget class {forgotten} is outside the data: {scenario.dataset} has 0..{classes[-1]}")
+            raise InputError(
+                f"forget class {forgotten} is outside the data: {scenario.dataset_name} has 0..{classes[-1]}"
+            )
     if not 0 < len(set(scenario.forget)) < len(classes):
         raise InputError("the forget set needs at least one class, and has to leave at least one")
 
@@ -122,9 +122,9 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario
         InputError: the files are missing and cannot be fetched, something is wrong with them, or they are not those
             that the scenario names.
     """
-    name, dataset = scenario.dataset, dataset_of(scenario)
-    data = dataset.prepare(name, directory, scenario.data.partition(READ_BY)[0])
-    if reader := dataset.reader(scenario):
+    name, dataset = scenario.dataset_name, scenario.source
+    data = dataset.prepare(directory, scenario.data.partition(READ_BY)[0])
+    if reader := dataset.reader(scenario.transform):
         data += READ_BY + reader
     if scenario.data not in ("", data):
         raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
@@ -138,26 +138,17 @@ def prepared(scenario: Scenario) -> Scenario:
     Raises:
         InputError: see `prepare`.
     """
-    dataset = dataset_of(scenario)
+    dataset = scenario.source
     known, _, reader = scenario.data.partition(READ_BY)
-    is_ready = known and dataset.is_ready(entry_of(scenario.dataset, known)) and reader == dataset.reader(scenario)
+    is_ready = (
+        known and dataset.is_ready(entry_of(dataset.name, known)) and reader == dataset.reader(scenario.transform)
+    )
     return scenario if is_ready else prepare(scenario)
-
-
-def dataset_of(scenario: Scenario) -> Dataset:
-    """The scenario's dataset.
-
-    Raises:
-        InputError: there is none of that name; the message names the nearest.
-    """
-    if scenario.dataset not in DATASETS:
-        raise InputError(unknown("dataset", scenario.dataset, list(DATASETS)))
-    return DATASETS[scenario.dataset]
 
 
 def notes(scenario: Scenario) -> list[str]:
     """Lines that whoever uses the data of a scenario, which `prepare` returned, should read (see `Dataset.notes`)."""
-    return DATASETS[scenario.dataset].notes(entry_of(scenario.dataset, scenario.data))
+    return scenario.source.notes(entry_of(scenario.dataset_name, scenario.data))
 
 
 def check_split(scenario: Scenario) -> None:
@@ -179,14 +170,14 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
         processes: how many decode images that are not kept in memory, beside this one; 0: this one does. None: as many
             as torch has CPU threads.
     """
-    dataset, scenario = dataset_of(scenario), prepared(scenario)
+    dataset, scenario = scenario.source, prepared(scenario)
     processes = torch.get_num_threads() if processes is None else processes
-    parts = dataset.load(entry_of(scenario.dataset, scenario.data), scenario, device, processes)
+    parts = dataset.load(entry_of(dataset.name, scenario.data), scenario.transform, device, processes)
     train = parts["train"]
     count = len(train.labels)
     num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))
     if not num_test and "test" not in parts:
-        raise InputError(f"{scenario.dataset} brings no test set (a directory or shards val); set a test_share")
+        raise InputError(f"{dataset.name} brings no test set (a directory or shards val); set a test_share")
     order = _stratified(_draw(train.images.keys, scenario.seed, "split"), train.labels.cpu().numpy())
 
     def split(part: Labelled, rows: NDArray[np.int64]) -> Split:

@@ -47,7 +47,7 @@ def check(scenario: Scenario, options: Options) -> None:
         try:
             checkpoint_gradients(model, True)
         except Exception as error:  # most assert it
-            raise InputError(f"gradient checkpointing: timm has none for {scenario.architecture}") from error
+            raise InputError(f"gradient checkpointing: timm has none for {scenario.architecture_name}") from error
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         return
     if options.workers > 1:

@@ -23,7 +23,8 @@ from raymu.errors import Diverged
 from raymu.method import Clipped, Loss, Method, Step
 from raymu.models import architectures, cmf, inference
 from raymu.run import Batch, Optimizer, Part, Run, Subset, Tensors
-from raymu.scenario import Scenario, content_hash
+from raymu.scenario import Scenario
+from raymu.values import content_hash
 
 
 class Engine(Run):

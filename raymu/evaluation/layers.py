@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymu.data.published import DATASETS
 from raymu.data.splits import Data, Split
 from raymu.errors import InputError
 from raymu.evaluation.accuracy import accuracy
@@ -50,7 +49,7 @@ def check_blocks(scenario: Scenario) -> None:
     Raises:
         InputError: timm does not say what the blocks of this architecture are, or cannot read them from such images.
     """
-    model, shape = build(scenario, seed=0), DATASETS[scenario.dataset].format(scenario).shape
+    model, shape = build(scenario, seed=0), scenario.format.shape
     try:
         with eval_mode(model), torch.no_grad():
             blocks = _outputs(model, torch.zeros(2, *shape))
@@ -58,7 +57,7 @@ def check_blocks(scenario: Scenario) -> None:
             raise ValueError(f"{len(blocks)} outputs of {len(_names(model))}")
     except Exception as error:  # whatever an architecture may raise
         raise InputError(
-            f"--layers: timm does not say what the blocks of {scenario.architecture} are"
+            f"--layers: timm does not say what the blocks of {scenario.architecture_name} are"
             f" ({textwrap.shorten(f'{type(error).__name__}: {error}', 120)})"
         ) from error
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raymu import cache, devices
-from raymu.data.published import DATASETS
 from raymu.method import Method
 from raymu.models.architectures import build, refusal
 from raymu.models.inference import channels_last, features_and_logits, head_matrix, heads
@@ -33,11 +32,10 @@ def check(scenario: Scenario, method: type[Method] | None = None) -> None:
             file answers otherwise; the method cannot work on it; or torch's defaults were changed.
     """
     devices.check_defaults()
-    dataset = DATASETS[scenario.dataset]
-    shape = tuple(dataset.format(scenario).shape)
+    shape = tuple(scenario.format.shape)
     exact = dataclasses.replace(scenario.recipe, precision="fp32")
     alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0, recipe=exact)
-    _try_out(alike, shape, dataset.num_classes)
+    _try_out(alike, shape, scenario.source.num_classes)
     if method is not None:
         with torch.no_grad(), refusal(scenario, f"is not what {method.name()} works on"):
             method.check_model(functools.partial(sample, alike, shape))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from raymu import cache
+from raymu.architecture import Timm
 from raymu.errors import InputError
 from raymu.models import architectures
 from raymu.scenario import Scenario
@@ -119,7 +120,9 @@ def _load(scenario: Scenario, model: nn.Module, path: Path) -> None:
         tensors = cache.load_tensors(path, torch.device("cpu"))
         pretrained = {name: tensor for name, tensor in tensors.items() if not is_new(name)}
         head = {name: tensor for name, tensor in model.state_dict().items() if is_new(name)}
-        arguments = architectures.timm_arguments(scenario)
+        arguments = Timm(scenario.architecture_name).arguments(
+            scenario.source.num_classes, scenario.format.shape, **dict(scenario.model_args)
+        )
         # Of as many classes as the model, so that timm is strict.
         given: dict[str, Any] = {"state_dict": pretrained | head, "num_classes": arguments["num_classes"]}
         fitted = timm.create_model(scenario.pretrained, pretrained=True, pretrained_cfg_overlay=given, **arguments)

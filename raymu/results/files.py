@@ -22,8 +22,8 @@ import orjson
 from pyarrow.fs import FileSelector, FileType
 
 from raymu.errors import InputError
-from raymu.scenario import content_hash
 from raymu.storage import DamagedError, Location, mendable, read_bytes
+from raymu.values import content_hash
 
 if TYPE_CHECKING:
     pass

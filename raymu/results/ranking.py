@@ -18,7 +18,7 @@ from raymu.results import selection
 from raymu.results.files import SWEEP
 from raymu.results.reader import SweepResults, is_copy
 from raymu.results.writer import differences
-from raymu.scenario import content_hash
+from raymu.values import content_hash
 
 Row = dict[str, Any]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from raymu.errors import InputError, StorageError
-from raymu.scenario import content_hash
 from raymu.storage import Location, locate, mendable, patiently, write_bytes
+from raymu.values import content_hash
 
 if TYPE_CHECKING:
     pass

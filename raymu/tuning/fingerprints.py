@@ -9,10 +9,10 @@ from ray.tune.schedulers import TrialScheduler
 from raymu.method import Range
 from raymu.objective import PARETO
 from raymu.protocol import ADAPTIVE
-from raymu.scenario import content_hash
 from raymu.tuning.designs import design
 from raymu.tuning.samplers import Learner, Row
 from raymu.tuning.schedulers import scheduler
+from raymu.values import content_hash
 
 # The example of `suggestions` and `decisions`: a range of every scale, and enough trials for every rule of tpe.
 EXAMPLE = {"log": Range(1e-5, 1e-1, "log"), "linear": Range(0.0, 2.0, "linear"), "int": Range(1, 10, "int")}

@@ -25,7 +25,7 @@ import torch
 from raymu.data.dataset import Dataset, Format
 from raymu.data.published import DATASETS
 from raymu.errors import InputError
-from raymu.models import architectures, compatibility, inference
+from raymu.models import compatibility, inference
 from raymu.scenario import Recipe, Scenario
 
 LARGEST = 30_000_000
@@ -39,23 +39,23 @@ class Native(Dataset):
 
     shape: tuple[int, int, int] = (3, 224, 224)
 
-    def format(self, scenario: Scenario) -> Format:
+    def format(self, transform: Any) -> Format:
         return Format(self.shape, (0.5,) * self.channels, (0.5,) * self.channels)
 
-    def prepare(self, name, directory, asked):
+    def prepare(self, directory, asked):
         raise NotImplementedError
 
     def is_ready(self, entry):
         raise NotImplementedError
 
-    def load(self, entry, scenario, device, processes):
+    def load(self, entry, transform, device, processes):
         raise NotImplementedError
 
 
 def scenario_of(name: str) -> Scenario:
     """A scenario of `CLASSES` classes with images of the architecture's own size."""
     shape = tuple(timm.get_pretrained_cfg(name).input_size)
-    DATASETS["native"] = Native(CLASSES, shape[0], shape)
+    DATASETS["native"] = Native("native", CLASSES, shape[0], shape)
     return Scenario(name=name, dataset="native", architecture=name, recipe=Recipe(lr=0.1, epochs=1), forget=(0,))
 
 
@@ -68,10 +68,10 @@ def count_weights(name: str) -> int:
 @torch.no_grad()
 def difference(scenario: Scenario) -> float:
     """How far raymu's features times raymu's matrix are from what timm's own model answers, of its largest logit."""
-    model = timm.create_model(scenario.architecture, **architectures.timm_arguments(scenario)).eval()
+    model = scenario.network.build(CLASSES, scenario.format.shape).eval()
     for weight in model.parameters():
         weight += NOISE * torch.randn_like(weight)
-    images = torch.randn(2, *DATASETS["native"].format(scenario).shape)
+    images = torch.randn(2, *scenario.format.shape)
     expected = model(images)
     features, logits = inference.features_and_logits(model, images)
     heads = inference.heads(model)
@@ -89,7 +89,7 @@ def attempt(name: str) -> dict[str, Any]:
     if line["weights"] >= LARGEST:
         return line
     started, scenario = time.perf_counter(), scenario_of(name)
-    line["shape"] = list(DATASETS["native"].format(scenario).shape)
+    line["shape"] = list(scenario.format.shape)
     try:
         compatibility.check(scenario)
         line["difference"] = difference(scenario)

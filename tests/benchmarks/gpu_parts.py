@@ -324,7 +324,7 @@ def decoders(report: Any, options: argparse.Namespace) -> None:
                 write_class(photos, label)
             photos /= "folders"
         classes = len(list((photos / "train").iterdir()))
-        published.DATASETS["photos"] = folders.EncodedDataset(num_classes=classes)
+        published.DATASETS["photos"] = folders.EncodedDataset("photos", num_classes=classes)
         scenario = Scenario(
             name="photos",
             dataset="photos",

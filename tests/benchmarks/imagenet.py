@@ -116,10 +116,8 @@ def image_folder(directory: Path, scenario: Scenario) -> torch.utils.data.Datase
     from timm.data import create_transform
     from torchvision.datasets import ImageFolder
 
-    from raymu.data.encoded import transform_of
-
     options = {"is_training": True, "color_jitter": None, "auto_augment": None}
-    return ImageFolder(directory / "folders" / "train", create_transform(**transform_of(scenario), **options))
+    return ImageFolder(directory / "folders" / "train", create_transform(**scenario.transform(), **options))
 
 
 def loader(source: torch.utils.data.Dataset, processes: int, count: int) -> Iterable:

@@ -16,7 +16,7 @@ from ray.tune.logger import LoggerCallback
 from rich.console import Console
 
 from raymu.errors import InputError
-from raymu.scenario import content_hash
+from raymu.values import content_hash
 
 if TYPE_CHECKING:
     from raymu.tuning.sweep import Sweep
@@ -109,8 +109,8 @@ def callbacks(
     if (project := trackers.wandb) is not None:
         makers["wandb"] = lambda: wandb_tracker(project, name, tags)
     if (url := trackers.optuna) is not None:
-        widened = {key: widened(search, sweep.published[key]) for key, search in space.items()}
-        makers["optuna"] = lambda: StudyTracker(url, name, widened, done, identity)
+        wide = {key: widened(search, sweep.published[key]) for key, search in space.items()}
+        makers["optuna"] = lambda: StudyTracker(url, name, wide, done, identity)
 
     def shown(trial: Trial, tracker: str) -> Shown:
         trial_id, config = describe(trial)

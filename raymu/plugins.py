@@ -1,0 +1,118 @@
+"""Things that have a name: raymu's own, those of installed packages, and those of a file of the user's.
+
+Methods, datasets, architectures, metrics, objectives and scenarios travel to other processes as objects. A name stands
+for one of them on a command line, in a scenario and in a row. A package brings its own by entry points of the groups
+`raymu.methods`, `raymu.datasets`, `raymu.architectures`, `raymu.metrics`, `raymu.objectives` and `raymu.scenarios`.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from raymu.errors import InputError
+from raymu.values import unknown
+
+_loaded: dict[str, ModuleType] = {}  # the user's files, by their names as modules
+
+
+def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
+    """Thing of that kind and name, or the one in a file of the user's: "path/to/own.py", or where it has several
+    "path/to/own.py:NAME". A method is a class, everything else an object.
+
+    Args:
+        kind: its base class.
+        own: raymu's own, by name; an entry point stands for what it loads.
+
+    Raises:
+        InputError: there is none; the message names the nearest. Or it cannot be loaded.
+    """
+    what = kind.__name__.lower()
+    if is_file(name):
+        path, _, wanted = name.partition(":")
+        found = _defined_in(load(Path(path)), kind)
+        if wanted not in ("", *found) or (not wanted and len(found) != 1):
+            raise InputError(f"{path} defines the {what}s {', '.join(found) or '-'}; name one as {path}:NAME")
+        return found[wanted or next(iter(found))]
+    known = all_of(kind, own)
+    if name not in known:
+        raise InputError(unknown(what, name, list(known)))
+    thing = known[name]
+    return _load(kind, thing) if isinstance(thing, EntryPoint) else thing
+
+
+def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything of a kind by name, or an entry point that loads it: raymu's `own`, then that of packages, then that of
+    the user's files which this process has loaded.
+    """
+    group = f"raymu.{kind.__name__.lower()}s"
+    packages = {entry.name: entry for entry in entry_points(group=group)}
+    files = {name: one for module in _loaded.values() for name, one in _defined_in(module, kind).items()}
+    return {**packages, **own, **files}
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file: "path/to/own.py" or "path/to/own.py:NAME"."""
+    return name.partition(":")[0].endswith(".py")
+
+
+def load(path: Path) -> ModuleType:
+    """Module that a file of the user's is, run once a process. From now on what it defines is found by name. Modules
+    beside it can be imported, as where Python runs it.
+
+    Raises:
+        InputError: there is no such file, or it raises something.
+    """
+    name = f"own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise InputError(f"there is no file {path}")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(path.parent.resolve()))
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except Exception as error:  # whatever the user's own code raises
+            del sys.modules[name]
+            raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+    return _loaded.setdefault(name, sys.modules[name])
+
+
+def loaded() -> list[ModuleType]:
+    """The user's files that this process has loaded."""
+    return list(_loaded.values())
+
+
+def name_of(thing: Any) -> str:
+    """Name of a thing; a method has it as a class."""
+    name = thing.name
+    return str(name() if callable(name) else name)
+
+
+def _load(kind: Any, entry: EntryPoint) -> Any:
+    try:
+        thing = entry.load()
+    except Exception as error:  # whatever a package raises
+        raise InputError(
+            f"{kind.__name__.lower()} {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(thing, ModuleType):
+        (thing,) = _defined_in(thing, kind).values()
+    return thing
+
+
+def _defined_in(module: ModuleType, kind: Any) -> dict[str, Any]:
+    """What a module defines of a kind, by name."""
+    found = [value for value in vars(module).values() if _is_one(value, kind, module)]
+    return {name_of(one): one for one in found}
+
+
+def _is_one(value: Any, kind: Any, module: ModuleType) -> bool:
+    if not isinstance(value, type):
+        return isinstance(value, kind)
+    is_method = issubclass(value, kind) and callable(getattr(value, "name", None))
+    return is_method and value.__module__ == module.__name__
