@@ -252,11 +252,16 @@ def fit(
         if checkpoints is not None and workers.tell(time.perf_counter() - kept >= options.checkpoint_s):
             kept, state = time.perf_counter(), engine.state()
             weights = state.weights | {BEST + name: weight for name, weight in best.weights.items()}
-            so_far = {"by": carried_out_by, "best": [best.accuracy, best.epoch], "seconds": kept - started}
+            so_far = {
+                "of": scenario.hash,
+                "by": carried_out_by,
+                "best": [best.accuracy, best.epoch],
+                "seconds": kept - started,
+            }
             checkpoints.save(state._replace(weights=weights), so_far, workers)
 
     found = None if checkpoints is None else checkpoints.load(workers)
-    if found is not None and found[1]["by"] == carried_out_by:
+    if found is not None and (found[1]["by"], found[1].get("of")) == (carried_out_by, scenario.hash):
         state, so_far = found
         of_best = {name for name in state.weights if name.startswith(BEST)}
         accuracy, epoch = so_far["best"]
@@ -308,11 +313,12 @@ class References:
         """State of an engine at the end of the method, if the retrained reference was trained alike; else None."""
         recipe = self.scenario.recipe
         anew = Retrain(lr=recipe.lr, epochs=recipe.epochs)
-        if method != anew or seed != self.scenario.model_seed or recipe.patience is not None:
+        if method != anew or seed != self.scenario.model_seed:
             return None
         entry = entry_of(self.scenario, "retrained")
         training = cache.load_json(entry / TRAINING)
-        if training["by"] != _carried_out_by(options, self.data.device):
+        alike = training["by"] == _carried_out_by(options, self.data.device)
+        if not alike or training["epochs"] != recipe.epochs:  # patience ended it, or took earlier weights
             return None
         return State(
             epoch=recipe.epochs,

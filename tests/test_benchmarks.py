@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,37 @@ def test_parts_say_what_they_found_or_what_they_miss(bare, tmp_path) -> None:
     )
     assert "## evaluation" in table.stdout
     assert table.stdout.count("| strong |") == 2
+
+
+def test_a_part_that_cannot_begin_leaves_nothing_of_an_earlier_call(bare, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "evaluation.json").write_text("{}")
+    command = [
+        sys.executable,
+        str(GPU),
+        "--out",
+        tmp_path / "out",
+        "--parts",
+        "evaluation",
+    ]  # on a GPU, which is missing
+    ended = subprocess.run(command, env=bare, check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "torch finds no GPU here" in ended.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_a_wheel_lets_run_can_be_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(GPU.parent)
+    gpu = importlib.import_module("gpu")
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "served-1-py3-none-any.whl", "w") as wheel:
+        for name, mode in (("served/server", 0o755), ("served/__init__.py", 0o644)):
+            member = zipfile.ZipInfo(name)
+            member.external_attr = mode << 16
+            wheel.writestr(member, "#!/bin/sh\n")
+    site = Path(gpu.install(tmp_path))
+    assert os.access(site / "served" / "server", os.X_OK)
+    assert (site / "served" / "__init__.py").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.long

@@ -159,6 +159,24 @@ def test_a_reference_goes_on_from_its_last_epoch(last, patience, digits, tmp_pat
     assert patience is not None or epochs == 6  # none was trained twice
 
 
+def test_a_reference_does_not_go_on_from_that_of_another_scenario(digits, tmp_path, monkeypatch) -> None:
+    """Of another original or forget set, which would be learnt."""
+    first = dataclasses.replace(digits, name="first", recipe=Recipe(lr=0.3, epochs=2, batch_size=256))
+    other = dataclasses.replace(first, model_seed=1, forget=(5,))
+    kept, options = Checkpoints(locate(tmp_path / "kept")), Options(checkpoint_s=0.0)
+    clear = Checkpoints.clear
+    trained = []
+    for place, before in (("mixed", first), ("alone", None)):
+        monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / place))
+        monkeypatch.setattr(Checkpoints, "clear", lambda self: None)  # as if it had died after its last epoch
+        if before is not None:
+            references.train(before, "retrained", options, kept)
+        monkeypatch.setattr(Checkpoints, "clear", clear)
+        entry = references.train(other, "retrained", options, kept)
+        trained.append((entry / references.WEIGHTS).read_bytes())
+    assert trained[0] == trained[1]
+
+
 def test_a_damaged_checkpoint_is_as_good_as_none(quick, quick_references, tmp_path) -> None:
     """Its hash tells. What other workers wrote cannot be used either."""
     checkpoints = Checkpoints(locate(tmp_path / "trial"))

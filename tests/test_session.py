@@ -1,13 +1,21 @@
 """What a trial gets of a cluster."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
+from rich.console import Console
 
+from raymu import references
+from raymu.data import splits
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster
 from raymu.engines import Options
 from raymu.errors import InputError
+from raymu.storage import locate
+from raymu.tuning import driver
 
 
 @pytest.fixture
@@ -67,12 +75,51 @@ def test_a_trial_on_a_gpu_has_the_cpu_cores_that_go_with_it(given, gpus, cores, 
 def test_no_more_trials_share_a_gpu_than_bring_more_images_a_second(speeds, used, tried, trials) -> None:
     """Given what a GPU gets through, by the number of trials that share it."""
     sharing, found = Sharing(), []
-    sharing.learn([], used)  # trials that failed say nothing
+    sharing.learn(None, used)  # a trial that failed says nothing
+    sharing.learn(speeds[1], None)
     while not sharing.is_found:
         found.append(sharing.trials)
-        sharing.learn([speeds[sharing.trials] / sharing.trials] * sharing.trials, used)
+        sharing.learn(speeds[sharing.trials] / sharing.trials, used)
     assert (found, sharing.trials) == (tried, trials)
     assert str(sharing).endswith(f"{tried[-1]} on a GPU: {speeds[tried[-1]]} images/s; from now on {trials}")
+
+
+@pytest.mark.parametrize(("lost", "trials"), [({}, 1), ({"images": 0, "status": "error"}, 1), ({"peak_mem": None}, 1)])
+def test_a_busy_gpu_is_not_shared_whatever_the_lengths_of_trials(lost, trials, cluster, monkeypatch) -> None:
+    """It gets through 100 images a second in all: of two trials that begin together the longer one ends alone."""
+    cluster((16, 1))
+    run: Any = driver._Run.__new__(driver._Run)
+    run._resources = Resources(gpus_per_worker="auto")
+    run._sweep = SimpleNamespace(method=SimpleNamespace(trains=True))
+    run._console = Console(quiet=True)
+    run._sharing = sharing = Sharing()
+    done = {"status": "completed", "peak_mem": 10**9}
+    run._slots = fit_to_cluster(Resources(gpus_per_worker=sharing.part))
+    run._share(sharing, [done | {"images": 1000, "unlearn_s": 10.0}], 0.05)
+    assert run._slots.number == 2
+    both = [done | {"images": 1000, "unlearn_s": 20.0} | lost, done | {"images": 9000, "unlearn_s": 100.0}]
+    run._share(sharing, both, None)
+    assert (run._sharing, sharing.trials, run._slots.number) == (None, trials, trials)
+
+
+def test_every_reference_has_checkpoints_of_its_own(monkeypatch, digits, tmp_path) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(driver, "side_by_side", lambda home, slots, some: calls.extend(some))
+    monkeypatch.setattr(references, "missing", lambda scenario: list(references.REFERENCES))
+    run: Any = driver._Run.__new__(driver._Run)
+    run._slots, run._home, run._console = SimpleNamespace(options=Options()), None, Console(quiet=True)
+    run._rows = SimpleNamespace(directory=locate(tmp_path))
+    digits = splits.prepare(digits)
+    run._train_missing([digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))])
+    places = [call[-1].location.path for call in calls if call[0] is references.train]
+    assert len(places) == len(set(places)) == 6
+
+
+def test_trials_that_cannot_share_a_gpu_do_not_try_for_ever() -> None:
+    sharing = Sharing()
+    for rate in (100.0, 90.0, None):  # four have too little memory
+        sharing.learn(rate, 0.1)
+    assert (sharing.trials, sharing.is_found) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,21 @@ def test_retraining_otherwise_is_another_model(quick, quick_references, changed)
     assert retrained(references.Train(**recipe), seed, DEFAULTS) is None
 
 
+@pytest.mark.parametrize("ended", [None, -1])
+def test_a_reference_whose_patience_lasted_is_what_retraining_makes(quick, quick_references, ended) -> None:
+    """Patience keeps the weights of the best epoch: they are the last ones, or others."""
+    recipe = replace(quick.recipe, patience=9)
+    entry = references.entry_of(quick_references.scenario, "retrained")
+    training = cache.load_json(entry / "training.json")
+    epochs = recipe.epochs + (ended or 0)
+    patient = replace(quick_references, scenario=replace(quick_references.scenario, recipe=recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(references, "entry_of", lambda *arguments: entry)
+        patch.setattr(cache, "load_json", lambda path: {**training, "epochs": epochs})
+        state = patient.retrained(Retrain(lr=recipe.lr, epochs=recipe.epochs), quick.model_seed, DEFAULTS)
+    assert (state is None) == (ended is not None)
+
+
 def test_a_trial_that_a_scheduler_looks_at_is_trained(quick, quick_references) -> None:
     method = Retrain(lr=quick.recipe.lr, epochs=quick.recipe.epochs)
     row, _ = run_trial(quick, method, seed=quick.model_seed, rungs=[1])

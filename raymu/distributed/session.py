@@ -5,8 +5,7 @@ import dataclasses
 import logging
 import os
 import socket
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -190,19 +189,23 @@ class Sharing:
         """Keep this number for good."""
         self.trials, self.is_found = trials, True
 
-    def learn(self, rates: Sequence[float], used: float | None) -> None:
+    def learn(self, rate: float | None, used: float | None) -> None:
         """Take in what trials showed that had the present part.
 
         Args:
-            rates: images a second of each; may be empty.
+            rate: images a second of one, while all of them ran; None: not all of them trained, perhaps since they had
+                too little memory.
             used: the share of a GPU's memory that was taken, which is asked for the first time; None: not known.
         """
         before, speed = self._tried[-1]
-        if not rates or (before == 0 and used is None):
+        if before == 0 and (rate is None or not used):
             return
-        self._tried.append((self.trials, self.trials * statistics.median(rates)))
-        if used is not None and before == 0:
-            self._room = max(1, int(1 / (used * (1 + MEMORY_MARGIN))))
+        if rate is None:
+            self.settle(before)
+            return
+        self._tried.append((self.trials, self.trials * rate))
+        if before == 0:
+            self._room = max(1, int(1 / ((used or 1.0) * (1 + MEMORY_MARGIN))))
         elif self._tried[-1][1] < GROWTH * speed:
             self.settle(before)
             return

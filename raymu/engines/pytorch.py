@@ -203,7 +203,10 @@ class Engine(Run):
         split = self._data.train
 
         def logits() -> Tensors:
-            return {"logits": self._workers.gather(inference.extract(model, self._data, split)[0].logits)}
+            mine = inference.Collected(len(self._workers.share(split.index)))
+            for said in inference.outputs(model, self._data, split):
+                mine.add(said.logits)
+            return {"logits": self._workers.gather(mine.all)}
 
         table = self.cached("teacher", logits) if which == "original" else self._once("random-teacher", logits)
         return lambda batch: table["logits"][batch.positions]

@@ -154,8 +154,8 @@ def evaluate(model: nn.Module, data: Data, baseline: Mapping[str, Tensor]) -> di
             theirs = baseline[f"{split}_{which}"].split([len(part) for part in parts])
             others = torch.cat([workers.share(part) for part in theirs])
             row[f"{split}_cka_{which}"] = _defined(linear_cka, whole.features, others, workers)
-        members, unseen = (learnt, said.forget) if data.forgotten else said[::-1]
-        sides = (members.logits, members.labels, unseen.logits, unseen.labels)
+        forget, retain = ((part.logits, part.labels) for part in (said.forget, said.retain))
+        sides = (*learnt, *forget) if data.forgotten else (*forget, *retain)
         row[f"{split}_mia_auc"] = _defined(mia_auc, *sides, workers)
         row[f"{split}_relearn_epochs"] = epochs[split]
     told: Metrics = workers.tell(row | {"probe": probe.name})
@@ -173,17 +173,17 @@ def _by_split(said: Sequence[Outputs]) -> dict[str, Read]:
     return {split: Read(*parts) for split, parts in zip(SPLITS, (said[:2], said[2:]), strict=True)}
 
 
-def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Outputs]:
-    """Features (n, D) and labels (n,) of this worker's share of what a probe is fitted on, and all that the model says
-    of the forgotten classes there. Nobody reads the other logits, which at ImageNet are more than the features.
+def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Features (n, D) and labels (n,) of this worker's share of what a probe is fitted on, and of the forgotten classes
+    there logits (m, K) and labels (m,). Nobody reads the other logits, which at ImageNet are more than the features.
     """
-    count = len(data.workers.share(data.probed.index))
-    features, labels, forgotten = Collected(count), Collected(count), list[Outputs]()
+    chosen = data.is_forgotten(data.workers.share(data.probed.targets))
+    features, labels, logits = Collected(len(chosen)), Collected(len(chosen)), Collected(int(chosen.sum()))
     for said in outputs(model, data, data.probed):
         features.add(said.features)
         labels.add(said.labels)
-        forgotten.append(said.subset(data.is_forgotten(said.labels)))
-    return features.all, labels.all, Outputs(*map(torch.cat, zip(*forgotten, strict=True)))
+        logits.add(said.logits[data.is_forgotten(said.labels)])
+    return features.all, labels.all, (logits.all, labels.all[chosen])
 
 
 def _moments(batches: Iterable[tuple[Tensor, Tensor]], data: Data) -> Moments:

@@ -238,7 +238,8 @@ class _Run:
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
             options, kept = self._slots.options, self._rows.directory / CHECKPOINTS / OF_REFERENCES
             train = [
-                (references.train, *one, options, Checkpoints(kept / references.entry_of(*one).name)) for one in missing
+                (references.train, *one, options, Checkpoints(kept / one[0].hash / references.entry_of(*one).name))
+                for one in missing
             ]
             for calls in (train, [(references.compare, one, options) for one in scenarios]):
                 side_by_side(self._home, self._slots, calls)
@@ -275,10 +276,16 @@ class _Run:
                 self._share(self._sharing, done[before:], used)
 
     def _share(self, sharing: Sharing, rows: Sequence[Row], used: float | None) -> None:
-        """Decide by the rows of trials that had the present part of a GPU how many share one from now on."""
+        """Decide how many trials share a GPU from now on, by the rows of those that had the present part of one, in the
+        order of their ends.
+        """
         before = sharing.trials
         seconds = "unlearn_s" if self._sweep.method.trains else "wall_s"  # what does not train is cached
-        sharing.learn([row["images"] / row[seconds] for row in rows if row["images"]], used)
+        took_reference = any(row["status"] == "completed" and row["peak_mem"] is None for row in rows)
+        have_trained = all(row["images"] for row in rows) and not took_reference
+        first = rows[0]  # as long as it ran, all of them ran
+        rate = first["images"] / first[seconds] if have_trained else None
+        sharing.learn(rate, used)
         slots = fit_to_cluster(dataclasses.replace(self._resources, gpus_per_worker=sharing.part))
         if sharing.trials > before and slots.number <= self._slots.number:
             sharing.settle(before)  # CPUs, or --concurrent, allow no more at once

@@ -81,7 +81,11 @@ def install(bundle: Path) -> str:
                 missing.append(wheel)
     for wheel in missing:
         try:  # the last one may not have arrived as a whole
-            zipfile.ZipFile(wheel).extractall(site)
+            with zipfile.ZipFile(wheel) as packed:
+                packed.extractall(site)
+                for member in packed.infolist():  # extractall leaves out who may run a file, as Ray's servers
+                    if (mode := member.external_attr >> 16 & 0o777) and not member.is_dir():
+                        (site / member.filename).chmod(mode | 0o600)
         except zipfile.BadZipFile as error:
             print(f"   left out: {wheel}: {error}", flush=True)
     return str(site)
@@ -116,17 +120,22 @@ def run_all(options: argparse.Namespace) -> None:
     # A daemon of MPS that outlives its part is seen by no other one.
     with_mps = {f"CUDA_MPS_{kind}_DIRECTORY": tempfile.mkdtemp(prefix="mps-") for kind in ("PIPE", "LOG")}
     environment.setdefault("RAYMU_CACHE", str(Path(tempfile.gettempdir()) / "raymu-gpu"))  # not among what is found
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what a part started ends with it
+    ended_well = True
     for name in options.parts.split(","):
         print(f"== {name}, at most {PARTS[name]} s", flush=True)
+        (options.out / f"{name}.json").unlink(missing_ok=True)  # an earlier call's is not this one's
         command = [sys.executable, __file__, *sys.argv[1:], "--parts", name, "--here"]
         given = environment | with_mps if name == "side_by_side" else environment
         process = subprocess.Popen(command, env=given, start_new_session=True)
         try:
-            process.wait(PARTS[name])
+            ended_well &= process.wait(PARTS[name]) == 0
         except subprocess.TimeoutExpired:
             print(f"   cut off after {PARTS[name]} s", flush=True)
-        finally:  # also on Ctrl-C: what a part started ends with it
+        finally:  # also on Ctrl-C
             kill(process)
+    if not ended_well:
+        sys.exit("a part ended before it could say why; see above")
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -152,7 +161,8 @@ def table(directory: Path) -> str:
         if columns:
             lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
             for found in part["found"]:
-                lines.append("| " + " | ".join(str(found.get(column, "")) for column in columns) + " |")
+                cells = (" ".join(str(found.get(column, "")).split()).replace("|", r"\|") for column in columns)
+                lines.append(f"| {' | '.join(cells)} |")
             lines.append("")
     return "\n".join(lines)
 

@@ -213,7 +213,26 @@ def some_forgotten(loaded: Data) -> Data:
 
 def bare_steps(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, option: str) -> None:
     """Those of a plain loop, until the stopwatch has enough."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = option == "tf32"
+    with rounding(tf32=option == "tf32"):
+        train_plainly(stopwatch, scenario, loaded, option)
+
+
+@contextlib.contextmanager
+def rounding(*, tf32: bool) -> Iterator[None]:
+    """Context in which TensorFloat-32 is on or off; the rows that follow have torch's default."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = tf32
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
+
+
+def train_plainly(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, option: str) -> None:
+    """Steps of a plain loop, one after the other."""
     layout = torch.channels_last if option == "channels_last" else torch.contiguous_format
     model: Any = architectures.build(scenario, 0).to(DEVICE).train().to(memory_format=layout)
     forward = torch.compile(model) if option == "compiled" else model
