@@ -1,3 +1,3 @@
-from raymu.cli import main
+from raymu.cli.app import main
 
 main()

@@ -289,6 +289,12 @@ SCENARIOS = {
 }
 
 
+def names() -> list[str]:
+    """Scenarios of raymu, then those of installed packages, by name."""
+    known = plugins.all_of(Scenario, SCENARIOS)
+    return [*SCENARIOS, *(name for name in known if name not in SCENARIOS)]
+
+
 def get(name: str) -> Scenario:
     """Scenario of that name, of raymu, of a package or in a file of the user's (see `raymu.plugins`).
 

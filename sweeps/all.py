@@ -6,7 +6,7 @@ Options such as --head cmf or --train classifier hold for all; a method for whic
 """
 
 from raymu import method
-from raymu.cli import sweep_main
+from raymu.cli.sweep import sweep_main
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep

@@ -5,7 +5,7 @@
 Copied elsewhere, this file works alone wherever raymu is installed; `ray submit` does just that.
 """
 
-from raymu.cli import sweep_main
+from raymu.cli.sweep import sweep_main
 from raymu.method import Range
 from raymu.methods.svd import SVD
 from raymu.protocol import Protocol

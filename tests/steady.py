@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from raymu.cli import sweep_main
+from raymu.cli.sweep import sweep_main
 from raymu.method import Method, Range, tuned
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raymu import cli
+from raymu.cli import app, sweep_main
 from raymu.evaluation import keys
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
@@ -122,7 +122,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
     monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
     monkeypatch.setattr("ray.init", None)  # nothing may get that far
     with pytest.raises(SystemExit) as exit_:
-        cli.main()
+        app.main()
     printed = capsys.readouterr()
     assert exit_.value.code == 2
     assert message in " ".join(printed.err.split())
@@ -134,14 +134,14 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
 def test_a_list_of_sweeps_keeps_what_each_one_says(monkeypatch, capsys, tmp_path) -> None:
     begun: list[Sweep] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_sweep_and_rank", lambda sweeps, *given, **more: begun.extend(sweeps))
+    monkeypatch.setattr("raymu.cli.sweep._sweep_and_rank", lambda sweeps, *given, **more: begun.extend(sweeps))
     digits = SCENARIOS["digits"]
 
     def main(*arguments: str, sweeps: list[Sweep]) -> str:
         monkeypatch.setattr(sys, "argv", ["mine.py", *arguments])
         begun.clear()
         with pytest.raises(SystemExit):
-            cli.sweep_main(lambda: sweeps)
+            sweep_main(lambda: sweeps)
         return capsys.readouterr().err
 
     few = Protocol(trials=2, objective="weighted")

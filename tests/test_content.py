@@ -21,8 +21,9 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import raymu
-from raymu import cache, cli, engines, method, modules, objective, references, source
+from raymu import cache, engines, method, modules, objective, references, source
 from raymu.architecture import Timm
+from raymu.cli import app, given
 from raymu.data import arrays, dataset, folders, published, splits
 from raymu.engines import code_of, pytorch
 from raymu.errors import InputError
@@ -317,7 +318,7 @@ BY_HAND = {
 
 def refusal(path: Path) -> str:
     """Message of `raymu run finetune` for a config that it refuses."""
-    done = CliRunner().invoke(cli.app, ["run", "finetune", "--config", str(path), "--out", str(path.parent / "out")])
+    done = CliRunner().invoke(app.app, ["run", "finetune", "--config", str(path), "--out", str(path.parent / "out")])
     assert isinstance(done.exception, InputError), done.output
     assert not (path.parent / "out").exists()
     return str(done.exception)
@@ -340,8 +341,8 @@ def test_a_config_by_hand_says_nothing_that_is_not_read(tmp_path, case) -> None:
 
 
 def test_a_config_by_hand_says_what_is_forgotten() -> None:
-    assert cli._task({"forget": [3, 1], "config": {}}, None).forget == (1, 3)
-    sampled = cli._task({"scenario": "digits", "forget_share": 0.1, "model_seed": 5}, None)
+    assert given.scenario_in({"forget": [3, 1], "config": {}}, None).forget == (1, 3)
+    sampled = given.scenario_in({"scenario": "digits", "forget_share": 0.1, "model_seed": 5}, None)
     assert (sampled.forget, sampled.forget_share, sampled.model_seed) == ((), 0.1, 5)
 
 

@@ -20,8 +20,9 @@ import ray
 import steady
 from rich.console import Console
 
-from raymu import cli, references
+from raymu import references
 from raymu.checkpoints import Checkpoints
+from raymu.cli import sweep_main
 from raymu.data import splits
 from raymu.distributed import nodes
 from raymu.distributed.session import Resources, session
@@ -281,7 +282,7 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
     monkeypatch.setattr(sys, "argv", ["steady", "--storage", str(small_disk), "--trials", "6", "--concurrent", "1"])
     sys.argv += ["--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0"]
     with meanwhile(fill_after_a_row), pytest.raises(SystemExit) as ended:
-        cli.sweep_main(lambda: steady.sweep())
+        sweep_main(lambda: steady.sweep())
     (small_disk / FILLER).unlink()
     assert ended.value.code == 2
     printed = capsys.readouterr().err.splitlines()

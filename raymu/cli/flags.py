@@ -1,0 +1,90 @@
+"""Flags and arguments that several commands have."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from raymu.errors import InputError
+from raymu.values import checked
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    pass
+
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    from raymu.scenario import Scenario
+
+DEFAULT_SCENARIO = "digits"
+DEFAULT_STORAGE = "raymu-results"
+StorageArgument = Annotated[str, typer.Argument(help="A sweep's directory or URI, or one above it.")]
+MethodFlag = Annotated[
+    str | None,
+    typer.Option(help="Only among the trials of this method: its name, or a file of your own that defines it."),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to unlearn; see: raymu scenarios")]
+ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
+ShareFlag = Annotated[
+    float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
+]
+HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
+TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
+DataFlag = Annotated[
+    str | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to; of shards also a URI.")
+]
+WeightsFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Safetensors file with the scenario's pretrained weights. (default: from the Hugging Face hub)",
+    ),
+]
+CPUS_HELP = "CPU cores of a trial or of each of its workers: its threads, and the processes that decode images."
+WORKERS_HELP = "Processes that share a trial's work, under DeepSpeed."
+WorkersFlag = Annotated[int, typer.Option(help=WORKERS_HELP)]
+ZeroFlag = Annotated[int | None, typer.Option(help="What they share out: ZeRO stage 0 to 3. (default: 1)")]
+OffloadFlag = Annotated[bool, typer.Option("--offload", help="Keep the optimizer's state in the CPU's memory.")]
+CheckpointingFlag = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Compute activations anew instead of keeping them.")
+]
+DeepSpeedFlag = Annotated[Path | None, typer.Option(help="A DeepSpeed configuration (JSON) instead of the above.")]
+
+
+def with_forget(scenario: "Scenario", forget: str | None, share: float | None) -> "Scenario":
+    """Scenario with another forget set, if flags ask for one."""
+    if share is not None:
+        if forget is not None:
+            raise InputError("--forget and --forget-share exclude each other")
+        if not 0 < share < 1:
+            raise InputError(f"--forget-share takes a share between 0 and 1, not {share:g}")
+        return dataclasses.replace(scenario, forget=(), forget_share=share)
+    if forget is None:
+        return scenario
+    return dataclasses.replace(scenario, forget=numbers_in("--forget", forget), forget_share=0.0)
+
+
+def numbers_in(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers in a flag's text, as in "0,1,2"."""
+    try:
+        return tuple(checked(flag, part, int) for part in text.split(","))
+    except InputError as error:
+        raise InputError(f"{flag} takes numbers such as 3 or 0,1,2, not {text!r}") from error
+
+
+def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags that were given, by name."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def text_of(path: Path | None) -> str | None:
+    """Text of a file; None for none."""
+    try:
+        return None if path is None else path.read_text()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text") from error

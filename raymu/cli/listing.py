@@ -1,0 +1,109 @@
+"""`raymu methods`, `raymu scenarios` and `raymu doctor`: what there is."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import typer.core
+from rich.table import Table
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    pass
+from raymu.cli.app import app, console
+from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag
+
+
+@app.command()
+def methods(
+    as_json: JsonFlag = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
+) -> None:
+    """List the unlearning methods, their hyperparameters, published values and ranges."""
+    from raymu import method
+
+    described = []
+    for name in method.names():
+        cls = method.get(name)
+        described.append(
+            {
+                "name": name,
+                "paper": cls.paper,
+                "needs": list(cls.needs),
+                "forgets": ["classes"] if cls.classes_only else ["classes", "samples"],
+                "hyperparameters": {
+                    field.name: {
+                        "default": field.default,
+                        **(dataclasses.asdict(field.metadata["range"]) if field.metadata["range"] else {}),
+                        "doc": field.metadata["doc"],
+                    }
+                    for field in cls.hyperparameters("cmf").values()
+                },
+                "published": [
+                    {"dataset": dataset, "head": head, "name": called, "config": dict(values)}
+                    for (dataset, head, called), values in cls.published.items()
+                ],
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    if as_markdown:
+        typer.echo(method.markdown_table())
+        return
+    for name in method.names():
+        cls = method.get(name)
+        console.print(f"[bold]{name}[/bold]  {cls.paper}", highlight=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
+        for field in cls.hyperparameters().values():
+            search, doc = field.metadata["range"] or "fixed", field.metadata["doc"]
+            table.add_row(field.name, method.shown(field.default), str(search), doc)
+        for (dataset, head, called), values in cls.published.items():
+            setting = " ".join(f"{key}={method.shown(value)}" for key, value in values.items())
+            table.add_row(f"{dataset} {head}", called, "", setting)
+        console.print(table, highlight=False)
+    console.print(
+        "Hyperparameters: default, range that a sweep covers, meaning. Below them what is published by dataset and"
+        " head: what the authors' code says, which is the published setting, and what the paper's table says where it"
+        " differs, for the architecture that they trained on that dataset. Elsewhere the setting for CIFAR-10 is the"
+        " fallback. With --head cmf, temperature (1, 1..64 log) is"
+        " searched as well."
+    )
+
+
+@app.command()
+def scenarios(as_json: JsonFlag = False) -> None:
+    """List the scenarios: what has to be forgotten."""
+    from raymu import scenario
+
+    known = [scenario.get(name) for name in scenario.names()]
+    if as_json:
+        typer.echo(json.dumps([task.as_dict() for task in known], indent=2))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("scenario", "dataset", "architecture", "forget", "training"):
+        table.add_column(heading, no_wrap=heading == "scenario")
+    for task in known:
+        recipe = task.recipe
+        training = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"
+        table.add_row(task.name, task.dataset_name, task.pretrained or task.architecture_name, task.forgotten, training)
+    console.print(table, highlight=False)
+
+
+@app.command()
+def doctor(
+    storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = Path(DEFAULT_STORAGE),
+) -> None:
+    """Say what works on this machine, and what is missing."""
+    from raymu.cli.doctor import examine
+
+    marks = {"ok": "[green]ok[/green]", "optional": "[yellow]optional[/yellow]", "missing": "[red]missing[/red]"}
+    states = []
+    for finding in examine(storage):
+        states.append(finding.state)
+        console.print(f"{marks[finding.state]} [bold]{finding.what}[/bold]", end=": ", highlight=False)
+        console.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
+    if "missing" in states:
+        sys.exit(1)

@@ -1,0 +1,353 @@
+"""`raymu sweep METHOD`, and what the scripts in `sweeps/` call."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import typer.core
+
+from raymu.errors import InputError
+from raymu.values import unknown
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    from raymu.method import Method, Range
+    from raymu.storage import Location
+    from raymu.tuning.sweep import Sweep
+from raymu.cli.app import app, console, run_program
+from raymu.cli.flags import (
+    CPUS_HELP,
+    DEFAULT_SCENARIO,
+    DEFAULT_STORAGE,
+    HEAD_HELP,
+    TRAIN_HELP,
+    CheckpointingFlag,
+    DataFlag,
+    DeepSpeedFlag,
+    ForgetFlag,
+    OffloadFlag,
+    ShareFlag,
+    WeightsFlag,
+    WorkersFlag,
+    ZeroFlag,
+    given_values,
+    numbers_in,
+    text_of,
+    with_forget,
+)
+
+
+def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
+    """What a script in `sweeps/` ends with: read the flags, run the sweep, print the comparison.
+
+    Args:
+        sweep: makes the sweep, or several that run one after the other and are ranked, for which they share scenario
+            and protocol. Flags that are given win over what it says.
+    """
+
+    def program() -> None:
+        made = sweep()
+        _sweep_app(made if isinstance(made, list) else [made])()
+
+    run_program(program)
+
+
+class _Methods(typer.core.TyperGroup):
+    """One command a method, made when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from raymu import method
+
+        return method.names()
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from raymu import method
+        from raymu.scenario import get as get_scenario
+        from raymu.tuning.sweep import Sweep
+
+        sweep = Sweep(method.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
+        return typer.main.get_command(_sweep_app([sweep]))
+
+
+app.add_typer(typer.Typer(cls=_Methods, no_args_is_help=True), name="sweep", help="Tune a method with Ray Tune.")
+
+
+def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
+    """A program with one command, whose defaults are what the sweeps say.
+
+    Raises:
+        InputError: they differ in scenario or protocol, so that they could not be ranked.
+    """
+    for what in ("scenario", "protocol"):
+        for sweep in sweeps:
+            if getattr(sweep, what) != getattr(sweeps[0], what):
+                raise InputError(
+                    f"sweeps that are ranked share one {what}: {sweeps[0].name} and {sweep.name} differ in it; give"
+                    " each a script"
+                )
+    names = ", ".join(sweep.method.name() for sweep in sweeps)
+    summary = (sweeps[0].method.__doc__ or "").strip().split("\n\n")[0] if len(sweeps) == 1 else "Then rank them."
+    program = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    program.command(help=f"Tune {names}. {' '.join(summary.split())}")(_sweep_command(sweeps))
+    return program
+
+
+def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
+    from raymu.distributed.session import Resources
+    from raymu.protocol import Confirmation, Protocol
+    from raymu.scenario import get as get_scenario
+    from raymu.storage import locate
+    from raymu.tuning.sweep import Sweep
+    from raymu.tuning.trackers.settings import Trackers
+
+    default, resources = defaults[0], Resources()
+    budget = default.protocol
+    heads, trains = {sweep.head for sweep in defaults}, {sweep.train for sweep in defaults}
+
+    def command(
+        scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = default.scenario.name,
+        forget: ForgetFlag = None,
+        forget_share: ShareFlag = None,
+        head: Annotated[str | None, typer.Option(help=HEAD_HELP)] = default.head if len(heads) == 1 else None,
+        train: Annotated[str | None, typer.Option(help=TRAIN_HELP)] = default.train if len(trains) == 1 else None,
+        data_dir: DataFlag = None,
+        weights_file: WeightsFlag = None,
+        trials: Annotated[int, typer.Option(help="How many settings to try.")] = budget.trials,
+        ranges: Annotated[
+            list[str] | None,
+            typer.Option("--range", metavar="NAME=LOW:HIGH", help="Search another range. May be repeated."),
+        ] = None,
+        max_epochs: Annotated[int | None, typer.Option(help="The longest that a searched setting may be.")] = (
+            budget.max_epochs
+        ),
+        max_images: Annotated[
+            int | None, typer.Option(help="Training images after which a search begins no trial any more.")
+        ] = budget.max_images,
+        searcher: Annotated[str, typer.Option(help="tpe, random, quasi_random, grid, nsga2.")] = budget.searcher,
+        scheduler: Annotated[
+            str, typer.Option(help="asha or median stop hopeless trials early; none runs all in full.")
+        ] = budget.scheduler,
+        seed: Annotated[
+            str, typer.Option(help="Draws the suggestions and everything random in a trial; 0,1,2 are three searches.")
+        ] = ",".join(map(str, budget.search_seeds)),
+        objective: Annotated[
+            str, typer.Option(help="What is maximised on validation: hmean, weighted, oracle_gap, pareto.")
+        ] = budget.objective,
+        confirm_seeds: Annotated[
+            int, typer.Option(help="Run the best again on so many seeds. (0: nothing is confirmed)")
+        ] = budget.confirmation.seeds,
+        confirm_originals: Annotated[
+            int, typer.Option(help="On so many originals trained for it. (0: on the one searched on)")
+        ] = budget.confirmation.originals,
+        confirm_top: Annotated[
+            int, typer.Option(help="So many of a method's best settings.")
+        ] = budget.confirmation.top,
+        confirm_forget: Annotated[
+            list[str] | None, typer.Option(metavar="CLASSES", help="Forget other classes, too. May be repeated.")
+        ] = None,
+        storage: Annotated[str, typer.Option(help="Directory of all sweeps, or a URI: s3://...")] = DEFAULT_STORAGE,
+        name: Annotated[
+            str | None,
+            typer.Option(help="Its directory in the storage. (default: the method; where there are several, all)"),
+        ] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
+        address: Annotated[
+            str | None,
+            typer.Option(help="Ray cluster to join. (default: this machine's, or a new local one)"),
+        ] = resources.address,
+        cpus_per_trial: Annotated[
+            int | None,
+            typer.Option(help=f"{CPUS_HELP} (default: 1; on GPUs 1 thread, and the node's cores per GPU decode)"),
+        ] = None,
+        gpus_per_trial: Annotated[
+            str | None,
+            typer.Option(
+                help="GPUs of a trial or of each of its workers, e.g. 0.25; auto for as many trials a GPU as its memory"
+                " allows and as it gets through more images with. (default: 1 where there are any)"
+            ),
+        ] = None,
+        workers: WorkersFlag = resources.options.workers,
+        zero: ZeroFlag = resources.options.zero,
+        offload: OffloadFlag = resources.options.offload,
+        gradient_checkpointing: CheckpointingFlag = resources.options.checkpointing,
+        deepspeed: DeepSpeedFlag = None,
+        checkpoint_every: Annotated[
+            float, typer.Option(metavar="SECONDS", help="The end of an epoch is kept if the last was so long ago.")
+        ] = resources.options.checkpoint_s,
+        concurrent: Annotated[
+            int | None, typer.Option(help="Trials at once, at most; how far a cluster grows. (default: as many as fit)")
+        ] = resources.concurrent,
+        tensorboard: Annotated[Path | None, typer.Option(help="Directory for TensorBoard's event files.")] = None,
+        mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking URI: sqlite:///mlflow.db")] = None,
+        wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases.")] = None,
+        optuna: Annotated[
+            str | None, typer.Option(help="Database for a study that optuna-dashboard opens: sqlite:///study.db")
+        ] = None,
+    ) -> None:
+        chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
+        forget_sets = tuple(numbers_in("--confirm-forget", text) for text in confirm_forget or [])
+        protocol = Protocol(
+            trials,
+            max_epochs,
+            max_images,
+            searcher,  # type: ignore[arg-type]
+            scheduler,  # type: ignore[arg-type]
+            numbers_in("--seed", seed),
+            objective,
+            Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
+        )
+
+        def asked(one: Sweep) -> Sweep:
+            its_head: Any = head or one.head
+            return Sweep(
+                method=one.method,
+                scenario=with_forget(chosen, forget, forget_share),
+                protocol=protocol,
+                space={**one.space, **_parse_ranges(one.method, its_head, ranges or [])},
+                head=its_head,
+                train=train or one.train,  # type: ignore[arg-type]
+            )
+
+        trackers = Trackers(tensorboard, mlflow, wandb, optuna)
+        options: dict[str, Any] = {
+            "data_dir": data_dir,
+            "weights_file": weights_file,
+            "resume": resume,
+            "trackers": trackers,
+        }
+        engine = dataclasses.replace(
+            resources.options,
+            workers=workers,
+            zero=zero,
+            offload=offload,
+            checkpointing=gradient_checkpointing,
+            deepspeed=text_of(deepspeed),
+            checkpoint_s=checkpoint_every,
+            **given_values({"threads": cpus_per_trial, "cores": cpus_per_trial}),
+        )
+        given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
+        if len(defaults) == 1:
+            sweep = asked(default)
+            location = locate(storage) / (name or sweep.name)
+            if not _sweep_and_show(sweep, location, given, **options):
+                raise InputError(f"no completed trial to choose from; see: raymu results {location}")
+            return
+        if ranges:
+            raise InputError("--range is for a sweep of one method")
+        sweeps, left_out = [], []
+        for one in defaults:
+            try:
+                sweeps.append(asked(one))
+            except InputError as error:
+                left_out.append(error)
+        if not sweeps:
+            raise left_out[0]
+        names = [sweep.name for sweep in sweeps]
+        if twice := [one for one in names if names.count(one) > 1]:
+            raise InputError(f"two of the sweeps are {twice[0]}: one of a method, head and trained part is ranked")
+        for reason in left_out:
+            console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        _sweep_and_rank(sweeps, locate(storage) / (name or "all"), given, **options)
+
+    return command
+
+
+def _gpus(text: str | None) -> "float | Literal['auto'] | None":
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--gpus-per-trial takes a number or auto, not {text!r}") from error
+
+
+def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, **options: Any) -> None:
+    from raymu.distributed.session import session
+    from raymu.results import ranking, reader, report, tables
+
+    with session(resources.address):
+        for sweep in sweeps:
+            _sweep_and_show(sweep, storage / sweep.name, resources, **options)
+            console.print()
+    done = [one for sweep in sweeps for one in reader.load(storage / sweep.name)]
+    ranked = ranking.rank(done)
+    if not ranked:
+        raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
+    console.print(tables.ranking(ranked))
+    path = Path(storage.path if storage.local else ".") / "report.html"
+    report.write(done, ranked, path)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **options: Any) -> bool:
+    """Run a sweep and print how it went; return whether a trial completed."""
+    from raymu import references
+    from raymu.results import ranking, reader, tables
+    from raymu.tuning.driver import run_sweep
+
+    protocol = sweep.protocol
+    console.print(
+        f"tuning {sweep.name} on {sweep.scenario.name}, forgetting {sweep.scenario.forgotten}:"
+        f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    try:
+        rows = run_sweep(sweep, location, resources, console, **options)
+    except KeyboardInterrupt:
+        done = len(reader.read(location))
+        typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
+        raise
+    statuses = [row["status"] for row in rows]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
+    console.print()
+    ranked = ranking.rank(reader.load(location))
+    if not ranked:
+        console.print(f"no completed trial: {counts}", highlight=False)
+        return False
+    (end,) = ranked
+    console.print(tables.comparison(end.figures, protocol.objective))
+    for name, setting in sweep.method.settings(sweep.scenario, sweep.head, sweep.train).items():
+        mark = "published" if setting == sweep.published else "also published, not run"
+        console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)
+    if end.published is not None and end.published["fallback"]:
+        console.print(
+            f"published: a fallback, since nothing is for {sweep.scenario.architecture_name} on"
+            f" {sweep.scenario.dataset_name}, batches of {sweep.scenario.recipe.batch_size}, {sweep.head} head,"
+            f" training {sweep.train}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if end.score.runs:
+        console.print(
+            f"means over {end.score.runs} runs on {end.score.originals} originals, with 95 % intervals", highlight=False
+        )
+    console.print()
+    for line in (
+        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {protocol.objective}"
+        f" {end.tuned['score']:.3f} on validation)",
+        f"trials: {counts}",
+        f"results: {location}",
+        f"references: {references.directory(sweep.scenario)}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return True
+
+
+def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[str, Range]":
+    from raymu.method import Range
+
+    known, ranges = method.ranges(head), {}
+    for text in texts:
+        name, _, ends = text.partition("=")
+        if name not in known:
+            raise InputError(unknown(f"searched hyperparameter of {method.name()}", name, list(known)))
+        try:
+            low, high = (float(end) for end in ends.split(":"))
+        except ValueError as error:
+            raise InputError(f"--range takes NAME=LOW:HIGH such as lr=1e-4:1e-2, not {text!r}") from error
+        if name in ranges:
+            raise InputError(f"--range {name} is given twice")
+        ranges[name] = Range(low, high, known[name].scale)
+    return ranges
