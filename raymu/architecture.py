@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from raymu.errors import InputError
 from raymu.modules import is_own
+from raymu.source import Travels
 from raymu.values import unknown
 
 if TYPE_CHECKING:  # torch and timm take seconds
     from torch import nn
 
 
-class Architecture(ABC):
+class Architecture(Travels, ABC):
     """A network that classifies images.
 
     Its classifier is what the network's `get_classifier()` returns, as in timm, or else its last linear layer; the

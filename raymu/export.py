@@ -8,6 +8,7 @@ from raymu.errors import InputError
 from raymu.evaluation import profile
 from raymu.method import Method
 from raymu.model_card import WEIGHTS, model_card
+from raymu.objective import Objective
 from raymu.scenario import Scenario
 from raymu.trial import run_trial
 from raymu.workers import Workers
@@ -39,7 +40,7 @@ def make_room(out: Path) -> None:
 
 
 def keep(
-    out: Path, scenario: Scenario, method: Method, seed: int, objective: str, options: Options, layers: bool
+    out: Path, scenario: Scenario, method: Method, seed: int, objective: Objective, options: Options, layers: bool
 ) -> None:
     """Run a trial and write its row, its model with a card, and if asked for a depth profile, into a directory. Where
     the options ask for several workers, each of them calls this, and the first one writes.

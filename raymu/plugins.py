@@ -31,7 +31,7 @@ def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
     Raises:
         InputError: there is none; the message names the nearest. Or it cannot be loaded.
     """
-    what = kind.__name__.lower()
+    what, name = kind.__name__.lower(), str(name)  # YAML may say anything
     if is_file(name):
         path, _, wanted = name.partition(":")
         found = _defined_in(load(Path(path)), kind)

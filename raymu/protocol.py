@@ -2,11 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from raymu import objective as objectives
 from raymu.errors import InputError
-from raymu.objective import PARETO
-from raymu.objective import check as check_objective
+from raymu.objective import HMEAN, Objective
 from raymu.values import NOT_NEGATIVE, Bounds, conform, content_hash
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
@@ -66,7 +66,7 @@ class Protocol:
             as good as the median of the others' averages up to there (Golovin et al., KDD 2017); both never within a
             phase in which its method says that scores do not compare yet. "none" lets all run in full.
         search_seeds: every one draws a search of its own: the suggestions, and everything random inside its trials.
-        objective: a key of `raymu.objective.OBJECTIVES`, computed on validation.
+        objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
         suggestions: 12 hex digits that tell the searcher's algorithm, by what it suggests in a fixed example
             (`raymu.tuning.fingerprints.suggestions`); follows from the fields above and the installed packages.
@@ -82,7 +82,7 @@ class Protocol:
     searcher: Searcher = "tpe"
     scheduler: Scheduler = "asha"
     search_seeds: tuple[int, ...] = (0,)
-    objective: str = "hmean"
+    objective: Objective = HMEAN
     confirmation: Confirmation = field(default_factory=Confirmation)
     suggestions: str = field(init=False)
     decisions: str = field(init=False)
@@ -94,20 +94,27 @@ class Protocol:
             raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
         if len(set(self.search_seeds)) < len(self.search_seeds):
             raise InputError(f"the search seeds {self.search_seeds} are not all different")
-        check_objective(self.objective)
-        if self.searcher == "nsga2" and self.objective != PARETO:
-            raise InputError(f"searcher nsga2 is for the objective {PARETO}, not for {self.objective}")
-        if self.objective == PARETO and self.scheduler != "none":
-            raise InputError(f"a scheduler compares trials by one score; with the objective {PARETO} it has to be none")
+        if not isinstance(self.objective, Objective):
+            object.__setattr__(self, "objective", objectives.get(str(self.objective)))
+        name, several = self.objective.name, self.objective.maximises is not None
+        if self.searcher == "nsga2" and not several:
+            raise InputError(f"searcher nsga2 is for the objective pareto, not for {name}")
+        if several and self.scheduler != "none":
+            raise InputError(f"a scheduler compares trials by one score; with the objective {name} it has to be none")
         from raymu.tuning import fingerprints  # which knows protocols
 
-        object.__setattr__(self, "suggestions", fingerprints.suggestions(self.searcher, self.objective == PARETO))
+        object.__setattr__(self, "suggestions", fingerprints.suggestions(self.searcher, several))
         object.__setattr__(self, "decisions", fingerprints.decisions(self.scheduler))
 
     @property
     def hash(self) -> str:
         """12 hex digits over every field: every row carries it, so that none can pass for one of another protocol."""
-        return content_hash(dataclasses.asdict(self))
+        return content_hash(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields in JSON's types, the objective by its name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "objective": self.objective.name, "confirmation": dataclasses.asdict(self.confirmation)}
 
     def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
         """The epochs before the last after which the scheduler compares a trial of so many epochs, the first at which

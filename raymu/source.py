@@ -35,6 +35,7 @@ TRAINING = (
 )
 EVALUATION = (*DATA, "raymu.evaluation", "raymu.models", "raymu.workers")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
+SAID = "_code_where_it_came_from"
 NOT_CODE = {"_abc_impl", "_code"}  # what Python and `engines.code_of` keep in a class
 Function = types.FunctionType
 
@@ -180,6 +181,8 @@ def _content(value: Any) -> tuple[Any, ...]:
     """Parts of an object, as pickle takes them. None for an object that cannot be pickled, such as a lock. Where the
     content may differ from process to process, the attributes, if all are plain.
     """
+    if isinstance(value, Travels):  # its own digest may ask for it
+        return type(value), tuple(item for item in vars(value).items() if item[0] != SAID)
     if not (is_own(type(value).__module__) or _is_a_value(value)):
         held = getattr(value, "__dict__", {})
         return tuple(held.items()) if all(isinstance(one, PLAIN) for one in held.values()) else ()
@@ -192,6 +195,20 @@ def _content(value: Any) -> tuple[Any, ...]:
     make, arguments, state, *items = (*made, None, None, None)[:5]
     state = tuple(state.items()) if isinstance(state, dict) else state
     return (make, arguments, state, *(tuple(one or ()) for one in items))
+
+
+class Travels:
+    """Object of the user's that is known by its code, also in another process, which may not have the source: it takes
+    along what was said where it came from.
+    """
+
+    def code(self, within: tuple[str, ...] = ()) -> str:
+        """Digest of its class and of its attributes; see `digest`."""
+        said = vars(self).get(SAID)
+        return str(said or digest(type(self), dict(vars(self)), within=within))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), SAID: self.code()}
 
 
 _process, _looks = uuid.uuid4().hex, 0

@@ -15,14 +15,19 @@ from raymu.errors import Diverged, InputError
 from raymu.evaluation import evaluate, gaps, keys, look
 from raymu.method import Method
 from raymu.models import pretrained
-from raymu.objective import check as check_objective
-from raymu.objective import code_of, scored
+from raymu.objective import HMEAN, Objective
 from raymu.scenario import Scenario
 from raymu.workers import Workers
 
 Row = dict[str, Any]
 
-NO_METRICS = {"probe": None} | {column: None for key in keys() for column in (key, f"{key}_gap")}
+
+def with_gaps(metrics: Sequence[str]) -> list[str]:
+    """Columns of metrics, and of their gaps to the retrained model's."""
+    return [column for key in metrics for column in (key, f"{key}_gap")]
+
+
+NO_METRICS = {"probe": None} | dict.fromkeys(with_gaps(keys()))
 MADE_WITH = ("evaluation_code", "objective_code", "original_weights", "retrained_weights")
 IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is another's
     "method",
@@ -48,7 +53,7 @@ def run_trial(
     method: Method,
     *,
     seed: int,
-    objective: str = "hmean",
+    objective: Objective = HMEAN,
     options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
     report: Callable[[Row], None] = lambda row: None,
@@ -117,8 +122,7 @@ def run_trial(
             before = time.perf_counter()
             row.update(metrics())
             row.update(gaps(row, retrained))
-            seen = {key: value for key, value in row.items() if not key.startswith("test_")}
-            row["score"] = scored(objective, seen)
+            row["score"] = objective.of(row)
             row["curve"].append([engine.epoch, row["score"]])
             row["evaluate_s"] += time.perf_counter() - before
             clock()
@@ -153,6 +157,7 @@ def run_trial(
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
             measure(lambda: evaluate(engine.model, reference.data, reference.baseline), reference.metrics["retrained"])
+            row["test_score"] = objective.of(row, "test")
         unlearned = engine.model
     except Diverged as divergence:
         row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))
@@ -167,27 +172,29 @@ def run_trial(
     return row, unlearned
 
 
-def check(scenario: Scenario, method: type[Method], objective: str) -> None:
+def check(scenario: Scenario, method: type[Method], objective: Objective) -> None:
     """Look whether a method can be tried on a scenario.
 
     Raises:
         InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
             does not have, or an objective that is none or says nothing there.
     """
-    check_objective(objective)
+    objective.check(with_gaps(keys()), "in a trial")
     splits.check_forget(scenario)
     scenario.network.check(scenario.pretrained)
     if scenario.forget_share:
         if method.classes_only:
             raise InputError(f"{method.name()} forgets classes; it cannot forget single samples")
-        if objective != "oracle_gap":
+        if "samples" not in objective.forgets:
             raise InputError(
-                f"objective {objective} wants the forget set to be unreadable, but single samples are read as well as"
-                " unseen ones once they are forgotten: use oracle_gap"
+                f"objective {objective.name} wants the forget set to be unreadable, but single samples are read as well"
+                " as unseen ones once they are forgotten: use oracle_gap"
             )
+    elif "classes" not in objective.forgets:
+        raise InputError(f"objective {objective.name} says nothing where whole classes are forgotten")
 
 
-def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, options: Options) -> Row:
+def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: Objective, options: Options) -> Row:
     """The row of a trial that has not begun: what is known is there, the rest is None or 0."""
     return {
         "method": method.name(),
@@ -208,12 +215,13 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: str, 
         "config": method.config,
         "method_code": engines.code_of(type(method)),
         "evaluation_code": references.evaluation_code(),
-        "objective_code": code_of(objective),
+        "objective_code": objective.code(),
         "original_weights": None,
         "retrained_weights": None,
         "status": "completed",
-        "objective": objective,
+        "objective": objective.name,
         "score": None,
+        "test_score": None,
         "curve": [],
         "resumed": [],
         "epochs": 0,

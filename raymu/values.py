@@ -67,7 +67,7 @@ def checked(what: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
     - `bool` and `str`: one;
     - a Literal: one of its words;
     - `tuple[X, ...]`: several X;
-    - `X | None`: an X, or None; `X | Literal[...]`: an X, or one of the words.
+    - `X | None`: an X, or None; `X | Literal[...]`: an X, or one of the words; `str | C` of a class C: a text, or a C.
 
     Raises:
         InputError: it is nothing of the kind, or a number that is out of bounds or not finite.
@@ -77,6 +77,9 @@ def checked(what: str, value: Any, kind: Any, bounds: Bounds | None = None) -> A
         kinds = [one for one in arguments if one is not NoneType]
         words = [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
         if (value is None and NoneType in arguments) or (isinstance(value, str) and value in words):
+            return value
+        plain = (bool, int, float, str)
+        if any(isinstance(one, type) and one not in plain and isinstance(value, one) for one in kinds):
             return value
         return checked(what, value, kinds[0], bounds)
     if origin is Literal:

@@ -7,6 +7,7 @@ Options such as --head cmf or --train classifier hold for all; a method for whic
 
 from raymu import method
 from raymu.cli.sweep import sweep_main
+from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
@@ -19,7 +20,7 @@ def sweeps() -> list[Sweep]:
             scenario=SCENARIOS["digits"],
             protocol=Protocol(
                 trials=40,
-                objective="hmean",
+                objective=HMEAN,
                 scheduler="asha",
                 confirmation=Confirmation(seeds=2, originals=2),
             ),

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import raymu
-from raymu import cache, engines, method, modules, objective, references, source
+from raymu import cache, engines, method, modules, references, source
 from raymu.architecture import Timm
 from raymu.cli import app, given
 from raymu.data import arrays, dataset, folders, published, splits
@@ -29,11 +29,13 @@ from raymu.engines import code_of, pytorch
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
-from raymu.protocol import Confirmation
+from raymu.objective import HMEAN, Objective
+from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, reader, report, selection, writer
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.storage import locate
 from raymu.trial import blank_row, run_trial
+from raymu.tuning.sweep import Sweep
 
 CPU = torch.device("cpu")
 QUICK = Recipe(lr=0.05, epochs=1, batch_size=16)
@@ -328,7 +330,7 @@ def refusal(path: Path) -> str:
 def test_a_row_that_contradicts_itself_is_refused(tmp_path, case) -> None:
     change, said = CHANGED[case]
     scenario, finetune = splits.prepare(SCENARIOS["digits"]), method.get("finetune")()
-    whole = blank_row(scenario, finetune, seed=0, objective="hmean", options=engines.DEFAULTS)
+    whole = blank_row(scenario, finetune, seed=0, objective=HMEAN, options=engines.DEFAULTS)
     (tmp_path / "row.json").write_text(json.dumps(whole | change))
     assert said in refusal(tmp_path / "row.json")
 
@@ -834,40 +836,51 @@ def test_a_program_that_changed_torchs_defaults_is_refused(striped, monkeypatch)
 
 
 class Weighted:
-    """An objective with a knob."""
+    """A score with a knob."""
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
 
-    def __call__(self, row, split: str = "val") -> float:
-        return self.weight * row[f"{split}_retain_acc"]
+    def __call__(self, retain_acc: float) -> float:
+        return self.weight * retain_acc
 
 
-def test_an_objective_that_is_an_object_is_known_by_its_state(monkeypatch) -> None:
-    codes = []
-    for weight in (1.0, 0.25, 1.0):
-        monkeypatch.setitem(objective.OBJECTIVES, "mine", Weighted(weight))
-        codes.append(objective.code_of("mine"))
+def test_an_objective_that_is_an_object_is_known_by_its_state() -> None:
+    codes = [Objective(Weighted(weight), name="mine").code() for weight in (1.0, 0.25, 1.0)]
     assert codes[0] == codes[2] != codes[1]
 
 
 @pytest.mark.parametrize("score", [7.5, -0.1, None, float("nan"), True, "0.5"])
-def test_a_score_is_a_number_from_0_to_1(monkeypatch, score) -> None:
-    monkeypatch.setitem(objective.OBJECTIVES, "mine", lambda row: score)
+def test_a_score_is_a_number_from_0_to_1(score) -> None:
     with pytest.raises(ValueError, match="objective mine has to return a number from 0 to 1"):
-        objective.scored("mine", {})
+        Objective(lambda: score, name="mine").of({})
 
 
-def test_an_objective_of_a_search_does_not_see_test(quick, quick_references, monkeypatch) -> None:
-    monkeypatch.setitem(objective.OBJECTIVES, "mine", lambda row: row["test_retain_acc"])
-    done, _ = run_trial(quick, RandomLabel(lr=1e-3, epochs=1), seed=0, objective="mine")
-    assert (done["status"], done["error"]) == ("error", "KeyError: 'test_retain_acc'")
+def test_an_objective_reads_the_columns_that_it_names() -> None:
+    """None of another split: a search does not see test."""
+    both = Objective(lambda retain_acc, train_nc1: retain_acc * train_nc1, name="both")
+    row = {"val_retain_acc": 0.5, "test_retain_acc": 0.25, "train_nc1": 1.0, "val_nc4": None}
+    assert (both.of(row), both.of(row, "test")) == (0.5, 0.25)
+    with pytest.raises(ValueError, match="reads nc4, which is not defined here"):
+        Objective(lambda nc4: nc4, name="undefined").of(row)
 
 
-def test_an_objective_is_known_by_its_code(monkeypatch) -> None:
-    before = objective.code_of("hmean")
-    monkeypatch.setitem(objective.OBJECTIVES, "hmean", lambda row, split="val": 1.0)
-    assert objective.code_of("hmean") != before
+@pytest.mark.parametrize(
+    ("score", "scheduler", "message"),
+    [
+        (lambda test_retain_acc: 1.0, "none", "mine reads test_retain_acc, which is not measured in a trial"),
+        (lambda mia_auc: 1.0, "asha", "mine reads mia_auc, which is not measured while a trial runs: --scheduler none"),
+        (lambda **row: 1.0, "none", "its columns are its parameters"),
+    ],
+)
+def test_an_objective_that_cannot_be_computed_is_refused_before_anything_is(quick, score, scheduler, message) -> None:
+    with pytest.raises(InputError, match=message):
+        Sweep(RandomLabel, quick, Protocol(2, scheduler=scheduler, objective=Objective(score, name="mine")))
+
+
+def test_an_objective_is_known_by_its_code() -> None:
+    before = HMEAN.code()
+    assert Objective(lambda retain_acc: 1.0, name="hmean").code() != before
     scored = {"source": "search", "protocol_hash": "p"}
     with pytest.raises(InputError, match="objective_code"):
         selection.tuned([row(0, objective_code=before, **scored), row(1, objective_code="other", **scored)])

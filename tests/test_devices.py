@@ -15,6 +15,7 @@ from raymu.distributed.session import Resources
 from raymu.engines import DEFAULTS
 from raymu.errors import NodeError
 from raymu.methods.random_label import RandomLabel
+from raymu.objective import HMEAN
 from raymu.protocol import Protocol
 from raymu.results import reader
 from raymu.storage import locate
@@ -108,7 +109,7 @@ def test_a_row_says_what_computed_it(quick, quick_references, monkeypatch: pytes
     assert (row["device"], row["cuda"], row["arithmetic"]) == ("cpu", None, "fp32")
     if Path("/proc/cpuinfo").exists():
         assert row["processor"] in Path("/proc/cpuinfo").read_text() or row["processor"] == platform.machine()
-    blank = blank_row(quick, method, seed=0, objective="hmean", options=DEFAULTS)
+    blank = blank_row(quick, method, seed=0, objective=HMEAN, options=DEFAULTS)
     assert {name: blank[name] for name in devices.NOWHERE} == devices.NOWHERE  # nothing was computed
     assert list(row) == list(blank)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")

@@ -32,6 +32,7 @@ from raymu.data.index import Index
 from raymu.errors import InputError
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.unsir import UNSIR
+from raymu.objective import OBJECTIVES
 from raymu.scenario import Recipe, Scenario
 from raymu.storage import locate
 from raymu.trial import run_trial
@@ -227,7 +228,7 @@ def test_a_process_that_is_killed_is_told_and_replaced(places) -> None:
 
 def test_no_process_outlives_the_one_that_asked() -> None:
     code = (
-        "import os, signal; from raymu.decoding import Decoders; pool = Decoders(2);"
+        "import os, signal; from raymu.data.decoding import Decoders; pool = Decoders(2);"
         "print(pool._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -738,7 +739,7 @@ def test_trials_on_shards(places) -> None:
     settings = {"impair_epochs": 1, "repair_epochs": 1, "noise_batches": 1, "retain_per_class": 4}
     row, _ = run_trial(SCENARIO, UNSIR(**settings), seed=0)
     assert row["status"] == "completed", row["traceback"]
-    row, _ = run_trial(BY_SHARE, RandomLabel(lr=0.01, epochs=1), seed=0, objective="oracle_gap")
+    row, _ = run_trial(BY_SHARE, RandomLabel(lr=0.01, epochs=1), seed=0, objective=OBJECTIVES["oracle_gap"])
     assert row["status"] == "completed", row["traceback"]
 
 

@@ -24,7 +24,7 @@ from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LinearProbe
 from raymu.evaluation.relearn import LR, MAX_EPOCHS, MOMENTUM, relearn_epochs
 from raymu.models import architectures, inference
-from raymu.objective import hmean, oracle_gap, weighted
+from raymu.objective import HMEAN, OBJECTIVES
 
 CPU = torch.device("cpu")
 
@@ -510,14 +510,14 @@ def test_pixels_alone_are_read_from_the_first_block(digits) -> None:
 )
 def test_hmean(retain: float, probe_forget: float, expected: float) -> None:
     row = {"val_retain_acc": retain, "val_probe_forget_acc": probe_forget}
-    assert hmean(row) == pytest.approx(expected)
+    assert HMEAN.of(row) == pytest.approx(expected)
 
 
 def test_other_objectives_and_splits() -> None:
     row = {"test_retain_acc": 0.8, "test_probe_forget_acc": 0.3}
-    assert weighted(row, "test") == pytest.approx(0.75)
+    assert OBJECTIVES["weighted"].of(row, "test") == pytest.approx(0.75)
     gaps = {"val_retain_acc_gap": -0.1, "val_probe_forget_acc_gap": 0.3}
-    assert oracle_gap(gaps) == pytest.approx(0.8)
+    assert OBJECTIVES["oracle_gap"].of(gaps) == pytest.approx(0.8)
 
 
 def test_what_is_extracted_takes_little_more_memory_than_it_keeps(digits_data) -> None:

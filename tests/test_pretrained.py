@@ -21,6 +21,7 @@ from raymu.errors import InputError
 from raymu.method import Method, Step
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, inference, pretrained
+from raymu.objective import HMEAN
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.trial import check, run_trial
 
@@ -60,7 +61,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
 def test_every_scenario_fits_together(scenario) -> None:
-    check(scenario, Retrain, "hmean")
+    check(scenario, Retrain, HMEAN)
     dataset = published.DATASETS[scenario.dataset]
     with torch.device("meta"):
         model: Any = architectures.build(scenario, 0)
@@ -68,7 +69,7 @@ def test_every_scenario_fits_together(scenario) -> None:
     assert logits.shape == (2, dataset.num_classes)
     assert features.shape == (2, model.head_hidden_size)
     if scenario.name in MILLIONS:
-        assert dataset.format(scenario).shape == (3, 224, 224)
+        assert scenario.format.shape == (3, 224, 224)
         count = sum(weight.numel() for weight in model.parameters())
         assert count / 1e6 == pytest.approx(MILLIONS[scenario.name], rel=0.01)
 
@@ -98,7 +99,7 @@ def test_images_are_normalised_as_the_pretrained_weights_are_used_to() -> None:
 
 def test_unknown_weights_are_named() -> None:
     with pytest.raises(InputError, match=r"unknown pretrained weights 'test_vit.mae'.*test_vit\.r160_in1k"):
-        check(dataclasses.replace(TUNED, pretrained="test_vit.mae"), Retrain, "hmean")
+        check(dataclasses.replace(TUNED, pretrained="test_vit.mae"), Retrain, HMEAN)
 
 
 # From a file

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from raymu.errors import InputError
-from raymu.objective import hmean
+from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import ranking, selection, tables
 from raymu.results.ranking import LEVEL, estimate, p_value, rank
@@ -24,7 +24,7 @@ ACCURACIES = [f"{split}_{metric}" for split in ("val", "test") for metric in ("r
 def row(trial: int, keep: float | None, probe: float | None, **more: Any) -> dict[str, Any]:
     """A search's row with the same accuracies on both splits."""
     accuracies = dict(zip(ACCURACIES, [keep, probe] * 2, strict=True))
-    score = None if keep is None else hmean(accuracies)
+    score = None if keep is None else HMEAN.of(accuracies)
     others = {column: None for column in ranking.METRICS if column not in accuracies}
     return {
         "trial_id": f"m-{trial:04d}",
@@ -57,7 +57,7 @@ def again(of: int, original: int, seed: int, probe: float | None, keep: float = 
 def sweep(name: str, rows: list[dict[str, Any]], **changed: Any) -> SweepResults:
     protocol = dataclasses.replace(PROTOCOL, **changed)
     rows = [one | {"method": name, "protocol_hash": protocol.hash} for one in rows]
-    fields = dataclasses.asdict(protocol)
+    fields = protocol.as_dict()
     identity = {"method": name, "scenario": SCENARIO.as_dict(), "protocol": fields}
     return SweepResults(name, identity, {}, {}, None, rows)
 
@@ -234,12 +234,12 @@ def test_a_clear_winner_and_a_tie() -> None:
 def test_without_a_confirmation_no_rank_is_significant() -> None:
     ranked = rank([sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, probe)]) for name, probe in (("a", 0.8), ("b", 0.1))])
     assert [(one.sweep.name, one.rank, one.shared) for one in ranked] == [("b", 1, True), ("a", 1, True)]
-    assert ranked[0].score == (hmean(row(1, 0.9, 0.1)),) * 3 + (0, 0)
+    assert ranked[0].score == (HMEAN.of(row(1, 0.9, 0.1)),) * 3 + (0, 0)
 
 
 def test_the_mean_is_of_the_confirmation_never_of_the_search() -> None:
     (only,) = rank([sweep("m", [row(0, 0.9, 0.9), row(1, 1.0, 0.0), again(1, 1, 1, 0.5), again(1, 2, 1, 0.5)])])
-    assert only.score.mean == pytest.approx(hmean(row(1, 0.9, 0.5)))
+    assert only.score.mean == pytest.approx(HMEAN.of(row(1, 0.9, 0.5)))
     assert only.tuned["trial"] == 1
 
 

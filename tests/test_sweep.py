@@ -27,6 +27,7 @@ from raymu.evaluation import keys
 from raymu.evaluation.evaluate import ACCURACIES, SPLITS
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.salun import SalUn
+from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, reader, selection, writer
 from raymu.scenario import SCENARIOS, Recipe
@@ -397,7 +398,7 @@ def test_tune_finds_no_number_in_a_row(digits) -> None:
     """It keeps statistics of all that it finds, of every trial."""
     from ray.tune.utils import flatten_dict  # after raymu, which sets what Ray reads once
 
-    row = blank_row(digits, RandomLabel(), seed=0, objective="hmean", options=DEFAULTS) | dict.fromkeys(keys(), 0.5)
+    row = blank_row(digits, RandomLabel(), seed=0, objective=HMEAN, options=DEFAULTS) | dict.fromkeys(keys(), 0.5)
     told = _result(row)
     assert flatten_dict(told) == told
     assert dict(told["row"]) == row

@@ -103,6 +103,7 @@ def _unlearn(
 ) -> None:
     """Unlearn as the row says that is given, and as the rest says, which wins over it."""
     from raymu import cache, engines, export, references
+    from raymu import objective as objectives
     from raymu.data import splits
     from raymu.evaluation.layers import check_blocks
     from raymu.method import get as get_method
@@ -121,7 +122,7 @@ def _unlearn(
             " path/to/own.py"
         )
     task = with_forget(scenario_in(given, scenario), forget, forget_share)
-    goal = objective or given.get("objective", "hmean")
+    goal = objectives.get(objective or given.get("objective", "hmean"))
     check(task, chosen, goal)
     kind: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
     chosen.check_options(**kind)
@@ -157,7 +158,7 @@ def _unlearn(
     if row["status"] != "completed":
         typer.echo(f"{row['error']}; there is no model, the row is in {out}", err=True)
         sys.exit(1)
-    console.print(tables.comparison({chosen.name(): figures_of(row, goal)}, goal))
+    console.print(tables.comparison({chosen.name(): figures_of(row, goal.name)}, goal.name))
     if layers:
         console.print(tables.layers(cache.load_json(out / export.LAYERS)))
     if others := differences_to(given, row):

@@ -94,6 +94,7 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 
 
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
+    from raymu import objective as objectives
     from raymu.distributed.session import Resources
     from raymu.protocol import Confirmation, Protocol
     from raymu.scenario import get as get_scenario
@@ -133,7 +134,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         ] = ",".join(map(str, budget.search_seeds)),
         objective: Annotated[
             str, typer.Option(help="What is maximised on validation: hmean, weighted, oracle_gap, pareto.")
-        ] = budget.objective,
+        ] = budget.objective.name,
         confirm_seeds: Annotated[
             int, typer.Option(help="Run the best again on so many seeds. (0: nothing is confirmed)")
         ] = budget.confirmation.seeds,
@@ -194,7 +195,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             searcher,  # type: ignore[arg-type]
             scheduler,  # type: ignore[arg-type]
             numbers_in("--seed", seed),
-            objective,
+            default.protocol.objective if objective == budget.objective.name else objectives.get(objective),
             Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
         )
 
@@ -307,7 +308,7 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         console.print(f"no completed trial: {counts}", highlight=False)
         return False
     (end,) = ranked
-    console.print(tables.comparison(end.figures, protocol.objective))
+    console.print(tables.comparison(end.figures, protocol.objective.name))
     for name, setting in sweep.method.settings(sweep.scenario, sweep.head, sweep.train).items():
         mark = "published" if setting == sweep.published else "also published, not run"
         console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)
@@ -325,7 +326,7 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         )
     console.print()
     for line in (
-        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {protocol.objective}"
+        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {protocol.objective.name}"
         f" {end.tuned['score']:.3f} on validation)",
         f"trials: {counts}",
         f"results: {location}",

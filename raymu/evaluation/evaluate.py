@@ -60,6 +60,11 @@ def keys() -> list[str]:
     return held_out + [f"train_{metric}" for metric in OF_TRAIN]
 
 
+def looked_at() -> list[str]:
+    """The columns that `look` fills."""
+    return [f"{split}_{metric}" for split in SPLITS for metric in ACCURACIES]
+
+
 def look(model: nn.Module, data: Data) -> dict[str, Any]:
     """The accuracies alone, with the cheap probe: what a scheduler has to know while a trial runs.
 

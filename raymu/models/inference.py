@@ -31,9 +31,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def heads(model: Any) -> list[Any]:
-    """The linear layers (1x1 convolutions among them) of a timm model's classifier that end in one output a class. Most
-    have one. The logits are the mean of what they make, as in a model that was distilled with a second one.
+    """The linear layers (1x1 convolutions among them) of a model's classifier that end in one output a class. Most have
+    one. The logits are the mean of what they make, as in a model that was distilled with a second one. The classifier
+    is what `get_classifier()` returns, as in timm, or where a model has none its last linear layer.
     """
+    if not hasattr(model, "get_classifier"):
+        return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1:]
     classifier = model.get_classifier()
     parts = classifier if isinstance(classifier, tuple) else (classifier,)
     layers = [layer for part in parts for layer in part.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes most of a second
 
+from raymu import objective as objectives
 from raymu.errors import InputError
-from raymu.objective import OBJECTIVES
 from raymu.results import selection
 from raymu.results.files import SWEEP
 from raymu.results.reader import SweepResults, is_copy
@@ -144,7 +144,7 @@ def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dic
     found: dict[str, Figures | None] = {}
     for which in ("original", "retrained"):
         rows = [
-            {**row, **sweep.references[scenario][which], "status": "completed", "seed": 0}
+            {**row, "test_score": None, **sweep.references[scenario][which], "status": "completed", "seed": 0}
             for scenario, row in of_scenario.items()
             if scenario in sweep.references
         ]
@@ -153,7 +153,10 @@ def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dic
 
 
 def _score(row: Row, objective: str) -> float:
-    return 0.0 if row["status"] == "diverged" else float(OBJECTIVES[objective](row, "test"))
+    if row["status"] == "diverged":
+        return 0.0
+    known = row.get("test_score")  # none in rows of raymu 0.2
+    return float(objectives.get(objective).of(row, "test") if known is None else known)
 
 
 def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cell, float]:

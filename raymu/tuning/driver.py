@@ -113,7 +113,7 @@ def run_sweep(
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
             run.train_references(scenarios)
-            rows.put(files.REFERENCES, {one.hash: references.metrics(one) for one in scenarios})
+            rows.put(files.REFERENCES, {one.hash: _scored_references(one, sweep.protocol) for one in scenarios})
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
@@ -149,6 +149,12 @@ def _followed(
     finally:
         for follower in followers:
             follower.close()
+
+
+def _scored_references(scenario: Scenario, protocol: Protocol) -> dict[str, Row]:
+    """What `references.metrics` says of both, with their scores on test."""
+    found = references.metrics(scenario)
+    return {which: row | {"test_score": protocol.objective.of(row, "test")} for which, row in found.items()}
 
 
 @functools.cache  # several sweeps in a row have the same data

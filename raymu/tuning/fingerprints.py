@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from raymu.method import Range
-from raymu.objective import PARETO
+from raymu.objective import OBJECTIVES
 from raymu.protocol import ADAPTIVE
 from raymu.tuning.designs import design
 from raymu.tuning.samplers import Learner, Row
@@ -27,13 +27,15 @@ def suggestions(searcher: str, several: bool) -> str:
     where these suggest the same, whatever they are called.
 
     Args:
-        several: whether the objective is `pareto`.
+        several: whether the objective maximises several numbers, as `pareto` does.
     """
     if searcher not in ADAPTIVE:
         suggested = design(EXAMPLE, searcher, EXAMPLE_TRIALS, seed=0)
     else:
         # All that a learner reads of a protocol; a whole one would ask for these suggestions.
-        asked: Any = SimpleNamespace(searcher=searcher, objective=PARETO if several else "hmean", trials=EXAMPLE_TRIALS)
+        asked: Any = SimpleNamespace(
+            searcher=searcher, objective=OBJECTIVES["pareto" if several else "hmean"], trials=EXAMPLE_TRIALS
+        )
         done: list[Row] = []
         learner = Learner(asked, 0, EXAMPLE, done)
         suggested = []

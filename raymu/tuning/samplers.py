@@ -15,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from raymu.method import Range
-from raymu.objective import PARETO, pair
+from raymu.objective import Objective
 from raymu.protocol import Protocol
 
 Row = dict[str, Any]
@@ -43,7 +43,8 @@ class Learner:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._seed, self._ranges, self._done, self._read = seed, ranges, done, 0
         self._space: dict[str, Any] = {name: distribution(search) for name, search in ranges.items()}
-        self._several, self._is_genetic = protocol.objective == PARETO, protocol.searcher == "nsga2"
+        self._objective: Objective = protocol.objective
+        self._several, self._is_genetic = protocol.objective.maximises is not None, protocol.searcher == "nsga2"
         self._population = max(4, protocol.trials // GENERATIONS)
         self._learnt = 0
         self.study = optuna.create_study(directions=["maximize"] * (2 if self._several else 1))
@@ -70,12 +71,13 @@ class Learner:
         if row["status"] == "error" or any(row["config"][name] not in search for name, search in self._ranges.items()):
             return
         stopped, lost = row["status"] == "stopped", row["status"] == "diverged"
-        values = [0.0, 0.0] if lost else list(pair(row)) if self._several else [row["score"]]
+        count = len(self.study.directions)
+        values = [0.0] * count if lost else self._objective.values(row) if self._several else [row["score"]]
         generation = {_NSGAII._get_generation_key(): self._learnt // self._population}
         self.study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
-                values=None if stopped else values[: 2 if self._several else 1],
+                values=None if stopped else values,
                 params={name: row["config"][name] for name in self._ranges},
                 distributions=self._space,
                 intermediate_values={} if self._several else {n: score for n, (_, score) in enumerate(row["curve"], 1)},

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import raymu
 from raymu import engines, references
 from raymu.errors import InputError
+from raymu.evaluation import looked_at
 from raymu.method import Head, Method, Range, Train
-from raymu.objective import code_of
 from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import selection
 from raymu.scenario import Scenario
-from raymu.trial import Row, check
+from raymu.trial import Row, check, with_gaps
 from raymu.tuning.designs import design
 from raymu.values import unknown
 
@@ -69,6 +69,10 @@ class Sweep:
     def __post_init__(self) -> None:
         for scenario in self._forget_sets():
             check(scenario, self.method, self.protocol.objective)
+        if self.protocol.scheduler != "none":
+            self.protocol.objective.check(
+                with_gaps(looked_at()), "while a trial runs: --scheduler none runs all in full"
+            )
         self.method.check_options(self.head, self.train)
         known = list(self.method.ranges(self.head))
         for name in self.space:
@@ -196,12 +200,12 @@ class Sweep:
             "method": self.method.name(),
             "method_code": engines.code_of(self.method),
             "evaluation_code": references.evaluation_code(),
-            "objective_code": code_of(self.protocol.objective),
+            "objective_code": self.protocol.objective.code(),
             "head": self.head,
             "train": self.train,
             "scenario": self.scenario.as_dict(),
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
-            "protocol": dataclasses.asdict(self.protocol),
+            "protocol": self.protocol.as_dict(),
         }
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same
