@@ -106,9 +106,10 @@ def _load(kind: Any, entry: EntryPoint) -> Any:
 
 
 def _defined_in(module: ModuleType, kind: Any) -> dict[str, Any]:
-    """What a module defines of a kind, by name."""
-    found = [value for value in vars(module).values() if _is_one(value, kind, module)]
-    return {name_of(one): one for one in found}
+    """What a module defines of a kind, by name; also what its objects hold, as a scenario its dataset."""
+    values = list(vars(module).values())
+    held = [one for value in values if not isinstance(value, type) for one in getattr(value, "__dict__", {}).values()]
+    return {name_of(one): one for one in (*held, *values) if _is_one(one, kind, module)}
 
 
 def _is_one(value: Any, kind: Any, module: ModuleType) -> bool:

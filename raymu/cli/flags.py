@@ -31,6 +31,13 @@ ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by numb
 ShareFlag = Annotated[
     float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
 ]
+OwnFlag = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="A file of yours with the dataset, architecture or objective that a row names. May be repeated.",
+    ),
+]
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[
@@ -78,6 +85,14 @@ def numbers_in(flag: str, text: str) -> tuple[int, ...]:
 def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flags that were given, by name."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def load_own(files: list[Path] | None, method: str | None) -> None:
+    """Load the user's files, whose things are found by their names from then on."""
+    from raymu import plugins
+
+    for file in (*(files or []), *([Path(method.partition(":")[0])] if method and plugins.is_file(method) else [])):
+        plugins.load(file)
 
 
 def text_of(path: Path | None) -> str | None:

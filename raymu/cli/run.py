@@ -26,11 +26,13 @@ from raymu.cli.flags import (
     ForgetFlag,
     MethodFlag,
     OffloadFlag,
+    OwnFlag,
     ScenarioFlag,
     ShareFlag,
     StorageArgument,
     WeightsFlag,
     ZeroFlag,
+    load_own,
     text_of,
     with_forget,
 )
@@ -61,9 +63,11 @@ def run(
     offload: OffloadFlag = False,
     gradient_checkpointing: CheckpointingFlag = False,
     deepspeed: DeepSpeedFlag = None,
+    own: OwnFlag = None,
     layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
 ) -> None:
     """Unlearn once and keep the model. One worker does without Ray."""
+    load_own(own, method)
     row = read_row(config)
     rest = {"offload": offload, "checkpointing": gradient_checkpointing, "deepspeed": text_of(deepspeed)}
     _unlearn(
@@ -184,11 +188,13 @@ def export(
     method: MethodFlag = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,
+    own: OwnFlag = None,
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
     from raymu.method import names
     from raymu.plugins import is_file
 
+    load_own(own, method)
     row = choose(storage, method, "tuned")[0]
     if row["method"] not in names() and not is_file(method or ""):
         raise InputError(f"{row['method']} is none of raymu's methods: name the file of yours, --method path/to/own.py")
