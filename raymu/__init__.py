@@ -1,8 +1,49 @@
 """raymu tunes machine-unlearning methods fairly. Start with `raymu --help`."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raymu.architecture import Architecture as Architecture
+    from raymu.cli import sweep_main as sweep_main
+    from raymu.data.arrays import ArrayDataset as ArrayDataset
+    from raymu.data.folders import EncodedDataset as EncodedDataset
+    from raymu.method import Clipped as Clipped
+    from raymu.method import Method as Method
+    from raymu.method import Range as Range
+    from raymu.method import fixed as fixed
+    from raymu.method import tuned as tuned
+    from raymu.objective import Objective as Objective
+    from raymu.protocol import Confirmation as Confirmation
+    from raymu.protocol import Protocol as Protocol
+    from raymu.run import Run as Run
+    from raymu.scenario import Recipe as Recipe
+    from raymu.scenario import Scenario as Scenario
+    from raymu.tuning.sweep import Sweep as Sweep
 
 __version__ = "0.2.0"
 
+# What a script of the user's needs, by where it is; imported when it is asked for, since torch and Ray take seconds.
+_PLACES = {
+    "raymu.architecture": ("Architecture",),
+    "raymu.cli": ("sweep_main",),
+    "raymu.data.arrays": ("ArrayDataset",),
+    "raymu.data.folders": ("EncodedDataset",),
+    "raymu.method": ("Clipped", "Method", "Range", "fixed", "tuned"),
+    "raymu.objective": ("Objective",),
+    "raymu.protocol": ("Confirmation", "Protocol"),
+    "raymu.run": ("Run",),
+    "raymu.scenario": ("Recipe", "Scenario"),
+    "raymu.tuning.sweep": ("Sweep",),
+}
+
 # Before Ray is imported, which reads it once: who joins a cluster needs the token as well.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'raymu' has no attribute {name!r}")
