@@ -1,3 +1,3 @@
-from raymu.cli.app import main
+from raymu.cli.program import main
 
 main()

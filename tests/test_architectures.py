@@ -245,7 +245,7 @@ def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_pa
     with pytest.raises(InputError, match="volo_d1_224 has no head of one matrix"):
         run_sweep(Sweep(get("finetune"), scenario), locate(tmp_path / "sweep"), Resources(), Console())
     monkeypatch.setitem(SCENARIOS, scenario.name, scenario)
-    done = CliRunner().invoke(app.app, ["run", "finetune", "--scenario", "refused", "--out", str(tmp_path / "run")])
+    done = CliRunner().invoke(app, ["run", "finetune", "--scenario", "refused", "--out", str(tmp_path / "run")])
     assert isinstance(done.exception, InputError)
     assert "volo_d1_224 has no head of one matrix" in str(done.exception)
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raymu.cli import app, sweep_main
+from raymu.cli import main, sweep_main
 from raymu.evaluation import keys
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
@@ -122,7 +122,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
     monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
     monkeypatch.setattr("ray.init", None)  # nothing may get that far
     with pytest.raises(SystemExit) as exit_:
-        app.main()
+        main()
     printed = capsys.readouterr()
     assert exit_.value.code == 2
     assert message in " ".join(printed.err.split())

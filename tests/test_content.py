@@ -320,7 +320,7 @@ BY_HAND = {
 
 def refusal(path: Path) -> str:
     """Message of `raymu run finetune` for a config that it refuses."""
-    done = CliRunner().invoke(app.app, ["run", "finetune", "--config", str(path), "--out", str(path.parent / "out")])
+    done = CliRunner().invoke(app, ["run", "finetune", "--config", str(path), "--out", str(path.parent / "out")])
     assert isinstance(done.exception, InputError), done.output
     assert not (path.parent / "out").exists()
     return str(done.exception)

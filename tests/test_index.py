@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from raymu import references
-from raymu.cli.app import main
+from raymu.cli.program import main
 from raymu.data import folders, index, published
 from raymu.data.layout import SUFFIXES
 from raymu.distributed.session import Resources

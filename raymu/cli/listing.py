@@ -12,8 +12,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     pass
-from raymu.cli.app import app, console
 from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag
+from raymu.cli.program import app, console
 
 
 @app.command()

@@ -13,8 +13,8 @@ from raymu.values import unknown
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     pass
-from raymu.cli.app import app, console
 from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag, MethodFlag, StorageArgument
+from raymu.cli.program import app, console
 
 
 @app.command()

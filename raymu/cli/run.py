@@ -13,7 +13,6 @@ from raymu.values import NOT_NEGATIVE, checked
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.engines.options import Options
-from raymu.cli.app import app, console
 from raymu.cli.flags import (
     CPUS_HELP,
     DEFAULT_STORAGE,
@@ -37,6 +36,7 @@ from raymu.cli.flags import (
     with_forget,
 )
 from raymu.cli.given import differences_to, options_in, read_row, scenario_in
+from raymu.cli.program import app, console
 from raymu.cli.results import choose
 
 

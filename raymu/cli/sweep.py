@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not ne
     from raymu.method import Method, Range
     from raymu.storage import Location
     from raymu.tuning.sweep import Sweep
-from raymu.cli.app import app, console, run_program
 from raymu.cli.flags import (
     CPUS_HELP,
     DEFAULT_SCENARIO,
@@ -36,6 +35,7 @@ from raymu.cli.flags import (
     text_of,
     with_forget,
 )
+from raymu.cli.program import app, console, run_program
 
 
 def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
