@@ -31,7 +31,7 @@ def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
     Raises:
         InputError: there is none; the message names the nearest. Or it cannot be loaded.
     """
-    what, name = kind.__name__.lower(), str(name)  # YAML may say anything
+    what = kind.__name__.lower()
     if is_file(name):
         path, _, wanted = name.partition(":")
         found = _defined_in(load(Path(path)), kind)
@@ -39,7 +39,7 @@ def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
             raise InputError(f"{path} defines the {what}s {', '.join(found) or '-'}; name one as {path}:NAME")
         return found[wanted or next(iter(found))]
     known = all_of(kind, own)
-    if name not in known:
+    if name not in list(known):  # YAML may say anything, also what has no hash
         raise InputError(unknown(what, name, list(known)))
     thing = known[name]
     return _load(kind, thing) if isinstance(thing, EntryPoint) else thing
@@ -57,7 +57,7 @@ def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_file(name: str) -> bool:
     """Whether a name is that of a file: "path/to/own.py" or "path/to/own.py:NAME"."""
-    return name.partition(":")[0].endswith(".py")
+    return str(name).partition(":")[0].endswith(".py")
 
 
 def load(path: Path) -> ModuleType:
