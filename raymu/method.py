@@ -337,9 +337,9 @@ def shown(value: Any) -> str:
 
 
 def markdown_table() -> str:
-    """Every method with its hyperparameters: published value (for CIFAR-10) and range. It stands in the README."""
+    """Every method of raymu's with its hyperparameters: published value (for CIFAR-10) and range, for the README."""
     lines = ["| method | paper | reads | hyperparameters: default -> range |", "|---|---|---|---|"]
-    for name in names():
+    for name in sorted(_own()):
         cls = get(name)
         knobs = []
         for field in cls.hyperparameters().values():

@@ -22,6 +22,12 @@ from raymu.scenario import get as get_scenario
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_loaded(monkeypatch) -> None:
+    """What these tests load is no method for others."""
+    monkeypatch.setattr(plugins, "_loaded", {})
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 

@@ -30,6 +30,7 @@ from raymu.engines import Options
 from raymu.errors import InputError, NodeError
 from raymu.evaluation import keys
 from raymu.methods.random_label import RandomLabel
+from raymu.objective import OBJECTIVES
 from raymu.protocol import Protocol
 from raymu.results import files, reader
 from raymu.results.writer import Store
@@ -97,7 +98,7 @@ def killed_after(epochs: int, scenario, method: RandomLabel, checkpoints: Checkp
         (RandomLabel(lr=0.02, epochs=3), {}),
         (RandomLabel(lr=0.01, epochs=3), {"seed": 1}),
         (RandomLabel(lr=0.01, epochs=3, head="cmf"), {}),
-        (RandomLabel(lr=0.01, epochs=3), {"objective": "weighted"}),
+        (RandomLabel(lr=0.01, epochs=3), {"objective": OBJECTIVES["weighted"]}),
     ],
     ids=["setting", "seed", "head", "objective"],
 )
@@ -179,7 +180,7 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
     random, killed, over = np.random.default_rng(), [], threading.Event()
 
     def epoch_of(which: str) -> int:
-        for state in (tmp_path / "rl" / "checkpoints" / "references").glob(f"{which}-*/state.json"):
+        for state in (tmp_path / "rl" / "checkpoints" / "references").glob(f"*/{which}-*/state.json"):
             with contextlib.suppress(OSError, ValueError):
                 return json.loads(state.read_text())["state"]["epoch"]
         return 0
