@@ -1,17 +1,16 @@
-"""What an architecture is: a network by name, which a scenario builds with its own number of classes."""
+"""Architectures: networks by name, which a scenario builds with its own number of classes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from raymu.errors import InputError
 from raymu.modules import is_own
 from raymu.source import Travels
 from raymu.values import unknown
-
-if TYPE_CHECKING:  # torch and timm take seconds
-    from torch import nn
 
 
 class Architecture(Travels, ABC):
@@ -29,7 +28,7 @@ class Architecture(Travels, ABC):
     name: str
 
     @abstractmethod
-    def build(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> "nn.Module":
+    def build(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> nn.Module:
         """Network with random weights, drawn by torch's default generator.
 
         Args:
@@ -82,7 +81,7 @@ class Timm(Architecture):
         make: Any = timm.model_entrypoint(name) if timm.is_model(name) else None
         return cls(name, make if make is not None and is_own(make.__module__) else None)
 
-    def build(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> "nn.Module":
+    def build(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> nn.Module:
         """See Architecture."""
         import timm
 
@@ -91,7 +90,7 @@ class Timm(Architecture):
         return network
 
     def arguments(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> dict[str, Any]:
-        """What `timm.create_model` takes beside the name."""
+        """Arguments of `timm.create_model`, beside the name."""
         import timm
 
         given = {"num_classes": num_classes, "in_chans": shape[0], **arguments}

@@ -1,6 +1,5 @@
 """Objectives: scores of a row in [0, 1], higher is better, computed from the columns that they name."""
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -96,7 +95,6 @@ def _column(name: str, split: str) -> str:
     return name if name.startswith("train_") else f"{split}_{name}"
 
 
-@functools.cache
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 

@@ -26,7 +26,7 @@ from timm.data import create_transform
 from torchvision.datasets import CIFAR100
 
 from raymu import cache
-from raymu.data import dataset, decoding, folders, index, published, splits
+from raymu.data import decoding, folders, index, published, splits
 from raymu.data.encoded import Encoded
 from raymu.data.index import Index
 from raymu.errors import InputError
@@ -552,7 +552,7 @@ def test_shards_on_object_storage_are_copied_once(places, bucket) -> None:
     assert torch.equal(read(remote.train, seed=2), read(local.train, seed=2))
     server.stop()
     assert torch.equal(read(remote.train, seed=3), read(local.train, seed=3))
-    known = dataset.entry_of("photos", splits.prepare(SCENARIO).data) / "location.json"
+    known = published.DATASETS["photos"].entry(splits.prepare(SCENARIO).data) / "location.json"
     assert json.loads(known.read_text())["location"] == str(places["shards"])
 
 
@@ -606,7 +606,7 @@ def test_what_is_wrong_on_object_storage_is_said_without_secrets(places, bucket)
         assert "secret" not in str(error.value)
     shards = bucket[0].format("shards")
     upload(places["shards"], shards)
-    entry = dataset.entry_of("photos", splits.prepare(SCENARIO, shards).data)
+    entry = published.DATASETS["photos"].entry(splits.prepare(SCENARIO, shards).data)
     assert (entry / "location.json").stat().st_mode & 0o777 == 0o600  # holds the secret
 
 

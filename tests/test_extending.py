@@ -1,5 +1,6 @@
 """docs/extending.md to the letter, and what else users try in a script of their own."""
 
+import ast
 import importlib
 import os
 import re
@@ -165,6 +166,9 @@ def test_no_hyperparameter_is_lost_where_nobody_says_dataclass() -> None:
 
 
 def test_everything_that_the_package_promises_is_there() -> None:
+    (block,) = (node for node in ast.parse(Path(raymu.__file__).read_text()).body if isinstance(node, ast.If))
+    typed = {(node.module, node.names[0].name) for node in block.body if isinstance(node, ast.ImportFrom)}
+    assert typed == {(module, name) for module, names in raymu._PLACES.items() for name in names}
     for of_module in raymu._PLACES.values():
         for name in of_module:
             assert getattr(raymu, name).__name__

@@ -6,14 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
 from raymu.errors import InputError
 from raymu.values import checked
-
-if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
-    pass
-
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.scenario import Scenario
@@ -87,11 +82,11 @@ def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def load_own(files: list[Path] | None, method: str | None) -> None:
+def load_own(files: list[Path] | None) -> None:
     """Load the user's files, whose things are found by their names from then on."""
     from raymu import plugins
 
-    for file in (*(files or []), *([Path(method.partition(":")[0])] if method and plugins.is_file(method) else [])):
+    for file in files or []:
         plugins.load(file)
 
 

@@ -69,7 +69,7 @@ def differences_to(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str
 
 
 def options_in(row: Mapping[str, Any], **given: Any) -> "Options":
-    """What carried out the row's trial, except for what is given."""
+    """Options that carried out the row's trial, with the given ones in their place."""
     from raymu.engines.options import ENGINES, Options
 
     engine = row.get("engine", "pytorch")

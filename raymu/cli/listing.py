@@ -4,14 +4,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-import typer.core
 from rich.table import Table
 
-if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
-    pass
 from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag
 from raymu.cli.program import app, console
 

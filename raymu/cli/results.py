@@ -2,19 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-import typer.core
 import yaml
 
-from raymu.errors import InputError
-from raymu.values import unknown
-
-if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
-    pass
 from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
+from raymu.errors import InputError
+from raymu.values import unknown
 
 
 @app.command()
@@ -76,7 +72,7 @@ def best(
 
 
 def choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
-    """What a rule takes of the sweeps of a storage: of every sweep, and then of those."""
+    """Rows that a rule chooses: from each sweep in the storage, and then from these."""
     from raymu.method import get as get_method
     from raymu.plugins import is_file
     from raymu.results import reader, selection

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
 
-from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, checked
-
-if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
-    from raymu.engines.options import Options
 from raymu.cli.flags import (
     CPUS_HELP,
     DEFAULT_STORAGE,
@@ -38,6 +32,11 @@ from raymu.cli.flags import (
 from raymu.cli.given import differences_to, options_in, read_row, scenario_in
 from raymu.cli.program import app, console
 from raymu.cli.results import choose
+from raymu.errors import InputError
+from raymu.values import NOT_NEGATIVE, checked
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    from raymu.engines.options import Options
 
 
 @app.command()
@@ -67,7 +66,7 @@ def run(
     layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
 ) -> None:
     """Unlearn once and keep the model. One worker does without Ray."""
-    load_own(own, method)
+    load_own(own)
     row = read_row(config)
     rest = {"offload": offload, "checkpointing": gradient_checkpointing, "deepspeed": text_of(deepspeed)}
     _unlearn(
@@ -171,12 +170,13 @@ def _unlearn(
 
 
 def _in_workers(out: Path, options: "Options", call: tuple[Any, ...]) -> None:
+    from raymu import plugins
     from raymu.distributed.nodes import at_home
     from raymu.distributed.session import Resources, fit_to_cluster, session
     from raymu.distributed.worker_groups import side_by_side, take_along
     from raymu.storage import locate
 
-    take_along(type(call[3]).__module__)
+    take_along(plugins.loaded())
     with session(None), at_home(locate(out)) as home:
         side_by_side(home, fit_to_cluster(Resources(options=options)), [call])
 
@@ -194,7 +194,7 @@ def export(
     from raymu.method import names
     from raymu.plugins import is_file
 
-    load_own(own, method)
+    load_own(own)
     row = choose(storage, method, "tuned")[0]
     if row["method"] not in names() and not is_file(method or ""):
         raise InputError(f"{row['method']} is none of raymu's methods: name the file of yours, --method path/to/own.py")

@@ -8,13 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 import typer.core
 
-from raymu.errors import InputError
-from raymu.values import unknown
-
-if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
-    from raymu.method import Method, Range
-    from raymu.storage import Location
-    from raymu.tuning.sweep import Sweep
 from raymu.cli.flags import (
     CPUS_HELP,
     DEFAULT_SCENARIO,
@@ -36,10 +29,17 @@ from raymu.cli.flags import (
     with_forget,
 )
 from raymu.cli.program import app, console, run_program
+from raymu.errors import InputError
+from raymu.values import unknown
+
+if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
+    from raymu.method import Method, Range
+    from raymu.storage import Location
+    from raymu.tuning.sweep import Sweep
 
 
 def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
-    """What a script in `sweeps/` ends with: read the flags, run the sweep, print the comparison.
+    """Last call of a script in `sweeps/`: it reads the flags, runs the sweep and prints the comparison.
 
     Args:
         sweep: makes the sweep, or several that run one after the other and are ranked, for which they share scenario
@@ -136,13 +136,13 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             str, typer.Option(help="What is maximised on validation: hmean, weighted, oracle_gap, pareto.")
         ] = budget.objective.name,
         confirm_seeds: Annotated[
-            int, typer.Option(help="Run the best again on so many seeds. (0: nothing is confirmed)")
+            int, typer.Option(help="Number of seeds on which the best settings run again. (0: nothing is confirmed)")
         ] = budget.confirmation.seeds,
         confirm_originals: Annotated[
-            int, typer.Option(help="On so many originals trained for it. (0: on the one searched on)")
+            int, typer.Option(help="Number of originals that are trained for that. (0: the one searched on serves)")
         ] = budget.confirmation.originals,
         confirm_top: Annotated[
-            int, typer.Option(help="So many of a method's best settings.")
+            int, typer.Option(help="Number of a method's best settings that run again.")
         ] = budget.confirmation.top,
         confirm_forget: Annotated[
             list[str] | None, typer.Option(metavar="CLASSES", help="Forget other classes, too. May be repeated.")

@@ -18,17 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from raymu import cache, source
-from raymu.data.dataset import (
-    Dataset,
-    Format,
-    Labelled,
-    Transform,
-    described,
-    entry_of,
-    latest_path,
-    latest_record,
-    write_json,
-)
+from raymu.data.dataset import Dataset, Format, Labelled, Transform
 from raymu.data.images import Pixels
 from raymu.errors import InputError
 from raymu.values import content_hash, unknown
@@ -73,15 +63,11 @@ class ArrayDataset(Dataset):
         """
         if directory is not None and not self.files:
             raise InputError(f"{self.name} reads no files: leave out --data-dir {directory}")
-        latest, is_users = latest_record(self.name), not _module(self.read).startswith("raymu.")
+        latest, is_users = self.latest(), not _module(self.read).startswith("raymu.")
         if directory is None:
-            if asked and self.is_ready(entry_of(self.name, asked)):
+            if asked and self.is_ready(self.entry(asked)):
                 return asked
-            if (
-                not is_users
-                and latest.get("reader") == self._reader
-                and self.is_ready(entry_of(self.name, latest["data"]))
-            ):
+            if not is_users and latest.get("reader") == self._reader and self.is_ready(self.entry(latest["data"])):
                 return latest["data"]
             directory = latest.get("directory") or cache.root() / "downloads"
         directory = Path(directory).expanduser().absolute()
@@ -118,9 +104,9 @@ class ArrayDataset(Dataset):
                 np.save(unfinished / f"{key}.npy", array, allow_pickle=False)
 
         counts = {part: len(arrays[f"{part}_labels"]) for part in ("train", "test") if f"{part}_labels" in arrays}
-        data = described(digest.hexdigest()[:12], self.num_classes, counts)
-        cache.once(entry_of(self.name, data), build)
-        write_json(latest_path(self.name), {"data": data, "reader": self._reader, "directory": directory})
+        data = self.described(digest.hexdigest()[:12], counts)
+        cache.once(self.entry(data), build)
+        self.remember(data, reader=self._reader, directory=directory)
         return data
 
     def _check(self, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""What a dataset is: where images and labels come from, and how a model sees them."""
+"""Datasets: where images and labels come from, and how a model sees them."""
 
 import os
 from abc import ABC, abstractmethod
@@ -14,7 +14,6 @@ from raymu import cache, source
 from raymu.data.images import Images
 
 READ_BY = "; read by "  # stands between what the data are and the digest of their reader
-
 
 Transform = Callable[[], dict[str, Any]]
 
@@ -65,7 +64,7 @@ class Dataset(source.Travels, ABC):
             asked: what they should be; may be empty.
 
         Returns:
-            What they are, see `Scenario.data`; `entry_of` is the cache entry.
+            What they are, see `Scenario.data`; `entry` is the cache entry.
 
         Raises:
             InputError: they are not there, or something is wrong with them.
@@ -95,29 +94,28 @@ class Dataset(source.Travels, ABC):
         """
         return "" if type(self).__module__.startswith("raymu.") else self.code()
 
+    def entry(self, data: str) -> Path:
+        """Cache entry, a directory, of what it held when `prepare` returned `data`."""
+        return cache.root() / "datasets" / f"{self.name}-{data.partition(':')[0]}"
 
-def entry_of(dataset: str, data: str) -> Path:
-    """The cache entry, a directory, of what a dataset held when `prepare` returned `data`."""
-    return cache.root() / "datasets" / f"{dataset}-{data.partition(':')[0]}"
+    def latest(self) -> dict[str, str]:
+        """Record of its last preparation: its `data`, and for arrays the `directory` and a digest of their `reader`;
+        empty if there was none.
+        """
+        path = self._record()
+        return dict(cache.load_json(path)) if path.exists() else {}
 
+    def remember(self, data: str, **more: str) -> None:
+        """Keep the record of a preparation, see `latest`."""
+        write_json(self._record(), {"data": data, **more})
 
-def described(digest: str, classes: int, counts: Mapping[str, int]) -> str:
-    """Text for `Scenario.data`: the digest of the data, and the numbers of images and classes."""
-    test = f" and {counts['test']:,} test" if "test" in counts else ""
-    return f"{digest}: {counts['train']:,} training{test} images of {classes:,} classes"
+    def _record(self) -> Path:
+        return cache.root() / "datasets" / f"{self.name}.json"
 
-
-def latest_record(dataset: str) -> dict[str, str]:
-    """Record of the dataset's last preparation: its `data`, and for arrays the `directory` and a digest of their
-    `reader`; empty if there was none.
-    """
-    path = latest_path(dataset)
-    return dict(cache.load_json(path)) if path.exists() else {}
-
-
-def latest_path(dataset: str) -> Path:
-    """File of the record of a dataset's last preparation."""
-    return cache.root() / "datasets" / f"{dataset}.json"
+    def described(self, digest: str, counts: Mapping[str, int]) -> str:
+        """Text for `Scenario.data`: the digest of the data, and the numbers of images and classes."""
+        test = f" and {counts['test']:,} test" if "test" in counts else ""
+        return f"{digest}: {counts['train']:,} training{test} images of {self.num_classes:,} classes"
 
 
 def write_json(path: Path, content: Any) -> None:

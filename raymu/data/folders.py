@@ -7,17 +7,7 @@ import numpy as np
 import torch
 
 from raymu import cache, source
-from raymu.data.dataset import (
-    Dataset,
-    Format,
-    Labelled,
-    Transform,
-    described,
-    entry_of,
-    latest_path,
-    latest_record,
-    write_json,
-)
+from raymu.data.dataset import Dataset, Format, Labelled, Transform, write_json
 from raymu.errors import InputError
 from raymu.values import content_hash
 
@@ -49,7 +39,7 @@ class EncodedDataset(Dataset):
         from raymu.storage import locate
 
         if directory is None:
-            directory = _location(self.name, asked)
+            directory = self._location(asked)
             if (location := locate(directory)).local and not Path(location.path).is_dir():
                 raise InputError(f"{self.name} is no longer in {location}; say with --data-dir where it is")
         location = locate(directory)
@@ -65,10 +55,10 @@ class EncodedDataset(Dataset):
         counts = {part: len(found.labels) for part, found in parts.items()}
         decoded = source.digest(decode, within=("raymu.data.decoding", "raymu.data.rgb"))
         digest = content_hash([index.digest(location, parts), decoded])
-        data = described(digest, self.num_classes, counts)
+        data = self.described(digest, counts)
         where = {"location": location.path if location.local else str(directory), "index": built.name}
-        write_json(entry_of(self.name, data) / LOCATION, where)
-        write_json(latest_path(self.name), {"data": data})
+        write_json(self.entry(data) / LOCATION, where)
+        self.remember(data)
         return data
 
     def is_ready(self, entry: Path) -> bool:
@@ -101,14 +91,13 @@ class EncodedDataset(Dataset):
             for part, found in index.load(index.directory(known["index"])).items()
         }
 
-
-def _location(dataset: str, asked: str) -> str:
-    """Where those data of a dataset were found that are asked for, or else the last ones."""
-    entries = [entry_of(dataset, data) for data in (asked, latest_record(dataset).get("data", "")) if data]
-    found = next((entry / LOCATION for entry in entries if (entry / LOCATION).exists()), None)
-    if found is None:
-        raise InputError(
-            f"where is {dataset}? Name with --data-dir a directory with train/<class>/*.JPEG and val/<class>/*.JPEG,"
-            " or a directory or URI with shards train-*.tar and val-*.tar"
-        )
-    return str(cache.load_json(found)["location"])
+    def _location(self, asked: str) -> str:
+        """Where those of its data were found that are asked for, or else the last ones."""
+        entries = [self.entry(data) for data in (asked, self.latest().get("data", "")) if data]
+        found = next((entry / LOCATION for entry in entries if (entry / LOCATION).exists()), None)
+        if found is None:
+            raise InputError(
+                f"where is {self.name}? Name with --data-dir a directory with train/<class>/*.JPEG and"
+                " val/<class>/*.JPEG, or a directory or URI with shards train-*.tar and val-*.tar"
+            )
+        return str(cache.load_json(found)["location"])

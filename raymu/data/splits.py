@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymu.data.dataset import READ_BY, Labelled, entry_of
+from raymu.data.dataset import READ_BY, Labelled
 from raymu.data.images import Images
 from raymu.errors import InputError
 from raymu.scenario import Scenario
@@ -140,15 +140,13 @@ def prepared(scenario: Scenario) -> Scenario:
     """
     dataset = scenario.source
     known, _, reader = scenario.data.partition(READ_BY)
-    is_ready = (
-        known and dataset.is_ready(entry_of(dataset.name, known)) and reader == dataset.reader(scenario.transform)
-    )
+    is_ready = known and dataset.is_ready(dataset.entry(known)) and reader == dataset.reader(scenario.transform)
     return scenario if is_ready else prepare(scenario)
 
 
 def notes(scenario: Scenario) -> list[str]:
     """Lines that whoever uses the data of a scenario, which `prepare` returned, should read (see `Dataset.notes`)."""
-    return scenario.source.notes(entry_of(scenario.dataset_name, scenario.data))
+    return scenario.source.notes(scenario.source.entry(scenario.data))
 
 
 def check_split(scenario: Scenario) -> None:
@@ -172,7 +170,7 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
     """
     dataset, scenario = scenario.source, prepared(scenario)
     processes = torch.get_num_threads() if processes is None else processes
-    parts = dataset.load(entry_of(dataset.name, scenario.data), scenario.transform, device, processes)
+    parts = dataset.load(dataset.entry(scenario.data), scenario.transform, device, processes)
     train = parts["train"]
     count = len(train.labels)
     num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))

@@ -3,11 +3,11 @@
 import functools
 import os
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from types import ModuleType
 from typing import Any, TypeVar
 
 import ray
@@ -173,10 +173,10 @@ def in_group(home: nodes.Home, options: Options, function: Callable[..., Result]
     return _group.run(call, *arguments)
 
 
-def take_along(module: str) -> None:
-    """Let what a module outside raymu defines travel to other processes as it is: they may not have the module."""
-    if not module.startswith("raymu."):
-        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+def take_along(modules: Iterable[ModuleType]) -> None:
+    """Let what these modules define travel to other processes as it is: they may not have the modules."""
+    for module in modules:
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
