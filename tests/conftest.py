@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raymu import devices, references
+from raymu import devices, plugins, references
 from raymu.data import splits
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
@@ -60,6 +60,12 @@ def digits_data(digits: Scenario) -> splits.Data:
 def _one_thread() -> Iterator[None]:
     with devices.cpu_threads(1):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test loads from a file is no method for the tests after it."""
+    monkeypatch.setattr(plugins, "_loaded", {})
 
 
 @pytest.fixture
