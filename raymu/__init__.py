@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from raymu.cli import sweep_main as sweep_main
     from raymu.data.arrays import ArrayDataset as ArrayDataset
     from raymu.data.folders import EncodedDataset as EncodedDataset
+    from raymu.evaluation.metrics import Metric as Metric
     from raymu.method import Clipped as Clipped
     from raymu.method import Method as Method
     from raymu.method import Range as Range
@@ -30,6 +31,7 @@ _PLACES = {
     "raymu.cli": ("sweep_main",),
     "raymu.data.arrays": ("ArrayDataset",),
     "raymu.data.folders": ("EncodedDataset",),
+    "raymu.evaluation.metrics": ("Metric",),
     "raymu.method": ("Clipped", "Method", "Range", "fixed", "tuned"),
     "raymu.objective": ("Objective",),
     "raymu.protocol": ("Confirmation", "Protocol"),

@@ -1,11 +1,12 @@
 """One trial whose model is kept."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from raymu import cache, devices, references
 from raymu.engines import Options
 from raymu.errors import InputError
-from raymu.evaluation import profile
+from raymu.evaluation import Metric, profile
 from raymu.method import Method
 from raymu.model_card import WEIGHTS, model_card
 from raymu.objective import Objective
@@ -40,23 +41,30 @@ def make_room(out: Path) -> None:
 
 
 def keep(
-    out: Path, scenario: Scenario, method: Method, seed: int, objective: Objective, options: Options, layers: bool
+    out: Path,
+    scenario: Scenario,
+    method: Method,
+    seed: int,
+    objective: Objective,
+    metrics: Sequence[Metric],
+    options: Options,
+    layers: bool,
 ) -> None:
     """Run a trial and write its row, its model with a card, and if asked for a depth profile, into a directory. Where
     the options ask for several workers, each of them calls this, and the first one writes.
     """
-    row, model = run_trial(scenario, method, seed=seed, objective=objective, options=options)
+    row, model = run_trial(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options)
     profiles = None
     if layers and model is not None:
         with devices.cpu_threads(options.threads):
-            loaded = references.load(scenario, references.default_device(), options)
+            loaded = references.load(scenario, references.default_device(), options, metrics)
             profiles = {**references.profiles(scenario, options), method.name(): profile(model, loaded.data)}
     if Workers().rank > 0:
         return
     cache.save_json(out / ROW, row)
     if model is not None:
         cache.save_tensors(out / WEIGHTS, model.state_dict())
-        (out / CARD).write_text(model_card(row, references.metrics(scenario), scenario, method.paper))
+        (out / CARD).write_text(model_card(row, references.metrics(scenario, metrics), scenario, method.paper))
     if profiles is not None:
         cache.save_json(out / LAYERS, profiles)
     made = [out / name for name in (ROW, WEIGHTS, CARD, LAYERS) if (out / name).exists()]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from raymu import objective as objectives
 from raymu.errors import InputError
+from raymu.evaluation.metrics import Metric, check_new
 from raymu.objective import HMEAN, Objective
 from raymu.values import NOT_NEGATIVE, Bounds, conform, content_hash
 
@@ -68,6 +69,7 @@ class Protocol:
         search_seeds: every one draws a search of its own: the suggestions, and everything random inside its trials.
         objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
+        metrics: what is measured beside raymu's own metrics.
         suggestions: 12 hex digits that tell the searcher's algorithm, by what it suggests in a fixed example
             (`raymu.tuning.fingerprints.suggestions`); follows from the fields above and the installed packages.
         decisions: the same of the scheduler.
@@ -84,6 +86,7 @@ class Protocol:
     search_seeds: tuple[int, ...] = (0,)
     objective: Objective = HMEAN
     confirmation: Confirmation = field(default_factory=Confirmation)
+    metrics: tuple[Metric, ...] = ()
     suggestions: str = field(init=False)
     decisions: str = field(init=False)
 
@@ -96,6 +99,8 @@ class Protocol:
             raise InputError(f"the search seeds {self.search_seeds} are not all different")
         if not isinstance(self.objective, Objective):
             object.__setattr__(self, "objective", objectives.get(str(self.objective)))
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        check_new(self.metrics)
         name, several = self.objective.name, self.objective.maximises is not None
         if self.searcher == "nsga2" and not several:
             raise InputError(f"searcher nsga2 is for the objective pareto, not for {name}")
@@ -112,9 +117,14 @@ class Protocol:
         return content_hash(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields in JSON's types, the objective by its name."""
+        """All fields in JSON's types: the objective by its name, the metrics with their code."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "objective": self.objective.name, "confirmation": dataclasses.asdict(self.confirmation)}
+        return {
+            **fields,
+            "objective": self.objective.name,
+            "confirmation": dataclasses.asdict(self.confirmation),
+            "metrics": {metric.name: metric.code() for metric in self.metrics},
+        }
 
     def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
         """The epochs before the last after which the scheduler compares a trial of so many epochs, the first at which

@@ -5,6 +5,7 @@ import copy
 import functools
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -16,7 +17,7 @@ from raymu import cache, devices, engines, source
 from raymu.checkpoints import Checkpoints, State
 from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
-from raymu.evaluation import accuracy, baseline, evaluate, gaps, look, profile
+from raymu.evaluation import Metric, accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Method
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, compatibility, inference, pretrained
@@ -75,9 +76,9 @@ def missing(scenario: Scenario) -> list[Which]:
     return [which for which in REFERENCES if not cache.is_whole(entry_of(scenario, which))]
 
 
-def are_ready(scenario: Scenario) -> bool:
-    """Whether both are trained and compared."""
-    return not missing(scenario) and cache.is_whole(_comparison(scenario))
+def are_ready(scenario: Scenario, further: Sequence[Metric] = ()) -> bool:
+    """Whether both are trained, and compared by raymu's metrics and further ones."""
+    return not missing(scenario) and cache.is_whole(_comparison(scenario, further))
 
 
 def train(
@@ -114,12 +115,13 @@ def train(
     return Workers().once(entry, build)
 
 
-def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
+def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[Metric] = ()) -> Path:
     """Evaluate the two references unless that is cached; return the directory that holds the outcome. One that is
     missing is trained first.
 
     Args:
         options: what carries it out.
+        further: metrics beside raymu's.
     """
     for which in REFERENCES:
         train(scenario, which, options)
@@ -129,23 +131,23 @@ def compare(scenario: Scenario, options: Options = DEFAULTS) -> Path:
         trained = load_models(scenario, options)
         with devices.cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
-            rows = {which: evaluate(model, scenario_data, measure) for which, model in trained.items()}
-            looked = look(trained["retrained"], scenario_data)
+            rows = {which: evaluate(model, scenario_data, measure, further) for which, model in trained.items()}
+            looked = look(trained["retrained"], scenario_data, further)
         if entry is None:
             return
         cache.save_tensors(entry / BASELINE, measure)
-        found = {which: row | gaps(row, rows["retrained"]) for which, row in rows.items()}
+        found = {which: row | gaps(row, rows["retrained"], further) for which, row in rows.items()}
         for which in REFERENCES:
             found[which]["weights"] = weights_digest(scenario, which)
         cache.save_json(entry / METRICS, found)
         cache.save_json(entry / LOOK, looked)
 
-    return Workers().once(_comparison(scenario), build)
+    return Workers().once(_comparison(scenario, further), build)
 
 
-def metrics(scenario: Scenario) -> dict[str, dict[str, Any]]:
+def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dict[str, Any]]:
     """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
-    metrics: dict[str, dict[str, Any]] = cache.load_json(_comparison(scenario) / METRICS)
+    metrics: dict[str, dict[str, Any]] = cache.load_json(_comparison(scenario, further) / METRICS)
     return metrics
 
 
@@ -183,14 +185,14 @@ def load_models(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, nn
     return {which: load_model(scenario, which, options) for which in REFERENCES}
 
 
-def _comparison(scenario: Scenario) -> Path:
-    return _of_both(scenario, "comparison", evaluation_code())
+def _comparison(scenario: Scenario, further: Sequence[Metric]) -> Path:
+    return _of_both(scenario, "comparison", evaluation_code(), *(f"{one.name} {one.code()}" for one in further))
 
 
-def _of_both(scenario: Scenario, what: str, code: str) -> Path:
+def _of_both(scenario: Scenario, what: str, *codes: str) -> Path:
     """Where something is cached that some code says of both references, which have to be there."""
     weights = [weights_digest(scenario, which) for which in REFERENCES]
-    return directory(scenario) / f"{what}-{content_hash([code, *weights])}"
+    return directory(scenario) / f"{what}-{content_hash([*codes, *weights])}"
 
 
 def evaluation_code() -> str:
@@ -334,12 +336,17 @@ class References:
         return directory(self.scenario) / f"computed-{self.metrics['original']['weights']}"
 
 
-def load(scenario: Scenario, device: torch.device, options: Options = DEFAULTS) -> References:
+def load(
+    scenario: Scenario, device: torch.device, options: Options = DEFAULTS, further: Sequence[Metric] = ()
+) -> References:
     """A scenario's references, from the cache; kept in memory until `source.look_anew`, so that a process which runs
     trial after trial of one scenario reads them once: of one whose data are filled in, since what is prepared last may
     change. A reference that is missing is trained.
+
+    Args:
+        further: metrics beside raymu's.
     """
-    return _loaded(splits.prepared(scenario), device, options, source.look())
+    return _loaded(splits.prepared(scenario), device, options, tuple(further), source.look())
 
 
 def load_data(scenario: Scenario, options: Options, device: torch.device | None = None) -> splits.Data:
@@ -355,12 +362,14 @@ def release() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(scenario: Scenario, device: torch.device, options: Options, look: tuple[str, int]) -> References:
-    compared = compare(scenario, options)
+def _loaded(
+    scenario: Scenario, device: torch.device, options: Options, further: tuple[Metric, ...], look: tuple[str, int]
+) -> References:
+    compared = compare(scenario, options, further)
     return References(
         scenario=scenario,
         data=load_data(scenario, options, device),
-        metrics=metrics(scenario),
+        metrics=metrics(scenario, further),
         look=cache.load_json(compared / LOOK),
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(entry_of(scenario, "original") / WEIGHTS, device),

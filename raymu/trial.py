@@ -12,7 +12,7 @@ from raymu.checkpoints import Checkpoints
 from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
-from raymu.evaluation import evaluate, gaps, keys, look
+from raymu.evaluation import Metric, columns, evaluate, gaps, look
 from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, Objective
@@ -22,13 +22,21 @@ from raymu.workers import Workers
 Row = dict[str, Any]
 
 
-def with_gaps(metrics: Sequence[str]) -> list[str]:
-    """Columns of metrics, and of their gaps to the retrained model's."""
-    return [column for key in metrics for column in (key, f"{key}_gap")]
+def measured(metrics: Sequence[Metric] = (), *, rung: bool = False) -> list[str]:
+    """Columns of raymu's metrics and of further ones, and of their gaps to the retrained model's.
+
+    Args:
+        rung: only those that are measured while a trial runs.
+    """
+    return [column for metric in columns(metrics, rung=rung) for column in (metric, f"{metric}_gap")]
 
 
-NO_METRICS = {"probe": None} | dict.fromkeys(with_gaps(keys()))
-MADE_WITH = ("evaluation_code", "objective_code", "original_weights", "retrained_weights")
+def unmeasured(metrics: Sequence[Metric] = ()) -> Row:
+    """The part of a row that metrics fill, empty."""
+    return {"probe": None} | dict.fromkeys(measured(metrics))
+
+
+MADE_WITH = ("evaluation_code", "objective_code", "metrics", "original_weights", "retrained_weights")
 IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is another's
     "method",
     "scenario_hash",
@@ -54,6 +62,7 @@ def run_trial(
     *,
     seed: int,
     objective: Objective = HMEAN,
+    metrics: Sequence[Metric] = (),
     options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
     report: Callable[[Row], None] = lambda row: None,
@@ -66,7 +75,8 @@ def run_trial(
     workers, each of them calls this.
 
     Args:
-        rungs: epochs after which the accuracies are measured in between (`look`), and the row so far reported.
+        metrics: further ones beside raymu's.
+        rungs: epochs after which the metrics of a rung are measured (`look`), and the row so far is reported.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
         checkpoints: where a trial that takes long keeps how far it is; one of the same trial that is found there is
@@ -92,7 +102,7 @@ def run_trial(
     started, workers = time.perf_counter(), Workers()
     scenario = splits.prepared(scenario)
     here = devices.describe(references.default_device(), scenario.recipe.precision, options.gpu_share)
-    row = blank_row(scenario, method, seed=seed, objective=objective, options=options) | here
+    row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options) | here
     unlearned: torch.nn.Module | None = None
     spared_s = 0.0
 
@@ -101,7 +111,7 @@ def run_trial(
         row["unlearn_s"] = row["wall_s"] + spared_s - row["evaluate_s"]
 
     try:
-        reference = references.load(scenario, references.default_device(), options)
+        reference = references.load(scenario, references.default_device(), options, metrics)
         for which in references.REFERENCES:
             row[f"{which}_weights"] = reference.metrics[which]["weights"]
         started = kept = time.perf_counter()  # what a process loads once is no trial's own time
@@ -118,10 +128,10 @@ def run_trial(
             cache_directory=reference.cache_directory() if method.start == "original" else None,
         )
 
-        def measure(metrics: Callable[[], Row], retrained: Row) -> None:
+        def measure(found: Callable[[], Row], retrained: Row) -> None:
             before = time.perf_counter()
-            row.update(metrics())
-            row.update(gaps(row, retrained))
+            row.update(found())
+            row.update(gaps(row, retrained, metrics))
             row["score"] = objective.of(row)
             row["curve"].append([engine.epoch, row["score"]])
             row["evaluate_s"] += time.perf_counter() - before
@@ -131,7 +141,7 @@ def run_trial(
             nonlocal kept, spared_s
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
             if epoch in rungs and epoch < method.total_epochs:
-                measure(lambda: look(engine.model, reference.data), reference.look)
+                measure(lambda: look(engine.model, reference.data, metrics), reference.look)
                 report({**row, "status": "stopped"})
             if checkpoints is not None and workers.tell(time.perf_counter() - kept >= options.checkpoint_s):
                 clock()
@@ -156,30 +166,33 @@ def run_trial(
             row["peak_mem"] = memory.peak(references.default_device()) if known is None else None
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
-            measure(lambda: evaluate(engine.model, reference.data, reference.baseline), reference.metrics["retrained"])
+            measure(
+                lambda: evaluate(engine.model, reference.data, reference.baseline, metrics),
+                reference.metrics["retrained"],
+            )
             row["test_score"] = objective.of(row, "test")
         unlearned = engine.model
     except Diverged as divergence:
-        row.update(NO_METRICS, status="diverged", score=0.0, error=str(divergence))
+        row.update(unmeasured(metrics), status="diverged", score=0.0, error=str(divergence))
     except OF_THE_MACHINE:
         raise
     except Exception as error:  # whatever a method raises belongs to its row; the sweep goes on
         if workers.rank > 0:
             raise  # the first worker writes the row, and cannot know
-        row.update(NO_METRICS, status="error", score=None, error=f"{type(error).__name__}: {error}")
+        row.update(unmeasured(metrics), status="error", score=None, error=f"{type(error).__name__}: {error}")
         row["traceback"] = traceback.format_exc()
     clock()
     return row, unlearned
 
 
-def check(scenario: Scenario, method: type[Method], objective: Objective) -> None:
+def check(scenario: Scenario, method: type[Method], objective: Objective, metrics: Sequence[Metric] = ()) -> None:
     """Look whether a method can be tried on a scenario.
 
     Raises:
         InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
             does not have, or an objective that is none or says nothing there.
     """
-    objective.check(with_gaps(keys()), "in a trial")
+    objective.check(measured(metrics), "in a trial")
     splits.check_forget(scenario)
     scenario.network.check(scenario.pretrained)
     if scenario.forget_share:
@@ -194,7 +207,15 @@ def check(scenario: Scenario, method: type[Method], objective: Objective) -> Non
         raise InputError(f"objective {objective.name} says nothing where whole classes are forgotten")
 
 
-def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: Objective, options: Options) -> Row:
+def blank_row(
+    scenario: Scenario,
+    method: Method,
+    *,
+    seed: int,
+    objective: Objective,
+    metrics: Sequence[Metric] = (),
+    options: Options,
+) -> Row:
     """The row of a trial that has not begun: what is known is there, the rest is None or 0."""
     return {
         "method": method.name(),
@@ -216,6 +237,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: Objec
         "method_code": engines.code_of(type(method)),
         "evaluation_code": references.evaluation_code(),
         "objective_code": objective.code(),
+        "metrics": {one.name: one.code() for one in metrics},
         "original_weights": None,
         "retrained_weights": None,
         "status": "completed",
@@ -230,7 +252,7 @@ def blank_row(scenario: Scenario, method: Method, *, seed: int, objective: Objec
         "evaluate_s": 0.0,
         "wall_s": 0.0,
         "peak_mem": None,
-        **NO_METRICS,
+        **unmeasured(metrics),
         "error": None,
         "traceback": None,
     }

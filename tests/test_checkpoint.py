@@ -11,7 +11,7 @@ from test_parity import CASES, SCENARIO, in_workers, setting
 from raymu import cache, engines, references
 from raymu.checkpoints import Checkpoints, State
 from raymu.engines import Engine, Options
-from raymu.evaluation import keys
+from raymu.evaluation import columns
 from raymu.methods.random_label import RandomLabel
 from raymu.models import architectures
 from raymu.scenario import Recipe
@@ -117,7 +117,7 @@ def test_a_trial_that_was_killed_ends_as_one_that_was_not(quick, quick_reference
     assert reported == [1, 3, 3]  # the third epoch was in flight
     assert row["resumed"] == [2]
     assert [epoch for epoch, _ in row["curve"]] == [1, 3, 4]
-    for key in ("score", "curve", "images", "epochs", "status", *keys()):
+    for key in ("score", "curve", "images", "epochs", "status", *columns()):
         assert row[key] == whole[key], key
     assert row["unlearn_s"] > 0
     checkpoints.clear()

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from raymu.cli import main, sweep_main
-from raymu.evaluation import keys
+from raymu.evaluation import columns
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
@@ -192,7 +192,7 @@ def test_a_config_that_does_not_fit_is_refused(monkeypatch, capsys, tmp_path, co
 @pytest.fixture
 def storage(tmp_path):
     """Two hand-made rows, one of a trial that failed."""
-    metrics = dict.fromkeys(keys(), 0.5)
+    metrics = dict.fromkeys(columns(), 0.5)
     common = {
         "method": "salun",
         "scenario_hash": "abc",

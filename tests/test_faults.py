@@ -28,7 +28,7 @@ from raymu.distributed import nodes
 from raymu.distributed.session import Resources, session
 from raymu.engines import Options
 from raymu.errors import InputError, NodeError
-from raymu.evaluation import keys
+from raymu.evaluation import columns
 from raymu.methods.random_label import RandomLabel
 from raymu.objective import OBJECTIVES
 from raymu.protocol import Protocol
@@ -45,7 +45,7 @@ from raymu.workers import ALONE
 
 ray.cloudpickle.register_pickle_by_value(steady)  # processes of Ray do not find the tests
 
-SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
+SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *columns())
 FILLER = "filler"
 PARETO = {"searcher": "nsga2", "objective": "pareto", "scheduler": "none"}
 

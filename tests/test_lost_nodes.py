@@ -15,7 +15,7 @@ import steady
 from test_distributed_sweep import parents
 
 import raymu  # noqa: F401 # before Ray, for its token
-from raymu.evaluation import keys
+from raymu.evaluation import columns
 from raymu.results import files, reader
 
 from ray.cluster_utils import Cluster  # isort: skip
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cluster
 TRIALS = 8
 DESIGN = ("--trials", str(TRIALS), "--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0")
 TRIAL = b"ray::ImplicitFunc.train"  # in the name of its process
-SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *keys())
+SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *columns())
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import ray
 import torch
 from conftest import DEVICE
 from sklearn.linear_model import LogisticRegression
@@ -13,18 +14,24 @@ from sklearn.metrics import roc_auc_score
 from raymu import evaluation, memory, references
 from raymu.data import splits
 from raymu.data.images import Pixels
-from raymu.errors import Diverged, Undefined
-from raymu.evaluation import accuracy, keys
+from raymu.errors import Diverged, InputError, Undefined
+from raymu.evaluation import accuracy, columns
 from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.collapse import alignment, nc1, nc2, nc3, nc4
-from raymu.evaluation.evaluate import ACCURACIES, SPLITS
 from raymu.evaluation.membership import mia_auc
+from raymu.evaluation.metrics import Metric
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LinearProbe
 from raymu.evaluation.relearn import LR, MAX_EPOCHS, MOMENTUM, relearn_epochs
+from raymu.evaluation.views import Answered
+from raymu.methods.salun import SalUn
 from raymu.models import architectures, inference
-from raymu.objective import HMEAN, OBJECTIVES
+from raymu.objective import HMEAN, OBJECTIVES, Objective
+from raymu.protocol import Protocol
+from raymu.scenario import SCENARIOS
+from raymu.trial import run_trial
+from raymu.tuning.sweep import Sweep
 
 CPU = torch.device("cpu")
 
@@ -314,7 +321,7 @@ def test_evaluate_reads_each_split_and_part(quick, quick_references, trained) ->
     """Against an independent computation: image by image, without masks, from the same model."""
     loaded, model = quick_references.data, trained.eval()
     row = evaluation.evaluate(model, loaded, quick_references.baseline)
-    assert set(row) == {*keys(), "probe"}
+    assert set(row) == {*columns(), "probe"}
     assert row["probe"] == "strong"
     for name, split in (("val", loaded.val), ("test", loaded.test)):
         right = {True: [], False: []}
@@ -367,10 +374,8 @@ def test_a_look_is_cheap_but_not_another_truth(quick_references, trained) -> Non
     look = evaluation.look(trained, quick_references.data)
     assert (look["probe"], whole["probe"]) == ("cheap", "strong")
     assert set(look) == set(whole)
-    for split in SPLITS:
-        for metric in ACCURACIES:
-            key = f"{split}_{metric}"
-            assert look[key] == pytest.approx(whole[key], abs=0.15 if "probe" in metric else 1e-9)
+    for key in columns(rung=True):
+        assert look[key] == pytest.approx(whole[key], abs=0.15 if "probe" in key else 1e-9)
     assert look["train_nc1"] is None
 
 
@@ -463,8 +468,83 @@ def test_features_too_large_for_their_squares_are_a_divergence(measure, digits_d
         getattr(evaluation, measure)(model, digits_data, *([{}] if measure == "evaluate" else []))
 
 
+def confidence(forget: Answered) -> float:
+    """Mean probability of the true class."""
+    return forget.logits.softmax(1).gather(1, forget.labels[:, None]).mean().item()
+
+
+CONFIDENT = Objective(lambda confidence: confidence, "confident")
+
+
+def largest_weight(model: torch.nn.Module) -> float:
+    return max(weight.abs().max().item() for weight in model.parameters())
+
+
+def test_a_metric_of_the_users_is_measured_beside_the_others(quick, quick_references, trained) -> None:
+    own = (Metric(confidence, rung=True), Metric(largest_weight, "largest"))
+    data = quick_references.data
+    row = evaluation.evaluate(trained, data, quick_references.baseline, own)
+    assert row.keys() - set(columns()) == {"probe", "val_confidence", "test_confidence", "train_largest"}
+    said = torch.cat([trained.eval()(data.test.forget.read())])
+    expected = said.softmax(1)[torch.arange(len(said)), data.test.forget.targets].mean().item()
+    assert row["test_confidence"] == pytest.approx(expected)
+    look = evaluation.look(trained, data, own)
+    assert look["val_confidence"] == pytest.approx(row["val_confidence"])
+    assert look.keys() == row.keys()
+    assert look["train_largest"] is None
+    assert evaluation.gaps(row, row, own)["test_confidence_gap"] == 0
+
+    before = references.entry_of(quick, "original")
+    both = references.metrics(quick), references.compare(quick, further=own) and references.metrics(quick, own)
+    assert references.missing(quick) == []  # nothing is trained again
+    assert references.entry_of(quick, "original") == before
+    for which in references.REFERENCES:
+        assert both[0][which].items() <= both[1][which].items()
+    assert both[1]["original"]["test_confidence"] == pytest.approx(row["test_confidence"])
+
+    objective = Objective(lambda confidence_gap: 1 - abs(confidence_gap), "alike")
+    found, _ = run_trial(quick, SalUn(lr=0.01, epochs=2), seed=0, objective=objective, metrics=own, rungs=[1])
+    assert found["status"] == "completed"
+    assert found["score"] == 1 - abs(found["val_confidence"] - both[1]["retrained"]["val_confidence"])
+    assert found["metrics"] == {one.name: one.code() for one in own}
+    assert len(found["curve"]) == 2
+
+
+def test_a_metric_without_a_number_is_no_row(quick) -> None:
+    row, _ = run_trial(quick, SalUn(lr=0.01, epochs=1), seed=0, metrics=[Metric(lambda head: float("nan"), "broken")])
+    assert (row["status"], row["train_broken"]) == ("error", None)
+    assert row["error"] == "ValueError: metric broken has to return a finite number, not nan"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Metric(lambda forget: 1.0), "needs a name"),
+        (lambda: Metric(lambda forgot: 1.0, "own"), "metric own: unknown parameter 'forgot'; did you mean 'forget'"),
+        (lambda: Metric(lambda original: 1.0, "own", rung=True), "needs original, which is not known at a rung"),
+        (lambda: Protocol(metrics=[Metric(lambda both: 1.0, "nc4")]), "two metrics nc4"),
+        (lambda: Protocol(metrics=[confidence]), "is a raymu.Metric, not"),
+        (lambda: Protocol(metrics=[Metric(lambda both: 1.0, "retain_acc_gap")]), "names another column"),
+        (
+            lambda: Sweep(SalUn, SCENARIOS["digits"], Protocol(objective=CONFIDENT, metrics=[Metric(confidence)])),
+            "reads confidence, which is not measured while a trial runs",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_is_one_line(make, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_metric_is_the_same_after_a_journey() -> None:
+    one = Metric(confidence)
+    other = ray.cloudpickle.loads(ray.cloudpickle.dumps(one))
+    assert (one, hash(one)) == (other, hash(other))
+    assert one != Metric(largest_weight, "confidence")
+
+
 def test_gaps_are_zero_for_the_retrained_model_itself() -> None:
-    metrics = dict.fromkeys(keys(), 0.4)
+    metrics = dict.fromkeys(columns(), 0.4)
     assert set(evaluation.gaps(metrics, metrics).values()) == {0.0}
     better = metrics | {"test_retain_acc": 0.9, "train_nc1": None}
     gaps = evaluation.gaps(better, metrics)

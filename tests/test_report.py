@@ -15,7 +15,7 @@ from raymu.errors import InputError
 from raymu.results import figures, report, search_figures, style
 from raymu.results.ranking import Estimate, Figures, Ranked
 from raymu.results.reader import SweepResults
-from raymu.trial import NO_METRICS
+from raymu.trial import unmeasured
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome in PATH")
@@ -39,7 +39,7 @@ def make_row(name: str, trial: int, skill: float, source: str = "search", seed: 
     rng = random.Random(f"{name} {trial} {seed} {model_seed}")
     lr = 10 ** rng.uniform(-5, -1) if trial else 1e-4
     good = skill * math.exp(-((math.log10(lr) + 3) ** 2) / 2) * rng.uniform(0.9, 1)
-    row: dict[str, Any] = {**NO_METRICS, "trial_id": f"{name}-{trial:04d}", "sweep": name, "trial": trial}
+    row: dict[str, Any] = {**unmeasured(), "trial_id": f"{name}-{trial:04d}", "sweep": name, "trial": trial}
     row |= {"source": source, "method": "salun", "scenario": "digits", "scenario_hash": f"hash{model_seed}"}
     row |= {"forget": [8], "forget_share": 0.0, "head": "linear", "train": "all", "seed": seed, "threads": 1}
     row |= {"search_seed": 0, "model_seed": model_seed, "objective": "hmean", "status": "completed", "error": None}
@@ -54,9 +54,9 @@ def make_row(name: str, trial: int, skill: float, source: str = "search", seed: 
     if trial % 5 == 3:
         row |= {"status": "stopped"}
     if trial % 11 == 7:
-        row |= {**NO_METRICS, "status": "diverged", "score": 0.0}
+        row |= {**unmeasured(), "status": "diverged", "score": 0.0}
     if trial % 13 == 9:
-        row |= {**NO_METRICS, "status": "error", "score": None, "error": f"ValueError: {EVIL}"}
+        row |= {**unmeasured(), "status": "error", "score": None, "error": f"ValueError: {EVIL}"}
     return row
 
 

@@ -23,8 +23,7 @@ from raymu.data import published, splits
 from raymu.distributed.session import Resources, session
 from raymu.engines import DEFAULTS
 from raymu.errors import InputError
-from raymu.evaluation import keys
-from raymu.evaluation.evaluate import ACCURACIES, SPLITS
+from raymu.evaluation import columns
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.salun import SalUn
 from raymu.objective import HMEAN
@@ -38,7 +37,7 @@ from raymu.tuning.samplers import Learner
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
-ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *keys()}
+ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *columns()}
 
 
 def script(name: str, directory: Path) -> list[str]:
@@ -70,7 +69,7 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
     assert len({row["trial_id"] for row in rows}) == 12
     for row in rows:
         assert set(row) >= ROW_KEYS
-        assert all(0 <= row[f"{split}_{accuracy}"] <= 1 for split in SPLITS for accuracy in ACCURACIES)
+        assert all(0 <= row[column] <= 1 for column in columns(rung=True))
         assert row["probe"] == ("cheap" if row["status"] == "stopped" else "strong")
 
 
@@ -152,7 +151,7 @@ def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
     printed = raymu("run", "salun", "--config", "best.yaml", "--out", "again")
     assert printed.returncode == 0, printed.stderr
     row = json.loads((tmp_path / "again" / "row.json").read_text())
-    same = ("config", "seed", "score", "images", "forget", "threads", *keys())
+    same = ("config", "seed", "score", "images", "forget", "threads", *columns())
     assert {key: row[key] for key in same} == {key: best[key] for key in same}
     assert (tmp_path / "again" / "model.safetensors").stat().st_size > 0
 
@@ -207,7 +206,7 @@ def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) 
         json.loads((tmp_path / "model" / "row.json").read_text()),
         selection.tuned(reader.read(swept[0] / "salun")),
     )
-    assert {key: row[key] for key in keys()} == {key: tuned[key] for key in keys()}
+    assert {key: row[key] for key in columns()} == {key: tuned[key] for key in columns()}
     assert "machine-unlearning" in (tmp_path / "model" / "README.md").read_text()
 
 
@@ -398,7 +397,7 @@ def test_tune_finds_no_number_in_a_row(digits) -> None:
     """It keeps statistics of all that it finds, of every trial."""
     from ray.tune.utils import flatten_dict  # after raymu, which sets what Ray reads once
 
-    row = blank_row(digits, RandomLabel(), seed=0, objective=HMEAN, options=DEFAULTS) | dict.fromkeys(keys(), 0.5)
+    row = blank_row(digits, RandomLabel(), seed=0, objective=HMEAN, options=DEFAULTS) | dict.fromkeys(columns(), 0.5)
     told = _result(row)
     assert flatten_dict(told) == told
     assert dict(told["row"]) == row
@@ -454,7 +453,7 @@ def test_what_goes_wrong_in_a_trial_is_a_row(swept, tmp_path) -> None:
         if row["status"] == "error":
             assert row["score"] is None
             assert ("not today" if row["config"]["lr"] <= 3 else "process died") in row["error"]
-            assert all(row[key] is None for key in keys())
+            assert all(row[key] is None for key in columns())
 
 
 SLOW = """
@@ -614,7 +613,7 @@ def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, qui
     with pytest.raises(InputError, match="--resume"):
         _sweep(sweep, cut)
     resumed = _sweep(sweep, cut, resume=True)
-    same = ("trial", "confirms", "model_seed", "forget", "seed", "config", "score", *keys())
+    same = ("trial", "confirms", "model_seed", "forget", "seed", "config", "score", *columns())
     assert sorted([[row[key] for key in same] for row in resumed], key=lambda row: row[0]) == sorted(
         [[row[key] for key in same] for row in rows], key=lambda row: row[0]
     )

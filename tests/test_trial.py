@@ -12,7 +12,7 @@ from raymu import cache, references
 from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.pytorch import Engine
-from raymu.evaluation import keys
+from raymu.evaluation import columns
 from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
@@ -51,7 +51,7 @@ def test_a_row_is_complete(quick, quick_references) -> None:
     assert row["images"] == 2 * train + forget  # two epochs, and the saliency
     assert row["probe"] == "strong"
     assert row["peak_mem"] > 2**26
-    for key in keys():
+    for key in columns():
         assert row[f"{key}_gap"] == pytest.approx(row[key] - quick_references.metrics["retrained"][key])
     assert row["curve"] == [[2, row["score"]]]
     assert model is not None
@@ -88,7 +88,7 @@ def test_the_original_stays_as_it_is(quick, quick_references) -> None:
 def test_divergence_is_a_result(quick) -> None:
     row, model = run_trial(quick, RandomLabel(lr=1e9, epochs=2), seed=0)
     assert (row["status"], row["score"], model) == ("diverged", 0.0, None)
-    assert all(row[key] is None for key in keys())
+    assert all(row[key] is None for key in columns())
 
 
 def test_an_exception_belongs_to_its_row(quick) -> None:
@@ -117,7 +117,7 @@ def test_retraining_is_the_retrained_reference(quick, quick_references, monkeypa
     row, model = run_trial(quick, method, seed=quick.model_seed)
     monkeypatch.setattr(references.References, "retrained", lambda *arguments: None)
     anew, trained = run_trial(quick, method, seed=quick.model_seed)
-    for key in (*keys(), "images", "epochs", "status", "score", "curve"):
+    for key in (*columns(), "images", "epochs", "status", "score", "curve"):
         assert row[key] == anew[key]
     assert all(torch.equal(weight, trained.state_dict()[name]) for name, weight in model.state_dict().items())
     assert row["peak_mem"] is None

@@ -26,8 +26,10 @@ from raymu.evaluation import layers
 from raymu.evaluation import probe as probes
 from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.membership import mia_auc
+from raymu.evaluation.metrics import Metric
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
+from raymu.evaluation.views import Answered, Said
 from raymu.models import architectures, cmf, inference
 from raymu.scenario import SCENARIOS
 from raymu.workers import ALONE, Workers
@@ -347,6 +349,17 @@ def test_all_take_the_cheap_probe_where_it_is_better(group: list[dict[str, Any]]
 # Models
 
 
+def confidence(forget: Answered, unseen: Said) -> float:
+    """Of a user's who knows nothing of workers."""
+    return sum(said.logits.softmax(1).gather(1, said.labels[:, None]).sum().item() for said in (forget, unseen))
+
+
+def drift(both: Answered, original: Tensor) -> float:
+    """The two have to be in one order."""
+    return (both.features - original).norm(dim=1).mean().item()
+
+
+OWN = (Metric(confidence, rung=False), Metric(drift))
 CASES = {"linear head": ("class", "unlearned"), "CMF head": ("class", "cmf"), "samples": ("share", "unlearned")}
 
 
@@ -356,7 +369,7 @@ def evaluations(workers: Workers, directory: Path) -> dict[str, Any]:
     for case, (scenario, name) in CASES.items():
         loaded, model = splits.load(DIGITS[scenario], CPU), load(directory, name)
         baseline = evaluation.baseline({which: load(directory, which) for which in ("original", "retrained")}, loaded)
-        row = evaluation.evaluate(model, loaded, baseline)
+        row = evaluation.evaluate(model, loaded, baseline, OWN)
         found[case] = {"baseline": baseline, "evaluate": row, "look": evaluation.look(model, loaded)}
     return found
 

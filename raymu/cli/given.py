@@ -55,7 +55,7 @@ def scenario_in(row: Mapping[str, Any], name: str | None) -> "Scenario":
 
 def differences_to(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Differences between a given row and the row of the same trial run again, as "column is X there, Y here"."""
-    from raymu.trial import IDENTITY, MADE_WITH, NO_METRICS
+    from raymu.trial import IDENTITY, MADE_WITH
 
     if "scenario_hash" in given and "scenario_fields" not in given:
         return ["raymu 0.1 made the row, which does not say by what code"]
@@ -63,7 +63,7 @@ def differences_to(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str
         return []  # another trial was asked for
     if given.get("status") == "stopped":
         return [f"its trial was stopped after {given['epochs']} epochs, this one went on for {row['epochs']}"]
-    keys = [*MADE_WITH, *(key for key in NO_METRICS if key != "probe"), "score"]
+    keys = [*MADE_WITH, *(key for key in row if key.startswith(("val_", "test_", "train_"))), "score"]
     differ = [key for key in keys if key in given and given[key] != row[key] and given.get("status") == "completed"]
     return [f"{key} is {given[key]} there, {row[key]} here" for key in differ[:MOST_NAMED]]
 

@@ -108,6 +108,7 @@ def _unlearn(
     from raymu import cache, engines, export, references
     from raymu import objective as objectives
     from raymu.data import splits
+    from raymu.evaluation import metrics
     from raymu.evaluation.layers import check_blocks
     from raymu.method import get as get_method
     from raymu.models import compatibility, pretrained
@@ -126,7 +127,8 @@ def _unlearn(
         )
     task = with_forget(scenario_in(given, scenario), forget, forget_share)
     goal = objectives.get(objective or given.get("objective", "hmean"))
-    check(task, chosen, goal)
+    further = [metrics.get(name) for name in given.get("metrics", {})]
+    check(task, chosen, goal, further)
     kind: Any = {"head": head or given.get("head", "linear"), "train": train or given.get("train", "all")}
     chosen.check_options(**kind)
     config_values = given["config"] if given else chosen.published_config(task, kind["head"])
@@ -144,7 +146,7 @@ def _unlearn(
     for line in splits.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     missing = references.missing(task)
-    trial = (out.absolute(), task, instance, number, goal, options, layers)
+    trial = (out.absolute(), task, instance, number, goal, further, options, layers)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         if options.stage is None:
             export.keep(*trial)

@@ -96,6 +96,7 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
 def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu import objective as objectives
     from raymu.distributed.session import Resources
+    from raymu.evaluation import metrics
     from raymu.protocol import Confirmation, Protocol
     from raymu.scenario import get as get_scenario
     from raymu.storage import locate
@@ -147,6 +148,10 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         confirm_forget: Annotated[
             list[str] | None, typer.Option(metavar="CLASSES", help="Forget other classes, too. May be repeated.")
         ] = None,
+        metric: Annotated[
+            list[str] | None,
+            typer.Option(help="Measure another one: its name, or the file of your own. May be repeated."),
+        ] = None,
         storage: Annotated[str, typer.Option(help="Directory of all sweeps, or a URI: s3://...")] = DEFAULT_STORAGE,
         name: Annotated[
             str | None,
@@ -197,6 +202,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             numbers_in("--seed", seed),
             default.protocol.objective if objective == budget.objective.name else objectives.get(objective),
             Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
+            (*budget.metrics, *map(metrics.get, metric or [])),
         )
 
         def asked(one: Sweep) -> Sweep:

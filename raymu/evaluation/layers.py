@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from raymu.data.splits import Data, Split
 from raymu.errors import InputError
 from raymu.evaluation.accuracy import accuracy
-from raymu.evaluation.evaluate import SPLITS
+from raymu.evaluation.metrics import SPLITS
 from raymu.evaluation.probe import LinearProbe
 from raymu.models.architectures import build
 from raymu.models.cmf import CMF

@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a setting reaches on test: the objective's `score`, and METRICS as far as they are known."""
+    """What a setting reaches on test: the objective's `score`; METRICS and the user's, as far as they are known."""
 
     score: Estimate
     metrics: dict[str, Estimate]
@@ -126,16 +126,18 @@ def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
 def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
     """Those of a setting: over its confirmation runs, or of the one row where there is none."""
 
-    def of(value: Callable[[Row], float | None]) -> Estimate | None:
+    def of(value: Callable[[Row], float | None], bounds: tuple[float, float] = (0, 1)) -> Estimate | None:
         if found := _runs(runs, value):
-            return estimate(found)
+            return estimate(found, bounds)
         single = value(row)
         return None if single is None else Estimate(single, single, single, runs=0, originals=0)
 
     score = of(lambda one: _score(one, objective))
     assert score is not None
-    metrics = {column: found for column in METRICS if (found := of(operator.itemgetter(column))) is not None}
-    return Figures(score, metrics)
+    own = [column for name in row.get("metrics", {}) if (column := f"test_{name}") in row]
+    found = {column: of(operator.itemgetter(column)) for column in METRICS}
+    found |= {column: of(operator.itemgetter(column), (-np.inf, np.inf)) for column in own}
+    return Figures(score, {column: one for column, one in found.items() if one is not None})
 
 
 def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dict[str, Figures | None]:
@@ -168,8 +170,8 @@ def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cel
     return found
 
 
-def estimate(runs: Runs) -> Estimate:
-    """The mean of runs, each in [0, 1], with its confidence interval: percentiles of a bootstrap that draws originals
+def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1)) -> Estimate:
+    """The mean of runs with its confidence interval: percentiles of a bootstrap that draws originals
     first, and then runs within each (Davison and Hinkley, Bootstrap Methods, 1997, Section 3.8).
 
     Few originals vary less among themselves than all that could be trained: deviations are widened as Student's t asks
@@ -178,11 +180,12 @@ def estimate(runs: Runs) -> Estimate:
 
     Args:
         runs: at least one value.
+        bounds: of a value.
     """
     groups = _groups(runs)
     mean, count = _mean(groups), len(groups)
     few = stdtrit(count - 1, 1 - LEVEL / 2) / ndtri(1 - LEVEL / 2) if count > 1 else 1.0
-    low, high = np.clip(mean + few * np.quantile(_deviations(groups), [LEVEL / 2, 1 - LEVEL / 2]), 0, 1)
+    low, high = np.clip(mean + few * np.quantile(_deviations(groups), [LEVEL / 2, 1 - LEVEL / 2]), *bounds)
     return Estimate(mean, float(low), float(high), len(runs), len({original for original, _, _ in runs}))
 
 

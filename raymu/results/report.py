@@ -20,7 +20,6 @@ from raymu.results.files import Row
 from raymu.results.ranking import Estimate, Ranked
 from raymu.results.reader import SweepResults
 
-METRICS = {f"test_{metric}": heading for heading, metric in tables.COLUMNS.items()}
 CONFIG_FIELDS = [
     "method",
     "method_code",
@@ -38,6 +37,7 @@ CONFIG_FIELDS = [
     "engine",
     "deepspeed",
     "objective",
+    "metrics",
     "evaluation_code",
     "objective_code",
     "original_weights",
@@ -89,7 +89,8 @@ def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) 
         plotlyjs=Markup(get_plotlyjs()),
         colours={name: style.colour for name, style in styles.items()},
         references=("original", "retrained") if ranked else (),
-        metrics=METRICS,
+        metrics=tables.shown_columns(entry.figures["tuned"] for entry in ranked),
+        metric=lambda column: lambda value: tables.metric(column, number(value)),
         objective=ranked[0].tuned["objective"] if ranked else "score",
         headline=headline(ranked),
         about=about(sweeps, ranked),

@@ -1,12 +1,12 @@
 """Tables for a terminal."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from raymu.results.ranking import Figures, Ranked
+from raymu.results.ranking import METRICS, Figures, Ranked
 
 Row = Mapping[str, Any]
 
@@ -23,11 +23,12 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("model")
     confirmed = any(figures is not None and figures.score.runs > 1 for figures in models.values())
-    headings = [*COLUMNS, objective, *(["95 %"] if confirmed else [])]
+    columns = shown_columns(models.values())
+    headings = [*columns.values(), objective, *(["95 %"] if confirmed else [])]
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, figures in models.items():
-        table.add_row(name, *_cells(figures)[: len(headings)])
+        table.add_row(name, *_cells(figures, columns)[: len(headings)])
     return table
 
 
@@ -65,27 +66,43 @@ def latex(ranked: Sequence[Ranked]) -> str:
 def ranking_headings(ranked: Sequence[Ranked]) -> list[str]:
     """Of what `ranking_rows` gives."""
     objective = ranked[0].sweep.identity["protocol"]["objective"]
-    return ["rank", "method", *COLUMNS, objective, "95 %", f"published {objective}"]
+    columns = shown_columns(one.figures["tuned"] for one in ranked)
+    return ["rank", "method", *columns.values(), objective, "95 %", f"published {objective}"]
 
 
 def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
-    """The cells of a ranking: rank, method, COLUMNS, the objective with its interval, and the published setting's."""
-    rows = [["", which, *_cells(ranked[0].figures[which]), ""] for which in ("original", "retrained")]
+    """The cells of a ranking: rank, method, metrics, the objective with its interval, and the published setting's."""
+    columns = shown_columns(one.figures["tuned"] for one in ranked)
+    rows = [["", which, *_cells(ranked[0].figures[which], columns), ""] for which in ("original", "retrained")]
     for one in ranked:
         published = one.figures["published"]
         shown = "-" if published is None else f"{published.score.mean:.3f}"
         rank = f"{one.rank}{'=' if one.shared else ''}"
-        rows.append([rank, one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"]), shown])
+        rows.append([rank, one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"], columns), shown])
     return rows
 
 
-def _cells(figures: Figures | None) -> list[str]:
+def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
+    """Columns of a comparison with their headings: COLUMNS on test, and the user's metrics."""
+    own = [column for one in figures if one is not None for column in one.metrics if column not in METRICS]
+    return {f"test_{metric}": heading for heading, metric in COLUMNS.items()} | {
+        column: column.removeprefix("test_") for column in own
+    }
+
+
+def metric(column: str, value: float | None) -> str:
+    """A metric's value: raymu's are accuracies, in percent."""
+    return percent(value) if value is None or column in METRICS else f"{value:.3g}"
+
+
+def _cells(figures: Figures | None, columns: Iterable[str]) -> list[str]:
+    columns = list(columns)
     if figures is None:
-        return ["-"] * (len(COLUMNS) + 2)
-    accuracies = (figures.metrics.get(f"test_{metric}") for metric in COLUMNS.values())
+        return ["-"] * (len(columns) + 2)
+    means = {column: one.mean for column, one in figures.metrics.items()}
     score = figures.score
     interval = "-".join(f"{end:.2f}".lstrip("0") for end in (score.low, score.high)) if score.runs > 1 else ""
-    return [*(percent(one.mean if one else None) for one in accuracies), f"{score.mean:.3f}", interval]
+    return [*(metric(column, means.get(column)) for column in columns), f"{score.mean:.3f}", interval]
 
 
 def _escaped(text: str) -> str:

@@ -153,7 +153,7 @@ def _followed(
 
 def _scored_references(scenario: Scenario, protocol: Protocol) -> dict[str, Row]:
     """What `references.metrics` says of both, with their scores on test."""
-    found = references.metrics(scenario)
+    found = references.metrics(scenario, protocol.metrics)
     return {which: row | {"test_score": protocol.objective.of(row, "test")} for which, row in found.items()}
 
 
@@ -223,10 +223,13 @@ class _Run:
         Raises:
             InputError: rows of this sweep came from other ones.
         """
-        self._train_missing([scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario)])
+        further = self._sweep.protocol.metrics
+        self._train_missing(
+            [scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario, further)]
+        )
         done = self._rows.read()
         for scenario in scenarios:
-            metrics = references.metrics(scenario)
+            metrics = references.metrics(scenario, further)
             for which in references.REFERENCES:
                 column, weights = f"{which}_weights", metrics[which]["weights"]
                 rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
@@ -247,7 +250,8 @@ class _Run:
                 (references.train, *one, options, Checkpoints(kept / one[0].hash / references.entry_of(*one).name))
                 for one in missing
             ]
-            for calls in (train, [(references.compare, one, options) for one in scenarios]):
+            further = self._sweep.protocol.metrics
+            for calls in (train, [(references.compare, one, options, further) for one in scenarios]):
                 side_by_side(self._home, self._slots, calls)
         if missing:
             self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)

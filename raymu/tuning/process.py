@@ -48,6 +48,7 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
         method,
         seed=task.seed,
         objective=sweep.protocol.objective,
+        metrics=sweep.protocol.metrics,
         options=options,
         # Only a search stops trials; the published setting runs in full, or there were nothing to compare with.
         rungs=sweep.protocol.rungs(method.total_epochs, method.comparable_from) if task.source == "search" else [],
@@ -58,7 +59,8 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
     if task.pictured and model is not None:
         with contextlib.suppress(Exception):  # a row is never lost for a picture
             compared = {**references.load_models(task.scenario, options), "tuned": model}
-            loaded = references.load(task.scenario, references.default_device(), options)
+            device, further = references.default_device(), sweep.protocol.metrics
+            loaded = references.load(task.scenario, device, options, further)
             more["features"] = {"trial_id": task.confirms, **picture(compared, loaded.data)}
     if Workers().rank == 0:
         tune.report(_result(row) | {"gpu": memory.share(references.default_device())} | more)
@@ -71,8 +73,14 @@ def _result(row: Row) -> dict[str, Any]:
 
 def blank_of(sweep: Sweep, task: Task, options: Options) -> Row:
     """Row of a trial that has not begun."""
-    objective = sweep.protocol.objective
-    return blank_row(task.scenario, sweep.configured(task.config), seed=task.seed, objective=objective, options=options)
+    return blank_row(
+        task.scenario,
+        sweep.configured(task.config),
+        seed=task.seed,
+        objective=sweep.protocol.objective,
+        metrics=sweep.protocol.metrics,
+        options=options,
+    )
 
 
 def id_of_trial(name: str, number: int) -> str:

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import raymu
 from raymu import engines, references
 from raymu.errors import InputError
-from raymu.evaluation import looked_at
 from raymu.method import Head, Method, Range, Train
 from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import selection
 from raymu.scenario import Scenario
-from raymu.trial import Row, check, with_gaps
+from raymu.trial import Row, check, measured
 from raymu.tuning.designs import design
 from raymu.values import unknown
 
@@ -68,10 +67,10 @@ class Sweep:
 
     def __post_init__(self) -> None:
         for scenario in self._forget_sets():
-            check(scenario, self.method, self.protocol.objective)
+            check(scenario, self.method, self.protocol.objective, self.protocol.metrics)
         if self.protocol.scheduler != "none":
             self.protocol.objective.check(
-                with_gaps(looked_at()), "while a trial runs: --scheduler none runs all in full"
+                measured(self.protocol.metrics, rung=True), "while a trial runs: --scheduler none runs all in full"
             )
         self.method.check_options(self.head, self.train)
         known = list(self.method.ranges(self.head))

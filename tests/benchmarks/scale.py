@@ -74,9 +74,7 @@ def prepare(seconds: float, started: Path, slots: int) -> None:
     torch = sys.modules["torch"]
     torch.Tensor, torch.nn.Module = type("Tensor", (), {}), type("Module", (), {})  # Tune looks for them
     torch.distributed.is_initialized.return_value = torch.cuda.is_available.return_value = False
-    pass
-    from raymu.evaluation import keys
-    from raymu.trial import blank_row
+    from raymu.trial import blank_row, measured
 
     def wait_for_all() -> None:
         (started / str(os.getpid())).touch()
@@ -85,13 +83,13 @@ def prepare(seconds: float, started: Path, slots: int) -> None:
 
     once = functools.cache(wait_for_all)
 
-    def run_trial(scenario, method, *, seed, objective, options, rungs, report, checkpoints):
-        row = blank_row(scenario, method, seed=seed, objective=objective, options=options)
+    def run_trial(scenario, method, *, seed, objective, metrics, options, rungs, report, checkpoints):
+        row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options)
         once()
         draw, begin = random.Random(str(method.config)), time.perf_counter()
         for epoch in range(1, method.total_epochs + 1):
             time.sleep(seconds / method.total_epochs)
-            row |= {column: draw.random() for key in keys() for column in (key, f"{key}_gap")}
+            row |= {column: draw.random() for column in measured()}
             row |= {"epochs": epoch, "images": 1000 * epoch, "probe": "strong", "peak_mem": 10**9}
             row["wall_s"] = row["unlearn_s"] = time.perf_counter() - begin
             row["score"] = (1 - 0.3 * draw.random()) / (1 + math.log10(method.lr / 0.03) ** 2)

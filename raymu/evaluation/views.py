@@ -1,0 +1,156 @@
+"""Views of a model: what a metric may ask for. Each property is computed when the first metric asks."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raymu.data.splits import Data
+from raymu.evaluation.moments import Moments
+from raymu.models.inference import head_matrix
+from raymu.workers import ALONE
+
+OF_MODEL = ("model", "data", "workers", "moments", "head", "forgotten")
+AT_THE_END = ("original", "retrained", "members", "unseen", "relearn_epochs")  # not while a trial runs
+OF_SPLIT = (*OF_MODEL, "retain", "forget", "both", *AT_THE_END)
+
+
+class Answered(NamedTuple):
+    """What a model says of n images: penultimate `features` (n, D), `logits` (n, K) and the true `labels` (n,); and the
+    classes (n,) that the model itself (`answers`), the `probe` and the nearest class centre (`ncc`) answer with.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+    answers: Tensor
+    probe: Tensor
+    ncc: Tensor
+
+
+class Said(NamedTuple):
+    """Logits (n, K) of n images and their true labels (n,)."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+class OfModel:
+    """View of a model that does not depend on a split.
+
+    Attributes:
+        split: "train".
+        model: the network, which has to stay as it is.
+        data: the scenario's data.
+        workers: the processes that share the trial's work.
+        moments: moments of all workers' penultimate features of the images that the probe is fitted on.
+    """
+
+    def __init__(self, model: nn.Module, data: Data, moments: Moments) -> None:
+        self.split = "train"
+        self.model, self.data, self.moments, self.workers = model, data, moments, data.workers
+
+    @cached_property
+    def head(self) -> Tensor:
+        """Weights of the classifier (K, D)."""
+        return head_matrix(self.model).detach()
+
+    @cached_property
+    def forgotten(self) -> Tensor:
+        """Which of `moments.classes` are forgotten (bool, C); none of them where samples are forgotten."""
+        return self.data.is_forgotten(self.moments.classes)
+
+    @property
+    def gathered(self) -> "OfModel":
+        """The same view of all workers' images."""
+        return self
+
+
+class OfSplit(OfModel):
+    """View of what a model says of a held-out split. Where samples are forgotten, the split's forget images are one
+    half of these training images.
+
+    Attributes:
+        split: "val" or "test".
+        retain: what is said of the images to be kept, of this worker's share.
+        forget: the same of those to be forgotten.
+    """
+
+    def __init__(
+        self,
+        of_model: OfModel,
+        split: str,
+        retain: Answered,
+        forget: Answered,
+        learnt: Said | None = None,
+        references: Mapping[str, Tensor] | None = None,
+        relearn_epochs: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
+        """View of a split; the last three are None while a trial runs.
+
+        Args:
+            learnt: of this worker's share of the training images of the forgotten classes.
+            references: what `baseline` returns.
+            relearn_epochs: computes them, by split.
+        """
+        super().__init__(of_model.model, of_model.data, of_model.moments)
+        self.split, self.retain, self.forget, self._of_model = split, retain, forget, of_model
+        self._learnt, self._references, self._relearn_epochs = learnt, references, relearn_epochs
+
+    @cached_property
+    def both(self) -> Answered:
+        """Of the images of both parts."""
+        return Answered(*map(torch.cat, zip(self.retain, self.forget, strict=True)))
+
+    @property
+    def original(self) -> Tensor:
+        """Features (n, D) that the original model has of `both`."""
+        return self._of_reference("original")
+
+    @property
+    def retrained(self) -> Tensor:
+        """Features (n, D) that the retrained model has of `both`."""
+        return self._of_reference("retrained")
+
+    @property
+    def members(self) -> Said:
+        """What is said of images to be forgotten that were trained on: those of the training split; where samples are
+        forgotten, the split's forget images.
+        """
+        if not self.data.forgotten:
+            return Said(self.forget.logits, self.forget.labels)
+        assert self._learnt is not None
+        return self._learnt
+
+    @property
+    def unseen(self) -> Said:
+        """What is said of images like `members` that were not trained on: the split's forget images; where samples are
+        forgotten, its retain images.
+        """
+        part = self.forget if self.data.forgotten else self.retain
+        return Said(part.logits, part.labels)
+
+    @property
+    def relearn_epochs(self) -> int:
+        """Epochs on a few forgotten training images until the model names the split's forget images again."""
+        assert self._relearn_epochs is not None
+        return self._relearn_epochs()[self.split]
+
+    @cached_property
+    def gathered(self) -> "OfSplit":
+        """The same view of all workers' images."""
+        if self.workers.count == 1:
+            return self
+        retain, forget = (Answered(*map(self.workers.gather, part)) for part in (self.retain, self.forget))
+        learnt = None if self._learnt is None else Said(*map(self.workers.gather, self._learnt))
+        whole = OfSplit(self._of_model, self.split, retain, forget, learnt, self._references, self._relearn_epochs)
+        whole.workers = ALONE
+        return whole
+
+    def _of_reference(self, which: str) -> Tensor:
+        assert self._references is not None
+        features = self._references[f"{self.split}_{which}"]
+        sizes = [len(part) for part in getattr(self.data, self.split)]
+        return torch.cat([self.workers.share(part) for part in features.split(sizes)])
