@@ -2,16 +2,13 @@
 
 import dataclasses
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal, dataclass_transform, get_args, get_type_hints
 
 from torch import Tensor, nn
 
-from raymu import plugins
 from raymu.errors import InputError
 from raymu.run import Part, Run
 from raymu.scenario import Scenario
@@ -306,45 +303,6 @@ Method.__setattr__ = Method.__delattr__ = _refused  # type: ignore[assignment, m
 Method._fields = {"temperature": Method.__dataclass_fields__["temperature"]}
 
 
-def names() -> list[str]:
-    """Every method of raymu and of installed packages, and of the user's files that were loaded, by name."""
-    return sorted(plugins.all_of(Method, _own()))
-
-
-def get(name: str) -> type[Method]:
-    """Method of that name, of raymu, of a package or in a file of the user's (see `raymu.plugins`).
-
-    Raises:
-        InputError: there is none; the message names the nearest.
-    """
-    found: type[Method] = plugins.find(Method, name, _own())
-    return found
-
-
-def _own() -> dict[str, EntryPoint]:
-    """Methods in `raymu/methods/`, each the one that its file defines."""
-    from raymu import methods
-
-    return {
-        module.name: EntryPoint(module.name, f"raymu.methods.{module.name}", "raymu.methods")
-        for module in pkgutil.iter_modules(methods.__path__)
-    }
-
-
 def shown(value: Any) -> str:
     """A hyperparameter's value in a table."""
     return "none" if value is None else f"{value:g}" if isinstance(value, float | int) else str(value)
-
-
-def markdown_table() -> str:
-    """Every method of raymu's with its hyperparameters: published value (for CIFAR-10) and range, for the README."""
-    lines = ["| method | paper | reads | hyperparameters: default -> range |", "|---|---|---|---|"]
-    for name in sorted(_own()):
-        cls = get(name)
-        knobs = []
-        for field in cls.hyperparameters().values():
-            default = shown(field.default)
-            search = field.metadata["range"]
-            knobs.append(f"{field.name} {default}" + (f" -> {search}" if search else ""))
-        lines.append(f"| {name} | {cls.paper} | {' and '.join(cls.needs)} | {'; '.join(knobs)} |")
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ from raymu import objective as objectives
 from raymu.errors import InputError
 from raymu.evaluation.metrics import Metric, check_new
 from raymu.objective import HMEAN, Objective
-from raymu.values import NOT_NEGATIVE, Bounds, conform, content_hash
+from raymu.values import NOT_NEGATIVE, Bounds, conform
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
@@ -70,9 +70,6 @@ class Protocol:
         objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
         metrics: what is measured beside raymu's own metrics.
-        suggestions: 12 hex digits that tell the searcher's algorithm, by what it suggests in a fixed example
-            (`raymu.tuning.fingerprints.suggestions`); follows from the fields above and the installed packages.
-        decisions: the same of the scheduler.
 
     Raises:
         InputError: a value that cannot work.
@@ -87,8 +84,6 @@ class Protocol:
     objective: Objective = HMEAN
     confirmation: Confirmation = field(default_factory=Confirmation)
     metrics: tuple[Metric, ...] = ()
-    suggestions: str = field(init=False)
-    decisions: str = field(init=False)
 
     def __post_init__(self) -> None:
         some = Bounds(1)
@@ -106,15 +101,6 @@ class Protocol:
             raise InputError(f"searcher nsga2 is for the objective pareto, not for {name}")
         if several and self.scheduler != "none":
             raise InputError(f"a scheduler compares trials by one score; with the objective {name} it has to be none")
-        from raymu.tuning import fingerprints  # which knows protocols
-
-        object.__setattr__(self, "suggestions", fingerprints.suggestions(self.searcher, several))
-        object.__setattr__(self, "decisions", fingerprints.decisions(self.scheduler))
-
-    @property
-    def hash(self) -> str:
-        """12 hex digits over every field: every row carries it, so that none can pass for one of another protocol."""
-        return content_hash(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types: the objective by its name, the metrics with their code."""

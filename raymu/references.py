@@ -13,9 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, devices, engines, source
+from raymu import cache, devices, engines, source, splits
 from raymu.checkpoints import Checkpoints, State
-from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import Metric, accuracy, baseline, evaluate, gaps, look, profile
 from raymu.method import Method

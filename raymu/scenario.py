@@ -72,7 +72,7 @@ class Scenario:
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
         data: which images and labels, such as "3f2a9c41be02: 1,797 training images of 10 classes", and by what they are
-            read where that is not raymu's code alone. `raymu.data.splits.prepare` fills it in; empty: those that the
+            read where that is not raymu's code alone. `raymu.splits.prepare` fills it in; empty: those that the
             dataset had when it was prepared last.
 
     Equal scenarios are written in one way: `forget` is sorted and has no class twice, `model_args` are sorted.

@@ -23,17 +23,18 @@ from raymu.values import content_hash
 
 DATA = tuple(  # an index is known by the digest of the data that it made
     f"raymu.data.{name}"
-    for name in ("arrays", "dataset", "decoding", "encoded", "folders", "images", "published", "rgb", "splits")
+    for name in ("arrays", "dataset", "decoding", "encoded", "folders", "images", "published", "rgb")
 )
 TRAINING = (
     *DATA,
+    "raymu.splits",
     "raymu.engines",
     "raymu.method",
     "raymu.methods",
     "raymu.models",
     "raymu.workers",
 )
-EVALUATION = (*DATA, "raymu.evaluation", "raymu.models", "raymu.workers")
+EVALUATION = (*DATA, "raymu.splits", "raymu.evaluation", "raymu.models", "raymu.workers")
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Path)
 SAID = "_code_where_it_came_from"
 NOT_CODE = {"_abc_impl", "_code"}  # what Python and `engines.code_of` keep in a class

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from raymu import devices, engines, memory, references, source
+from raymu import devices, engines, memory, references, source, splits
 from raymu.checkpoints import Checkpoints
-from raymu.data import splits
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import Metric, columns, evaluate, gaps, look

@@ -5,7 +5,7 @@
 Options such as --head cmf or --train classifier hold for all; a method for which one makes no sense is left out.
 """
 
-from raymu import method
+from raymu import methods
 from raymu.cli.sweep import sweep_main
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
@@ -16,7 +16,7 @@ from raymu.tuning.sweep import Sweep
 def sweeps() -> list[Sweep]:
     return [
         Sweep(
-            method=method.get(name),
+            method=methods.get(name),
             scenario=SCENARIOS["digits"],
             protocol=Protocol(
                 trials=40,
@@ -25,7 +25,7 @@ def sweeps() -> list[Sweep]:
                 confirmation=Confirmation(seeds=2, originals=2),
             ),
         )
-        for name in method.names()
+        for name in methods.names()
     ]
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raymu import devices, plugins, references
-from raymu.data import splits
+from raymu import devices, plugins, references, splits
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
 REPOSITORY = Path(__file__).parent.parent

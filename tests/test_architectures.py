@@ -15,15 +15,15 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from raymu import cache, engines, references
+from raymu import cache, engines, references, splits
 from raymu.cli import app
-from raymu.data import arrays, published, splits
+from raymu.data import arrays, published
 from raymu.distributed.session import Resources
 from raymu.engines.options import Options
 from raymu.engines.pytorch import Engine
 from raymu.errors import InputError
 from raymu.evaluation.layers import check_blocks
-from raymu.method import get
+from raymu.methods import get
 from raymu.models import cmf, compatibility, inference
 from raymu.models.architectures import build
 from raymu.scenario import SCENARIOS, Recipe, Scenario

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymu import cache, references
-from raymu.data import splits
+from raymu import cache, references, splits
 from raymu.distributed.cache_server import Shelf
 
 

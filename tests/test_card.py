@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
-from raymu import method, references
+from raymu import methods, references
 from raymu.model_card import model_card
 from raymu.models import architectures, inference
 from raymu.results.tables import COLUMNS, percent
@@ -82,7 +82,7 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
         cells = [percent(figures[f"test_{column}"]) for column in COLUMNS.values()]
         assert f"| {model} | {' | '.join(cells)} |" in lines
     # The same trial once more gives the model that was saved.
-    again, model = run_trial(digits, method.get("random_label").from_config(config, head=head), seed=0)
+    again, model = run_trial(digits, methods.get("random_label").from_config(config, head=head), seed=0)
     assert again["test_probe_forget_acc"] == row["test_probe_forget_acc"]
     split = digits_data.test.retain
     some = split.subset(torch.arange(40))

@@ -18,8 +18,8 @@ import steady
 import test_lost_nodes
 from test_lost_nodes import cluster_of, measured, processes_on
 
+from raymu.distributed import retries
 from raymu.results import files, ranking, reader, selection
-from raymu.tuning import retries
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TRIAL, WORKER, DRIVER = "trial", "worker", "driver"

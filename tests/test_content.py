@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import raymu
-from raymu import cache, engines, method, modules, references, source
+from raymu import cache, engines, methods, modules, references, source, splits
 from raymu.architecture import Timm
 from raymu.cli import app, given
-from raymu.data import arrays, dataset, folders, published, splits
+from raymu.data import arrays, dataset, folders, published
 from raymu.engines import code_of, pytorch
 from raymu.errors import InputError
 from raymu.method import Method, Range, tuned
@@ -329,7 +329,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize("case", CHANGED)
 def test_a_row_that_contradicts_itself_is_refused(tmp_path, case) -> None:
     change, said = CHANGED[case]
-    scenario, finetune = splits.prepare(SCENARIOS["digits"]), method.get("finetune")()
+    scenario, finetune = splits.prepare(SCENARIOS["digits"]), methods.get("finetune")()
     whole = blank_row(scenario, finetune, seed=0, objective=HMEAN, options=engines.DEFAULTS)
     (tmp_path / "row.json").write_text(json.dumps(whole | change))
     assert said in refusal(tmp_path / "row.json")
@@ -406,7 +406,7 @@ def test_the_code_that_carries_a_method_out_is_part_of_it(monkeypatch, edit) -> 
 
 
 def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
-    original = Path(method.get("salun").__module__.replace(".", "/") + ".py")
+    original = Path(methods.get("salun").__module__.replace(".", "/") + ".py")
     text = (Path(raymu.__file__).parent.parent / original).read_text()
     digests = {}
     for name, change in {
@@ -419,7 +419,7 @@ def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
         assert change[0] in text
         (tmp_path / name).mkdir()
         (tmp_path / name / "salun.py").write_text(text.replace(*change))
-        digests[name] = code_of(method.get(str(tmp_path / name / "salun.py")))
+        digests[name] = code_of(methods.get(str(tmp_path / name / "salun.py")))
     assert digests["same"] == digests["comment"] == digests["docstring"]
     assert len({digests["same"], digests["helper"], digests["body"]}) == 3
 
@@ -437,7 +437,7 @@ def test_a_file_of_a_method_imports_what_lies_beside_it(tmp_path, monkeypatch) -
         "    def unlearn(self, run):\n"
         "        return EPOCHS\n"
     )
-    assert method.get(str(tmp_path / "own.py"))().unlearn(None) == 3
+    assert methods.get(str(tmp_path / "own.py"))().unlearn(None) == 3
 
 
 LIMIT = 3
@@ -748,7 +748,7 @@ def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> No
 def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     """Its entry is replaced as a whole, hashes included, as where it was trained elsewhere."""
     scenario = splits.prepare(striped)
-    before, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
+    before, _ = run_trial(scenario, methods.get("salun")(lr=1e-3, epochs=1), seed=0)
     entry = references.entry_of(scenario, "original")
     other = dataclasses.replace(scenario, model_seed=1)
     shutil.rmtree(entry)
@@ -756,7 +756,7 @@ def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     said = cache.load_json(entry / cache.HASHES)
     cache.save_json(entry / cache.HASHES, said | {cache.ENTRY: str(entry.relative_to(cache.root()))})
     references.release()
-    after, _ = run_trial(scenario, method.get("salun")(lr=1e-3, epochs=1), seed=0)
+    after, _ = run_trial(scenario, methods.get("salun")(lr=1e-3, epochs=1), seed=0)
     expected = cache.load_tensors(entry / references.WEIGHTS, CPU)
     assert torch.equal(references.load(scenario, CPU).original["fc.weight"], expected["fc.weight"])
     assert after["original_weights"] == references.weights_digest(scenario, "original") != before["original_weights"]

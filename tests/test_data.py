@@ -14,8 +14,8 @@ from conftest import DEVICE
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from raymu import references
-from raymu.data import published, splits
+from raymu import references, splits
+from raymu.data import published
 from raymu.data.images import Pixels
 from raymu.errors import InputError
 from raymu.models import architectures

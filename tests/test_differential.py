@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from raymu.data import splits
+from raymu import splits
 from raymu.engines.pytorch import Engine
 from raymu.methods.bad_teacher import BadTeacher
 from raymu.methods.finetune import Finetune

@@ -25,8 +25,8 @@ from pyarrow.fs import FileSystem, LocalFileSystem, copy_files
 from timm.data import create_transform
 from torchvision.datasets import CIFAR100
 
-from raymu import cache
-from raymu.data import decoding, folders, index, published, splits
+from raymu import cache, splits
+from raymu.data import decoding, folders, index, published
 from raymu.data.encoded import Encoded
 from raymu.data.index import Index
 from raymu.errors import InputError

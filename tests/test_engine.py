@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy
 
 from raymu import engines
 from raymu.data.images import crop_and_flip
-from raymu.data.splits import Split
 from raymu.engines import Options
 from raymu.engines.optimizers import MOMENTUM, WEIGHT_DECAY
 from raymu.engines.pytorch import Engine
@@ -27,6 +26,7 @@ from raymu.methods.retrain import Retrain
 from raymu.models import architectures
 from raymu.run import Batch
 from raymu.scenario import SCENARIOS
+from raymu.splits import Split
 
 
 class Probe(Method):

@@ -16,7 +16,8 @@ from PIL import Image
 import raymu
 from raymu import plugins
 from raymu.errors import InputError
-from raymu.method import Method, Range, get, names, tuned
+from raymu.method import Method, Range, tuned
+from raymu.methods import get, names
 from raymu.results import reader
 from raymu.scenario import get as get_scenario
 

@@ -20,11 +20,11 @@ import ray
 import steady
 from rich.console import Console
 
-from raymu import references
+from raymu import references, splits
 from raymu.checkpoints import Checkpoints
 from raymu.cli import sweep_main
-from raymu.data import splits
-from raymu.distributed import nodes
+from raymu.distributed import nodes, retries
+from raymu.distributed.retries import Failure
 from raymu.distributed.session import Resources, session
 from raymu.engines import Options
 from raymu.errors import InputError, NodeError
@@ -37,9 +37,7 @@ from raymu.results.writer import Store
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.storage import locate
 from raymu.trial import run_trial
-from raymu.tuning import retries
 from raymu.tuning.driver import run_sweep
-from raymu.tuning.retries import Failure
 from raymu.tuning.sweep import Sweep
 from raymu.workers import ALONE
 
@@ -372,7 +370,7 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
 
 IMPATIENT = """
 import runpy, sys
-from raymu.tuning import retries
+from raymu.distributed import retries
 retries.PAUSES_S = (0.0, 0.0)
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymu import method, references
+from raymu import methods, references
 from raymu.data import published
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
@@ -59,7 +59,7 @@ def original(scenario: Scenario) -> dict[str, float]:
 def unlearned(
     scenario: Scenario, name: str, head: str = "linear", train: str = "all", seed: int = 0, **config: float
 ) -> dict:
-    chosen = method.get(name)
+    chosen = methods.get(name)
     whole = {**chosen.published_config(scenario, head), **config}
     row, _ = run_trial(scenario, chosen.from_config(whole, head=head, train=train), seed=seed)
     figures = {key: row[f"test_{key}"] for key in ("retain_acc", "forget_acc", "probe_forget_acc")}

@@ -10,10 +10,11 @@ import torch
 from pretended_gpu import Refused, pretended_gpu
 from torch import Tensor
 
-from raymu import engines, method
-from raymu.data import arrays, published, splits
+from raymu import engines, methods, splits
+from raymu.data import arrays, published
 from raymu.evaluation import baseline, evaluate, look
 from raymu.evaluation.probe import LinearProbe
+from raymu.method import Method
 from raymu.models import architectures
 from raymu.scenario import Recipe, Scenario
 
@@ -44,8 +45,8 @@ def unlearned(name: str, head: str, chosen: Scenario, device: torch.device) -> d
     return {key: weight.detach().cpu() for key, weight in engine.model.state_dict().items()}
 
 
-def quick_method(name: str, head: Any, chosen: Scenario, **changed: Any) -> method.Method:
-    cls = method.get(name)
+def quick_method(name: str, head: Any, chosen: Scenario, **changed: Any) -> Method:
+    cls = methods.get(name)
     fast = {key: value for key, value in QUICK.items() if key in cls.hyperparameters()}
     return cls.from_config(cls.published_config(chosen, head) | fast | changed, head=head)
 
@@ -66,7 +67,7 @@ def test_the_pretended_gpu_refuses_what_a_gpu_does(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("precision", "head"), [("fp32", "linear"), ("bf16", "cmf")])
-@pytest.mark.parametrize("name", method.names())
+@pytest.mark.parametrize("name", methods.names())
 def test_every_method_does_on_a_gpu_what_it_does_on_a_cpu(name, precision, head, few, monkeypatch) -> None:
     chosen = changed(few, precision=precision)
     expected = unlearned(name, head, chosen, CPU)
@@ -114,7 +115,7 @@ def test_what_is_measured_is_exact_whatever_the_network_computes_in(architecture
     assert torch.equal(LinearProbe(features, labels)._weights, weights)
 
 
-@pytest.mark.parametrize("name", method.names())
+@pytest.mark.parametrize("name", methods.names())
 def test_no_step_of_training_waits_for_the_gpu(name, few, monkeypatch) -> None:
     """The host reads as often where there are four times the steps."""
     counts = []

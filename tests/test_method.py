@@ -10,9 +10,7 @@ import pytest
 import torch
 from conftest import DEVICE, REPOSITORY
 
-from raymu import devices, references
-from raymu import method as methods
-from raymu.data import splits
+from raymu import devices, methods, references, splits
 from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import look

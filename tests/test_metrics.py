@@ -11,8 +11,7 @@ from conftest import DEVICE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from raymu import evaluation, memory, references
-from raymu.data import splits
+from raymu import evaluation, memory, references, splits
 from raymu.data.images import Pixels
 from raymu.errors import Diverged, InputError, Undefined
 from raymu.evaluation import accuracy, columns

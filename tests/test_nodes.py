@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from raymu import cache, memory, references
 from raymu.data import published
+from raymu.distributed import retries
 from raymu.distributed.nodes import at_home, check, settle
 from raymu.distributed.session import Resources, fit_to_cluster, session
 from raymu.errors import InputError, NodeError
@@ -32,7 +33,6 @@ from raymu.protocol import Protocol
 from raymu.results import reader
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.storage import locate
-from raymu.tuning import retries
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 

@@ -13,9 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from raymu import engines, evaluation, references
-from raymu import method as methods
-from raymu.data import splits
+from raymu import engines, evaluation, methods, references, splits
 from raymu.engines import Options
 from raymu.engines.options import STAGES
 from raymu.errors import InputError

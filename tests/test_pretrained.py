@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 
-from raymu import cache, references
-from raymu.data import folders, published, splits
+from raymu import cache, references, splits
+from raymu.data import folders, published
 from raymu.engines.optimizers import DECOUPLED_DECAY
 from raymu.engines.pytorch import Engine
 from raymu.errors import InputError

@@ -15,6 +15,7 @@ from raymu.results import ranking, selection, tables
 from raymu.results.ranking import LEVEL, estimate, p_value, rank
 from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
+from raymu.values import content_hash
 
 SCENARIO = SCENARIOS["digits"]
 PROTOCOL = Protocol(trials=4, confirmation=Confirmation(seeds=3, originals=5))
@@ -34,7 +35,7 @@ def row(trial: int, keep: float | None, probe: float | None, **more: Any) -> dic
         "method": "m",
         "scenario_hash": SCENARIO.hash,
         "objective": "hmean",
-        "protocol_hash": PROTOCOL.hash,
+        "protocol_hash": content_hash(PROTOCOL.as_dict()),
         "confirms": None,
         "config": {"lr": float(trial)},
         "score": score,
@@ -56,7 +57,7 @@ def again(of: int, original: int, seed: int, probe: float | None, keep: float = 
 
 def sweep(name: str, rows: list[dict[str, Any]], **changed: Any) -> SweepResults:
     protocol = dataclasses.replace(PROTOCOL, **changed)
-    rows = [one | {"method": name, "protocol_hash": protocol.hash} for one in rows]
+    rows = [one | {"method": name, "protocol_hash": content_hash(protocol.as_dict())} for one in rows]
     fields = protocol.as_dict()
     identity = {"method": name, "scenario": SCENARIO.as_dict(), "protocol": fields}
     return SweepResults(name, identity, {}, {}, None, rows)

@@ -1,12 +1,68 @@
 """Rules of the architecture."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
 SOURCES = sorted((REPOSITORY / "raymu").rglob("*.py"))
+
+
+FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the lines above its own
+    "errors modules cache",
+    "values storage devices workers environment",
+    "source plugins memory",
+    "architecture data",
+    "scenario objective",
+    "run splits",
+    "method checkpoints",
+    "methods models",
+    "evaluation engines results",
+    "references protocol model_card",
+    "trial",
+    "export distributed",
+    "tuning",
+    "cli",
+    "__init__ __main__",  # the names that a script or a shell begins with
+)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY / "raymu").with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Folders and files of raymu/ that a file imports anywhere, also inside a function and for its types alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "raymu":
+            yield from (alias.name for alias in node.names if alias.name not in ("__version__",))
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name.split(".")[1] for name in names if name.startswith("raymu."))
+
+
+def test_one_floor_imports_floors_below_it_alone() -> None:
+    floor = {room: number for number, line in enumerate(FLOORS) for room in line.split()}
+    assert set(floor) == {room_of(path) for path in SOURCES}
+    upwards = [
+        f"{path.relative_to(REPOSITORY)} imports {other}"
+        for path in SOURCES
+        for other in imports_of(path)
+        if other != room_of(path) and floor[other] >= floor[room_of(path)]
+    ]
+    assert upwards == []
+
+
+def test_no_file_is_longer_than_can_be_read_at_once() -> None:
+    assert [path.name for path in SOURCES if len(path.read_text().splitlines()) > 400] == []
+
+
+def test_results_know_nothing_of_training_data_or_models() -> None:
+    found = {other for path in SOURCES if room_of(path) == "results" for other in imports_of(path)}
+    assert found == {"errors", "objective", "results", "storage", "values"}
 
 
 def offenders(pattern: str, sources: list[Path]) -> list[str]:

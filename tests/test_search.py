@@ -35,7 +35,7 @@ SEED = 3
 PARETO = {"objective": "pareto", "scheduler": "none"}
 PROTOCOLS = {"tpe": {}, "pareto": PARETO, "nsga2": {"searcher": "nsga2", **PARETO}}
 RANDOM = [[0.0014239, 1.87911, 9], [0.00595151, 1.47346, 1]]  # with 5 rows, for trials 5 and 6
-SUGGESTED = {  # with 33 rows, for trials 33 and 34, by `Protocol.suggestions`
+SUGGESTED = {  # with 33 rows, for trials 33 and 34, by `fingerprints.suggestions`
     "e8cd16a92c0b": [[0.00451008, 1.02088, 8], [0.00333606, 0.73143, 4]],  # tpe, Optuna 4.5
     "39d945257d8b": [[0.0026008, 0.961086, 3], [0.00245042, 1.00445, 1]],  # tpe, Optuna 5.0
     "07f2cfeef6a9": [[0.00904333, 0.294571, 2], [0.00778163, 0.295491, 2]],  # tpe for pareto, Optuna 4.5
@@ -72,9 +72,13 @@ def suggested(protocol: Protocol, count: int) -> list[list[float]]:
     return [[float(f"{value:.6g}") for value in learner.suggest(count + n).values()] for n in range(2)]
 
 
+def suggestions(protocol: Protocol) -> str:
+    return fingerprints.suggestions(protocol.searcher, protocol.objective.maximises is not None)
+
+
 def all_suggested() -> dict[str, Any]:
     made = {name: Protocol(40, **fields) for name, fields in PROTOCOLS.items()}
-    return {name: [one.suggestions, suggested(one, 5), suggested(one, 33)] for name, one in made.items()}
+    return {name: [suggestions(one), suggested(one, 5), suggested(one, 33)] for name, one in made.items()}
 
 
 def test_a_searcher_suggests_what_its_identity_says() -> None:
@@ -187,7 +191,7 @@ def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: 
         kept.append({"trial": 0})
     upgrade(module, name, value)
     after = dataclasses.replace(before, protocol=Protocol(2, **fields))
-    assert after.protocol.hash != before.protocol.hash
+    assert after.protocol_hash != before.protocol_hash
     with pytest.raises(
         InputError, match=rf"protocol\.{case.split()[0]} is \w+ there, \w+ here \(.*environment"
     ) as said:

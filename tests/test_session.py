@@ -9,8 +9,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from raymu import references
-from raymu.data import splits
+from raymu import references, splits
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster
 from raymu.engines import Options
 from raymu.errors import InputError

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from raymu import references
-from raymu.data import splits
+from raymu import references, splits
 from raymu.data.images import Pixels
 from raymu.engines.optimizers import MOMENTUM, WEIGHT_DECAY
 from raymu.engines.pytorch import Engine

@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 from rich.console import Console
 
-from raymu.data import splits
+from raymu import splits
 from raymu.distributed.session import Resources
 from raymu.errors import InputError, StorageError
 from raymu.methods.random_label import RandomLabel

@@ -18,8 +18,8 @@ import pytest
 from conftest import REPOSITORY
 from rich.console import Console
 
-from raymu import method, references
-from raymu.data import published, splits
+from raymu import methods, references, splits
+from raymu.data import published
 from raymu.distributed.session import Resources, session
 from raymu.engines import DEFAULTS
 from raymu.errors import InputError
@@ -130,13 +130,13 @@ def test_all_methods_are_swept_under_one_protocol_and_ranked(swept, tmp_path) ->
     assert printed.returncode == 0, printed.stderr
     rows = reader.read_all(tmp_path / "storage")
     refused = {"ssd", "svd", "influence", "retrain"}
-    assert {row["method"] for row in rows} == set(method.names()) - refused
+    assert {row["method"] for row in rows} == set(methods.names()) - refused
     assert printed.stdout.count("left out: ") == len(refused)
     assert {row["train"] for row in rows} == {"classifier"}
     assert all(row["fallback"] for row in rows)  # the paper gives no setting for the digits
     ranking = printed.stdout[printed.stdout.index("Tuned, on test") :].splitlines()
     ranked = [line.split()[1] for line in ranking if line.strip()[:1].isdigit()]
-    assert sorted(ranked) == sorted(f"{name}-classifier" for name in set(method.names()) - refused)
+    assert sorted(ranked) == sorted(f"{name}-classifier" for name in set(methods.names()) - refused)
     scores = [float(line.split()[-2]) for line in ranking if line.strip()[:1].isdigit()]
     assert scores == sorted(scores, reverse=True)
     refused_range = run(script("all", tmp_path), "--range", "lr=1e-4:1e-2")

@@ -8,8 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from raymu import cache, references
-from raymu.data import splits
+from raymu import cache, references, splits
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.pytorch import Engine
 from raymu.evaluation import columns

@@ -73,7 +73,7 @@ def test_a_cache_of_then_is_left_alone(raymu, tmp_path, monkeypatch) -> None:
     before = digests(then)
     printed = raymu("sweep", "finetune", "--trials", "0", RAYMU_CACHE=str(tmp_path / "cache"))
     assert printed.returncode == 2
-    from raymu.data import splits
+    from raymu import splits
     from raymu.scenario import SCENARIOS
 
     assert splits.prepare(SCENARIOS["digits"]).data.endswith("1,797 training images of 10 classes")

@@ -8,7 +8,7 @@ from typing import ClassVar, get_type_hints
 import numpy as np
 import pytest
 
-from raymu import method as methods
+from raymu import methods
 from raymu.distributed.session import Resources
 from raymu.engines.options import Options
 from raymu.errors import InputError
@@ -247,6 +247,6 @@ def test_a_budget_or_an_engine_that_cannot_be_is_refused(kind, values) -> None:
 def test_a_budget_that_can_be_is_taken_as_it_was_meant() -> None:
     protocol = Protocol(trials=np.int64(5), search_seeds=[0, 1])  # type: ignore[arg-type]
     assert (protocol.trials, protocol.search_seeds) == (5, (0, 1))
-    assert protocol.hash == Protocol(trials=5, search_seeds=(0, 1)).hash
+    assert protocol.as_dict() == Protocol(trials=5, search_seeds=(0, 1)).as_dict()
     assert Resources(gpus_per_worker="auto").gpus_per_worker == "auto"
     assert Resources(gpus_per_worker=1).gpus_per_worker == 1.0

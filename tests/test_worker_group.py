@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from test_parity import CASES, SCENARIO, setting, unlearned
 
 from raymu import references
+from raymu.distributed import retries
 from raymu.distributed.nodes import Home, at_home
 from raymu.distributed.session import Slots, session
 from raymu.distributed.worker_groups import WorkerError, for_all, in_group, side_by_side
@@ -23,7 +24,6 @@ from raymu.engines import Options
 from raymu.errors import NodeError
 from raymu.scenario import Recipe
 from raymu.storage import locate
-from raymu.tuning import retries
 from raymu.workers import Workers
 
 OPTIONS = Options(workers=2)

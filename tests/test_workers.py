@@ -17,10 +17,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raymu import evaluation
-from raymu.data import splits
+from raymu import evaluation, splits
 from raymu.data.images import Pixels
-from raymu.data.splits import HeldOut
 from raymu.errors import Diverged, Undefined
 from raymu.evaluation import layers
 from raymu.evaluation import probe as probes
@@ -32,6 +30,7 @@ from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.views import Answered, Said
 from raymu.models import architectures, cmf, inference
 from raymu.scenario import SCENARIOS
+from raymu.splits import HeldOut
 from raymu.workers import ALONE, Workers
 
 SECONDS = 90  # that a group may take; one that waits for itself has to fail

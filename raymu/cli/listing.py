@@ -19,11 +19,12 @@ def methods(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
 ) -> None:
     """List the unlearning methods, their hyperparameters, published values and ranges."""
-    from raymu import method
+    from raymu.method import shown
+    from raymu.methods import get, markdown_table, names
 
     described = []
-    for name in method.names():
-        cls = method.get(name)
+    for name in names():
+        cls = get(name)
         described.append(
             {
                 "name": name,
@@ -48,17 +49,17 @@ def methods(
         typer.echo(json.dumps(described, indent=2))
         return
     if as_markdown:
-        typer.echo(method.markdown_table())
+        typer.echo(markdown_table())
         return
-    for name in method.names():
-        cls = method.get(name)
+    for name in names():
+        cls = get(name)
         console.print(f"[bold]{name}[/bold]  {cls.paper}", highlight=False)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
         for field in cls.hyperparameters().values():
             search, doc = field.metadata["range"] or "fixed", field.metadata["doc"]
-            table.add_row(field.name, method.shown(field.default), str(search), doc)
+            table.add_row(field.name, shown(field.default), str(search), doc)
         for (dataset, head, called), values in cls.published.items():
-            setting = " ".join(f"{key}={method.shown(value)}" for key, value in values.items())
+            setting = " ".join(f"{key}={shown(value)}" for key, value in values.items())
             table.add_row(f"{dataset} {head}", called, "", setting)
         console.print(table, highlight=False)
     console.print(

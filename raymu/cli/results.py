@@ -73,7 +73,7 @@ def best(
 
 def choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
     """Rows that a rule chooses: from each sweep in the storage, and then from these."""
-    from raymu.method import get as get_method
+    from raymu.methods import get as get_method
     from raymu.plugins import is_file
     from raymu.results import reader, selection
 

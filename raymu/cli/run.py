@@ -105,12 +105,11 @@ def _unlearn(
     layers: bool = False,
 ) -> None:
     """Unlearn as the row says that is given, and as the rest says, which wins over it."""
-    from raymu import cache, engines, export, references
+    from raymu import cache, engines, export, references, splits
     from raymu import objective as objectives
-    from raymu.data import splits
     from raymu.evaluation import metrics
     from raymu.evaluation.layers import check_blocks
-    from raymu.method import get as get_method
+    from raymu.methods import get as get_method
     from raymu.models import compatibility, pretrained
     from raymu.results import tables
     from raymu.results.ranking import figures_of
@@ -193,7 +192,7 @@ def export(
     own: OwnFlag = None,
 ) -> None:
     """Unlearn once more at the best setting, and keep the model with a card that says what it is."""
-    from raymu.method import names
+    from raymu.methods import names
     from raymu.plugins import is_file
 
     load_own(own)

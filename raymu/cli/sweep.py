@@ -57,16 +57,16 @@ class _Methods(typer.core.TyperGroup):
     """One command a method, made when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        from raymu import method
+        from raymu import methods
 
-        return method.names()
+        return methods.names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from raymu import method
+        from raymu import methods
         from raymu.scenario import get as get_scenario
         from raymu.tuning.sweep import Sweep
 
-        sweep = Sweep(method.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
+        sweep = Sweep(methods.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
         return typer.main.get_command(_sweep_app([sweep]))
 
 

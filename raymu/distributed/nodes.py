@@ -20,8 +20,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymu
-from raymu import cache, devices, modules, source
-from raymu.data import splits
+from raymu import cache, devices, modules, source, splits
 from raymu.distributed.cache_server import Shelf
 from raymu.errors import InputError, NodeError
 from raymu.models import pretrained

@@ -16,12 +16,11 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raymu import memory, references
-from raymu.distributed import nodes
+from raymu.distributed import nodes, retries
 from raymu.distributed.session import Slots
 from raymu.engines.options import Options
 from raymu.errors import NodeError
 from raymu.trial import OF_THE_MACHINE
-from raymu.tuning import retries
 from raymu.workers import Workers
 
 Result = TypeVar("Result")

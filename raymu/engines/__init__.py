@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from raymu.data.splits import Data
 from raymu.engines.optimizers import checkpoint_gradients
 from raymu.engines.options import DEFAULTS, Options
 from raymu.engines.pytorch import Engine, code_of
 from raymu.errors import InputError
 from raymu.models import architectures
 from raymu.scenario import Scenario
+from raymu.splits import Data
 
 __all__ = ["DEFAULTS", "Engine", "Options", "check", "code_of", "make"]
 

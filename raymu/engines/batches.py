@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raymu.data.splits import Data
 from raymu.run import Batch, Part, Subset
 from raymu.scenario import Recipe
+from raymu.splits import Data
 
 FOR_AUGMENTATION = 2**20  # an image's random number below that; what is above it is for its label
 

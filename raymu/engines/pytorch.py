@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 
 from raymu import source
 from raymu.checkpoints import State
-from raymu.data.splits import Data
 from raymu.engines.batches import Batches, Extra, mixed
 from raymu.engines.gradients import clipping, gauss_newton_sums, gradients_of, minimiser
 from raymu.engines.optimizers import checkpoint_gradients, make_optimizer
@@ -24,6 +23,7 @@ from raymu.method import Clipped, Loss, Method, Step
 from raymu.models import architectures, cmf, inference
 from raymu.run import Batch, Optimizer, Part, Run, Subset, Tensors
 from raymu.scenario import Scenario
+from raymu.splits import Data
 from raymu.values import content_hash
 
 

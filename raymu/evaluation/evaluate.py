@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu.data.splits import Data
 from raymu.errors import Diverged
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.metrics import METRICS, SPLITS, Metric, columns
@@ -22,6 +21,7 @@ from raymu.evaluation.probe import LDAProbe, LinearProbe
 from raymu.evaluation.relearn import relearn_epochs
 from raymu.evaluation.views import Answered, OfModel, OfSplit, Said
 from raymu.models.inference import Collected, Outputs, extract, outputs
+from raymu.splits import Data
 
 RELEARN_PER_CLASS = 10
 RELEARNT = 0.95  # share of the original's accuracy

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymu.data.splits import Data, Split
 from raymu.errors import InputError
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.metrics import SPLITS
@@ -15,6 +14,7 @@ from raymu.models.architectures import build
 from raymu.models.cmf import CMF
 from raymu.models.inference import batches, eval_mode, features_and_logits
 from raymu.scenario import Scenario
+from raymu.splits import Data, Split
 
 PENULTIMATE = "penultimate"
 

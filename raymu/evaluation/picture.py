@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raymu.data.splits import Data, Split
 from raymu.models.inference import extract
+from raymu.splits import Data, Split
 
 RETAIN_IMAGES, FORGET_IMAGES = 200, 60
 PERPLEXITY = 20.0

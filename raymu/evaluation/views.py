@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu.data.splits import Data
 from raymu.evaluation.moments import Moments
 from raymu.models.inference import head_matrix
+from raymu.splits import Data
 from raymu.workers import ALONE
 
 OF_MODEL = ("model", "data", "workers", "moments", "head", "forgotten")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from raymu.data.splits import Data
 from raymu.models.inference import features_and_logits, head_matrix, heads, outputs
+from raymu.splits import Data
 
 
 class CMF(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu.data.splits import Data, Split
 from raymu.errors import Diverged
+from raymu.splits import Data, Split
 
 EXTRACT_BATCH = 640
 

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from raymu.distributed.retries import Failure, Ledger
 from raymu.engines import Options
 from raymu.errors import NodeError, StorageError
 from raymu.results import files, writer
@@ -18,7 +19,6 @@ from raymu.trial import Row
 from raymu.tuning.process import blank_of, checkpoints_of, id_of_trial
 from raymu.tuning.progress import SweepProgress
 from raymu.tuning.queue import Queue
-from raymu.tuning.retries import Failure, Ledger
 from raymu.tuning.sweep import Sweep, Task
 
 NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$", re.MULTILINE)  # in a traceback
@@ -109,7 +109,7 @@ class Recorder(tune.Callback):
             "source": task.source,
             "search_seed": task.search_seed,
             "confirms": task.confirms,
-            "protocol_hash": sweep.protocol.hash,
+            "protocol_hash": sweep.protocol_hash,
             "published": published,
             "fallback": published is None and task.config == sweep.published,
             "restarts": self._ledger.begun(task.number) - 1,

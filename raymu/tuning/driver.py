@@ -19,10 +19,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from raymu import engines, environment, references, source
+from raymu import engines, environment, references, source, splits
 from raymu.checkpoints import Checkpoints
-from raymu.data import splits
 from raymu.distributed import nodes
+from raymu.distributed.retries import Ledger, in_flight
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster, session
 from raymu.distributed.worker_groups import side_by_side
 from raymu.errors import InputError, NodeError, StorageError
@@ -36,7 +36,6 @@ from raymu.tuning.callbacks import Ended, Recorder, or_end
 from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress
 from raymu.tuning.queue import Queue
-from raymu.tuning.retries import Ledger, in_flight
 from raymu.tuning.samplers import Learner, distribution
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep, Task

@@ -1,6 +1,7 @@
 """A sweep: scenario x method x protocol."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,9 @@ from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import selection
 from raymu.scenario import Scenario
 from raymu.trial import Row, check, measured
+from raymu.tuning import fingerprints
 from raymu.tuning.designs import design
-from raymu.values import unknown
+from raymu.values import content_hash, unknown
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,24 @@ class Sweep:
         others = [dataclasses.replace(self.scenario, forget=one) for one in self.protocol.confirmation.forget]
         return list(dict.fromkeys([self.scenario, *others]))
 
+    @functools.cached_property
+    def _protocol(self) -> dict[str, Any]:
+        """The protocol's fields, and digests of what its searcher suggests and its scheduler decides with the installed
+        packages.
+        """
+        several = self.protocol.objective.maximises is not None
+        return self.protocol.as_dict() | {
+            "suggestions": fingerprints.suggestions(self.protocol.searcher, several),
+            "decisions": fingerprints.decisions(self.protocol.scheduler),
+        }
+
+    @property
+    def protocol_hash(self) -> str:
+        """12 hex digits over all that a protocol states: every row carries it, so that none can pass for one of another
+        protocol.
+        """
+        return content_hash(self._protocol)
+
     def identity(self) -> dict[str, Any]:
         """What has to agree for two runs to be the same sweep, in JSON's types."""
         identity = {
@@ -204,7 +224,7 @@ class Sweep:
             "train": self.train,
             "scenario": self.scenario.as_dict(),
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
-            "protocol": self.protocol.as_dict(),
+            "protocol": self._protocol,
         }
         same: dict[str, Any] = json.loads(json.dumps(identity))
         return same

@@ -48,13 +48,13 @@ from torch.nn.utils import parameters_to_vector
 
 from raymu import devices, engines, memory
 from raymu.data.images import Pixels
-from raymu.data.splits import Data, HeldOut, Split
 from raymu.devices import cpu_threads
 from raymu.engines import Engine, Options
 from raymu.methods.finetune import Finetune
 from raymu.models import architectures
 from raymu.references import default_device
 from raymu.scenario import Recipe, Scenario
+from raymu.splits import Data, HeldOut, Split
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, LR, SEED = 1000, 1e-3, 0

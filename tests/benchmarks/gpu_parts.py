@@ -26,13 +26,14 @@ from probe import cheap, strong
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu import devices, engines, memory, method, references
-from raymu.data import arrays, folders, published, splits
-from raymu.data.splits import Data, Split
+from raymu import devices, engines, memory, references, splits
+from raymu.data import arrays, folders, published
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
+from raymu.methods import get, names
 from raymu.models import architectures
 from raymu.scenario import SCENARIOS, Recipe, Scenario
+from raymu.splits import Data, Split
 from raymu.trial import run_trial
 from raymu.tuning import designs
 
@@ -82,7 +83,7 @@ def methods(report: Any, options: argparse.Namespace) -> None:
     for precision in ("fp32", "bf16"):
         recipe = dataclasses.replace(known.recipe, precision=precision, epochs=epochs)
         scenario = dataclasses.replace(known, name=f"gpu-{precision}", recipe=recipe)
-        cases += [(scenario, name, head) for name in method.names() for head in ("linear", "cmf")]
+        cases += [(scenario, name, head) for name in names() for head in ("linear", "cmf")]
     if options.tiny:
         cases = [case for case in cases if (case[0].recipe.precision, *case[1:]) in TINY]
     with on_cpu() as pool:
@@ -103,7 +104,7 @@ def methods(report: Any, options: argparse.Namespace) -> None:
 def row_of(case: tuple[Scenario, str, Any]) -> dict[str, Any]:
     """A method at its published setting."""
     scenario, name, head = case
-    chosen = method.get(name)
+    chosen = get(name)
     config = chosen.published_config(scenario, head)
     return run_trial(scenario, chosen.from_config(config, head=head), seed=0)[0]
 
@@ -253,7 +254,7 @@ def train_plainly(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, option
 
 def engine_steps(stopwatch: Stopwatch, scenario: Scenario, loaded: Data, name: str) -> None:
     """Those of a method; what it computes before the first one is not among them."""
-    cls = method.get(name)
+    cls = get(name)
     settings = {knob: 10 for knob in cls.ranges() if knob.endswith("epochs")} | {"lr": 1e-5}
     known = cls.hyperparameters()
     engine = engines.make(architectures.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
@@ -426,7 +427,7 @@ def _train_along(barrier: Any, rates: Any, tiny: bool) -> None:
         times.append(devices.now(DEVICE))
 
     engine = engines.make(architectures.build(scenario, 0).to(DEVICE), loaded, scenario, seed=0)
-    engine.run(method.get("random_label").from_config({"epochs": 3, "lr": 1e-5}), mark)
+    engine.run(get("random_label").from_config({"epochs": 3, "lr": 1e-5}), mark)
     rates.put(2 * len(loaded.train) / (times[2] - times[0]))
 
 
@@ -461,7 +462,7 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
         report.add(what=which, **{key: row[key] for key in OF_PAPER})
     names = FIVE[:1] if options.tiny else FIVE
     for round_, name, head in itertools.product(range(2 if options.tiny else 5), names, ("linear", "cmf")):
-        chosen: Any = method.get(name)
+        chosen: Any = get(name)
         config = chosen.published_config(scenario, head)
         if round_:  # the first is the published one
             drawn = designs.design(chosen.ranges(head), "random", 4, 0) or []
@@ -513,7 +514,7 @@ def ray(report: Any, options: argparse.Namespace) -> None:
     from raymu.tuning.sweep import Sweep
 
     for share in (0.25,) if options.tiny else ("auto", 0.25, 1.0):
-        sweep = Sweep(method.get("random_label"), SCENARIOS["digits"], Protocol(trials=4 if options.tiny else 8))
+        sweep = Sweep(get("random_label"), SCENARIOS["digits"], Protocol(trials=4 if options.tiny else 8))
         gpus: Any = 0.0 if options.device == "cpu" else share
         with tempfile.TemporaryDirectory() as directory:
             started = time.monotonic()

@@ -27,8 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raymu import devices, references
-from raymu.data import splits
+from raymu import devices, references, splits
 from raymu.models import architectures
 from raymu.scenario import Recipe, Scenario
 

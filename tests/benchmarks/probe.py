@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymu import devices, method, references
-from raymu.data import splits
+from raymu import devices, methods, references, splits
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
@@ -145,7 +144,7 @@ def evaluation(threads: int) -> None:
     scenario = SCENARIOS["digits"]
     splits.prepare(scenario)
     for name in ("random_label", "salun", "scrub", "neggrad_plus", "finetune"):
-        chosen = method.get(name)
+        chosen = methods.get(name)
         published = chosen.from_config(chosen.published_config(scenario))
         rows = [run_trial(scenario, published, seed=0, options=Options(threads))[0] for _ in range(10)][1:]
         unlearn, evaluate = (statistics.median(row[cost] for row in rows) for cost in ("unlearn_s", "evaluate_s"))

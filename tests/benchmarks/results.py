@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raymu import method
-from raymu.data import splits
+from raymu import methods, splits
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, ranking, reader, writer
 from raymu.scenario import SCENARIOS
@@ -29,17 +28,20 @@ ORIGINALS, RUNS = 5, 4  # of every sweep's confirmation
 
 def write(storage: Path, rows: int) -> int:
     """Fill the storage with sweeps that have so many rows together; return their bytes."""
-    scenario, chosen = splits.prepare(SCENARIOS["digits"]), method.get("salun")
+    scenario, chosen = splits.prepare(SCENARIOS["digits"]), methods.get("salun")
     real, _ = run_trial(scenario, chosen.from_config(chosen.published_config(scenario)), seed=0)
     protocol = Protocol(trials=rows // SWEEPS, confirmation=Confirmation(seeds=RUNS, originals=ORIGINALS))
-    identity = Sweep(chosen, scenario, protocol).identity()
+    sweep = Sweep(chosen, scenario, protocol)
+    identity = sweep.identity()
     names = ("trial_id", "sweep", "trial", "source", "search_seed", "confirms")
-    real = dict.fromkeys(names) | real | {"protocol_hash": protocol.hash, "fallback": False, "ended_s": time.time()}
+    real = (
+        dict.fromkeys(names) | real | {"protocol_hash": sweep.protocol_hash, "fallback": False, "ended_s": time.time()}
+    )
     numbers = [name for name, value in real.items() if isinstance(value, float)]
     generator = random.Random(0)
     written = 0
-    for sweep in range(SWEEPS):
-        directory = storage / f"method{sweep}"
+    for number in range(SWEEPS):
+        directory = storage / f"method{number}"
         with writer.Store(directory, identity, resume=False) as stored:
             stored.end(rows // SWEEPS)
             lines = []

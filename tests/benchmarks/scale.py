@@ -33,8 +33,7 @@ from unittest.mock import MagicMock
 
 from rich.console import Console
 
-from raymu import references
-from raymu.data import splits
+from raymu import references, splits
 from raymu.distributed.session import Resources
 from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, tuned

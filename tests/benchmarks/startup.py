@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from raymu import engines
-from raymu.data import splits
+from raymu import engines, splits
 from raymu.distributed.nodes import Home, at_home
 from raymu.distributed.session import session
 from raymu.distributed.worker_groups import in_group

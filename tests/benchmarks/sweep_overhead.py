@@ -18,8 +18,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from raymu import references
-from raymu.data import splits
+from raymu import references, splits
 from raymu.distributed.session import Resources, session
 from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged
