@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from raymu.cli import sweep_main as sweep_main
     from raymu.data.arrays import ArrayDataset as ArrayDataset
     from raymu.data.folders import EncodedDataset as EncodedDataset
+    from raymu.distributed.session import session as session
     from raymu.evaluation.metrics import Metric as Metric
     from raymu.method import Clipped as Clipped
     from raymu.method import Method as Method
@@ -18,9 +19,18 @@ if TYPE_CHECKING:
     from raymu.objective import Objective as Objective
     from raymu.protocol import Confirmation as Confirmation
     from raymu.protocol import Protocol as Protocol
+    from raymu.results.ranking import rank as rank
+    from raymu.results.reader import load as load
+    from raymu.results.reader import table as table
     from raymu.run import Run as Run
+    from raymu.scenario import SCENARIOS as SCENARIOS
     from raymu.scenario import Recipe as Recipe
     from raymu.scenario import Scenario as Scenario
+    from raymu.study import Trial as Trial
+    from raymu.study import best as best
+    from raymu.study import evaluate as evaluate
+    from raymu.study import figures as figures
+    from raymu.study import tune as tune
     from raymu.tuning.sweep import Sweep as Sweep
 
 __version__ = "0.2.0"
@@ -31,12 +41,16 @@ _PLACES = {
     "raymu.cli": ("sweep_main",),
     "raymu.data.arrays": ("ArrayDataset",),
     "raymu.data.folders": ("EncodedDataset",),
+    "raymu.distributed.session": ("session",),
     "raymu.evaluation.metrics": ("Metric",),
     "raymu.method": ("Clipped", "Method", "Range", "fixed", "tuned"),
     "raymu.objective": ("Objective",),
     "raymu.protocol": ("Confirmation", "Protocol"),
+    "raymu.results.ranking": ("rank",),
+    "raymu.results.reader": ("load", "table"),
     "raymu.run": ("Run",),
-    "raymu.scenario": ("Recipe", "Scenario"),
+    "raymu.scenario": ("SCENARIOS", "Recipe", "Scenario"),
+    "raymu.study": ("Trial", "best", "evaluate", "figures", "tune"),
     "raymu.tuning.sweep": ("Sweep",),
 }
 

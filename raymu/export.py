@@ -42,8 +42,8 @@ def make_room(out: Path) -> None:
 
 def keep(
     out: Path,
-    scenario: Scenario,
     method: Method,
+    scenario: Scenario,
     seed: int,
     objective: Objective,
     metrics: Sequence[Metric],

@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import raymu
-from raymu import cache, engines, methods, modules, references, source, splits
+from raymu import cache, engines, methods, modules, references, source, splits, study
 from raymu.architecture import Timm
-from raymu.cli import app, given
+from raymu.cli import app
 from raymu.data import arrays, dataset, folders, published
 from raymu.engines import code_of, pytorch
 from raymu.errors import InputError
@@ -343,8 +343,8 @@ def test_a_config_by_hand_says_nothing_that_is_not_read(tmp_path, case) -> None:
 
 
 def test_a_config_by_hand_says_what_is_forgotten() -> None:
-    assert given.scenario_in({"forget": [3, 1], "config": {}}, None).forget == (1, 3)
-    sampled = given.scenario_in({"scenario": "digits", "forget_share": 0.1, "model_seed": 5}, None)
+    assert study.scenario_of({"forget": [3, 1], "config": {}}).forget == (1, 3)
+    sampled = study.scenario_of({"scenario": "digits", "forget_share": 0.1, "model_seed": 5})
     assert (sampled.forget, sampled.forget_share, sampled.model_seed) == ((), 0.1, 5)
 
 

@@ -25,6 +25,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "trial",
     "export distributed",
     "tuning",
+    "study",
     "cli",
     "__init__ __main__",  # the names that a script or a shell begins with
 )

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -10,7 +10,6 @@ import yaml
 from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
 from raymu.errors import InputError
-from raymu.values import unknown
 
 
 @app.command()
@@ -55,9 +54,10 @@ def best(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML, as `raymu run --config` reads it.")] = False,
 ) -> None:
     """Print the setting that is best on validation."""
+    from raymu import study
     from raymu.results import ranking, tables
 
-    rows = choose(storage, method, rule)
+    rows = study.best(storage, method=method, rule=rule)
     if as_json:
         typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
     elif as_yaml:
@@ -69,51 +69,6 @@ def best(
         objective = rows[0]["objective"]
         figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
         console.print(tables.comparison(figures, objective))
-
-
-def choose(storage: str, method: str | None, rule: str) -> list[dict[str, Any]]:
-    """Rows that a rule chooses: from each sweep in the storage, and then from these."""
-    from raymu.methods import get as get_method
-    from raymu.plugins import is_file
-    from raymu.results import reader, selection
-
-    kind, _, argument = rule.partition(":")
-    if kind not in (rules := ["tuned", "pareto", "cheapest", "constrained"]):
-        raise InputError(unknown("rule", kind, rules))
-    if argument and kind != "constrained":
-        raise InputError(f"--rule {kind} takes no {argument!r}")
-    sweeps = reader.load(storage)
-    if method is not None:
-        if is_file(method):
-            method = get_method(method).name()
-        known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
-        if method not in known:
-            raise InputError(unknown("method in this storage", method, known))
-        sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
-    rows = [row for sweep in sweeps for row in sweep.rows]
-    if kind == "pareto":
-        return selection.ParetoFront().choose(rows)
-    if kind == "constrained":
-        try:
-            loss = float(argument)
-        except ValueError as error:
-            raise InputError(f"--rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
-        scenario = selection.candidates(rows)[0]["scenario_hash"]
-        original = next(
-            (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
-        )
-        if original is None:
-            raise InputError(f"{storage} does not say what the original reached")
-        return selection.Constrained(original, loss).choose(rows)
-    chosen, reasons = [], []
-    for sweep in sweeps:
-        try:
-            chosen += [selection.tuned(sweep.rows)] if kind == "tuned" else selection.Cheapest().choose(sweep.rows)
-        except InputError as error:
-            reasons.append(error)
-    if not chosen:
-        raise reasons[0]
-    return selection.Best().choose(chosen)
 
 
 @app.command()

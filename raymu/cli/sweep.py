@@ -1,6 +1,7 @@
 """`raymu sweep METHOD`, and what the scripts in `sweeps/` call."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -100,6 +101,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu.protocol import Confirmation, Protocol
     from raymu.scenario import get as get_scenario
     from raymu.storage import locate
+    from raymu.study import possible
     from raymu.tuning.sweep import Sweep
     from raymu.tuning.trackers.settings import Trackers
 
@@ -242,18 +244,8 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             return
         if ranges:
             raise InputError("--range is for a sweep of one method")
-        sweeps, left_out = [], []
-        for one in defaults:
-            try:
-                sweeps.append(asked(one))
-            except InputError as error:
-                left_out.append(error)
-        if not sweeps:
-            raise left_out[0]
-        names = [sweep.name for sweep in sweeps]
-        if twice := [one for one in names if names.count(one) > 1]:
-            raise InputError(f"two of the sweeps are {twice[0]}: one of a method, head and trained part is ranked")
-        for reason in left_out:
+        sweeps, refused = possible(functools.partial(asked, one) for one in defaults)
+        for reason in refused:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
         _sweep_and_rank(sweeps, locate(storage) / (name or "all"), given, **options)
 
@@ -291,7 +283,7 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
     """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import references
     from raymu.results import ranking, reader, tables
-    from raymu.tuning.driver import run_sweep
+    from raymu.study import tune
 
     protocol = sweep.protocol
     console.print(
@@ -301,15 +293,15 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         soft_wrap=True,
     )
     try:
-        rows = run_sweep(sweep, location, resources, console, **options)
+        results = tune(sweep, location, resources=resources, console=console, **options)
     except KeyboardInterrupt:
         done = len(reader.read(location))
         typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
         raise
-    statuses = [row["status"] for row in rows]
+    statuses = [row["status"] for row in results.rows]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     console.print()
-    ranked = ranking.rank(reader.load(location))
+    ranked = ranking.rank([results])
     if not ranked:
         console.print(f"no completed trial: {counts}", highlight=False)
         return False

@@ -78,7 +78,7 @@ class Slots(NamedTuple):
 
 
 @contextlib.contextmanager
-def session(address: str | None) -> Iterator[None]:
+def session(address: str | None = None) -> Iterator[None]:
     """Run the body on a Ray cluster that is joined, or on a local one that is started for it, unless Ray is connected
     already.
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,6 +133,15 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
     return _told_apart(results)
 
 
+def loaded(results: Path | str | Location | Sequence[SweepResults]) -> list[SweepResults]:
+    """Sweeps, or those that are stored somewhere.
+
+    Raises:
+        InputError: there is no sweep, or the storage cannot be read.
+    """
+    return load(results) if isinstance(results, Path | str | Location) else list(results)
+
+
 def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
     """The sweeps, with another `trial_id` for every trial."""
     names = [{row["trial_id"] for row in sweep.rows if "trial_id" in row} for sweep in sweeps]
@@ -183,10 +193,13 @@ def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) 
     return "" if rows == ended["rows"] else f"{rows} of its {ended['rows']} rows are there"
 
 
-def table(storage: Path | str | Location) -> "pandas.DataFrame":
-    """All rows of all sweeps at or below `storage`: a line a trial, a column a field, NaN or None where it has none.
+def table(results: Path | str | Location | Sequence[SweepResults]) -> "pandas.DataFrame":
+    """All rows of sweeps: a line a trial, a column a field, NaN or None where it has none.
 
     `sweep` is the sweep's name as in `load`. The setting has a column a hyperparameter: `config.lr`, `config.epochs`.
+
+    Args:
+        results: sweeps, or where they are stored.
 
     Raises:
         InputError: there is no sweep, or the storage cannot be read.
@@ -195,7 +208,7 @@ def table(storage: Path | str | Location) -> "pandas.DataFrame":
 
     rows = [
         {**row, "sweep": sweep.name, **{f"config.{name}": value for name, value in row["config"].items()}}
-        for sweep in load(storage)
+        for sweep in loaded(results)
         for row in sweep.rows
     ]
     return pandas.DataFrame(rows).drop(columns="config", errors="ignore")

@@ -1,0 +1,354 @@
+"""The application: what a study does with sweeps, rows and models. The command line only parses and prints."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from rich.console import Console
+from torch import nn
+
+from raymu import cache, engines, evaluation, export, methods, plugins, references, splits
+from raymu import objective as objectives
+from raymu import scenario as scenarios
+from raymu.distributed.nodes import at_home
+from raymu.distributed.session import Resources, fit_to_cluster, session
+from raymu.distributed.worker_groups import side_by_side, take_along
+from raymu.engines import DEFAULTS, Options
+from raymu.engines.options import ENGINES
+from raymu.errors import InputError
+from raymu.evaluation import Metric, gaps, metrics
+from raymu.evaluation.layers import check_blocks
+from raymu.method import Method
+from raymu.models import compatibility, pretrained
+from raymu.objective import HMEAN, Objective
+from raymu.results import ranking, reader, report, selection
+from raymu.results.reader import SweepResults
+from raymu.scenario import Scenario
+from raymu.storage import Location, locate
+from raymu.trial import IDENTITY, MADE_WITH, Row, check, run_trial
+from raymu.tuning.driver import run_sweep
+from raymu.tuning.sweep import Sweep
+from raymu.tuning.trackers.settings import Trackers
+from raymu.values import NOT_NEGATIVE, checked, unknown
+
+STORAGE = "raymu-results"
+SCENARIO = "digits"
+RULES = ("tuned", "pareto", "cheapest", "constrained")
+MOST_NAMED = 5  # of what differs between two rows
+OF_SCENARIO = ("forget", "forget_share", "model_seed")  # what a row also says outside its scenario_fields
+
+
+def tune(
+    sweep: Sweep,
+    location: Path | str | Location | None = None,
+    *,
+    resume: bool = False,
+    data_dir: Path | str | None = None,
+    weights_file: Path | None = None,
+    resources: Resources | None = None,
+    trackers: Trackers | None = None,
+    console: Console | None = None,
+) -> SweepResults:
+    """Results of a sweep, after it was run, or what is missing of it.
+
+    Args:
+        location: the sweep's own directory, or a URI such as s3://bucket/salun; None: its name in STORAGE.
+        resume: whether an unfinished sweep is continued.
+        data_dir: where the dataset's original files are.
+        weights_file: a safetensors file with the scenario's pretrained weights.
+        resources: what a trial has, and how many run at once.
+        trackers: where its searches are shown as well.
+        console: where progress is shown; None: standard output.
+
+    Raises:
+        InputError, StorageError, KeyboardInterrupt: see `raymu.tuning.driver.run_sweep`.
+    """
+    directory = locate(STORAGE) / sweep.name if location is None else locate(location)
+    run_sweep(
+        sweep,
+        directory,
+        resources or Resources(),
+        console or Console(),
+        data_dir=data_dir,
+        weights_file=weights_file,
+        resume=resume,
+        trackers=trackers,
+    )
+    (found,) = reader.load(directory)
+    return found
+
+
+def possible(makers: Iterable[Callable[[], Sweep]]) -> tuple[list[Sweep], list[InputError]]:
+    """Sweeps that can be made, and why others cannot, as of a method that does not forget single samples.
+
+    Raises:
+        InputError: none can be made, or two have one name.
+    """
+    sweeps, refused = list[Sweep](), list[InputError]()
+    for make in makers:
+        try:
+            sweeps.append(make())
+        except InputError as error:
+            refused.append(error)
+    if not sweeps:
+        raise refused[0]
+    names = [sweep.name for sweep in sweeps]
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise InputError(f"two of the sweeps are {twice[0]}: one of a method, head and trained part is ranked")
+    return sweeps, refused
+
+
+def best(
+    results: Path | str | Location | Sequence[SweepResults], *, method: str | None = None, rule: str = "tuned"
+) -> list[Row]:
+    """Rows that a rule chooses, on validation: from each sweep, and then from these.
+
+    Args:
+        results: sweeps, or where they are stored.
+        method: only trials of this method.
+        rule: "tuned", "pareto", "cheapest" or "constrained:SHARE" (see `raymu.results.selection`).
+
+    Raises:
+        InputError: there is no such rule or method, or nothing to choose from.
+    """
+    kind, _, argument = rule.partition(":")
+    if kind not in RULES:
+        raise InputError(unknown("rule", kind, list(RULES)))
+    if argument and kind != "constrained":
+        raise InputError(f"rule {kind} takes no {argument!r}")
+    sweeps = reader.loaded(results)
+    if method is not None:
+        if plugins.is_file(method):
+            method = methods.get(method).name()
+        known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
+        if method not in known:
+            raise InputError(unknown("method in this storage", method, known))
+        sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
+    rows = [row for sweep in sweeps for row in sweep.rows]
+    if kind == "pareto":
+        return selection.ParetoFront().choose(rows)
+    if kind == "constrained":
+        try:
+            loss = float(argument)
+        except ValueError as error:
+            raise InputError(f"rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
+        scenario = selection.candidates(rows)[0]["scenario_hash"]
+        original = next(
+            (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
+        )
+        if original is None:
+            raise InputError("the results do not say what the original reached")
+        return selection.Constrained(original, loss).choose(rows)
+    chosen, reasons = [], []
+    for sweep in sweeps:
+        try:
+            chosen += [selection.tuned(sweep.rows)] if kind == "tuned" else selection.Cheapest().choose(sweep.rows)
+        except InputError as error:
+            reasons.append(error)
+    if not chosen:
+        raise reasons[0]
+    return selection.Best().choose(chosen)
+
+
+def figures(results: Path | str | Location | Sequence[SweepResults]) -> dict[str, go.Figure]:
+    """The report's figures by name, such as "tradeoff" and "hyperparameters of salun".
+
+    Args:
+        results: sweeps that can be ranked, or where they are stored.
+    """
+    sweeps = reader.loaded(results)
+    drawn = report.drawings(sweeps, ranking.rank(sweeps))
+    return {f"{one.section} of {one.sweep}" if one.sweep else one.section: one.figure for one in drawn}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial outside a sweep: unlearn once, and have the model.
+
+    Attributes:
+        method: the method at a setting.
+        seed: draws everything random.
+        metrics: what is measured beside raymu's own metrics.
+        options: what carries it out.
+        layers: whether every block is probed as well.
+
+    Raises:
+        InputError: they do not go together.
+    """
+
+    method: Method
+    scenario: Scenario
+    seed: int = 0
+    objective: Objective = HMEAN
+    metrics: tuple[Metric, ...] = ()
+    options: Options = DEFAULTS
+    layers: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", checked("seed", self.seed, int, NOT_NEGATIVE))
+        check(self.scenario, type(self.method), self.objective, self.metrics)
+        engines.check(self.scenario, self.options)
+        if self.layers:
+            check_blocks(self.scenario)
+
+    @classmethod
+    def of(
+        cls,
+        row: Mapping[str, Any],
+        *,
+        method: type[Method] | None = None,
+        scenario: Scenario | None = None,
+        head: str | None = None,
+        train: str | None = None,
+        objective: Objective | None = None,
+        seed: int | None = None,
+        options: Options | None = None,
+        layers: bool = False,
+    ) -> "Trial":
+        """The trial that made a row, with what is given in the place of what the row says. Of an empty row, the
+        method's published setting.
+
+        Raises:
+            InputError: the row was changed, or method or scenario are no longer those that made it.
+        """
+        chosen = method or methods.get(row["method"])
+        if row.get("method", chosen.name()) != chosen.name():
+            raise InputError(f"the config is a setting of {row['method']}, not of {chosen.name()}")
+        if "scenario_fields" in row and row.get("method_code") != engines.code_of(chosen):
+            raise InputError(
+                f"{chosen.name()} is not the method that made the row: its code was edited since, or the row's method"
+                " is defined in another file. Name that file: raymu run path/to/own.py, or raymu export --method"
+                " path/to/own.py"
+            )
+        task = scenario or scenario_of(row)
+        kind: Any = {"head": head or row.get("head", "linear"), "train": train or row.get("train", "all")}
+        chosen.check_options(**kind)
+        config = row["config"] if row else chosen.published_config(task, kind["head"])
+        return cls(
+            chosen.from_config(config, **kind),
+            task,
+            seed=row.get("seed", 0) if seed is None else seed,
+            objective=objective or objectives.get(row.get("objective", HMEAN.name)),
+            metrics=tuple(map(metrics.get, row.get("metrics", {}))),
+            options=options or options_of(row),
+            layers=layers,
+        )
+
+    def prepared(self, data_dir: Path | str | None = None, weights_file: Path | None = None) -> "Trial":
+        """The same trial, once its data and pretrained weights are there and it is known that it can run.
+
+        Args:
+            data_dir: where the dataset's original files are.
+            weights_file: a safetensors file with the scenario's pretrained weights.
+
+        Raises:
+            InputError: it cannot.
+        """
+        pretrained.prepare(self.scenario, weights_file)
+        compatibility.check(self.scenario, type(self.method))
+        scenario = splits.prepare(self.scenario, data_dir)
+        splits.check_split(scenario)
+        return dataclasses.replace(self, scenario=scenario)
+
+    def run(self) -> tuple[Row, nn.Module | None]:
+        """The row and the unlearned model, as `raymu.trial.run_trial` returns them, by this process alone."""
+        trial = self.prepared()
+        return run_trial(
+            trial.scenario,
+            trial.method,
+            seed=trial.seed,
+            objective=trial.objective,
+            metrics=trial.metrics,
+            options=trial.options,
+        )
+
+    def keep(self, out: Path) -> Row:
+        """The row, after it was written into a directory, with the model, its card and what `layers` asks for. Several
+        workers run on a Ray cluster. The trial is a prepared one.
+
+        Raises:
+            InputError: the directory cannot be written, or holds files that are not an earlier run's.
+        """
+        export.make_room(out)
+        call = (export.keep, out.absolute(), *(getattr(self, one.name) for one in dataclasses.fields(self)))
+        if self.options.stage is None:
+            export.keep(*call[1:])
+        else:
+            take_along(plugins.loaded())
+            with session(None), at_home(locate(out)) as home:
+                side_by_side(home, fit_to_cluster(Resources(options=self.options)), [call])
+        row: Row = cache.load_json(out / export.ROW)
+        return row
+
+
+def evaluate(
+    model: nn.Module, scenario: Scenario, metrics: Sequence[Metric] = (), data_dir: Path | str | None = None
+) -> Row:
+    """All metrics of a model, and their gaps to the retrained one. References that are missing are trained.
+
+    Args:
+        model: of the scenario's architecture; it stays as it is.
+        metrics: what is measured beside raymu's own metrics.
+        data_dir: where the dataset's original files are.
+    """
+    found = references.load(splits.prepare(scenario, data_dir), references.default_device(), DEFAULTS, metrics)
+    row = evaluation.evaluate(model.to(found.data.device), found.data, found.baseline, metrics)
+    return row | gaps(row, found.metrics["retrained"], metrics)
+
+
+def scenario_of(row: Mapping[str, Any]) -> Scenario:
+    """Scenario of a row, or of what a person wrote in its place: a name and what is forgotten.
+
+    Raises:
+        InputError: it was changed, or the row does not say it.
+    """
+    if "scenario_hash" not in row:  # written by hand
+        changes = {field: row[field] for field in OF_SCENARIO if field in row}
+        if {"forget", "forget_share"} & changes.keys():
+            changes = {"forget": (), "forget_share": 0.0, **changes}
+        return Scenario.from_dict({**scenarios.get(row.get("scenario", SCENARIO)).as_dict(), **changes})
+    if "scenario_fields" not in row:
+        raise InputError(
+            f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: raymu run"
+            " --config takes such a row, with --scenario and where need be --forget"
+        )
+    task = Scenario.from_dict(row["scenario_fields"])
+    if task.hash != row["scenario_hash"]:
+        raise InputError(f"the row was changed: its scenario_fields are not those of {row['scenario_hash']}")
+    for field, value in {"scenario": task.name, **{one: task.as_dict()[one] for one in OF_SCENARIO}}.items():
+        if row.get(field, value) != value:
+            raise InputError(f"the row was changed: its {field} is {row[field]}, in its scenario_fields {value}")
+    return task
+
+
+def differences_to(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Differences between a given row and the row of the same trial run again, as "column is X there, Y here"."""
+    if "scenario_hash" in given and "scenario_fields" not in given:
+        return ["raymu 0.1 made the row, which does not say by what code"]
+    if any(given.get(key) != row[key] for key in IDENTITY if key not in MADE_WITH):
+        return []  # another trial was asked for
+    if given.get("status") == "stopped":
+        return [f"its trial was stopped after {given['epochs']} epochs, this one went on for {row['epochs']}"]
+    keys = [*MADE_WITH, *(key for key in row if key.startswith(("val_", "test_", "train_"))), "score"]
+    differ = [key for key in keys if key in given and given[key] != row[key] and given.get("status") == "completed"]
+    return [f"{key} is {given[key]} there, {row[key]} here" for key in differ[:MOST_NAMED]]
+
+
+def options_of(row: Mapping[str, Any], **given: Any) -> Options:
+    """Options that carried out the row's trial, with those that are given and not None in their place."""
+    engine = row.get("engine", "pytorch")
+    if engine not in list(ENGINES):
+        raise InputError(unknown("engine", str(engine), list(ENGINES)))
+    given = {name: value for name, value in given.items() if value is not None}
+    said = {
+        "threads": row.get("threads"),
+        "workers": row.get("workers"),
+        "zero": ENGINES[engine],
+        "deepspeed": row.get("deepspeed"),
+    }
+    if said["deepspeed"] or given.get("deepspeed"):
+        said["zero"] = None
+    return Options(**{**{name: value for name, value in said.items() if value is not None}, **given})
