@@ -25,7 +25,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = os.environ.get("RAYMU_CACHE")
-    base = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    base.mkdir(exist_ok=True)
     os.environ["RAYMU_CACHE"] = str(base)
     yield base
     if before is None:

@@ -164,6 +164,7 @@ def test_two_heads_are_two_halves_of_one_matrix(of_kind) -> None:
     torch.testing.assert_close(logits, mean)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", UNUSUAL)
 def test_every_kind_unlearns_and_is_measured_as_it_answers(kind, of_kind) -> None:
     scenario = of_kind(kind)

@@ -37,6 +37,7 @@ def rehearsed(out: Path, environment: dict[str, str], *arguments: str) -> dict[s
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
+@pytest.mark.long
 def test_parts_say_what_they_found_or_what_they_miss(bare, tmp_path) -> None:
     parts = rehearsed(tmp_path / "out", bare, "--parts", "evaluation,ray,deepspeed")
     assert {name: part["ended"] for name, part in parts.items()} == {
@@ -111,6 +112,7 @@ def test_what_takes_too_long_is_cut_off_and_loses_nothing(bare, tmp_path, monkey
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.long
 def test_a_resnet_is_timed(bare) -> None:
     """It takes no patches."""
     small = "--model test_resnet --image-size 16 --batch-size 4 --steps 2 --repeats 1 --stages"
@@ -131,6 +133,7 @@ def test_probes_are_timed_on_a_gpu(monkeypatch, capsys) -> None:
     assert "SGD, 2 epochs" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_images_are_read_to_a_gpu(monkeypatch, tmp_path) -> None:
     monkeypatch.syspath_prepend(GPU.parent)
     with pretended_gpu(monkeypatch):

@@ -66,7 +66,7 @@ def run_snippet(card: str, directory: Path, images: torch.Tensor) -> torch.Tenso
     return load_file(directory / "logits.safetensors")["logits"]
 
 
-@pytest.mark.parametrize("head", ["linear", "cmf"])
+@pytest.mark.parametrize("head", [pytest.param("linear", marks=pytest.mark.long), "cmf"])
 def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, digits_data, tmp_path, head) -> None:
     config = {"lr": 0.01, "epochs": 1} | ({"temperature": 8.5} if head == "cmf" else {})
     (tmp_path / "setting.yaml").write_text(yaml.safe_dump({"config": config, "head": head}))
@@ -94,6 +94,7 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_stem_and_an_image_size_are_rebuilt(tmp_path: Path) -> None:
     """What `raymu.models.architectures.build` makes takes the weights of the card's model, and answers alike."""
     resnet = SCENARIOS["cifar10-resnet18"]

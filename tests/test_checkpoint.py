@@ -72,7 +72,7 @@ def interrupted(name: str, options: Options, images, original, place, epochs) ->
         ("salun-cmf-all", (1, 3)),
         ("neggrad_plus-linear-all", (2,)),
         ("scrub-linear-all", (1,)),
-        ("unsir-linear-all", (2, 3, 5)),  # of two phases of three
+        pytest.param("unsir-linear-all", (2, 3, 5), marks=pytest.mark.long),  # of two phases of three
     ],
 )
 def test_an_engine_goes_on_where_another_stood(name, epochs, tmp_path) -> None:
@@ -94,6 +94,7 @@ def sharded(directory: str) -> list[float]:
     ]
 
 
+@pytest.mark.long
 def test_workers_go_on_with_their_parts_of_the_optimizer(tmp_path) -> None:
     for apart in in_workers(sharded, tmp_path, str(tmp_path)):
         assert max(apart) == 0.0

@@ -226,6 +226,7 @@ def test_best_of_a_method(raymu, storage) -> None:
     assert "Known: salun" in refused.stderr
 
 
+@pytest.mark.long
 def test_doctor_finds_that_this_machine_works(raymu) -> None:
     printed = raymu("doctor", COLUMNS="200")
     assert printed.returncode == 0, printed.stdout
@@ -233,6 +234,7 @@ def test_doctor_finds_that_this_machine_works(raymu) -> None:
         assert finding in printed.stdout
 
 
+@pytest.mark.long
 def test_run_shows_what_the_probe_reads_from_every_block(raymu, tmp_path) -> None:
     done = raymu("run", "random_label", "--layers", "--out", "unlearned")
     assert done.returncode == 0, done.stderr

@@ -95,6 +95,7 @@ def test_images_are_known_by_what_they_are_and_not_by_where_they_lie(photos, tmp
         splits.prepare(said[""], other["twice the images"])
 
 
+@pytest.mark.long
 def test_trials_on_other_images_of_the_same_name_have_references_of_their_own(photos, tmp_path) -> None:
     rows = []
     for classes in ("abcd", "bacd", "abcd"):
@@ -261,6 +262,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.long
 def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp_path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
     swept = subprocess.run(
@@ -544,6 +546,7 @@ def test_a_digest_knows_each_value_by_its_place(monkeypatch, tmp_path, edit) -> 
     assert digests[0] == digests[2] != digests[1]
 
 
+@pytest.mark.long
 def test_what_differs_from_process_to_process_changes_no_digest(tmp_path) -> None:
     text = (
         "import os, random, threading\nfrom rich.console import Console\n"
@@ -683,6 +686,7 @@ def row(trial: int, **more) -> dict:
     }
 
 
+@pytest.mark.long
 def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
     with writer.Store(locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
         rows.append(row(0, note='a quote: "checksum": "'))
@@ -765,6 +769,7 @@ def test_nothing_of_an_original_is_used_for_another(striped) -> None:
         selection.tuned([{**one, "source": "search", "trial": 0, "protocol_hash": "p"} for one in (before, after)])
 
 
+@pytest.mark.long
 def test_a_run_leaves_nothing_of_the_run_before(raymu, tmp_path) -> None:
     (tmp_path / "good.yaml").write_text("config: {lr: 0.001, epochs: 1}")
     (tmp_path / "bad.yaml").write_text("config: {lr: 1.0e+30, epochs: 1}")

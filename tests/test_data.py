@@ -137,6 +137,7 @@ def test_digits_of_another_version_are_refused(tmp_path, monkeypatch) -> None:
             published.DATASETS["digits"].read(tmp_path)
 
 
+@pytest.mark.long
 def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
     scenario, directory, _ = cifar10
     splits.prepare(scenario, directory)

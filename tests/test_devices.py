@@ -37,6 +37,7 @@ def believing() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.long
 def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
     believing, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
     assert [(row["status"], row["device"], row["cuda"]) for row in rows] == [("completed", "cpu", None)] * 2
 
 
+@pytest.mark.long
 def test_a_trial_that_was_given_no_gpu_uses_none(monkeypatch: pytest.MonkeyPatch, believing, tmp_path: Path) -> None:
     """Ray does not hide those of its machine."""
 

@@ -496,6 +496,7 @@ def test_svd_reads_as_many_images_of_every_class_as_it_says(original, loaded, sc
         assert seen == {label: of_forgotten if label == forgotten else of_retained for label in range(CLASSES)}
 
 
+@pytest.mark.long
 def test_influence_takes_the_step_of_woodfisher_with_the_whole_inverse(original, loaded, scenario) -> None:
     """The direction of Jia et al., through the Gauss-Newton matrix as a dense one, from an original that is far from
     stationary.

@@ -226,6 +226,7 @@ def test_a_process_that_is_killed_is_told_and_replaced(places) -> None:
     assert torch.equal(read(split), expected)
 
 
+@pytest.mark.long
 def test_no_process_outlives_the_one_that_asked() -> None:
     code = (
         "import os, signal; from raymu.data.decoding import Decoders; pool = Decoders(2);"
@@ -556,6 +557,7 @@ def test_shards_on_object_storage_are_copied_once(places, bucket) -> None:
     assert json.loads(known.read_text())["location"] == str(places["shards"])
 
 
+@pytest.mark.long
 def test_an_outage_of_the_storage_is_the_machines_failure(places, bucket) -> None:
     uri, server = bucket[0].format("some/shards"), bucket[1]
     upload(places["shards"], uri)
@@ -730,6 +732,7 @@ def test_a_cifar_of_another_size_is_refused(tmp_path, monkeypatch) -> None:
 # Trials
 
 
+@pytest.mark.long
 def test_trials_on_shards(places) -> None:
     """By class, with the UNSIR sample and its noise among the images, and by share."""
     splits.prepare(SCENARIO, places["shards"])

@@ -99,6 +99,7 @@ raymu.sweep_main(lambda: raymu.Sweep(Finetune, MINE, raymu.Protocol(trials=2, sc
 """
 
 
+@pytest.mark.long
 def test_what_a_script_registers_under_a_name_travels(tmp_path) -> None:
     """With timm, and among raymu's datasets: workers do not run the script."""
     (tmp_path / "mine.py").write_text(REGISTERED)

@@ -145,6 +145,7 @@ def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp
     assert by_trial(run(protocol, cut, resume=True)) == by_trial(whole)
 
 
+@pytest.mark.long
 def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
     """Two at a time, a search cannot be repeated; its trials in flight can, and go on from their checkpoints."""
     protocol = Protocol(trials=5, scheduler="none")
@@ -170,6 +171,7 @@ def test_what_was_begun_keeps_its_setting(cluster, tmp_path) -> None:
     assert list((tmp_path / "steady" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path, monkeypatch) -> None:
     """After whatever epoch, twice; it ends to the bit as one that nothing happened to."""
     recipe = Recipe(lr=0.05, epochs=12, batch_size=16)
@@ -228,6 +230,7 @@ def meanwhile(what: Callable[[], None]) -> Iterator[None]:
     thread.join()
 
 
+@pytest.mark.long
 def test_what_the_machine_refuses_is_tried_again_and_then_given_up(cluster, at_once, tmp_path) -> None:
     """A disk that is full for a while costs a trial nothing; one that stays full is its error."""
     protocol = Protocol(trials=4, searcher="quasi_random", scheduler="none")
@@ -265,6 +268,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.long
 def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
     cluster, small_disk, tmp_path, monkeypatch, capsys, caplog
 ) -> None:
@@ -304,6 +308,7 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
     assert by_trial(resumed) == by_trial(whole)
 
 
+@pytest.mark.long
 def test_a_process_that_finds_other_code_than_the_driver_ends_the_sweep(cluster, tmp_path, monkeypatch) -> None:
     """A module of the user's that is edited while the sweep runs: its rows would be of two codes."""
     module = tmp_path / "of_the_user.py"
@@ -376,6 +381,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
 
+@pytest.mark.long
 def test_a_trial_that_is_ended_for_its_memory_says_so(quick_references, tmp_path) -> None:
     """By Ray's own monitor, on a machine of which a hundredth may be used."""
     limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "200"}

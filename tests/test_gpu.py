@@ -66,8 +66,14 @@ def test_the_pretended_gpu_refuses_what_a_gpu_does(monkeypatch) -> None:
     assert counts == {"aten.index": 1, "aten._local_scalar_dense": 1, "to the CPU": 1}
 
 
-@pytest.mark.parametrize(("precision", "head"), [("fp32", "linear"), ("bf16", "cmf")])
-@pytest.mark.parametrize("name", methods.names())
+SLOW = ("influence", "svd", "unsir")  # they take half of the time of all
+NAMES = [pytest.param(name, marks=[pytest.mark.long] if name in SLOW else []) for name in methods.names()]
+
+
+@pytest.mark.parametrize(
+    ("precision", "head"), [("fp32", "linear"), pytest.param("bf16", "cmf", marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_does_on_a_gpu_what_it_does_on_a_cpu(name, precision, head, few, monkeypatch) -> None:
     chosen = changed(few, precision=precision)
     expected = unlearned(name, head, chosen, CPU)
@@ -115,7 +121,7 @@ def test_what_is_measured_is_exact_whatever_the_network_computes_in(architecture
     assert torch.equal(LinearProbe(features, labels)._weights, weights)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_no_step_of_training_waits_for_the_gpu(name, few, monkeypatch) -> None:
     """The host reads as often where there are four times the steps."""
     counts = []
@@ -142,6 +148,7 @@ def operations(name: str, chosen: Scenario, monkeypatch: pytest.MonkeyPatch, **c
     return seen[1]
 
 
+@pytest.mark.long
 def test_masks_and_clipping_take_a_handful_of_operations(few, monkeypatch) -> None:
     """However many weights there are: of the architecture here, and of a ResNet-18."""
     plain, known = changed(few, batch_size=16), []

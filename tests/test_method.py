@@ -22,6 +22,7 @@ from raymu.scenario import SCENARIOS, Recipe
 
 ALL = [methods.get(name) for name in methods.names()]
 OPTIONS = [("linear", "all"), ("cmf", "all"), ("linear", "classifier")]
+SLOW = ("influence", "svd", "unsir")  # they take half of the time of all
 ARCHITECTURES = {
     "resnet": {"architecture": "test_resnet"},  # BatchNorm
     "vit": {"architecture": "test_vit", "model_args": (("patch_size", 4),)},  # LayerNorm, class token
@@ -37,8 +38,13 @@ def allows(method: type[Method], head: str, train: str) -> bool:
     return True
 
 
+def marks(method: type[Method]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.long] if method.name() in SLOW else []
+
+
+METHODS = [pytest.param(method, id=method.name(), marks=marks(method)) for method in ALL]
 CASES = [
-    pytest.param(method, head, train, id=f"{method.name()}-{head}-{train}")
+    pytest.param(method, head, train, id=f"{method.name()}-{head}-{train}", marks=marks(method))
     for method in ALL
     for head, train in OPTIONS
     if allows(method, head, train)
@@ -118,17 +124,19 @@ class TestEveryMethod:
             with pytest.raises(InputError, match="number"):
                 method.from_config({known: wrong})
 
-    def test_ends_of_the_ranges_are_finite_or_a_divergence(self, method, small) -> None:
-        scenario, images, original = small("resnet")
-        for end in ("low", "high"):
-            config = {name: getattr(search, end) for name, search in method.ranges().items()}
-            config.update({name: 1 for name in config if name.endswith("epochs")})
-            engine = Engine(start(method, original, scenario), images, scenario, seed=0)
-            try:
-                engine.run(method.from_config(config))
-            except Diverged:
-                continue
-            assert all(weight.isfinite().all() for weight in engine.model.parameters())
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ends_of_the_ranges_are_finite_or_a_divergence(method, small) -> None:
+    scenario, images, original = small("resnet")
+    for end in ("low", "high"):
+        config = {name: getattr(search, end) for name, search in method.ranges().items()}
+        config.update({name: 1 for name in config if name.endswith("epochs")})
+        engine = Engine(start(method, original, scenario), images, scenario, seed=0)
+        try:
+            engine.run(method.from_config(config))
+        except Diverged:
+            continue
+        assert all(weight.isfinite().all() for weight in engine.model.parameters())
 
 
 FIXED = {
@@ -278,7 +286,7 @@ def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digi
     assert all(0 <= row[f"{split}_{part}_acc"] <= 1 for split in ("val", "test") for part in ("retain", "probe_forget"))
 
 
-@pytest.mark.parametrize("method", [method for method in ALL if not method.classes_only], ids=lambda m: m.name())
+@pytest.mark.parametrize("method", [case for case in METHODS if not case.values[0].classes_only])
 def test_single_samples_can_be_forgotten(method, digits, small) -> None:
     _, _, original = small("resnet")
     scenario = dataclasses.replace(digits, forget=(), forget_share=0.1)

@@ -599,6 +599,7 @@ def test_other_objectives_and_splits() -> None:
     assert OBJECTIVES["oracle_gap"].of(gaps) == pytest.approx(0.8)
 
 
+@pytest.mark.long
 def test_what_is_extracted_takes_little_more_memory_than_it_keeps(digits_data) -> None:
     """200,000 images of 768 features and 1,000 classes."""
     count, features, classes = 200_000, 768, 1000

@@ -200,7 +200,7 @@ def _backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("chosen", "evaluated"),
     [
-        pytest.param(QUICK, ("neggrad_plus", "salun"), id="quick"),
+        pytest.param(QUICK, ("neggrad_plus", "salun"), marks=pytest.mark.cluster, id="quick"),
         pytest.param(EVERY, ("",), marks=pytest.mark.long, id="every"),
     ],
 )
@@ -227,6 +227,7 @@ def test_weights_and_metrics_are_those_of_one_process(chosen, evaluated, tmp_pat
     assert not wrong
 
 
+@pytest.mark.long
 def test_batchnorm_statistics_of_one_worker_are_those_of_one_process(tmp_path) -> None:
     ((*found,),) = in_workers(of_statistics, tmp_path, ["neggrad_plus-linear-all", "salun-cmf-all"], count=1)
     for moved, apart in found:
@@ -234,6 +235,7 @@ def test_batchnorm_statistics_of_one_worker_are_those_of_one_process(tmp_path) -
         assert apart < 1e-4 * moved
 
 
+@pytest.mark.long
 def test_deepspeed_allocates_no_more_than_the_model_needs(tmp_path) -> None:
     several = [
         *SHARDED,

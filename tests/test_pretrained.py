@@ -189,6 +189,7 @@ def test_random_weights_need_no_file(file) -> None:
 # From the hub
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["sweep salun", "run salun --out x"])
 def test_a_hub_that_cannot_be_reached_is_said_at_once(raymu, tmp_path, command) -> None:
     """Fix: the hub is asked once before the download, which tries for 23 s where connections are refused."""

@@ -180,6 +180,7 @@ def test_the_page_is_quiet_complete_and_fits(browser: Any, page: Path, width: in
         assert part in text
 
 
+@pytest.mark.long
 @needs_browser
 def test_plots_follow_the_width_of_the_window(browser: Any, page: Path) -> None:
     tab = browser.new_page(viewport={"width": 1280, "height": 800})

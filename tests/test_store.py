@@ -321,6 +321,7 @@ def _fill_the_disk(directory: Path, more: int) -> None:
         rows.append(row(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [0, 10])
 def test_a_full_disk_is_said_and_leaves_no_half_row(tmp_path: Path, more: int) -> None:
     writer = multiprocessing.get_context("spawn").Process(target=_fill_the_disk, args=(tmp_path, more))

@@ -17,6 +17,9 @@ from raymu.study import possible
 PAGE = (REPOSITORY / "docs" / "python.md").read_text()
 
 
+pytestmark = pytest.mark.cluster  # two sweeps
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict:
     """What the page's lines leave behind, in one directory."""

@@ -156,6 +156,7 @@ def test_best_runs_again_to_the_last_digit(swept, raymu, tmp_path) -> None:
     assert (tmp_path / "again" / "model.safetensors").stat().st_size > 0
 
 
+@pytest.mark.long
 def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) -> None:
     storage = str(swept[0] / "salun")
     rows = reader.read(swept[0] / "salun")
@@ -224,7 +225,10 @@ def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path)
 
 @pytest.mark.parametrize(
     "blow",
-    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.long)],
+    [
+        pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.cluster),
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.long),
+    ],
 )
 def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""
@@ -268,8 +272,8 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     ("before", "after", "message"),
     [
         ("Range(1e-5, 1e-1,", "Range(1e-1, 1e-5,", "low end has to be below the high end"),
-        ("trials=40", "trials=0", "trials has to be at least 1"),
-        ('{"lr":', '{"rl":', "did you mean 'lr'"),
+        pytest.param("trials=40", "trials=0", "trials has to be at least 1", marks=pytest.mark.long),
+        pytest.param('{"lr":', '{"rl":', "did you mean 'lr'", marks=pytest.mark.long),
     ],
 )
 def test_a_mistake_in_an_edited_script_is_one_clear_line(tmp_path, before, after, message) -> None:
@@ -294,6 +298,7 @@ def local_ray() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) -> None:
     storage, printed = swept
     for comparison in references.directory(SCENARIOS["digits"]).glob("comparison-*"):
@@ -437,6 +442,7 @@ sweep_main(lambda: Sweep(Fragile, SCENARIOS["digits"], Protocol(trials=7, search
 """
 
 
+@pytest.mark.long
 def test_what_goes_wrong_in_a_trial_is_a_row(swept, tmp_path) -> None:
     """With a method of one's own, in a script of one's own. Each kind of failure happens; the sweep goes on."""
     (tmp_path / "fragile.py").write_text(FRAGILE)
@@ -551,6 +557,7 @@ def test_shuffled_test_metrics_change_neither_selection_nor_confirmation(swept) 
     assert selection.tuned(rows)["trial"] == selection.tuned(shuffled)["trial"]
 
 
+@pytest.mark.long
 def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
     """Nothing is drawn twice, and all within the budget."""
     protocols = {
@@ -576,6 +583,7 @@ def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
             assert found == [one["lr"] for one in known]
 
 
+@pytest.mark.long
 def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -> None:
     protocol = Protocol(trials=20, max_images=8000, scheduler="none")
     sweep = Sweep(RandomLabel, quick, protocol)
@@ -600,6 +608,7 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
     assert sorted(row["trial"] for row in resumed) == list(range(len(rows)))
 
 
+@pytest.mark.long
 def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, quick, tmp_path) -> None:
     sweep = Sweep(
         RandomLabel, quick, Protocol(trials=2, confirmation=Confirmation(seeds=2, originals=2, forget=((3,),)))

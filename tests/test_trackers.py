@@ -74,6 +74,7 @@ def followed(quick, quick_references, tmp_path_factory: pytest.TempPathFactory) 
     return follow(sweep, base / "rl", trackers)
 
 
+@pytest.mark.long
 def test_nothing_is_lost_and_nothing_complained_of(followed: Followed) -> None:
     assert sorted(row["trial_id"] for row in followed.rows) == ["rl-0000", "rl-0001", "rl-0002"]
     assert "rl-0003" in followed.printed  # of the confirmation
@@ -231,6 +232,7 @@ def test_a_study_that_does_not_fit_is_left_alone(tmp_path: Path, reason: str) ->
     assert optuna.load_study(storage=url, study_name="rl").trials == before
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_said_before_anything_is_computed(followed: Followed, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(storage=url, study_name="rl", direction="minimize")
@@ -348,6 +350,7 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
     assert len(ids) == 8  # `wandb sync` puts what has one id into one run
 
 
+@pytest.mark.long
 def test_a_tracker_that_fails_costs_one_line_and_no_row(
     followed: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

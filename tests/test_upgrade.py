@@ -43,6 +43,7 @@ def test_a_storage_of_then_is_read_and_stays_as_it_is(raymu, old) -> None:
     assert digests(old) == before
 
 
+@pytest.mark.long
 def test_what_cannot_go_on_says_so_in_a_line(raymu, old, tmp_path) -> None:
     before = digests(old)
     best = reader.read_all(old)[0]
@@ -64,6 +65,7 @@ def test_what_cannot_go_on_says_so_in_a_line(raymu, old, tmp_path) -> None:
     assert "raymu 0.1 made the row, which does not say by what code" in made.stderr
 
 
+@pytest.mark.long
 def test_a_cache_of_then_is_left_alone(raymu, tmp_path, monkeypatch) -> None:
     """It lies beside this version's: nothing of it is read, changed or removed."""
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))

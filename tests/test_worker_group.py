@@ -84,6 +84,7 @@ def fails_in(rank: int) -> float:
     return total()[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_that_fails_fails_all_and_the_next_call_has_new_ones(first, rank) -> None:
     """The others would wait for it in a sum."""
@@ -101,6 +102,7 @@ def dies_in(rank: int) -> float:
     return total()[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_that_dies_takes_all_with_it(first, rank) -> None:
     """Whoever started the trial, Tune, starts it again."""
@@ -138,6 +140,7 @@ def reports(stop_at: int) -> list[int]:
     return seen
 
 
+@pytest.mark.long
 def test_what_ends_the_first_ends_all(first) -> None:
     before = call(first, pids)
     assert call(first, reports, 7) == [0, 1, 2]
@@ -167,6 +170,7 @@ def loads() -> float:
     return count.item()
 
 
+@pytest.mark.long
 def test_a_new_group_loads_what_only_its_first_worker_has(first) -> None:
     """The others would wait for it to say whether references have to be trained."""
     assert call(first, loads) == call(first, loads) == 2
@@ -183,6 +187,7 @@ def write(directory: str, name: str) -> None:
         total()
 
 
+@pytest.mark.long
 def test_calls_side_by_side(home, tmp_path) -> None:
     slots = Slots(OPTIONS, {"CPU": 1.0}, 1)
     side_by_side(home, slots, [(write, str(tmp_path), name) for name in "abc"])
