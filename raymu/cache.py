@@ -3,45 +3,38 @@
 Everything below `root()` is derived and may be deleted at any time. An entry is a directory that appears in one
 atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It
 holds its name and a hash of each of its files: one that was damaged since, or stands in another's place, is built anew.
-On other nodes of a cluster than the driver's an entry comes from there, and what is built on them, or only there, is
-given to it (see `raymu.distributed.nodes`).
+
+A sweep mirrors its entries to the storage. Other nodes and later clusters copy from there what they miss, and what they
+build themselves is mirrored as well. In the mirror an entry is a directory with one version of it and the file CURRENT
+that names this version: it is written last and in one step, so that a reader never meets half an entry.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from raymu.storage import Location, copy_directory, insist, locate, read_if_there, write_bytes
+
 VERSION = "v4"  # raise it when the meaning of anything below changes
 HASHES = "hashes.json"
 ENTRY = "entry"  # its name, among the hashes
+CURRENT = "current"  # in the mirror: name of the version that counts
 
 
-class Home(Protocol):
-    """The cache of the node that a sweep is driven from. Entries are named by their path below `root()`."""
-
-    def fetch(self, name: str, directory: Path) -> bool:
-        """Fill the empty directory with the entry's files; return whether it is there."""
-
-    def give(self, name: str, entry: Path, damaged: bool) -> None:
-        """Let it have the entry, too, unless it has one.
-
-        Args:
-            damaged: the one that it has arrived damaged.
-        """
-
-
-home: Home | None = None  # None on that node itself
-_at_home: set[str] = set()  # names of entries that home has, as far as this process knows
+mirror: Location | None = None  # of the sweep that this process works for
+_mirrored: set[str] = set()  # names of entries that the mirror has, as far as this process knows
 
 
 def base() -> Path:
@@ -55,21 +48,24 @@ def root() -> Path:
 
 
 def once(entry: Path, build: Callable[[Path], None]) -> Path:
-    """Return the directory `entry`; where it is missing or damaged, let `build` fill it first, unless home has it.
+    """Return the directory `entry`; where it is missing or damaged `build` fills it first, unless the mirror has it.
 
     Args:
         entry: the directory's final path.
         build: called with an empty temporary directory to fill. If it raises, nothing is kept.
+
+    Raises:
+        OSError: the mirror cannot be read or written.
     """
     name, damaged = _name(entry), False
 
     def fill(unfinished: Path) -> None:
         nonlocal damaged
-        if home is not None and name is not None:
-            _at_home.discard(name)
-            if home.fetch(name, unfinished):
+        if mirror is not None and name is not None:
+            _mirrored.discard(name)
+            if _fetch(mirror / name, unfinished):
                 if is_as_built(unfinished, name):
-                    _at_home.add(name)
+                    _mirrored.add(name)
                     return
                 damaged = True
                 shutil.rmtree(unfinished)
@@ -79,14 +75,39 @@ def once(entry: Path, build: Callable[[Path], None]) -> Path:
 
     if not is_whole(entry):
         atomically(entry, fill, is_whole)
-    if home is not None and name is not None and name not in _at_home:
-        home.give(name, entry, damaged)
-        _at_home.add(name)
+    if mirror is not None and name is not None and name not in _mirrored:
+        if damaged or _version(mirror / name) is None:
+            _give(entry, mirror / name)
+        _mirrored.add(name)
     return entry
 
 
+def _version(mirrored: Location) -> str | None:
+    """Name of the version of an entry that the mirror has; None where it has none."""
+    return insist("read", mirrored, lambda: read_if_there(mirrored, CURRENT))
+
+
+def _fetch(mirrored: Location, directory: Path) -> bool:
+    """Fill an empty directory with the files of a mirrored entry; return whether there is one."""
+    version = _version(mirrored)
+    if version is None:
+        return False
+    insist("read", mirrored, lambda: copy_directory(mirrored / version, locate(directory)))
+    return True
+
+
+def _give(entry: Path, mirrored: Location) -> None:
+    """Mirror an entry, in the place of what is there."""
+    before, version = _version(mirrored), uuid.uuid4().hex
+    insist("write to", mirrored, lambda: copy_directory(locate(entry), mirrored / version))
+    insist("write to", mirrored, lambda: write_bytes(mirrored, CURRENT, version.encode()))
+    if before is not None:
+        with contextlib.suppress(OSError):  # a reader may still be at it
+            mirrored.filesystem.delete_dir((mirrored / before).path)
+
+
 def atomically(entry: Path, build: Callable[[Path], None], is_there: Callable[[Path], bool] = Path.exists) -> Path:
-    """`once` without hashes and without home, for what is large and comes from elsewhere."""
+    """`once` without hashes and without mirror, for what is large and comes from elsewhere."""
     if is_there(entry):
         return entry
     entry.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +127,7 @@ def atomically(entry: Path, build: Callable[[Path], None], is_there: Callable[[P
 
 
 def find(entry: Path) -> bool:
-    """Whether the entry is there, or could be had from home."""
+    """Whether the entry is there, or could be had from the mirror."""
     try:
         once(entry, _missing)
     except LookupError:
@@ -116,15 +137,6 @@ def find(entry: Path) -> bool:
 
 def _missing(entry: Path) -> None:
     raise LookupError
-
-
-def refresh(directory: Path) -> None:
-    """On other nodes than home, have the files of a directory as they are there: of one that is no entry, since they
-    change.
-    """
-    if home is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        home.fetch(str(directory.relative_to(root())), directory)
 
 
 def is_whole(entry: Path) -> bool:

@@ -66,18 +66,20 @@ def entry_of(scenario: Scenario, which: Which) -> Path:
 
 def weights_digest(scenario: Scenario, which: Which) -> str:
     """12 hex digits over the weights of a reference that is cached."""
-    hashes: dict[str, str] = cache.load_json(entry_of(scenario, which) / cache.HASHES)
+    entry = entry_of(scenario, which)
+    cache.find(entry)
+    hashes: dict[str, str] = cache.load_json(entry / cache.HASHES)
     return hashes[WEIGHTS][:12]
 
 
 def missing(scenario: Scenario) -> list[Which]:
     """The references that are still to be trained."""
-    return [which for which in REFERENCES if not cache.is_whole(entry_of(scenario, which))]
+    return [which for which in REFERENCES if not cache.find(entry_of(scenario, which))]
 
 
 def are_ready(scenario: Scenario, further: Sequence[Metric] = ()) -> bool:
     """Whether both are trained, and compared by raymu's metrics and further ones."""
-    return not missing(scenario) and cache.is_whole(_comparison(scenario, further))
+    return not missing(scenario) and cache.find(_comparison(scenario, further))
 
 
 def train(
@@ -146,7 +148,9 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
 
 def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dict[str, Any]]:
     """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
-    metrics: dict[str, dict[str, Any]] = cache.load_json(_comparison(scenario, further) / METRICS)
+    entry = _comparison(scenario, further)
+    cache.find(entry)
+    metrics: dict[str, dict[str, Any]] = cache.load_json(entry / METRICS)
     return metrics
 
 

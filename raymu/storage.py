@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, LocalFileSystem, S3FileSystem
+from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, LocalFileSystem, S3FileSystem, copy_files
 
 from raymu.errors import InputError
 
@@ -109,27 +110,59 @@ def write_bytes(directory: Location, name: str, content: bytes) -> None:
         raise
 
 
-def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
+def read_if_there(directory: Location, name: str) -> str | None:
+    """Text of a file of the directory; None where there is no such file."""
+    try:
+        return read_bytes(directory, name).decode()
+    except FileNotFoundError:
+        return None
+
+
+def copy_directory(source: Location, target: Location) -> None:
+    """Copy the files of a directory. Between directories of one disk they are hard links, which take no room."""
+    if source.local and target.local:
+        shutil.copytree(source.path, target.path, copy_function=_link, dirs_exist_ok=True)
+    else:
+        copy_files(source.path, target.path, source.filesystem, target.filesystem)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
+
+
+def insist(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
     """Do something with the storage, however often it takes while that is away or full.
 
     Args:
         doing: "read" or "write to".
 
     Raises:
-        InputError: it still is after `OUTAGE_S` seconds.
+        OSError: it still is after `OUTAGE_S` seconds.
     """
     deadline = time.monotonic() + OUTAGE_S
     pause = 0.5
+    while True:
+        try:
+            return do()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            logging.getLogger(__name__).warning("cannot %s %s, trying again: %s", doing, directory, reason(error))
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def patiently(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
+    """What `insist` returns.
+
+    Raises:
+        InputError: the storage still refuses.
+    """
     with mendable(doing, directory):
-        while True:
-            try:
-                return do()
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise
-                logging.getLogger(__name__).warning("cannot %s %s, trying again: %s", doing, directory, reason(error))
-            time.sleep(pause)
-            pause = min(2 * pause, 5.0)
+        return insist(doing, directory, do)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The application: what a study does with sweeps, rows and models. The command line only parses and prints."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from raymu import cache, engines, evaluation, export, methods, plugins, references, splits
 from raymu import objective as objectives
 from raymu import scenario as scenarios
-from raymu.distributed.nodes import at_home
+from raymu.distributed.nodes import driving
 from raymu.distributed.session import Resources, fit_to_cluster, session
 from raymu.distributed.worker_groups import side_by_side, take_along
 from raymu.engines import DEFAULTS, Options
@@ -25,6 +26,7 @@ from raymu.method import Method
 from raymu.models import compatibility, pretrained
 from raymu.objective import HMEAN, Objective
 from raymu.results import ranking, reader, report, selection
+from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
@@ -43,8 +45,10 @@ OF_SCENARIO = ("forget", "forget_share", "model_seed")  # what a row also says o
 
 def tune(
     sweep: Sweep,
-    location: Path | str | Location | None = None,
+    storage: Path | str | Location = STORAGE,
     *,
+    name: str | None = None,
+    mirror: bool = True,
     resume: bool = False,
     data_dir: Path | str | None = None,
     weights_file: Path | None = None,
@@ -55,7 +59,9 @@ def tune(
     """Results of a sweep, after it was run, or what is missing of it.
 
     Args:
-        location: the sweep's own directory, or a URI such as s3://bucket/salun; None: its name in STORAGE.
+        storage: directory of all sweeps, or a URI such as s3://bucket/unlearning.
+        name: its directory in the storage; None: `sweep.name`.
+        mirror: whether the storage also keeps what is cached, references above all, for other nodes and later clusters.
         resume: whether an unfinished sweep is continued.
         data_dir: where the dataset's original files are.
         weights_file: a safetensors file with the scenario's pretrained weights.
@@ -66,7 +72,8 @@ def tune(
     Raises:
         InputError, StorageError, KeyboardInterrupt: see `raymu.tuning.driver.run_sweep`.
     """
-    directory = locate(STORAGE) / sweep.name if location is None else locate(location)
+    where = locate(storage)
+    directory = where / (name or sweep.name)
     run_sweep(
         sweep,
         directory,
@@ -74,6 +81,7 @@ def tune(
         console or Console(),
         data_dir=data_dir,
         weights_file=weights_file,
+        mirror=where / MIRROR if mirror else None,
         resume=resume,
         trackers=trackers,
     )
@@ -278,8 +286,9 @@ class Trial:
             export.keep(*call[1:])
         else:
             take_along(plugins.loaded())
-            with session(None), at_home(locate(out)) as home:
-                side_by_side(home, fit_to_cluster(Resources(options=self.options)), [call])
+            with session(None), driving(locate(out), locate(out) / MIRROR) as driver:
+                side_by_side(driver, fit_to_cluster(Resources(options=self.options)), [call])
+            shutil.rmtree(out / MIRROR)
         row: Row = cache.load_json(out / export.ROW)
         return row
 

@@ -71,7 +71,7 @@ class Workers:
         if self.rank > 0:
             while self.tell():
                 build(None)
-            return cache.once(entry, _not_built)  # on another node it comes from home
+            return cache.once(entry, _not_built)  # on another node it comes from the mirror
 
         def together(directory: Path) -> None:
             self.tell(True)
@@ -84,7 +84,7 @@ class Workers:
 
 
 def _not_built(entry: Path) -> None:
-    raise RuntimeError("the first worker built it on another node, and there is no home to have it from")
+    raise RuntimeError("the first worker built it on another node, and there is no mirror to have it from")
 
 
 ALONE = Workers(alone=True)

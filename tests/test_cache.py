@@ -1,5 +1,6 @@
 """What is computed once."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_store import s3
 
 from raymu import cache, references, splits
-from raymu.distributed.cache_server import Shelf
+from raymu.storage import Location, locate, read_if_there, write_bytes
+
+__all__ = ["s3"]  # a fixture
 
 
 def _slow(log: str):
@@ -105,17 +109,91 @@ def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path,
         assert torch.equal(trained[name], tensor)
 
 
-def test_a_shelf_that_is_asked_twice_stores_once(tmp_path: Path) -> None:
-    """It was killed before it could answer."""
-    shelf = Shelf(str(tmp_path))
-    begun = shelf.begin("some/entry", damaged=False)
-    for start, content in ((0, b"first "), (6, b"second")):
-        for _ in range(2):
-            shelf.write(begun, "file", start, content)
-    for _ in range(2):
-        shelf.end(begun, "some/entry")
-    assert os.listdir(tmp_path / "some") == ["entry"]
-    assert (tmp_path / "some" / "entry" / "file").read_bytes() == b"first second"
+@pytest.fixture(params=["local", "s3"])
+def mirrored(request, tmp_path, monkeypatch) -> Location:
+    """The mirror of a sweep, and a cache that is empty."""
+    place = str(tmp_path / "storage") if request.param == "local" else request.getfixturevalue("s3").place()
+    mirror = locate(place) / ".cache"
+    monkeypatch.setattr(cache, "mirror", mirror)
+    another_machine(tmp_path / "first", monkeypatch)
+    return mirror
+
+
+def another_machine(directory: Path, monkeypatch) -> Path:
+    """An entry that is nowhere there."""
+    monkeypatch.setattr(cache, "_mirrored", set())
+    monkeypatch.setenv("RAYMU_CACHE", str(directory))
+    return cache.root() / "some" / "entry"
+
+
+def three_files(entry: Path) -> None:
+    for name, content in {"empty": b"", "one": bytes(10), "more": os.urandom(2**20)}.items():
+        (entry / name).write_bytes(content)
+
+
+def test_what_one_machine_built_others_have_from_the_mirror(mirrored, tmp_path, monkeypatch) -> None:
+    entry = another_machine(tmp_path / "first", monkeypatch)
+    assert not cache.find(entry)
+    content = {path.name: path.read_bytes() for path in cache.once(entry, three_files).iterdir()}
+    there = another_machine(tmp_path / "second", monkeypatch)
+    assert cache.find(there)
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == content
+    if mirrored.local:  # it takes no room a second time
+        assert (there / "more").stat().st_ino == (entry / "more").stat().st_ino
+
+
+def test_what_was_there_before_the_mirror_is_mirrored(mirrored, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(cache, "mirror", None)
+        entry = cache.once(another_machine(tmp_path / "first", monkeypatch), three_files)
+    assert cache.find(entry)
+    assert cache.find(another_machine(tmp_path / "second", monkeypatch))
+
+
+@pytest.mark.parametrize("blow", ["changed", "gone", "half"])
+def test_a_damaged_mirror_is_mended(mirrored, tmp_path, monkeypatch, blow) -> None:
+    """Half an entry is what a machine leaves that is lost while it writes."""
+    cache.once(another_machine(tmp_path / "first", monkeypatch), three_files)
+    entry = mirrored / "some/entry"
+    version = read_if_there(entry, cache.CURRENT)
+    if blow == "changed":
+        write_bytes(entry / version, "one", b"else")
+    elif blow == "gone":
+        entry.filesystem.delete_file(f"{entry.path}/{version}/one")
+    else:
+        entry.filesystem.delete_file(f"{entry.path}/{cache.CURRENT}")
+    there = another_machine(tmp_path / "second", monkeypatch)
+    assert not cache.find(there)
+    cache.once(there, three_files)
+    assert read_if_there(entry, cache.CURRENT) not in (None, version)
+    third = another_machine(tmp_path / "third", monkeypatch)
+    assert cache.find(third)
+    assert (third / "more").read_bytes() == (there / "more").read_bytes()
+
+
+def test_a_mirror_that_refuses_is_the_machines_failure(mirrored, tmp_path, monkeypatch) -> None:
+    """The trial may well work if it is tried again; what was built stays here."""
+
+    def refuse(*arguments) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 0.1)
+    monkeypatch.setattr(cache, "copy_directory", refuse)
+    entry = another_machine(tmp_path / "first", monkeypatch)
+    with pytest.raises(OSError, match="quota"):
+        cache.once(entry, three_files)
+    assert cache.is_whole(entry)
+
+
+def test_references_are_trained_once_for_all_clusters(quick, quick_references, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "mirror", locate(tmp_path / "storage"))
+    monkeypatch.setattr(cache, "_mirrored", set())
+    assert references.are_ready(quick)
+    splits.prepared(splits.prepare(quick))
+    another_machine(tmp_path / "second", monkeypatch)
+    prepared = splits.prepare(quick)
+    assert references.are_ready(prepared)
+    assert references.metrics(prepared) == quick_references.metrics
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:

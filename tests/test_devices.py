@@ -68,15 +68,15 @@ def test_a_trial_that_was_given_no_gpu_uses_none(monkeypatch: pytest.MonkeyPatch
     """Ray does not hide those of its machine."""
 
     @ray.remote(num_cpus=1)
-    def device(home) -> str:
-        settle(home)
+    def device(driver) -> str:
+        settle(driver)
         torch.cuda.is_available = lambda: True  # as if the machine had one
         return references.default_device().type
 
-    from raymu.distributed.nodes import at_home
+    from raymu.distributed.nodes import driving
 
-    with at_home(locate(tmp_path)) as home:
-        assert ray.get(device.remote(home)) == "cpu"
+    with driving(locate(tmp_path), None) as driver:
+        assert ray.get(device.remote(driver)) == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv(devices.VISIBLE, raising=False)
     assert references.default_device().type == "cuda"

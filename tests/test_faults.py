@@ -317,16 +317,16 @@ def test_a_process_that_finds_other_code_than_the_driver_ends_the_sweep(cluster,
     importlib.import_module("of_the_user")
 
     @ray.remote(num_cpus=0, max_calls=1)
-    def enter(home: nodes.Home) -> None:
+    def enter(driver: nodes.Driver) -> None:
         sys.path.insert(0, str(tmp_path))
         importlib.import_module("of_the_user")
-        nodes.settle(home)
+        nodes.settle(driver)
 
-    with nodes.at_home(locate(tmp_path)) as home:
-        ray.get(enter.remote(home))
+    with nodes.driving(locate(tmp_path), None) as driver:
+        ray.get(enter.remote(driver))
         module.write_text("RATE = 0.2\n")
         with pytest.raises(NodeError, match=r"of_the_user\.py is not as it was where and when the sweep was started$"):
-            nodes.returned(enter.remote(home))
+            nodes.returned(enter.remote(driver))
 
 
 @pytest.mark.parametrize(

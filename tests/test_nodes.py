@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from raymu import cache, memory, references
 from raymu.data import published
 from raymu.distributed import retries
-from raymu.distributed.nodes import at_home, check, settle
+from raymu.distributed.nodes import check, driving, settle
 from raymu.distributed.session import Resources, fit_to_cluster, session
 from raymu.errors import InputError, NodeError
 from raymu.method import Method, Range, fixed, tuned
@@ -99,7 +99,7 @@ def joined(count: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, tmp_path, monkeypatch) -> None:
+def test_a_node_has_the_cache_from_the_mirror_and_mirrors_what_it_made(head, own_cache, tmp_path, monkeypatch) -> None:
     """It joins after the sweep has begun, and is the only one with room: all is computed there."""
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2, max_epochs=2))
     with session(head):
@@ -115,61 +115,27 @@ def test_a_node_gets_the_cache_of_home_and_gives_what_it_made(head, own_cache, t
         start = threading.Timer(2, lambda: late.enter_context(node(head, own_cache)))
         start.start()
         with late:
-            rows = run_sweep(sweep, tmp_path / "results", Resources(head, concurrent=1), QUIET)
+            rows = run_sweep(
+                sweep, tmp_path / "results", Resources(head, concurrent=1), QUIET, mirror=locate(tmp_path / "mirror")
+            )
         joined(1)
     assert [row["status"] for row in rows] == ["completed"] * 2
-    assert references.are_ready(SCENARIO)
+    assert references.are_ready(SCENARIO)  # the driver has had them, too
     assert not list((tmp_path / "results").glob(".visible*"))
 
 
-def test_entries_travel_in_pieces(head, own_cache, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("raymu.distributed.nodes.CHUNK", 10)
-    content = {"empty": b"", "one": bytes(10), "more": bytes(range(25))}
-    entry, there = tmp_path / "entry", tmp_path / "there"
-    entry.mkdir()
-    there.mkdir()
-    for name, value in content.items():
-        (entry / name).write_bytes(value)
-    (entry / "more").chmod(0o600)
-    with session(head), at_home(locate(tmp_path)) as home:
-        assert not home.fetch("some/entry", there)
-        home.give("some/entry", entry, damaged=False)
-        (entry / "one").write_bytes(b"a second time")
-        home.give("some/entry", entry, damaged=False)  # what is there stays
-        assert home.fetch("some/entry", there)
-    assert {path.name: path.read_bytes() for path in there.iterdir()} == content
-    assert [path.name for path in (cache.root() / "some").iterdir()] == ["entry"]
-
-
-@pytest.mark.parametrize("blow", ["changed", "unsaid", "emptied", "removed"])
-def test_what_was_damaged_at_home_is_built_anew_and_given_to_it(head, own_cache, tmp_path, monkeypatch, blow) -> None:
-    """So far as the cache knows, the test runs on another node."""
-
-    def build(entry: Path) -> None:
-        (entry / "part").write_text("as it was")
-
-    at = cache.once(cache.root() / "some" / "entry", build)
-    if blow == "changed":
-        (at / "part").write_text("as it Was")
-    elif blow == "unsaid":
-        (at / cache.HASHES).unlink()
-    else:
-        shutil.rmtree(at)
-        if blow == "emptied":
-            at.mkdir()
-    with session(head), at_home(locate(tmp_path)) as home:
-        monkeypatch.setattr(cache, "home", home)
-        for there in ("one", "another"):
-            monkeypatch.setattr(cache, "_at_home", set())
-            monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / there))
-            assert cache.is_whole(cache.once(cache.root() / "some" / "entry", build))
-            assert cache.is_as_built(at, "some/entry")
-            build = pytest.fail  # the next one has it from home
-        shutil.rmtree(at)
-        monkeypatch.setattr(cache, "_at_home", set())
-        cache.once(cache.root() / "some" / "entry", build)  # it is here, and not at home
-    assert cache.is_as_built(at, "some/entry")
-    assert sorted(path.name for path in at.parent.iterdir()) == [".entry.lock", "entry"]
+def test_without_a_mirror_nodes_share_the_cache_itself(head, own_cache, tmp_path) -> None:
+    sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2, max_epochs=2))
+    with session(head), node(head, own_cache):
+        joined(2)
+        with pytest.raises(NodeError, match=r"^node \S+: it does not see .*cache.*--no-mirror"):
+            run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
+    assert not references.are_ready(SCENARIO)
+    with session(head), node(head):
+        joined(2)
+        rows = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, resume=True)
+    assert [row["status"] for row in rows] == ["completed"] * 2
+    assert not list(cache.root().glob(".visible*"))
 
 
 def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(head, own_cache, tmp_path) -> None:
@@ -185,35 +151,38 @@ def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(h
 def test_a_driver_that_lost_its_sweep_leaves_the_mark_of_the_other(head, tmp_path) -> None:
     look = ray.remote(num_cpus=0, max_calls=1)(settle)
     with session(head), contextlib.ExitStack() as loser:
-        loser.enter_context(at_home(locate(tmp_path)))
-        with at_home(locate(tmp_path)) as winner:
+        loser.enter_context(driving(locate(tmp_path), None))
+        with driving(locate(tmp_path), None) as winner:
             loser.close()
             ray.get(look.remote(winner))
     assert not list(tmp_path.glob(".visible*"))
 
 
 def test_a_node_is_not_blamed_for_an_outage(head, s3: Server) -> None:
-    with session(head), at_home(locate(s3.place())) as home:
+    with session(head), driving(locate(s3.place()), None) as driver:
         s3.stop()
         try:
-            look = threading.Thread(target=settle, args=(home,))
+            look = threading.Thread(target=settle, args=(driver,))
             look.start()
             look.join(2)
             assert look.is_alive()
         finally:
             s3.start()
         look.join()
-        settle(home)
+        settle(driver)
 
 
 def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> None:
     monkeypatch.setattr("raymu.storage.OUTAGE_S", 0.5)
-    with session(head), at_home(locate(s3.place())) as home:
+    with session(head), driving(locate(s3.place()), None) as driver:
         s3.stop()
         try:
             with pytest.raises(NodeError, match=r"^node \S+: it cannot read s3://.* Could not connect.*--storage"):
-                settle(home)
-            with pytest.raises(InputError, match=r"^cannot write to s3://.* Could not connect"), at_home(home.shared):
+                settle(driver)
+            with (
+                pytest.raises(InputError, match=r"^cannot write to s3://.* Could not connect"),
+                driving(driver.shared, None),
+            ):
                 pass
         finally:
             s3.start()
@@ -222,12 +191,13 @@ def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> N
 def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_path, monkeypatch) -> None:
     """Not the end of the sweep. The node joins later, and has no room for the data."""
     references.compare(SCENARIO)
-    monkeypatch.setattr("raymu.distributed.nodes.check", lambda home, scenario: None)
+    monkeypatch.setattr("raymu.distributed.nodes.check", lambda driver, scenario: None)
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=1))
     with session(head), node(head, own_cache, size="64k"):
         joined(2)
-        (row,) = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
+        mirror = locate(tmp_path / "mirror")
+        (row,) = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, mirror=mirror)
     assert row["status"] == "error"
     assert row["error"].endswith("No space left on device; tried 3 times")
 
@@ -243,9 +213,9 @@ def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypat
     reason = r"^node \S+: raymu is \w{12} there, \w{12} where the sweep was started$"
     with session(head), node(head, PYTHONPATH=str(tmp_path / "other")):
         joined(2)
-        with at_home(locate(tmp_path)) as home, pytest.raises(NodeError, match=reason):
-            check(home, SCENARIO)
-        monkeypatch.setattr("raymu.distributed.nodes.check", lambda home, scenario: None)
+        with driving(locate(tmp_path), None) as driver, pytest.raises(NodeError, match=reason):
+            check(driver, SCENARIO)
+        monkeypatch.setattr("raymu.distributed.nodes.check", lambda driver, scenario: None)
         with pytest.raises(NodeError, match=reason):
             run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
     assert not reader.read(tmp_path / "results")

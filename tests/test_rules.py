@@ -12,9 +12,10 @@ SOURCES = sorted((REPOSITORY / "raymu").rglob("*.py"))
 
 
 FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the lines above its own
-    "errors modules cache",
-    "values storage devices workers environment",
-    "source plugins memory",
+    "errors modules",
+    "values storage devices environment",
+    "cache source plugins memory",
+    "workers",
     "architecture data",
     "scenario objective",
     "run splits",

@@ -103,10 +103,10 @@ def test_a_busy_gpu_is_not_shared_whatever_the_lengths_of_trials(lost, trials, c
 
 def test_every_reference_has_checkpoints_of_its_own(monkeypatch, digits, tmp_path) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(driver, "side_by_side", lambda home, slots, some: calls.extend(some))
+    monkeypatch.setattr(driver, "side_by_side", lambda node, slots, some: calls.extend(some))
     monkeypatch.setattr(references, "missing", lambda scenario: list(references.REFERENCES))
     run: Any = driver._Run.__new__(driver._Run)
-    run._slots, run._home, run._console = SimpleNamespace(options=Options()), None, Console(quiet=True)
+    run._slots, run._driver, run._console = SimpleNamespace(options=Options()), None, Console(quiet=True)
     run._rows = SimpleNamespace(directory=locate(tmp_path))
     digits = splits.prepare(digits)
     run._train_missing([digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))])

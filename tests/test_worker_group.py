@@ -17,7 +17,7 @@ from test_parity import CASES, SCENARIO, setting, unlearned
 
 from raymu import references
 from raymu.distributed import retries
-from raymu.distributed.nodes import Home, at_home
+from raymu.distributed.nodes import Driver, driving
 from raymu.distributed.session import Slots, session
 from raymu.distributed.worker_groups import WorkerError, for_all, in_group, side_by_side
 from raymu.engines import Options
@@ -35,24 +35,24 @@ for module in (__name__, "test_parity"):
 class First:
     """A process that is the first worker, as an actor of Tune is."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
 
     def do(self, function, *arguments):
-        return in_group(self._home, OPTIONS, function, *arguments)
+        return in_group(self._driver, OPTIONS, function, *arguments)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    with session(None), at_home(locate(tmp_path_factory.mktemp("shared"))) as home:
-        yield home
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    with session(None), driving(locate(tmp_path_factory.mktemp("shared")), None) as driver:
+        yield driver
 
 
 @pytest.fixture
-def first(home):
+def first(driver):
     placement = placement_group([{"CPU": 1}] * 2)
     strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
-    yield First.options(scheduling_strategy=strategy).remote(home)
+    yield First.options(scheduling_strategy=strategy).remote(driver)
     remove_placement_group(placement)
 
 
@@ -188,12 +188,12 @@ def write(directory: str, name: str) -> None:
 
 
 @pytest.mark.long
-def test_calls_side_by_side(home, tmp_path) -> None:
+def test_calls_side_by_side(driver, tmp_path) -> None:
     slots = Slots(OPTIONS, {"CPU": 1.0}, 1)
-    side_by_side(home, slots, [(write, str(tmp_path), name) for name in "abc"])
+    side_by_side(driver, slots, [(write, str(tmp_path), name) for name in "abc"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     with pytest.raises(Exception, match="no luck in 1"):
-        side_by_side(home, slots, [(fails_in, 1)])
+        side_by_side(driver, slots, [(fails_in, 1)])
 
 
 def has_room_after(refusals: int, directory: str) -> None:
@@ -204,12 +204,12 @@ def has_room_after(refusals: int, directory: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_call_that_the_machine_fails_is_made_again(home, tmp_path, monkeypatch) -> None:
+def test_a_call_that_the_machine_fails_is_made_again(driver, tmp_path, monkeypatch) -> None:
     """As a trial is: references are trained by such calls, and a sweep is not over for an outage."""
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     slots = Slots(Options(), {"CPU": 1.0}, 1)
-    side_by_side(home, slots, [(has_room_after, 2, str(tmp_path))])
+    side_by_side(driver, slots, [(has_room_after, 2, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(NodeError, match=r"again and again: OSError: .*No space left on device"):
-        side_by_side(home, slots, [(has_room_after, 7, str(tmp_path))])
+        side_by_side(driver, slots, [(has_room_after, 7, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 6

@@ -159,6 +159,9 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             str | None,
             typer.Option(help="Its directory in the storage. (default: the method; where there are several, all)"),
         ] = None,
+        mirror: Annotated[
+            bool, typer.Option("--mirror/--no-mirror", help="Keep references and data in the storage, too, for others.")
+        ] = True,
         resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
         address: Annotated[
             str | None,
@@ -222,6 +225,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         options: dict[str, Any] = {
             "data_dir": data_dir,
             "weights_file": weights_file,
+            "mirror": mirror,
             "resume": resume,
             "trackers": trackers,
         }
@@ -238,16 +242,17 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
         if len(defaults) == 1:
             sweep = asked(default)
-            location = locate(storage) / (name or sweep.name)
-            if not _sweep_and_show(sweep, location, given, **options):
-                raise InputError(f"no completed trial to choose from; see: raymu results {location}")
+            if not _sweep_and_show(sweep, locate(storage), name, given, **options):
+                raise InputError(
+                    f"no completed trial to choose from; see: raymu results {locate(storage) / (name or sweep.name)}"
+                )
             return
         if ranges:
             raise InputError("--range is for a sweep of one method")
         sweeps, refused = possible(functools.partial(asked, one) for one in defaults)
         for reason in refused:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
-        _sweep_and_rank(sweeps, locate(storage) / (name or "all"), given, **options)
+        _sweep_and_rank(sweeps, locate(storage), name or "all", given, **options)
 
     return command
 
@@ -261,14 +266,15 @@ def _gpus(text: str | None) -> "float | Literal['auto'] | None":
         raise InputError(f"--gpus-per-trial takes a number or auto, not {text!r}") from error
 
 
-def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, **options: Any) -> None:
+def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resources: Any, **options: Any) -> None:
     from raymu.distributed.session import session
     from raymu.results import ranking, reader, report, tables
 
     with session(resources.address):
         for sweep in sweeps:
-            _sweep_and_show(sweep, storage / sweep.name, resources, **options)
+            _sweep_and_show(sweep, storage, f"{name}/{sweep.name}", resources, **options)
             console.print()
+    storage = storage / name
     done = [one for sweep in sweeps for one in reader.load(storage / sweep.name)]
     ranked = ranking.rank(done)
     if not ranked:
@@ -279,13 +285,13 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", resources: Any, 
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
-def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **options: Any) -> bool:
+def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resources: Any, **options: Any) -> bool:
     """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import references
     from raymu.results import ranking, reader, tables
     from raymu.study import tune
 
-    protocol = sweep.protocol
+    protocol, location = sweep.protocol, storage / (name or sweep.name)
     console.print(
         f"tuning {sweep.name} on {sweep.scenario.name}, forgetting {sweep.scenario.forgotten}:"
         f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
@@ -293,7 +299,7 @@ def _sweep_and_show(sweep: "Sweep", location: "Location", resources: Any, **opti
         soft_wrap=True,
     )
     try:
-        results = tune(sweep, location, resources=resources, console=console, **options)
+        results = tune(sweep, storage, name=name, resources=resources, console=console, **options)
     except KeyboardInterrupt:
         done = len(reader.read(location))
         typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)

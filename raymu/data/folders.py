@@ -12,6 +12,7 @@ from raymu.errors import InputError
 from raymu.values import content_hash
 
 LOCATION = "location.json"
+locations: dict[str, dict[str, str]] = {}  # content of LOCATION by `Scenario.data`, as the driver of a sweep says it
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,17 @@ class EncodedDataset(Dataset):
         data = self.described(digest, counts)
         where = {"location": location.path if location.local else str(directory), "index": built.name}
         write_json(self.entry(data) / LOCATION, where)
+        locations[data] = where
         self.remember(data)
         return data
 
     def is_ready(self, entry: Path) -> bool:
-        """See Dataset. Where it lies may change, so it is asked for anew."""
+        """See Dataset."""
         from raymu.data import index
 
-        cache.refresh(entry)
+        where = next((where for data, where in locations.items() if self.entry(data) == entry), None)
+        if where is not None and not ((entry / LOCATION).exists() and cache.load_json(entry / LOCATION) == where):
+            write_json(entry / LOCATION, where)
         return (entry / LOCATION).exists() and cache.find(index.directory(cache.load_json(entry / LOCATION)["index"]))
 
     def notes(self, entry: Path) -> list[str]:

@@ -1,6 +1,4 @@
-"""The nodes of a cluster: what they have to have in common with the one that a sweep is driven from, called home, and
-how its cache reaches them.
-"""
+"""The nodes of a cluster: what they have to have in common with the driver's, and how its cache reaches them."""
 
 import contextlib
 import hashlib
@@ -21,92 +19,79 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymu
 from raymu import cache, devices, modules, source, splits
-from raymu.distributed.cache_server import Shelf
+from raymu.data import folders
 from raymu.errors import InputError, NodeError
 from raymu.models import pretrained
 from raymu.scenario import Scenario
-from raymu.storage import Location, patiently, read_bytes, write_bytes
+from raymu.storage import Location, locate, mendable, patiently, read_bytes, write_bytes
 
 PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
 LATE_S = 5.0  # until other nodes see a new file on a network file system
-CHUNK = 2**26  # bytes
 
 
 @dataclass(frozen=True)
-class Home:
-    """The node of the driver, for the processes of all nodes.
+class Driver:
+    """What processes of other nodes know of the driver.
 
     Attributes:
-        node: Ray's name of it.
-        base: the directory of its cache, which is that of every node.
+        node: Ray's name of its node.
+        cache: the directory of its cache, which is the cache's directory on every node.
         versions: see `versions`.
-        modules: digests of the user's modules that the driver has imported, by name.
-        shelf: the actor that serves its cache.
+        modules: digests of the user's modules that it has imported, by name.
+        locations: see `raymu.data.folders`.
         shared: a directory that every node has to see, for results or checkpoints.
-        mark: the name of a file that stands there, of this driver alone: another may take the sweep over.
+        mirror: where cache entries are kept for all nodes; None: they share the cache's directory itself.
+        mark: the name of a file that stands in `shared`, and without a mirror in the cache, of this driver alone:
+            another may take the sweep over.
     """
 
     node: str
-    base: str
+    cache: str
     versions: dict[str, str]
     modules: dict[str, str]
-    shelf: Any
+    locations: dict[str, dict[str, str]]
     shared: Location
+    mirror: Location | None
     mark: str
-
-    def fetch(self, name: str, directory: Path) -> bool:
-        """See cache.Home."""
-        files = ray.get(self.shelf.files.remote(name))
-        for file, size, mode in files:
-            unfinished = directory / f".{file}.{uuid.uuid4().hex}"
-            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT, mode & 0o777), "wb") as target:
-                for start in range(0, size, CHUNK):
-                    target.write(ray.get(self.shelf.read.remote(name, file, start, CHUNK)))
-            unfinished.replace(directory / file)
-        return bool(files)
-
-    def give(self, name: str, entry: Path, damaged: bool) -> None:
-        """See cache.Home."""
-        begun = ray.get(self.shelf.begin.remote(name, damaged))
-        if begun is None:
-            return
-        for path in entry.iterdir():
-            with path.open("rb") as source:
-                for start in range(0, max(1, path.stat().st_size), CHUNK):  # an empty file is one, too
-                    ray.get(self.shelf.write.remote(begun, path.name, start, source.read(CHUNK)))
-        ray.get(self.shelf.end.remote(begun, name))
 
 
 @contextlib.contextmanager
-def at_home(shared: Location) -> Iterator[Home]:
-    """Make this node the home of what the body runs on the cluster.
+def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
+    """Make this process the driver of what the body runs on the cluster.
 
     Args:
         shared: a directory that every node has to see.
+        mirror: where cache entries are kept for all nodes; None: nowhere.
 
     Raises:
-        InputError: it cannot be written to.
+        InputError: they cannot be written to.
     """
     node = ray.get_runtime_context().get_node_id()
     mark = f".visible-{uuid.uuid4().hex}"
-    patiently("write to", shared, partial(write_bytes, shared, mark, b""))
-    shelf = ray.remote(Shelf).options(num_cpus=0, scheduling_strategy=_on(node), max_restarts=-1, max_task_retries=-1)
-    home = Home(node, str(cache.base()), versions(), _modules(), shelf.remote(str(cache.root())), shared, mark)
+    cache.root().mkdir(parents=True, exist_ok=True)
+    marked = [shared] if mirror else [shared, locate(cache.root())]
+    for place in marked:
+        patiently("write to", place, partial(write_bytes, place, mark, b""))
+    before, cache.mirror = cache.mirror, mirror
     try:
-        yield home
+        yield Driver(node, str(cache.base()), versions(), _modules(), dict(folders.locations), shared, mirror, mark)
     finally:
-        ray.kill(home.shelf)
-        with contextlib.suppress(OSError):
-            shared.filesystem.delete_file(f"{shared.path}/{mark}")
+        cache.mirror = before
+        for place in marked:
+            with contextlib.suppress(OSError):
+                place.filesystem.delete_file(f"{place.path}/{mark}")
 
 
-def check(home: Home, scenario: Scenario) -> None:
+def check(driver: Driver, scenario: Scenario) -> None:
     """Look at every other node that the cluster has now, and let it have the scenario's data.
 
     Raises:
         NodeError: one is not fit; says which and why.
+        InputError: the mirror cannot be read or written.
     """
-    _look_at([node for node in _alive() if node["NodeID"] != home.node], prepare, home, scenario)
+    with mendable("use", driver.mirror or driver.shared):
+        _have_data(scenario)  # mirrors them
+    _look_at([node for node in _alive() if node["NodeID"] != driver.node], prepare, driver, scenario)
 
 
 def check_gpus() -> None:
@@ -148,9 +133,9 @@ def _find_gpu() -> None:
         )
 
 
-def settle(home: Home) -> None:
-    """Use the cache of home in this process, and the GPUs that Ray gave it or else none. Comes before anything that
-    needs the cache or a GPU.
+def settle(driver: Driver) -> None:
+    """Use the driver's cache and mirror in this process, and the GPUs that Ray gave it or else none. Comes before
+    anything that needs the cache or a GPU.
 
     Raises:
         NodeError: this node is not fit; says which it is and why.
@@ -159,11 +144,11 @@ def settle(home: Home) -> None:
         _find_gpu()
     else:
         os.environ[devices.VISIBLE] = ""  # Ray itself hides none from a process that has none
-    source.look_anew(home.mark)
-    os.environ["RAYMU_CACHE"] = home.base
-    is_home = ray.get_runtime_context().get_node_id() == home.node
-    cache.home = None if is_home else home
-    reasons = _unfit(home)
+    source.look_anew(driver.mark)
+    os.environ["RAYMU_CACHE"] = driver.cache
+    cache.mirror = driver.mirror
+    folders.locations.update(driver.locations)
+    reasons = _unfit(driver)
     if reasons:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {'; '.join(reasons)}")
 
@@ -176,45 +161,51 @@ def returned(call: Any) -> Any:
         raise error.cause from error
 
 
-def prepare(home: Home, scenario: Scenario) -> None:
+def prepare(driver: Driver, scenario: Scenario) -> None:
     """Settle, and have the scenario's data and pretrained weights here.
 
     Raises:
         NodeError: this node is not fit; says which it is and why.
         OSError: its machine failed, as a full disk does. That may pass, and other nodes have room.
     """
-    settle(home)
+    settle(driver)
     try:
-        splits.prepared(scenario)
-        pretrained.prepare(scenario)
+        _have_data(scenario)
     except InputError as error:
         raise NodeError(f"node {ray.util.get_node_ip_address()}: {error}") from error
+
+
+def _have_data(scenario: Scenario) -> None:
+    splits.prepared(scenario)
+    pretrained.prepare(scenario)
 
 
 _seen: dict[str, list[str]] = {}  # by mark: a process looks once
 
 
-def _unfit(home: Home) -> list[str]:
+def _unfit(driver: Driver) -> list[str]:
     """What is wrong here."""
-    if home.mark not in _seen:
+    if driver.mark not in _seen:
         here, modules = versions(), _modules()
         reasons = [
             f"{name} is {here.get(name, 'missing')} there, {version} where the sweep was started"
-            for name, version in home.versions.items()
+            for name, version in driver.versions.items()
             if here.get(name) != version
         ]
         reasons += [
             f"{name}.py is not as it was where and when the sweep was started"
-            for name in home.modules.keys() & modules.keys()
-            if home.modules[name] != modules[name]
+            for name in driver.modules.keys() & modules.keys()
+            if driver.modules[name] != modules[name]
         ]
-        if blind := _blind(home.shared, home.mark):
+        if blind := _blind(driver.shared, driver.mark):
             reasons.append(
                 f"it {blind}: every node has to reach the results, on a shared file system or at a URI such as"
                 " s3://bucket/path (--storage)"
             )
-        _seen[home.mark] = reasons
-    return _seen[home.mark]
+        if driver.mirror is None and (blind := _blind(locate(cache.root()), driver.mark)):
+            reasons.append(f"it {blind}: with --no-mirror every node has to share the cache's directory")
+        _seen[driver.mark] = reasons
+    return _seen[driver.mark]
 
 
 def _blind(shared: Location, mark: str) -> str | None:

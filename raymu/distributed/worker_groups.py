@@ -155,8 +155,8 @@ def for_all(report: Callable[..., None]) -> Callable[..., None]:
 _group: WorkerGroup | None = None  # of this process
 
 
-def in_group(home: nodes.Home, options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Let the workers that the options ask for call the function, with the cache of home, this process being the first
+def in_group(driver: nodes.Driver, options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Let the workers that the options ask for call the function, with the driver's cache, this process being the first
     of them; it runs in a placement group that has a bundle for each. They stay for the next call.
 
     Raises:
@@ -164,7 +164,7 @@ def in_group(home: nodes.Home, options: Options, function: Callable[..., Result]
         NodeError: see nodes.settle.
     """
     global _group
-    call = functools.partial(_settled, home, options.gpu_share, function)
+    call = functools.partial(_settled, driver, options.gpu_share, function)
     if options.stage is None:
         return call(*arguments)
     if _group is None or _group.ended:
@@ -178,7 +178,7 @@ def take_along(modules: Iterable[ModuleType]) -> None:
         ray.cloudpickle.register_pickle_by_value(module)
 
 
-def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
+def side_by_side(driver: nodes.Driver, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
     """Make calls, each a function and its arguments, on the cluster, as many at once as fit, each by the workers of a
     trial. One that the machine failed is made again as a trial is, after the same pauses.
 
@@ -193,7 +193,7 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
     def begin(call: tuple[Any, ...], pauses: tuple[float, ...]) -> None:
         placement = placement_group(slots.bundles)
         strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
-        done = task.options(scheduling_strategy=strategy).remote(home, slots.options, *call)
+        done = task.options(scheduling_strategy=strategy).remote(driver, slots.options, *call)
         waiting[done] = call, pauses, placement
 
     try:
@@ -215,7 +215,7 @@ def side_by_side(home: nodes.Home, slots: Slots, calls: Sequence[tuple[Any, ...]
             remove_placement_group(placement)
 
 
-def _settled(home: nodes.Home, gpu_share: float, function: Callable[..., Result], *arguments: Any) -> Result:
-    nodes.settle(home)
+def _settled(driver: nodes.Driver, gpu_share: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    nodes.settle(driver)
     memory.limit(gpu_share)
     return function(*arguments)

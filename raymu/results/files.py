@@ -36,6 +36,7 @@ ENVIRONMENT = "environment.json"
 REFERENCES = "references.json"
 FEATURES = "features.json"
 ENDED = "ended.json"
+MIRROR = ".cache"  # in a storage, of all its sweeps; see `raymu.cache`
 CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precedes it
 PART = re.compile(r"rows(-\d{5}-[0-9a-f]{12})?\.jsonl")
 READERS = 16  # parts read at once: on object storage the wait is for answers
@@ -86,6 +87,8 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
                 folders.clear()
                 continue
             seen.add(real)
+            if MIRROR in folders:
+                folders.remove(MIRROR)
             yield parent, names
             for link in sorted(filter(os.path.islink, (f"{parent}/{folder}" for folder in folders))):
                 if os.path.commonpath([real, os.path.realpath(link)]) != os.path.realpath(link):

@@ -58,6 +58,7 @@ def run_sweep(
     *,
     data_dir: Path | str | None = None,
     weights_file: Path | None = None,
+    mirror: Location | None = None,
     resume: bool = False,
     trackers: Trackers | None = None,
 ) -> list[Row]:
@@ -67,6 +68,7 @@ def run_sweep(
         location: the sweep's own directory, local or on object storage; holds its rows.
         data_dir: where the dataset's original files are.
         weights_file: a safetensors file with the scenario's pretrained weights.
+        mirror: where cache entries are kept for other nodes and later clusters; None: all nodes share the cache.
         resume: whether an unfinished sweep in `location` is continued.
         trackers: where its searches are shown as well.
 
@@ -102,11 +104,11 @@ def run_sweep(
             splits.check_split(scenario)
         with (
             session(resources.address),
-            nodes.at_home(rows.directory) as home,
+            nodes.driving(rows.directory, mirror) as driver,
             followed() as followers,
         ):
-            run = _Run(sweep, rows, ledger, home, resources, console, followers)
-            nodes.check(home, sweep.scenario)
+            run = _Run(sweep, rows, ledger, driver, resources, console, followers)
+            nodes.check(driver, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
             for seed in sweep.protocol.search_seeds:
@@ -197,13 +199,13 @@ class _Run:
         sweep: Sweep,
         rows: writer.Store,
         ledger: Ledger,
-        home: nodes.Home,
+        driver: nodes.Driver,
         resources: Resources,
         console: Console,
         followers: Sequence[tune.Callback],
     ) -> None:
         self._sweep, self._rows, self._ledger = sweep, rows, ledger
-        self._home, self._resources = home, resources
+        self._driver, self._resources = driver, resources
         self._console, self._followers = console, followers
         # None: it is known how many trials share a GPU.
         self._sharing = Sharing() if resources.gpus_per_worker == "auto" else None
@@ -251,7 +253,7 @@ class _Run:
             ]
             further = self._sweep.protocol.metrics
             for calls in (train, [(references.compare, one, options, further) for one in scenarios]):
-                side_by_side(self._home, self._slots, calls)
+                side_by_side(self._driver, self._slots, calls)
         if missing:
             self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
 
@@ -342,7 +344,7 @@ class _Run:
             sweep=self._sweep,
             options=self._slots.options,
             directory=self._rows.directory,
-            home=self._home,
+            driver=self._driver,
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
         # Rows are the only state of a sweep: what Tune writes of its own is not needed again.

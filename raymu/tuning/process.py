@@ -21,11 +21,13 @@ from raymu.workers import Workers
 CHECKPOINTS = "checkpoints"  # in a sweep's directory, of trials that have begun, by number
 
 
-def tune_trial(config: dict[str, Any], sweep: Sweep, options: Options, directory: Location, home: nodes.Home) -> None:
+def tune_trial(
+    config: dict[str, Any], sweep: Sweep, options: Options, directory: Location, driver: nodes.Driver
+) -> None:
     """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
     try:
-        in_group(home, options, _work, task, sweep, options, checkpoints_of(directory, task.number), home)
+        in_group(driver, options, _work, task, sweep, options, checkpoints_of(directory, task.number), driver)
     except WorkerError as error:
         if isinstance(error.__cause__, (*OF_THE_MACHINE, NodeError)):
             raise
@@ -39,9 +41,9 @@ def checkpoints_of(directory: Location, number: int) -> Checkpoints:
     return Checkpoints(directory / CHECKPOINTS / str(number))
 
 
-def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, home: nodes.Home) -> None:
+def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, driver: nodes.Driver) -> None:
     """What every worker of a trial does. The first one reports."""
-    nodes.prepare(home, task.scenario)
+    nodes.prepare(driver, task.scenario)
     method = sweep.configured(task.config)
     row, model = run_trial(
         task.scenario,

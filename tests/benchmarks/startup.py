@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from raymu import engines, splits
-from raymu.distributed.nodes import Home, at_home
+from raymu.distributed.nodes import Driver, driving
 from raymu.distributed.session import session
 from raymu.distributed.worker_groups import in_group
 from raymu.engines import Options
@@ -50,8 +50,8 @@ def start(options: Options) -> None:
 class First:
     """What an actor of Tune is: the process of a trial's first worker."""
 
-    def start(self, home: Home, options: Options) -> None:
-        in_group(home, options, start, options)
+    def start(self, driver: Driver, options: Options) -> None:
+        in_group(driver, options, start, options)
 
 
 def main() -> None:
@@ -73,8 +73,8 @@ def main() -> None:
         run = RunConfig(storage_path=tempfile.mkdtemp(), name="startup")
         TorchTrainer(lambda: start(options), scaling_config=scaling, run_config=run).fit()
 
-    def by(home: Home, first: Any) -> Callable[[], None]:
-        return lambda: ray.get(first.start.remote(home, options))
+    def by(driver: Driver, first: Any) -> Callable[[], None]:
+        return lambda: ray.get(first.start.remote(driver, options))
 
     took: dict[str, list[float]] = {"Ray Train": [], "a new worker group": [], "one that stayed": []}
 
@@ -83,14 +83,14 @@ def main() -> None:
         begin()
         took[kind].append(time.perf_counter() - before)
 
-    with session(None), tempfile.TemporaryDirectory() as shared, at_home(locate(shared)) as home:
+    with session(None), tempfile.TemporaryDirectory() as shared, driving(locate(shared), None) as driver:
         for _ in range(given.rounds):
             measure("Ray Train", by_ray_train)
             placement = placement_group([{"CPU": 1}] * options.workers)
             strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
             first = ray.remote(First).options(num_cpus=1, scheduling_strategy=strategy).remote()
-            measure("a new worker group", by(home, first))
-            measure("one that stayed", by(home, first))
+            measure("a new worker group", by(driver, first))
+            measure("one that stayed", by(driver, first))
             remove_placement_group(placement)
     for kind, seconds in took.items():
         print(f"{kind:20} {statistics.median(seconds):6.2f} s  ({', '.join(f'{one:.2f}' for one in seconds)})")
