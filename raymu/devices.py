@@ -18,7 +18,6 @@ from raymu.errors import InputError
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 10
 # Columns of a row, before anything was computed.
-NOWHERE = dict.fromkeys(("device", "processor", "gpu_share", "cuda", "arithmetic"))
 
 
 def has_gpu() -> bool:

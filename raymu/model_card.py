@@ -4,15 +4,13 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from raymu.architecture import Timm
 from raymu.results.tables import COLUMNS, percent
+from raymu.row import Row
 from raymu.scenario import Scenario
-
-Row = Mapping[str, Any]
 
 WEIGHTS = "model.safetensors"
 PACKAGES = ("raymu", "torch", "timm", "safetensors")

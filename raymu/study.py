@@ -28,9 +28,10 @@ from raymu.objective import HMEAN, Objective
 from raymu.results import ranking, reader, report, selection
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
+from raymu.row import IDENTITY, MADE_WITH, Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
-from raymu.trial import IDENTITY, MADE_WITH, Row, check, run_trial
+from raymu.trial import check, run_trial
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 from raymu.tuning.trackers.settings import Trackers

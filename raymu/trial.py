@@ -3,7 +3,6 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -15,10 +14,9 @@ from raymu.evaluation import Metric, columns, evaluate, gaps, look
 from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, Objective
+from raymu.row import IDENTITY, Columns, Row, row_of
 from raymu.scenario import Scenario
 from raymu.workers import Workers
-
-Row = dict[str, Any]
 
 
 def measured(metrics: Sequence[Metric] = (), *, rung: bool = False) -> list[str]:
@@ -35,23 +33,6 @@ def unmeasured(metrics: Sequence[Metric] = ()) -> Row:
     return {"probe": None} | dict.fromkeys(measured(metrics))
 
 
-MADE_WITH = ("evaluation_code", "objective_code", "metrics", "original_weights", "retrained_weights")
-IDENTITY = (  # what a trial is: where one of these differs, its checkpoint is another's
-    "method",
-    "scenario_hash",
-    "head",
-    "train",
-    "model_seed",
-    "seed",
-    "threads",
-    "workers",
-    "engine",
-    "deepspeed",
-    "config",
-    "method_code",
-    "objective",
-    *MADE_WITH,
-)
 OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -216,42 +197,26 @@ def blank_row(
     options: Options,
 ) -> Row:
     """The row of a trial that has not begun: what is known is there, the rest is None or 0."""
-    return {
-        "method": method.name(),
-        "scenario": scenario.name,
-        "scenario_hash": scenario.hash,
-        "scenario_fields": scenario.as_dict(),
-        "forget": list(scenario.forget),
-        "forget_share": scenario.forget_share,
-        "head": method.head,
-        "train": method.train,
-        "model_seed": scenario.model_seed,
-        "seed": seed,
-        "threads": options.threads,
-        "workers": options.workers,
-        "engine": options.engine,
-        "deepspeed": options.deepspeed,
-        **devices.NOWHERE,
-        "config": method.config,
-        "method_code": engines.code_of(type(method)),
-        "evaluation_code": references.evaluation_code(),
-        "objective_code": objective.code(),
-        "metrics": {one.name: one.code() for one in metrics},
-        "original_weights": None,
-        "retrained_weights": None,
-        "status": "completed",
-        "objective": objective.name,
-        "score": None,
-        "test_score": None,
-        "curve": [],
-        "resumed": [],
-        "epochs": 0,
-        "images": 0,
-        "unlearn_s": 0.0,
-        "evaluate_s": 0.0,
-        "wall_s": 0.0,
-        "peak_mem": None,
-        **unmeasured(metrics),
-        "error": None,
-        "traceback": None,
-    }
+    columns = Columns(
+        method=method.name(),
+        scenario=scenario.name,
+        scenario_hash=scenario.hash,
+        scenario_fields=scenario.as_dict(),
+        forget=list(scenario.forget),
+        forget_share=scenario.forget_share,
+        head=method.head,
+        train=method.train,
+        model_seed=scenario.model_seed,
+        seed=seed,
+        threads=options.threads,
+        workers=options.workers,
+        engine=options.engine,
+        deepspeed=options.deepspeed,
+        config=method.config,
+        method_code=engines.code_of(type(method)),
+        evaluation_code=references.evaluation_code(),
+        objective_code=objective.code(),
+        metrics={one.name: one.code() for one in metrics},
+        objective=objective.name,
+    )
+    return row_of(columns, unmeasured(metrics))

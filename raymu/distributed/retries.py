@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymu.results import files, reader, writer
+from raymu.row import Row
 from raymu.storage import Location
 
 RETRIES = 2  # of a trial whose process dies, or which its machine fails
@@ -70,7 +71,7 @@ class _Attempts:
     lost_nodes: int = 0
 
 
-def in_flight(directory: Location, done: Iterable[files.Row]) -> dict[int, dict[str, Any]]:
+def in_flight(directory: Location, done: Iterable[Row]) -> dict[int, dict[str, Any]]:
     """The trials of a sweep that have begun and are not among the rows, by number, as a ledger stored them."""
     over = {row["trial"] for row in done}
     return {int(number): entry for number, entry in reader.running(directory).items() if int(number) not in over}

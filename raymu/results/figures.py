@@ -13,10 +13,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from raymu.results import tables
-from raymu.results.files import Row
 from raymu.results.ranking import Estimate, Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.style import COLOURS, GREY, INK, TUNED, add_legend, empty_figure, side_by_side, styles
+from raymu.row import Row
 
 
 def search_rows(sweep: SweepResults) -> list[Row]:

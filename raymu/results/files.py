@@ -16,19 +16,16 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from pyarrow.fs import FileSelector, FileType
 
 from raymu.errors import InputError
+from raymu.row import Row
 from raymu.storage import DamagedError, Location, mendable, read_bytes
 from raymu.values import content_hash
 
-if TYPE_CHECKING:
-    pass
-
-Row = dict[str, Any]
 ROWS = "rows.jsonl"
 SWEEP = "sweep.json"
 RUNNING = "running.json"

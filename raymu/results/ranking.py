@@ -6,7 +6,7 @@ import itertools
 import json
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from raymu.results import selection
 from raymu.results.files import SWEEP
 from raymu.results.reader import SweepResults, is_copy
 from raymu.results.writer import differences
+from raymu.row import Row
 from raymu.values import content_hash
-
-Row = dict[str, Any]
 
 LEVEL = 0.05  # of a confidence interval and of a difference between two methods
 RESAMPLES = 10_000

@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymu.errors import InputError
-from raymu.storage import DamagedError, Location, locate, mendable
-
-if TYPE_CHECKING:
-    import pandas
 from raymu.results.files import (
     ENDED,
     ENVIRONMENT,
     FEATURES,
     REFERENCES,
     RUNNING,
-    Row,
     all_rows,
     files_of_sweeps,
     is_of_first_version,
@@ -28,6 +23,11 @@ from raymu.results.files import (
     read_rows,
     seal_of,
 )
+from raymu.row import Row
+from raymu.storage import DamagedError, Location, locate, mendable
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class SweepResults(NamedTuple):

@@ -16,36 +16,10 @@ from plotly.offline import get_plotlyjs
 from raymu.errors import InputError
 from raymu.results import figures, search_figures, style, tables
 from raymu.results.figures import number, search_rows
-from raymu.results.files import Row
 from raymu.results.ranking import Estimate, Ranked
 from raymu.results.reader import SweepResults
+from raymu.row import SETTING, Row
 
-CONFIG_FIELDS = [
-    "method",
-    "method_code",
-    "scenario",
-    "scenario_hash",
-    "scenario_fields",
-    "forget",
-    "forget_share",
-    "head",
-    "train",
-    "model_seed",
-    "seed",
-    "threads",
-    "workers",
-    "engine",
-    "deepspeed",
-    "objective",
-    "metrics",
-    "evaluation_code",
-    "objective_code",
-    "original_weights",
-    "retrained_weights",
-    "status",
-    "score",
-    "config",
-]
 ENOUGH_ORIGINALS = 5
 MANY = 4  # names are a number in the headline
 PNG_WIDTH = 900  # pixels, at scale 2
@@ -302,7 +276,7 @@ def _errors(sweep: SweepResults) -> str:
 
 def config(tuned: Row) -> dict[str, Any]:
     """What `raymu run METHOD --config` needs of a row."""
-    return {field: tuned[field] for field in CONFIG_FIELDS if field in tuned}
+    return {field: tuned[field] for field in SETTING if field in tuned}
 
 
 def fixed(value: Any) -> str:

@@ -12,9 +12,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from raymu.results.figures import axis_of_names, hover_text, number, search_rows
-from raymu.results.files import Row
 from raymu.results.reader import SweepResults
 from raymu.results.style import GREY, INK, PALE, SHADES, TUNED, add_legend, empty_figure, label, side_by_side, styles
+from raymu.row import Row
 
 ENOUGH_TRIALS = 10  # fewer say nothing of what matters
 

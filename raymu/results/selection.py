@@ -11,20 +11,7 @@ from typing import Any, Protocol
 
 from raymu.errors import InputError
 from raymu.objective import pair
-
-Row = dict[str, Any]
-
-
-# Rows in which one of these differs do not compare.
-COMPARABLE = (
-    "scenario_hash",
-    "objective",
-    "protocol_hash",
-    "evaluation_code",
-    "objective_code",
-    "original_weights",
-    "retrained_weights",
-)
+from raymu.row import COMPARABLE, Row
 
 
 class NothingCompleted(InputError):

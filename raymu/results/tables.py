@@ -7,8 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from raymu.results.ranking import METRICS, Figures, Ranked
-
-Row = Mapping[str, Any]
+from raymu.row import Row
 
 COLUMNS = {
     "retain": "retain_acc",

@@ -23,7 +23,6 @@ from raymu.results.files import (
     ENDED,
     ROWS,
     SWEEP,
-    Row,
     all_rows,
     as_json,
     identity_and_parts,
@@ -32,6 +31,7 @@ from raymu.results.files import (
     read_json,
 )
 from raymu.results.reader import read, running
+from raymu.row import Row
 
 LOCK = ".lock"
 WRITER = "writer.json"

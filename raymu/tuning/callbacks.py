@@ -1,6 +1,7 @@
 """What the driver does when a trial of Ray Tune begins and ends."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import time
@@ -15,7 +16,7 @@ from raymu.distributed.retries import Failure, Ledger
 from raymu.engines import Options
 from raymu.errors import NodeError, StorageError
 from raymu.results import files, writer
-from raymu.trial import Row
+from raymu.row import InSweep, Row
 from raymu.tuning.process import blank_of, checkpoints_of, id_of_trial
 from raymu.tuning.progress import SweepProgress
 from raymu.tuning.queue import Queue
@@ -102,20 +103,20 @@ class Recorder(tune.Callback):
         task: Task = trial.config["task"]
         sweep = self._sweep
         published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, task.config)
-        row = {
-            "trial_id": id_of_trial(self._rows.name, task.number),
-            "sweep": self._rows.name,
-            "trial": task.number,
-            "source": task.source,
-            "search_seed": task.search_seed,
-            "confirms": task.confirms,
-            "protocol_hash": sweep.protocol_hash,
-            "published": published,
-            "fallback": published is None and task.config == sweep.published,
-            "restarts": self._ledger.begun(task.number) - 1,
-            **row,
-        }
-        row["ended_s"] = time.time()
+        added = InSweep(
+            trial_id=id_of_trial(self._rows.name, task.number),
+            sweep=self._rows.name,
+            trial=task.number,
+            source=task.source,
+            search_seed=task.search_seed,
+            confirms=task.confirms,
+            protocol_hash=sweep.protocol_hash,
+            published=published,
+            fallback=published is None and task.config == sweep.published,
+            restarts=self._ledger.begun(task.number) - 1,
+            ended_s=time.time(),
+        )
+        row = dataclasses.asdict(added) | row
         with or_end():
             self._rows.append(row)
             self._ledger.end(task.number)

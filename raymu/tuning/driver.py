@@ -29,9 +29,9 @@ from raymu.errors import InputError, NodeError, StorageError
 from raymu.models import compatibility, pretrained
 from raymu.protocol import Protocol
 from raymu.results import files, writer
+from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
-from raymu.trial import Row
 from raymu.tuning.callbacks import Ended, Recorder, or_end
 from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress

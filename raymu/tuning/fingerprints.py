@@ -9,8 +9,9 @@ from ray.tune.schedulers import TrialScheduler
 from raymu.method import Range
 from raymu.objective import OBJECTIVES
 from raymu.protocol import ADAPTIVE
+from raymu.row import Row
 from raymu.tuning.designs import design
-from raymu.tuning.samplers import Learner, Row
+from raymu.tuning.samplers import Learner
 from raymu.tuning.schedulers import scheduler
 from raymu.values import content_hash
 

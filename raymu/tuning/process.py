@@ -13,8 +13,9 @@ from raymu.distributed.worker_groups import WorkerError, for_all, in_group
 from raymu.engines import Options
 from raymu.errors import NodeError
 from raymu.evaluation import picture
+from raymu.row import Row
 from raymu.storage import Location
-from raymu.trial import OF_THE_MACHINE, Row, blank_row, run_trial
+from raymu.trial import OF_THE_MACHINE, blank_row, run_trial
 from raymu.tuning.sweep import Sweep, Task
 from raymu.workers import Workers
 

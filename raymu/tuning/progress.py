@@ -2,14 +2,12 @@
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from raymu.results.tables import setting
-
-Row = dict[str, Any]
+from raymu.row import Row
 
 
 class SweepProgress:

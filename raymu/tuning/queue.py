@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raymu.tuning.samplers import Row
+from raymu.row import Row
 
 
 class Queue(Searcher):

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from raymu.method import Range
 from raymu.objective import Objective
 from raymu.protocol import Protocol
+from raymu.row import Row
 
-Row = dict[str, Any]
 Setting = Mapping[str, Any]
 GENERATIONS = 4  # at least, of nsga2
 RECENT = 25  # trials that tpe weighs in full

@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from raymu.protocol import GRACE_EPOCHS, REDUCTION_FACTOR
-from raymu.tuning.samplers import Row
+from raymu.row import Row
 
 EPOCH = "epoch"
 SCORE = "score"

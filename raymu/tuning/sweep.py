@@ -14,8 +14,9 @@ from raymu.errors import InputError
 from raymu.method import Head, Method, Range, Train
 from raymu.protocol import ADAPTIVE, Protocol
 from raymu.results import selection
+from raymu.row import Row
 from raymu.scenario import Scenario
-from raymu.trial import Row, check, measured
+from raymu.trial import check, measured
 from raymu.tuning import fingerprints
 from raymu.tuning.designs import design
 from raymu.values import content_hash, unknown

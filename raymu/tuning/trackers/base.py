@@ -14,11 +14,12 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 from rich.console import Console
 
+from raymu.row import Row
+
 if TYPE_CHECKING:
     pass
 
 
-Row = Mapping[str, Any]
 Distribution = FloatDistribution | IntDistribution
 STATES = {
     "completed": TrialState.COMPLETE,

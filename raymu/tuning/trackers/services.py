@@ -17,7 +17,8 @@ from ray.tune.logger.tensorboardx import TBXLoggerCallback
 
 if TYPE_CHECKING:
     pass
-from raymu.tuning.trackers.base import STATES, SWEEP, Distribution, Row, catch_up, measurements
+from raymu.row import Row
+from raymu.tuning.trackers.base import STATES, SWEEP, Distribution, catch_up, measurements
 
 UPLOAD_TIMEOUT_S = 60  # for what Weights & Biases has not sent when the sweep ends
 

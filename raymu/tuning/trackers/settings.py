@@ -20,7 +20,8 @@ from raymu.values import content_hash
 
 if TYPE_CHECKING:
     from raymu.tuning.sweep import Sweep
-from raymu.tuning.trackers.base import SWEEP, Distribution, Row, Shown, Tracker, known_values
+from raymu.row import Row
+from raymu.tuning.trackers.base import SWEEP, Distribution, Shown, Tracker, known_values
 from raymu.tuning.trackers.services import StudyTracker, TensorBoardTracker, mlflow_tracker, wandb_tracker, widened
 
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}

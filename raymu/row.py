@@ -1,0 +1,107 @@
+"""A row: all that is known of one trial. What columns it has, and what each is for, stands here and nowhere else."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]  # as JSON has it: the columns below by name, and among them those that metrics fill
+
+
+def column(doc: str, *uses: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    """Field of a row: what it says, and what it is used for beside that."""
+    return field(default=default, default_factory=factory, metadata={"doc": doc, "uses": uses})
+
+
+@dataclass(kw_only=True)
+class Columns:
+    """What every row says beside its metrics."""
+
+    method: str = column("name of the method", "asked", "setting")
+    scenario: str = column("name of the scenario", "setting")
+    scenario_hash: str = column("digest of all of the scenario, with its data", "asked", "compared", "setting")
+    scenario_fields: dict[str, Any] = column("the whole scenario", "setting")
+    forget: list[int] = column("classes that are forgotten", "setting")
+    forget_share: float = column("share of the training samples that is forgotten, in [0, 1)", "setting")
+    head: str = column("linear or cmf", "asked", "setting")
+    train: str = column("all weights, or the classifier alone", "asked", "setting")
+    model_seed: int = column("draws the original's first weights and batches", "asked", "setting")
+    seed: int = column("draws everything random of the trial", "asked", "setting")
+    threads: int = column("CPU threads of a worker", "asked", "setting")
+    workers: int = column("processes that shared the trial's work", "asked", "setting")
+    engine: str = column("pytorch, or zero-0 to zero-3 for DeepSpeed", "asked", "setting")
+    deepspeed: str | None = column("DeepSpeed's configuration (JSON), where a file said it", "asked", "setting")
+    device: str | None = column("cpu or cuda", default=None)
+    processor: str | None = column("model of the CPU or GPU", default=None)
+    gpu_share: float | None = column("share of the GPU that the trial might use, in (0, 1]", default=None)
+    cuda: str | None = column("version of CUDA that torch is built for", default=None)
+    arithmetic: str | None = column("fp32 or bf16, and what a GPU rounds to tf32", default=None)
+    config: dict[str, Any] = column("the method's hyperparameters", "asked", "setting")
+    method_code: str = column("digest of the method's code and of the engine's", "asked", "setting")
+    evaluation_code: str = column("digest of the code that evaluates", "made_with", "compared", "setting")
+    objective_code: str = column("digest of the objective's code", "made_with", "compared", "setting")
+    metrics: dict[str, str] = column("the user's metrics, with digests of their code", "made_with", "setting")
+    original_weights: str | None = column(
+        "digest of the original's weights", "made_with", "compared", "setting", default=None
+    )
+    retrained_weights: str | None = column(
+        "digest of the retrained model's weights", "made_with", "compared", "setting", default=None
+    )
+    status: str = column("completed, stopped by the scheduler, diverged or error", "setting", default="completed")
+    objective: str = column("name of the objective", "asked", "compared", "setting")
+    score: float | None = column("the objective on validation, in [0, 1]", "setting", default=None)
+    test_score: float | None = column("the objective on test, in [0, 1]", default=None)
+    curve: list[list[float]] = column("[epoch, score] of every rung and of the end", factory=list)
+    resumed: list[int] = column("epochs after which it went on from a checkpoint", factory=list)
+    epochs: int = column("epochs that were trained", default=0)
+    images: int = column("images that the method learnt from", default=0)
+    unlearn_s: float = column("seconds of the method, as if nothing had been cached", default=0.0)
+    evaluate_s: float = column("seconds of the evaluation", default=0.0)
+    wall_s: float = column("seconds that the trial took", default=0.0)
+    peak_mem: int | None = column("bytes at the peak: of the GPU, or of the process on a CPU", default=None)
+    error: str | None = column("message of what ended it", default=None)
+    traceback: str | None = column("where that was raised", default=None)
+
+
+@dataclass(kw_only=True)
+class InSweep:
+    """What a sweep adds."""
+
+    trial_id: str = column("the sweep's name and the trial's number")
+    sweep: str = column("name of the sweep")
+    trial: int = column("number of the trial in its sweep")
+    source: str = column("published, search or confirmation")
+    search_seed: int | None = column("seed of the search that it belongs to; none: it confirms")
+    confirms: str | None = column("trial_id of the trial that it runs again")
+    protocol_hash: str = column("digest of the protocol", "compared")
+    published: str | None = column("name of the published setting that it is: code or table")
+    fallback: bool = column("whether it is the published setting of another dataset or architecture")
+    restarts: int = column("how often it was begun again")
+    ended_s: float = column("seconds since 1970 when it ended")
+
+
+def row_of(columns: Columns, unmeasured: Row) -> Row:
+    """A row whose metrics are still to be measured.
+
+    Args:
+        unmeasured: the columns that metrics fill, empty.
+    """
+    return {one.name: getattr(columns, one.name) for one in dataclasses.fields(columns)} | unmeasured
+
+
+DECLARED = (*dataclasses.fields(Columns), *dataclasses.fields(InSweep))
+
+
+def _used_as(use: str) -> tuple[str, ...]:
+    return tuple(one.name for one in DECLARED if use in one.metadata["uses"])
+
+
+MADE_WITH = _used_as("made_with")  # the code and the models that made its figures: with others they are others
+IDENTITY = (*_used_as("asked"), *MADE_WITH)  # what a trial is: where one differs, its checkpoint is another's
+COMPARABLE = _used_as("compared")  # where one differs, scores do not compare
+SETTING = _used_as("setting")  # what `raymu run --config` needs, and a report shows of a setting
+
+
+def markdown_table() -> str:
+    """Every column with its meaning, for the documentation."""
+    rows = [f"| `{one.name}` | {one.metadata['doc']} |" for one in DECLARED]
+    return "\n".join(["| column | what it says |", "|---|---|", *rows])
