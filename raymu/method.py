@@ -96,15 +96,13 @@ class Method:
     A method lives in `raymu/methods/NAME.py` (or in a user's own script) and knows nothing of how a step is carried
     out: it yields losses, and the engine does backward, optimizer and masks.
 
-    Two options are orthogonal to every method:
+    Head, train and temperature are options of every method; the attributes after them belong to its class.
 
     Attributes:
         head: "linear", the original's own, or "cmf": class-mean features (`raymu.models.cmf.CMF`) for the whole of
             unlearning, made anew from the training set before the first and after every epoch.
         train: "all" weights, or the "classifier" alone: the control, whose features stay as they were.
         temperature: of the CMF head.
-
-    Class attributes:
         paper: where the method comes from.
         needs: the parts of the training set that it reads.
         published: settings by (dataset, head, name), where they differ from the fields' defaults, which are those that

@@ -386,7 +386,7 @@ def test_a_method_of_ones_own_is_named_by_its_class() -> None:
 
 
 def test_the_readmes_table_is_the_methods_own() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "docs" / "methods.md").read_text()
     found = re.search(r"<!-- raymu methods --markdown -->\n(.*?)\n\n", readme, re.DOTALL)
     assert found
     assert found[1] == methods.markdown_table()

@@ -207,6 +207,15 @@ def columns(metrics: Iterable[Metric] = (), *, rung: bool = False) -> list[str]:
     return [f"{split}_{one.name}" for split in (*SPLITS, "train") for one in chosen if split in one.splits]
 
 
+def markdown_table() -> str:
+    """Every metric of raymu's with its columns and meaning, for the documentation."""
+    lines = ["| metric | columns | at rungs | what it is |", "|---|---|---|---|"]
+    for one in METRICS:
+        where = ", ".join(f"`{split}_{one.name}`" for split in one.splits)
+        lines.append(f"| {one.name} | {where} | {'yes' if one.rung else ''} | {one.doc} |")
+    return "\n".join(lines)
+
+
 def check_new(metrics: Iterable[Metric]) -> None:
     """Look whether metrics can be measured beside raymu's.
 

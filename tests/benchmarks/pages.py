@@ -1,10 +1,11 @@
-"""README's figures, made anew: a block of it that follows a comment with a command is what the command prints.
+"""Figures and tables of README and docs, made anew: a block that follows a comment with a command is what the command
+prints.
 
-    python tests/benchmarks/readme.py           # runs the commands, and writes README.md
-    python tests/benchmarks/readme.py --print   # shows it instead
+    python tests/benchmarks/pages.py           # runs the commands, and writes the pages
+    python tests/benchmarks/pages.py --print   # shows them instead
 
-They run one after the other in an empty directory, with a cache of their own. `tests/test_readme.py` runs them, too,
-and compares. The commands `... extremes SWEEP` and `... machine` of this script print two of the blocks.
+The commands run one after the other in an empty directory, with an empty cache. `tests/test_pages.py` runs them as well,
+and compares. Four of the blocks are printed by this script: `extremes SWEEP`, `machine`, `metrics` and `columns`.
 """
 
 import argparse
@@ -18,11 +19,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from raymu import devices
+from raymu import devices, row
+from raymu.evaluation import metrics
 from raymu.results import ranking, reader, selection, tables
 
 REPOSITORY = Path(__file__).parent.parent.parent
-README = REPOSITORY / "README.md"
+PAGES = [REPOSITORY / name for name in ("README.md", "docs/tutorial.md", "docs/methods.md", "docs/metrics.md")]
 BLOCK = re.compile(
     r"(?<=<!-- )(?P<command>(?:python|raymu) .*)(?P<open> -->\n(?:```\n)?)(?P<content>(?:.+\n)+?)(?=```|\n)"
 )
@@ -54,10 +56,10 @@ def run(commands: list[str]) -> dict[str, str]:
     return printed
 
 
-def rewritten(text: str) -> str:
-    """The text with the blocks that its commands print now."""
-    printed = run(list(blocks(text)))
-    return BLOCK.sub(lambda found: f"{found['command']}{found['open']}{printed[found['command']]}", text)
+def rewritten(texts: list[str]) -> list[str]:
+    """Texts with the blocks that their commands print now."""
+    printed = run([command for text in texts for command in blocks(text)])
+    return [BLOCK.sub(lambda found: f"{found['command']}{found['open']}{printed[found['command']]}", t) for t in texts]
 
 
 def show_extremes(sweep: str) -> None:
@@ -82,19 +84,22 @@ def show_machine() -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help="extremes SWEEP, or machine")
-    arguments.add_argument("--print", action="store_true", help="leave README.md as it is")
+    arguments.add_argument("what", nargs="*", help="extremes SWEEP, machine, metrics or columns")
+    arguments.add_argument("--print", action="store_true", help="leave the pages as they are")
     options = arguments.parse_args()
     if options.what[:1] == ["extremes"]:
         show_extremes(options.what[1])
     elif options.what == ["machine"]:
         show_machine()
+    elif options.what == ["metrics"]:
+        print(metrics.markdown_table())
+    elif options.what == ["columns"]:
+        print(row.markdown_table())
     elif options.what:
         arguments.error(f"unknown: {' '.join(options.what)}")
-    elif options.print:
-        print(rewritten(README.read_text()))
     else:
-        README.write_text(rewritten(README.read_text()))
+        for page, text in zip(PAGES, rewritten([page.read_text() for page in PAGES]), strict=True):
+            print(text) if options.print else page.write_text(text)
 
 
 if __name__ == "__main__":

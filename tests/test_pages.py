@@ -1,4 +1,4 @@
-"""README's figures come from commands."""
+"""Figures and tables of README and docs come from commands."""
 
 import re
 import sys
@@ -6,9 +6,12 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+from raymu import row
+from raymu.evaluation import metrics
+
 sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 
-import readme
+import pages
 
 FIXED = {"original", "retrained", "published"}  # what no search chooses
 POINTS, HMEAN, SEARCHED_HMEAN = 5, 0.05, 0.15
@@ -16,7 +19,8 @@ TOLERANCE = (
     f"accuracies come out to within {POINTS} points and hmean to within {HMEAN}. Of *tuned*, *silent* and *blind*,"
     f" whose search goes another way there, hmean alone compares, to within {SEARCHED_HMEAN}."
 )
-TEXT = readme.README.read_text()
+TEXTS = [page.read_text() for page in pages.PAGES]
+STATED = {command: content for text in TEXTS for command, content in pages.blocks(text).items()}
 
 
 def figures(content: str) -> dict[str, list[float]]:
@@ -25,41 +29,47 @@ def figures(content: str) -> dict[str, list[float]]:
     return {line[0]: [float(cell) for cell in line[1:]] for line in lines if re.search(r" \d+\.\d", " ".join(line))}
 
 
-def test_the_commands_of_the_readme_are_found() -> None:
-    found = readme.blocks(TEXT)
-    assert [command.split()[:2] for command in found] == [
-        ["python", "sweeps/salun.py"],
-        ["python", "tests/benchmarks/readme.py"],
-        ["python", "sweeps/scrub.py"],
-        ["python", "tests/benchmarks/readme.py"],
-        ["raymu", "methods"],
+def test_the_commands_of_the_pages_are_found() -> None:
+    assert [command.split()[1:3] for command in STATED] == [
+        ["sweeps/salun.py", "--concurrent"],
+        ["tests/benchmarks/pages.py", "extremes"],
+        ["sweeps/scrub.py", "--head"],
+        ["tests/benchmarks/pages.py", "machine"],
+        ["methods", "--markdown"],
+        ["tests/benchmarks/pages.py", "metrics"],
+        ["tests/benchmarks/pages.py", "columns"],
     ]
-    tables = [figures(content) for content in list(found.values())[:3]]
+    tables = [figures(content) for content in list(STATED.values())[:3]]
     assert [list(table) for table in tables] == [
         ["original", "retrained", "published", "tuned"],
         ["silent", "blind"],
         ["published", "tuned"],
     ]
     assert {len(numbers) for table in tables for numbers in table.values()} == {5}
-    assert " ".join(TOLERANCE.split()) in " ".join(TEXT.split())
+    assert " ".join(TOLERANCE.split()) in " ".join(TEXTS[1].split())
+
+
+def test_the_tables_of_metrics_and_columns_are_those_of_the_code() -> None:
+    *_, measured, columns = STATED.values()
+    assert measured == metrics.markdown_table() + "\n"
+    assert columns == row.markdown_table() + "\n"
 
 
 def test_a_block_is_what_its_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "a\n\n<!-- python -c 'print(1)' -->\n```\nold\n```\n\nb\n\n<!-- python -c 'print(2)' -->\nold\nolder\n\nc\n"
     new = "a\n\n<!-- python -c 'print(1)' -->\n```\n1\n```\n\nb\n\n<!-- python -c 'print(2)' -->\n2\n\nc\n"
-    assert readme.rewritten(text) == new == readme.rewritten(new)
+    assert pages.rewritten([text]) == [new] == pages.rewritten([new])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_the_figures_of_the_readme_come_out_again() -> None:
-    stated = readme.blocks(TEXT)
-    for command, printed in readme.run(list(stated)).items():
+def test_the_figures_of_the_pages_come_out_again() -> None:
+    for command, printed in pages.run(list(STATED)).items():
         if command.startswith("raymu"):
-            assert printed == stated[command]
+            assert printed == STATED[command]
         if not ("sweeps" in command or "extremes" in command):
             continue
-        there, here = figures(stated[command]), figures(printed)
+        there, here = figures(STATED[command]), figures(printed)
         assert list(here) == list(there)
         for name, numbers in here.items():
             far = HMEAN if name in FIXED else SEARCHED_HMEAN
