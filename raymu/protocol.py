@@ -13,7 +13,6 @@ from raymu.values import NOT_NEGATIVE, Bounds, conform
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
 
-ADAPTIVE = ("tpe", "nsga2")  # searchers that learn from rows
 REDUCTION_FACTOR = 3
 GRACE_EPOCHS = 1
 

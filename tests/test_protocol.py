@@ -12,7 +12,7 @@ from raymu.methods.random_label import RandomLabel
 from raymu.methods.unsir import UNSIR
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
-from raymu.tuning.designs import design
+from raymu.tuning.samplers import KNOWN
 from raymu.tuning.sweep import Sweep
 
 RANGES = {"lr": Range(1e-4, 1.0, "log"), "epochs": Range(1, 4, "int"), "share": Range(0.0, 2.0, "linear")}
@@ -55,8 +55,8 @@ def test_rungs() -> None:
 
 @pytest.mark.parametrize("kind", ["random", "quasi_random"])
 def test_a_design_is_even_in_its_ranges_and_depends_on_the_seed_alone(kind) -> None:
-    settings = design(RANGES, kind, 400, seed=3)
-    assert settings == design(RANGES, kind, 400, seed=3) != design(RANGES, kind, 400, seed=4)
+    settings = KNOWN[kind](RANGES, 400, 3)
+    assert settings == KNOWN[kind](RANGES, 400, 3) != KNOWN[kind](RANGES, 400, 4)
     assert all(setting[name] in search for setting in settings for name, search in RANGES.items())
     exponents = np.log10([setting["lr"] for setting in settings])
     assert kstest(exponents, "uniform", (-4, 4)).pvalue > 0.01
@@ -68,30 +68,30 @@ def test_a_design_is_even_in_its_ranges_and_depends_on_the_seed_alone(kind) -> N
 def test_a_shorter_design_begins_a_longer_one() -> None:
     """So that more trials add to fewer; Sobol's points come in the same order."""
     for kind in ("random", "quasi_random"):
-        assert design(RANGES, kind, 200, seed=0)[:13] == design(RANGES, kind, 13, seed=0)
+        assert KNOWN[kind](RANGES, 200, 0)[:13] == KNOWN[kind](RANGES, 13, 0)
 
 
 def test_quasi_random_points_leave_smaller_gaps_than_random_ones() -> None:
     gaps = [
-        np.diff(np.sort([setting["share"] for setting in design(RANGES, kind, 64, seed=0)])).max()
+        np.diff(np.sort([setting["share"] for setting in KNOWN[kind](RANGES, 64, 0)])).max()
         for kind in ("quasi_random", "random")
     ]
     assert gaps[0] < gaps[1]
 
 
 def test_a_grid_has_both_ends_and_as_many_values_as_fit() -> None:
-    settings = design(RANGES, "grid", 40, seed=0)
+    settings = KNOWN["grid"](RANGES, 40, 0)
     values = {name: sorted({setting[name] for setting in settings}) for name in RANGES}
     assert [len(found) for found in values.values()] == [4, 3, 3]
     assert values["lr"] == pytest.approx([1e-4, 1e-4 ** (2 / 3), 1e-4 ** (1 / 3), 1.0])
     assert (values["share"], values["epochs"][::2]) == ([0.0, 1.0, 2.0], [1, 4])
     assert len(settings) == 36 == len({tuple(setting.values()) for setting in settings})
     with pytest.raises(InputError, match="needs 9 trials at least"):
-        design(RANGES, "grid", 7, seed=0)
+        KNOWN["grid"](RANGES, 7, 0)
 
 
 def test_an_int_range_is_not_cut_finer_than_it_is() -> None:
-    settings = design({"epochs": Range(1, 3, "int")}, "grid", 50, seed=0)
+    settings = KNOWN["grid"]({"epochs": Range(1, 3, "int")}, 50, 0)
     assert [setting["epochs"] for setting in settings] == [1, 2, 3]
 
 

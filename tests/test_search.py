@@ -26,7 +26,7 @@ from raymu.protocol import Protocol
 from raymu.results import ranking, reader, writer
 from raymu.tuning import fingerprints, samplers, schedulers
 from raymu.tuning.driver import run_sweep
-from raymu.tuning.samplers import Learner
+from raymu.tuning.samplers import learning, nsga2, sampler, tpe
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
@@ -68,7 +68,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def suggested(protocol: Protocol, count: int) -> list[list[float]]:
-    learner = Learner(protocol, SEED, SPACE, rows(count))
+    learner = sampler(protocol, SEED, SPACE, rows(count))
     return [[float(f"{value:.6g}") for value in learner.suggest(count + n).values()] for n in range(2)]
 
 
@@ -171,12 +171,12 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType, s
 
 
 OTHERS = {
-    "suggestions": (samplers, "_tpe", lambda seed, several: TPESampler(seed=seed, n_ei_candidates=5), {}),
-    "suggestions of nsga2": (samplers, "_nsga2", lambda seed, population: NSGAIISampler(seed=seed), PROTOCOLS["nsga2"]),
+    "suggestions": (tpe.TPE, "_sampler", lambda self, seed: TPESampler(seed=seed, n_ei_candidates=5), {}),
+    "suggestions of nsga2": (nsga2.NSGA2, "_sampler", lambda self, seed: NSGAIISampler(seed=seed), PROTOCOLS["nsga2"]),
     "suggestions of Sobol": (
-        fingerprints,
-        "design",
-        lambda ranges, kind, count, seed: [{"lr": 0.5}] * count,
+        samplers,
+        "KNOWN",
+        {"quasi_random": lambda ranges, count, seed: [{"lr": 0.5}] * count},
         {"searcher": "quasi_random"},
     ),
     "decisions": (schedulers, "REDUCTION_FACTOR", 2, {}),
@@ -206,7 +206,7 @@ def test_an_upgrade_that_does_the_same_resumes(digits, tmp_path: Path, upgrade) 
     before = Sweep(RandomLabel, digits, Protocol(2))
     with writer.Store(tmp_path / "s", before.identity(), resume=False) as kept:
         kept.append({"trial": 0})
-    upgrade(samplers, "optuna", samplers.optuna)  # forgets what was measured
+    upgrade(learning, "optuna", learning.optuna)  # forgets what was measured
     same = dataclasses.replace(before, protocol=Protocol(2))
     assert same.protocol == before.protocol
     writer.Store(tmp_path / "s", same.identity(), resume=True).__exit__(None, None, None)

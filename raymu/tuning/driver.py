@@ -36,7 +36,7 @@ from raymu.tuning.callbacks import Ended, Recorder, or_end
 from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress
 from raymu.tuning.queue import Queue
-from raymu.tuning.samplers import Learner, distribution
+from raymu.tuning.samplers.learning import distribution
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep, Task
 from raymu.tuning.trackers.settings import Trackers, callbacks
@@ -261,15 +261,14 @@ class _Run:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
         missing, done = _missing(sweep, seed, everything, self._ledger), _of_search(seed, everything)
-        known, first = sweep.design(seed), sweep.trials(seed)[0]
-        learner = Learner(protocol, seed, sweep.ranges, done)
+        sampler, first = sweep.sampler(seed, done), sweep.trials(seed)[0]
 
         def task(number: int) -> Task:
             setting: Mapping[str, Any] = {}
             if number in self._ledger:
                 setting = self._ledger.config(number)
             elif number > first:
-                setting = learner.suggest(number) if known is None else known[number - first - 1]
+                setting = sampler.suggest(number)
             return sweep.task(seed, number, setting)
 
         def is_spent(number: int) -> bool:

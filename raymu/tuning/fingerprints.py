@@ -8,10 +8,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from raymu.method import Range
 from raymu.objective import OBJECTIVES
-from raymu.protocol import ADAPTIVE
 from raymu.row import Row
-from raymu.tuning.designs import design
-from raymu.tuning.samplers import Learner
+from raymu.tuning.samplers import KNOWN, sampler
 from raymu.tuning.schedulers import scheduler
 from raymu.values import content_hash
 
@@ -30,19 +28,20 @@ def suggestions(searcher: str, several: bool) -> str:
     Args:
         several: whether the objective maximises several numbers, as `pareto` does.
     """
-    if searcher not in ADAPTIVE:
-        suggested = design(EXAMPLE, searcher, EXAMPLE_TRIALS, seed=0)
+    # A whole protocol might be refused, as nsga2 for one number.
+    asked: Any = SimpleNamespace(
+        searcher=searcher, objective=OBJECTIVES["pareto" if several else "hmean"], trials=EXAMPLE_TRIALS + 1
+    )
+    if searcher in KNOWN:
+        known = sampler(asked, 0, EXAMPLE)
+        suggested = [known.suggest(number) for number in range(1, 1 + known.count)]
     else:
-        # All that a learner reads of a protocol; a whole one would ask for these suggestions.
-        asked: Any = SimpleNamespace(
-            searcher=searcher, objective=OBJECTIVES["pareto" if several else "hmean"], trials=EXAMPLE_TRIALS
-        )
         done: list[Row] = []
-        learner = Learner(asked, 0, EXAMPLE, done)
+        learner = sampler(asked, 0, EXAMPLE, done)
         suggested = []
-        for known in EXAMPLE_ROWS:
-            done += map(_example, range(len(done), known))
-            suggested += [dict(learner.suggest(number)) for number in range(known, known + 3)]
+        for count in EXAMPLE_ROWS:
+            done += map(_example, range(len(done), count))
+            suggested += [learner.suggest(number) for number in range(count, count + 3)]
     return content_hash([[f"{value:.{EXAMPLE_DIGITS}g}" for value in setting.values()] for setting in suggested])
 
 

@@ -12,13 +12,13 @@ import raymu
 from raymu import engines, references
 from raymu.errors import InputError
 from raymu.method import Head, Method, Range, Train
-from raymu.protocol import ADAPTIVE, Protocol
+from raymu.protocol import Protocol
 from raymu.results import selection
 from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
-from raymu.tuning.designs import design
+from raymu.tuning.samplers import Sampler, sampler
 from raymu.values import content_hash, unknown
 
 
@@ -82,7 +82,7 @@ class Sweep:
                 raise InputError(unknown(f"searched hyperparameter of {self.method.name()}", name, known))
         for name, search in {**self.method.ranges(self.head), **self.space}.items():
             self.method.check_range(name, search)
-        self.design(self.protocol.search_seeds[0])
+        self.sampler(self.protocol.search_seeds[0])
 
     @property
     def name(self) -> str:
@@ -123,19 +123,18 @@ class Sweep:
         """The method at a setting."""
         return self.method.from_config(config, head=self.head, train=self.train)
 
-    def design(self, seed: int) -> list[dict[str, float]] | None:
-        """The settings of a search beside the published one, where they are known before; None: the search learns."""
-        protocol, ranges = self.protocol, self.ranges
-        if protocol.searcher in ADAPTIVE:
-            return None
-        return design(ranges, protocol.searcher, protocol.trials - 1, seed)
+    def sampler(self, seed: int, done: Sequence[Row] = ()) -> Sampler:
+        """What suggests the settings of one search beside the published one.
+
+        Args:
+            done: the rows of the search so far; those that are appended later are learnt, too.
+        """
+        return sampler(self.protocol, seed, self.ranges, done, self._first(seed))
 
     def trials(self, seed: int) -> range:
         """The numbers of the trials of one search."""
-        known = self.design(seed)
-        size = self.protocol.trials if known is None else 1 + len(known)
         first = self._first(seed)
-        return range(first, first + size)
+        return range(first, first + 1 + self.sampler(seed).count)
 
     def _first(self, seed: int) -> int:
         """The number of a search's first trial, which is the published setting."""

@@ -35,7 +35,7 @@ from raymu.models import architectures
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.splits import Data, Split
 from raymu.trial import run_trial
-from raymu.tuning import designs
+from raymu.tuning.samplers import random as random_sampler
 
 DEVICE = references.default_device()
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -465,7 +465,7 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
         chosen: Any = get(name)
         config = chosen.published_config(scenario, head)
         if round_:  # the first is the published one
-            drawn = designs.design(chosen.ranges(head), "random", 4, 0) or []
+            drawn = random_sampler.settings(chosen.ranges(head), 4, 0)
             config = config | drawn[round_ - 1]
         row, _ = run_trial(scenario, chosen.from_config(config, head=head), seed=0, options=carried_out_by)
         report.add(

@@ -4,7 +4,7 @@ prints.
     python tests/benchmarks/pages.py           # runs the commands, and writes the pages
     python tests/benchmarks/pages.py --print   # shows them instead
 
-The commands run one after the other in an empty directory, with an empty cache. `tests/test_pages.py` runs them as well,
+The commands run one after the other in an empty directory, with an empty cache. `tests/test_pages.py` runs them, too,
 and compares. Four of the blocks are printed by this script: `extremes SWEEP`, `machine`, `metrics` and `columns`.
 """
 

@@ -1,0 +1,53 @@
+"""The interface of samplers, and the one of settings that are known before a search."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from raymu.method import Range
+
+Setting = Mapping[str, Any]
+
+
+class Sampler(ABC):
+    """Settings of one search.
+
+    Attributes:
+        count: the number of settings that it has.
+    """
+
+    count: int
+
+    @abstractmethod
+    def suggest(self, number: int) -> Setting:
+        """Setting for the trial of this number."""
+
+
+class Known(Sampler):
+    """Settings that depend on no trial."""
+
+    def __init__(self, settings: Sequence[Setting], first: int) -> None:
+        self.count, self._settings, self._first = len(settings), settings, first
+
+    def suggest(self, number: int) -> Setting:
+        """See Sampler."""
+        return self._settings[number - self._first - 1]
+
+
+def setting_at(ranges: Mapping[str, Range], shares: NDArray[Any]) -> Setting:
+    """The setting that lies at these shares, in [0, 1], of every range."""
+    return {name: _value(search, share) for (name, search), share in zip(ranges.items(), shares.tolist(), strict=True)}
+
+
+def _value(search: Range, share: float) -> float:
+    if search.scale == "int":
+        low, high = int(search.low), int(search.high)
+        return min(high, low + int(share * (high - low + 1)))
+    if search.scale == "log":
+        value = math.exp(math.log(search.low) + share * math.log(search.high / search.low))
+    else:
+        value = search.low + share * (search.high - search.low)
+    return min(max(value, search.low), search.high)
