@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from raymu.results.ranking import rank as rank
     from raymu.results.reader import load as load
     from raymu.results.reader import table as table
+    from raymu.results.selection import best as best
     from raymu.run import Run as Run
     from raymu.scenario import SCENARIOS as SCENARIOS
     from raymu.scenario import Recipe as Recipe
     from raymu.scenario import Scenario as Scenario
     from raymu.study import Trial as Trial
-    from raymu.study import best as best
     from raymu.study import evaluate as evaluate
     from raymu.study import figures as figures
     from raymu.study import tune as tune
@@ -48,9 +48,10 @@ _PLACES = {
     "raymu.protocol": ("Confirmation", "Protocol"),
     "raymu.results.ranking": ("rank",),
     "raymu.results.reader": ("load", "table"),
+    "raymu.results.selection": ("best",),
     "raymu.run": ("Run",),
     "raymu.scenario": ("SCENARIOS", "Recipe", "Scenario"),
-    "raymu.study": ("Trial", "best", "evaluate", "figures", "tune"),
+    "raymu.study": ("Trial", "evaluate", "figures", "tune"),
     "raymu.tuning.sweep": ("Sweep",),
 }
 

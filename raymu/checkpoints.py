@@ -80,7 +80,7 @@ class Checkpoints:
 
     def load(self, workers: Workers) -> tuple[State, dict[str, Any]] | None:
         """The last state and row; None if there is none, it is damaged, or other workers wrote it."""
-        content = workers.tell(self._state() if workers.rank == 0 else None)
+        content = workers.broadcast(self._state() if workers.rank == 0 else None)
         if content is None or len(content["digests"]) != workers.count + 1:
             return None
         folder, (*parts, whole) = self.location / content["folder"], content["digests"]

@@ -13,8 +13,8 @@ from raymu.row import Row
 from raymu.scenario import Scenario
 
 WEIGHTS = "model.safetensors"
-PACKAGES = ("raymu", "torch", "timm", "safetensors")
-METRICS = {
+MADE_WITH = ("raymu", "torch", "timm", "safetensors")
+TITLES = {
     "retain": "Retain accuracy",
     "forget": "Forget accuracy",
     "probe-forget": "Linear-probe accuracy on the forget set",
@@ -34,7 +34,7 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
     head = "class-mean features (CMF) as head" if row["head"] == "cmf" else "its own linear head"
     part = "" if row["train"] == "all" else "; its classifier alone was changed, the features are the original's"
     config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in MADE_WITH]
     models = {**(references or {}), "this model": row}
     table = [
         f"| model | {' | '.join(COLUMNS)} |",
@@ -79,7 +79,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
             dataset_name=_plain(f"{scenario.name}, forgetting {scenario.forgotten}"),
             dataset_split="test",
             metric_type="accuracy",
-            metric_name=METRICS[heading],
+            metric_name=TITLES[heading],
             metric_value=row[f"test_{column}"],
         )
         for heading, column in COLUMNS.items()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raymu import cache, devices, engines, source, splits
 from raymu.checkpoints import Checkpoints, State
 from raymu.engines import DEFAULTS, Options
-from raymu.evaluation import Metric, accuracy, baseline, evaluate, gaps, look, profile
+from raymu.evaluation import Metric, accuracy, baseline, evaluate, evaluate_quickly, gaps, profile
 from raymu.method import Method
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, compatibility, inference, pretrained
@@ -31,14 +31,14 @@ REFERENCES: tuple[Which, ...] = ("original", "retrained")
 
 WEIGHTS = "model.safetensors"
 BASELINE = "baseline.safetensors"
-METRICS = "metrics.json"
-LOOK = "look.json"
+COMPARED = "metrics.json"
+QUICK = "quick.json"
 PROFILES = "profiles.json"
 TRAINING = "training.json"
 BEST = "best/"  # stands before the names of the best weights so far, in a checkpoint
 
 
-class Train(Retrain):
+class TrainOriginal(Retrain):
     """The original's training: that of the retrained model, on the whole training set."""
 
     needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
@@ -59,7 +59,7 @@ def entry_of(scenario: Scenario, which: Which) -> Path:
     """Where a reference is cached, named by all that decides its weights beside the scenario: the code that splits the
     data and trains on them, the architecture's, and the weights that training starts from.
     """
-    code = source.digest(Train, fit, splits.load, within=source.TRAINING)
+    code = source.digest(TrainOriginal, fit, splits.load, within=source.TRAINING)
     made_by = [code, architectures.code_of(scenario), pretrained.digest(scenario)]
     return directory(scenario) / f"{which}-{content_hash(made_by)}"
 
@@ -103,7 +103,8 @@ def train(
         compatibility.check(scenario)
         scenario_data = load_data(scenario, options)
         model = pretrained.start(scenario, scenario.model_seed).to(scenario_data.device)
-        method = (Train if which == "original" else Retrain)(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
+        kind = TrainOriginal if which == "original" else Retrain
+        method = kind(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
         with devices.cpu_threads(options.threads):
             fitted = fit(model, scenario_data, method, scenario, options, kept)
         if entry is None:
@@ -133,15 +134,15 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         with devices.cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
             rows = {which: evaluate(model, scenario_data, measure, further) for which, model in trained.items()}
-            looked = look(trained["retrained"], scenario_data, further)
+            looked = evaluate_quickly(trained["retrained"], scenario_data, further)
         if entry is None:
             return
         cache.save_tensors(entry / BASELINE, measure)
         found = {which: row | gaps(row, rows["retrained"], further) for which, row in rows.items()}
         for which in REFERENCES:
             found[which]["weights"] = weights_digest(scenario, which)
-        cache.save_json(entry / METRICS, found)
-        cache.save_json(entry / LOOK, looked)
+        cache.save_json(entry / COMPARED, found)
+        cache.save_json(entry / QUICK, looked)
 
     return Workers().once(_comparison(scenario, further), build)
 
@@ -150,7 +151,7 @@ def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dic
     """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
     entry = _comparison(scenario, further)
     cache.find(entry)
-    metrics: dict[str, dict[str, Any]] = cache.load_json(entry / METRICS)
+    metrics: dict[str, dict[str, Any]] = cache.load_json(entry / COMPARED)
     return metrics
 
 
@@ -200,7 +201,7 @@ def _of_both(scenario: Scenario, what: str, *codes: str) -> Path:
 
 def evaluation_code() -> str:
     """A digest of the code that evaluates: rows and references compare only where it is the same."""
-    return source.digest(evaluate, look, baseline, gaps, splits.load, within=source.EVALUATION)
+    return source.digest(evaluate, evaluate_quickly, baseline, gaps, splits.load, within=source.EVALUATION)
 
 
 class _Best(NamedTuple):
@@ -254,7 +255,7 @@ def fit(
                 best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()))
             elif epoch - best.epoch >= patience:
                 raise _Converged
-        if checkpoints is not None and workers.tell(time.perf_counter() - kept >= options.checkpoint_s):
+        if checkpoints is not None and workers.broadcast(time.perf_counter() - kept >= options.checkpoint_s):
             kept, state = time.perf_counter(), engine.state()
             weights = state.weights | {BEST + name: weight for name, weight in best.weights.items()}
             so_far = {
@@ -296,7 +297,7 @@ class References:
 
     Attributes:
         metrics: see the function of that name.
-        look: what `look` said of the retrained one.
+        quick: what `evaluate_quickly` said of the retrained one.
         baseline: what `evaluate` compares a model with.
         original: the original's weights.
     """
@@ -304,7 +305,7 @@ class References:
     scenario: Scenario
     data: splits.Data
     metrics: dict[str, dict[str, Any]]
-    look: dict[str, Any]
+    quick: dict[str, Any]
     baseline: dict[str, Tensor]
     original: dict[str, Tensor]
 
@@ -342,14 +343,14 @@ class References:
 def load(
     scenario: Scenario, device: torch.device, options: Options = DEFAULTS, further: Sequence[Metric] = ()
 ) -> References:
-    """A scenario's references, from the cache; kept in memory until `source.look_anew`, so that a process which runs
+    """A scenario's references, from the cache; kept in memory until `source.read_anew`, so that a process which runs
     trial after trial of one scenario reads them once: of one whose data are filled in, since what is prepared last may
     change. A reference that is missing is trained.
 
     Args:
         further: metrics beside raymu's.
     """
-    return _loaded(splits.prepared(scenario), device, options, tuple(further), source.look())
+    return _loaded(splits.prepared(scenario), device, options, tuple(further), source.reading())
 
 
 def load_data(scenario: Scenario, options: Options, device: torch.device | None = None) -> splits.Data:
@@ -373,7 +374,7 @@ def _loaded(
         scenario=scenario,
         data=load_data(scenario, options, device),
         metrics=metrics(scenario, further),
-        look=cache.load_json(compared / LOOK),
+        quick=cache.load_json(compared / QUICK),
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(entry_of(scenario, "original") / WEIGHTS, device),
     )

@@ -212,24 +212,24 @@ class Travels:
         return {**vars(self), SAID: self.code()}
 
 
-_process, _looks = uuid.uuid4().hex, 0
+_process, _readings = uuid.uuid4().hex, 0
 _seen_first: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 _sweep = ""
 
 
-def look() -> tuple[str, int]:
+def reading() -> tuple[str, int]:
     """Name of this process, and the number of times that it has looked anew."""
-    return _process, _looks
+    return _process, _readings
 
 
-def look_anew(sweep: str = "") -> None:
+def read_anew(sweep: str = "") -> None:
     """Forget what containers and objects held at first sight. It comes before a sweep, and before a trial that belongs
     to none; a worker looks once a `sweep`, for all of its trials.
     """
-    global _looks, _sweep
+    global _readings, _sweep
     if _sweep and sweep in ("", _sweep):
         return
-    _sweep, _looks = sweep, _looks + 1
+    _sweep, _readings = sweep, _readings + 1
     _seen_first.clear()
 
 

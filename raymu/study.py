@@ -25,7 +25,7 @@ from raymu.evaluation.layers import check_blocks
 from raymu.method import Method
 from raymu.models import compatibility, pretrained
 from raymu.objective import HMEAN, Objective
-from raymu.results import ranking, reader, report, selection
+from raymu.results import ranking, reader, report
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
 from raymu.row import IDENTITY, MADE_WITH, Row
@@ -39,7 +39,6 @@ from raymu.values import NOT_NEGATIVE, checked, unknown
 
 STORAGE = "raymu-results"
 SCENARIO = "digits"
-RULES = ("tuned", "pareto", "cheapest", "constrained")
 MOST_NAMED = 5  # of what differs between two rows
 OF_SCENARIO = ("forget", "forget_share", "model_seed")  # what a row also says outside its scenario_fields
 
@@ -108,58 +107,6 @@ def possible(makers: Iterable[Callable[[], Sweep]]) -> tuple[list[Sweep], list[I
     if twice := [one for one in names if names.count(one) > 1]:
         raise InputError(f"two of the sweeps are {twice[0]}: one of a method, head and trained part is ranked")
     return sweeps, refused
-
-
-def best(
-    results: Path | str | Location | Sequence[SweepResults], *, method: str | None = None, rule: str = "tuned"
-) -> list[Row]:
-    """Rows that a rule chooses, on validation: from each sweep, and then from these.
-
-    Args:
-        results: sweeps, or where they are stored.
-        method: only trials of this method.
-        rule: "tuned", "pareto", "cheapest" or "constrained:SHARE" (see `raymu.results.selection`).
-
-    Raises:
-        InputError: there is no such rule or method, or nothing to choose from.
-    """
-    kind, _, argument = rule.partition(":")
-    if kind not in RULES:
-        raise InputError(unknown("rule", kind, list(RULES)))
-    if argument and kind != "constrained":
-        raise InputError(f"rule {kind} takes no {argument!r}")
-    sweeps = reader.loaded(results)
-    if method is not None:
-        if plugins.is_file(method):
-            method = methods.get(method).name()
-        known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
-        if method not in known:
-            raise InputError(unknown("method in this storage", method, known))
-        sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
-    rows = [row for sweep in sweeps for row in sweep.rows]
-    if kind == "pareto":
-        return selection.ParetoFront().choose(rows)
-    if kind == "constrained":
-        try:
-            loss = float(argument)
-        except ValueError as error:
-            raise InputError(f"rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
-        scenario = selection.candidates(rows)[0]["scenario_hash"]
-        original = next(
-            (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
-        )
-        if original is None:
-            raise InputError("the results do not say what the original reached")
-        return selection.Constrained(original, loss).choose(rows)
-    chosen, reasons = [], []
-    for sweep in sweeps:
-        try:
-            chosen += [selection.tuned(sweep.rows)] if kind == "tuned" else selection.Cheapest().choose(sweep.rows)
-        except InputError as error:
-            reasons.append(error)
-    if not chosen:
-        raise reasons[0]
-    return selection.Best().choose(chosen)
 
 
 def figures(results: Path | str | Location | Sequence[SweepResults]) -> dict[str, go.Figure]:

@@ -10,7 +10,7 @@ from raymu import devices, engines, memory, references, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
-from raymu.evaluation import Metric, columns, evaluate, gaps, look
+from raymu.evaluation import Metric, columns, evaluate, evaluate_quickly, gaps
 from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, Objective
@@ -56,7 +56,7 @@ def run_trial(
 
     Args:
         metrics: further ones beside raymu's.
-        rungs: epochs after which the metrics of a rung are measured (`look`), and the row so far is reported.
+        rungs: epochs after which `evaluate_quickly` measures the metrics of a rung, and the row so far is reported.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
         checkpoints: where a trial that takes long keeps how far it is; one of the same trial that is found there is
@@ -77,7 +77,7 @@ def run_trial(
         OSError, MemoryError, torch.OutOfMemoryError: the machine failed, not the method, as a full disk does; the trial
             may well work if it is tried again.
     """
-    source.look_anew()
+    source.read_anew()
     devices.check_defaults()
     started, workers = time.perf_counter(), Workers()
     scenario = splits.prepared(scenario)
@@ -121,9 +121,9 @@ def run_trial(
             nonlocal kept, spared_s
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
             if epoch in rungs and epoch < method.total_epochs:
-                measure(lambda: look(engine.model, reference.data, metrics), reference.look)
+                measure(lambda: evaluate_quickly(engine.model, reference.data, metrics), reference.quick)
                 report({**row, "status": "stopped"})
-            if checkpoints is not None and workers.tell(time.perf_counter() - kept >= options.checkpoint_s):
+            if checkpoints is not None and workers.broadcast(time.perf_counter() - kept >= options.checkpoint_s):
                 clock()
                 checkpoints.save(engine.state(), row, workers)
                 kept = time.perf_counter()

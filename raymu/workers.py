@@ -14,7 +14,7 @@ from raymu import cache
 class Workers:
     """The processes of torch.distributed's default group; one alone, if there is none.
 
-    Everything but `rank`, `count` and `share` is done by all of them together, in the same order.
+    Everything but `rank`, `count` and `shard` is done by all of them together, in the same order.
 
     Args:
         alone: be one alone, whether there is a group or not.
@@ -29,7 +29,7 @@ class Workers:
         self.rank = dist.get_rank() if joined else 0
         self.count = dist.get_world_size() if joined else 1
 
-    def share(self, rows: Tensor) -> Tensor:
+    def shard(self, rows: Tensor) -> Tensor:
         """The part of rows (N, ...) that falls to this one: consecutive, and as long as the others' but for one row."""
         return rows.tensor_split(self.count)[self.rank]
 
@@ -54,7 +54,7 @@ class Workers:
         dist.all_gather(parts, padded)
         return torch.cat([one[:size] for one, size in zip(parts, sizes.tolist(), strict=True)])
 
-    def tell(self, message: Any = None) -> Any:
+    def broadcast(self, message: Any = None) -> Any:
         """The first worker's message, to all. It has to be one that JSON knows."""
         if self.count == 1:
             return message
@@ -69,18 +69,18 @@ class Workers:
             build: called with the directory to fill on the first worker, and with None on the others.
         """
         if self.rank > 0:
-            while self.tell():
+            while self.broadcast():
                 build(None)
             return cache.once(entry, _not_built)  # on another node it comes from the mirror
 
         def together(directory: Path) -> None:
-            self.tell(True)
+            self.broadcast(True)
             build(directory)
 
         try:
             return cache.once(entry, together)
         finally:
-            self.tell(False)
+            self.broadcast(False)
 
 
 def _not_built(entry: Path) -> None:

@@ -66,7 +66,8 @@ def run_snippet(card: str, directory: Path, images: torch.Tensor) -> torch.Tenso
     return load_file(directory / "logits.safetensors")["logits"]
 
 
-@pytest.mark.parametrize("head", [pytest.param("linear", marks=pytest.mark.long), "cmf"])
+@pytest.mark.long
+@pytest.mark.parametrize("head", ["linear", "cmf"])
 def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, digits_data, tmp_path, head) -> None:
     config = {"lr": 0.01, "epochs": 1} | ({"temperature": 8.5} if head == "cmf" else {})
     (tmp_path / "setting.yaml").write_text(yaml.safe_dump({"config": config, "head": head}))

@@ -47,18 +47,17 @@ def test_methods_and_scenarios(raymu) -> None:
     names = [scenario["name"] for scenario in json.loads(raymu("scenarios", "--json").stdout)]
     assert names[0] == "digits"
     assert {"cifar10-resnet18", "imagenet-vit_l"} < set(names)
-    for command in ("methods", "scenarios"):
-        for width in ("40", "120"):
-            printed = raymu(command, COLUMNS=width).stdout
-            assert max(map(len, printed.splitlines())) <= int(width)
-    assert "salun" in raymu("methods").stdout
+    printed = {width: raymu("methods", COLUMNS=width).stdout for width in ("40", "120")}
+    for width, text in (*printed.items(), ("40", raymu("scenarios", COLUMNS="40").stdout)):
+        assert max(map(len, text.splitlines())) <= int(width)
+    assert "salun" in printed["40"]
     published = [
         (entry["name"], entry["config"])
         for entry in described["salun"]["published"]
         if (entry["dataset"], entry["head"]) == ("cifar100", "linear")
     ]
     assert published == [("code", {"lr": 3e-3}), ("table", {"lr": 1e-3})]
-    assert {"code", "table"} <= set(raymu("methods", COLUMNS="120").stdout.split())
+    assert {"code", "table"} <= set(printed["120"].split())
     assert described["unsir"]["forgets"] == ["classes"]
 
 

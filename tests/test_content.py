@@ -399,12 +399,12 @@ REPLACED: dict[str, tuple[object, str, Callable]] = {
 @pytest.mark.parametrize("edit", REPLACED)
 def test_the_code_that_carries_a_method_out_is_part_of_it(monkeypatch, edit) -> None:
     before = code_of(RandomLabel)
-    source.look_anew()
+    source.read_anew()
     assert code_of(RandomLabel) == before
-    source.look_anew()
+    source.read_anew()
     monkeypatch.setattr(*REPLACED[edit])
     assert code_of(RandomLabel) != before
-    source.look_anew()  # the other tests are of what is there
+    source.read_anew()  # the other tests are of what is there
 
 
 def test_an_edited_file_of_a_method_is_another_method(tmp_path) -> None:
@@ -618,7 +618,7 @@ def test_code_and_values_are_looked_at_anew_before_every_trial() -> None:
             return scope["FACTOR"] * scope["WEIGHTS"]["w"] * self.STRENGTH
 
     def digest() -> str:
-        source.look_anew()
+        source.read_anew()
         return code_of(Own)
 
     seen = [digest(), digest()]
@@ -642,13 +642,13 @@ def test_a_worker_looks_once_a_sweep(monkeypatch) -> None:
     def fills() -> None:
         kept.append(1)
 
-    source.look_anew("one")
+    source.read_anew("one")
     before = source.digest(fills)
     fills()
     for again in ("one", ""):
-        source.look_anew(again)
+        source.read_anew(again)
         assert source.digest(fills) == before
-    source.look_anew("two")
+    source.read_anew("two")
     assert source.digest(fills) != before
 
 
@@ -662,7 +662,7 @@ def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped,
     before, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
     weights = references.entry_of(splits.prepare(striped), "original") / references.WEIGHTS
     trained_ns = weights.stat().st_mtime_ns
-    monkeypatch.setattr(sys.modules["raymu.evaluation.evaluate"], "nc4", lambda own, ncc, workers: 0.75)
+    monkeypatch.setattr(sys.modules["raymu.evaluation.metrics"], "nc4", lambda own, ncc, workers: 0.75)
     references.release()
     after, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
     assert (after["val_nc4"], after["val_nc4_gap"]) == (0.75, 0.0)
@@ -722,6 +722,7 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
         (tmp_path / "s" / name).write_text(content)
 
 
+@pytest.mark.long
 def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> None:
     """As where two searches over other ranges of one method were put into one directory."""
     for name in ("narrow", "wide"):
@@ -827,7 +828,7 @@ def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, t
         body = Tiny(4, 1).body
         body.load_state_dict({name: torch.full_like(weight, seed) for name, weight in body.state_dict().items()})
         torch.save(body.state_dict(), file)
-        source.look_anew()
+        source.read_anew()
         seen.append(references.entry_of(scenario, "original"))
     assert len(set(seen)) == 4
     assert seen[2] == seen[4]

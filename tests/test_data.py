@@ -148,7 +148,7 @@ def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
     assert model.eval().forward_features(images).shape == (2, 512, 4, 4)  # the CIFAR stem keeps 32 x 32
     every_ninth = torch.arange(0, 900, 9)
     small = replace(loaded, train=loaded.train.subset(every_ninth), forget=loaded.forget[every_ninth])
-    epoch, *_ = references.fit(model, small, references.Train(lr=0.01, epochs=4), short)
+    epoch, *_ = references.fit(model, small, references.TrainOriginal(lr=0.01, epochs=4), short)
     assert 1 <= epoch <= 4
 
 

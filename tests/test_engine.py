@@ -269,7 +269,7 @@ def test_bf16_rounds_products_and_keeps_weights(digits_data) -> None:
     for precision in ("fp32", "bf16"):
         chosen = dataclasses.replace(scenario, recipe=dataclasses.replace(scenario.recipe, precision=precision))
         model = architectures.build(chosen, seed=1).to(DEVICE)
-        engine(model, digits_data, scenario=chosen).run(RandomLabel(lr=0.02, epochs=2))
+        engine(model, digits_data, scenario=chosen).run(RandomLabel(lr=0.02, epochs=1))
         some = digits_data.train.subset(torch.arange(4)).read()
         hidden = []
         model.blocks[0].mlp.fc1.register_forward_hook(lambda *given, hidden=hidden: hidden.append(given[2].dtype))

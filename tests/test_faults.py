@@ -130,7 +130,11 @@ def test_a_damaged_state_is_as_good_as_none(quick, quick_references, tmp_path, d
 
 
 @pytest.mark.parametrize(
-    "asked", [pytest.param({}, id="tpe-asha"), pytest.param(PARETO, id="nsga2", marks=pytest.mark.long)]
+    "asked",
+    [
+        pytest.param({}, id="tpe-asha", marks=pytest.mark.cluster),
+        pytest.param(PARETO, id="nsga2", marks=pytest.mark.long),
+    ],
 )
 def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp_path, asked) -> None:
     """One trial at a time: the same settings, stopped at the same rungs, to the last digit."""
@@ -354,23 +358,23 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
     """What counts against it counts over all of the sweep's runs."""
     process, node = Failure.of("its worker process has died"), Failure.of("its node has died")
     with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
-        ledger = retries.Ledger(rows)
-        ledger.begin(3, {"lr": 0.1})
-        assert [ledger.fail(3, node) for _ in range(10)] == [0.0] * 10
-        assert ledger.fail(3, process) == 0.0
+        counted = retries.Retries(rows)
+        counted.begin(3, {"lr": 0.1})
+        assert [counted.fail(3, node) for _ in range(10)] == [0.0] * 10
+        assert counted.fail(3, process) == 0.0
     with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
-        ledger = retries.Ledger(rows)
-        assert ledger.config(3) == {"lr": 0.1}
-        ledger.begin(3, {"lr": 0.1})
-        assert ledger.fail(3, process) == 0.0
-        assert ledger.fail(3, process) is None
-        assert ledger.begun(3) == 14
-        ledger.begin(4, {})
-        assert [ledger.fail(4, node) for _ in range(retries.LOST_NODES)] == [0.0] * retries.LOST_NODES
-        assert ledger.fail(4, node) is None
+        counted = retries.Retries(rows)
+        assert counted.config(3) == {"lr": 0.1}
+        counted.begin(3, {"lr": 0.1})
+        assert counted.fail(3, process) == 0.0
+        assert counted.fail(3, process) is None
+        assert counted.begun(3) == 14
+        counted.begin(4, {})
+        assert [counted.fail(4, node) for _ in range(retries.LOST_NODES)] == [0.0] * retries.LOST_NODES
+        assert counted.fail(4, node) is None
         rows.append({"trial": 3})
         (tmp_path / files.RUNNING).write_text("half")
-        assert 4 not in retries.Ledger(rows)
+        assert 4 not in counted.Retries(rows)
 
 
 IMPATIENT = """

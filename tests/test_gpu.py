@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raymu import engines, methods, splits
 from raymu.data import arrays, published
-from raymu.evaluation import baseline, evaluate, look
+from raymu.evaluation import baseline, evaluate, evaluate_quickly
 from raymu.evaluation.probe import LinearProbe
 from raymu.method import Method
 from raymu.models import architectures
@@ -94,7 +94,7 @@ def test_a_gpu_measures_what_a_cpu_does(few, monkeypatch, precision) -> None:
             which: architectures.build(chosen, seed).to(device) for seed, which in enumerate(("original", "retrained"))
         }
         row = evaluate(trained["original"], loaded, baseline(trained, loaded))
-        return {**row, **{f"look_{key}": value for key, value in look(trained["original"], loaded).items()}}
+        return {**row, **{f"look_{key}": value for key, value in evaluate_quickly(trained["original"], loaded).items()}}
 
     expected = measured(CPU)
     with pretended_gpu(monkeypatch):

@@ -13,7 +13,7 @@ from conftest import DEVICE, REPOSITORY
 from raymu import devices, methods, references, splits
 from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged, InputError
-from raymu.evaluation import look
+from raymu.evaluation import evaluate_quickly
 from raymu.method import Method, Range, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
@@ -159,7 +159,7 @@ def small(digits):
         images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen])
         original = architectures.build(scenario, seed=1).to(DEVICE)
         with devices.cpu_threads(1):
-            Engine(original, images, scenario, seed=1).run(references.Train(lr=recipe.lr, epochs=recipe.epochs))
+            Engine(original, images, scenario, seed=1).run(references.TrainOriginal(lr=recipe.lr, epochs=recipe.epochs))
         return scenario, images, original
 
     return make
@@ -282,7 +282,7 @@ def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digi
     engine = Engine(architectures.build(scenario, seed=0).to(DEVICE), digits_data, scenario, seed=0)
     engine.run(RandomLabel(head=head, lr=0.01, epochs=1))
     assert engine.model.get_classifier().in_features == 64
-    row = look(engine.model, digits_data)
+    row = evaluate_quickly(engine.model, digits_data)
     assert all(0 <= row[f"{split}_{part}_acc"] <= 1 for split in ("val", "test") for part in ("retain", "probe_forget"))
 
 

@@ -370,7 +370,7 @@ def test_evaluate_gives_each_metric_what_belongs_to_it(quick_references, trained
 def test_a_look_is_cheap_but_not_another_truth(quick_references, trained) -> None:
     """Own answers and NCC agree with the whole evaluation; the probe is another, and says so."""
     whole = evaluation.evaluate(trained, quick_references.data, quick_references.baseline)
-    look = evaluation.look(trained, quick_references.data)
+    look = evaluation.evaluate_quickly(trained, quick_references.data)
     assert (look["probe"], whole["probe"]) == ("cheap", "strong")
     assert set(look) == set(whole)
     for key in columns(rung=True):
@@ -378,7 +378,7 @@ def test_a_look_is_cheap_but_not_another_truth(quick_references, trained) -> Non
     assert look["train_nc1"] is None
 
 
-@pytest.mark.parametrize("measure", [evaluation.look, evaluation.evaluate])
+@pytest.mark.parametrize("measure", [evaluation.evaluate_quickly, evaluation.evaluate])
 def test_evaluation_leaves_the_model_as_it_is(measure, quick_references, trained) -> None:
     model = trained.train().requires_grad_(False)
     model.layer1.eval()
@@ -487,7 +487,7 @@ def test_a_metric_of_the_users_is_measured_beside_the_others(quick, quick_refere
     said = torch.cat([trained.eval()(data.test.forget.read())])
     expected = said.softmax(1)[torch.arange(len(said)), data.test.forget.targets].mean().item()
     assert row["test_confidence"] == pytest.approx(expected)
-    look = evaluation.look(trained, data, own)
+    look = evaluation.evaluate_quickly(trained, data, own)
     assert look["val_confidence"] == pytest.approx(row["val_confidence"])
     assert look.keys() == row.keys()
     assert look["train_largest"] is None

@@ -76,7 +76,7 @@ def setting() -> tuple[torch.nn.Module, splits.Data]:
     chosen = torch.arange(IMAGES)
     images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen], workers=ALONE)
     original = architectures.build(SCENARIO, seed=1)
-    engines.make(original, images, SCENARIO, seed=1).run(references.Train(lr=0.05, epochs=3))
+    engines.make(original, images, SCENARIO, seed=1).run(references.TrainOriginal(lr=0.05, epochs=3))
     return original, images
 
 

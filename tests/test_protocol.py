@@ -136,8 +136,8 @@ def test_what_is_confirmed(digits) -> None:
     assert {task.scenario.forget for task in tasks} == {(8,), (3,), (0, 1)}
     assert {task.scenario.seed for task in tasks} == {digits.seed}  # the same split
     assert {task.confirms for task in tasks} == {"m-0005", "m-0001", "m-0000"}  # the two best, and the published
-    assert [task.pictured for task in tasks].index(True) == 0
-    assert sum(task.pictured for task in tasks) == 1
+    assert [task.projected for task in tasks].index(True) == 0
+    assert sum(task.projected for task in tasks) == 1
     found_again = [row | {"score": 0.9} if row["trial"] == 3 else row for row in rows]  # by the other search
     again = {task.confirms for task in sweep.confirmations(found_again)}
     assert again == {"m-0005", "m-0000"}  # each setting once

@@ -26,7 +26,7 @@ def row(trial: int, keep: float | None, probe: float | None, **more: Any) -> dic
     """A search's row with the same accuracies on both splits."""
     accuracies = dict(zip(ACCURACIES, [keep, probe] * 2, strict=True))
     score = None if keep is None else HMEAN.of(accuracies)
-    others = {column: None for column in ranking.METRICS if column not in accuracies}
+    others = {column: None for column in ranking.ACCURACIES if column not in accuracies}
     return {
         "trial_id": f"m-{trial:04d}",
         "trial": trial,

@@ -13,6 +13,7 @@ from raymu import references, splits
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster
 from raymu.engines import Options
 from raymu.errors import InputError
+from raymu.protocol import Protocol
 from raymu.storage import locate
 from raymu.tuning import driver
 
@@ -107,7 +108,7 @@ def test_every_reference_has_checkpoints_of_its_own(monkeypatch, digits, tmp_pat
     monkeypatch.setattr(references, "missing", lambda scenario: list(references.REFERENCES))
     run: Any = driver._Run.__new__(driver._Run)
     run._slots, run._driver, run._console = SimpleNamespace(options=Options()), None, Console(quiet=True)
-    run._rows = SimpleNamespace(directory=locate(tmp_path))
+    run._rows, run._sweep = SimpleNamespace(directory=locate(tmp_path)), SimpleNamespace(protocol=Protocol())
     digits = splits.prepare(digits)
     run._train_missing([digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))])
     places = [call[-1].location.path for call in calls if call[0] is references.train]

@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 def trained(digits, digits_data):
     """A ResNet that has learnt the digits for three epochs, to be copied."""
     model = architectures.build(digits, seed=1)
-    Engine(model, digits_data, digits, seed=1).run(references.Train(lr=0.05, epochs=3))
+    Engine(model, digits_data, digits, seed=1).run(references.TrainOriginal(lr=0.05, epochs=3))
     return model
 
 

@@ -182,6 +182,7 @@ def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) 
     assert "salun" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.long
 def test_rows_that_are_not_there_are_told_of(swept, raymu, tmp_path) -> None:
     assert [sweep.missing for sweep in reader.load(swept[0])] == [""]
     shutil.copytree(swept[0] / "salun", tmp_path / "s")
@@ -194,6 +195,7 @@ def test_rows_that_are_not_there_are_told_of(swept, raymu, tmp_path) -> None:
     assert "s: the sweep has not ended; 11 rows so far" in raymu("best", "s").stderr
 
 
+@pytest.mark.long
 def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) -> None:
     printed = raymu("export", str(swept[0] / "salun"), "--out", "model")
     assert printed.returncode == 0, printed.stderr
@@ -211,6 +213,7 @@ def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) 
     assert "machine-unlearning" in (tmp_path / "model" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path) -> None:
     command = script("salun", tmp_path)
     before = (swept[0] / "salun" / files.ROWS).read_bytes()

@@ -93,6 +93,7 @@ def events(directory: Path) -> list[Event]:
     return found
 
 
+@pytest.mark.long
 def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
     directory = followed.trackers.tensorboard / "rl"
     assert sorted(path.name for path in directory.iterdir()) == sorted(row["trial_id"] for row in followed.rows)
@@ -468,6 +469,7 @@ def test_an_address_that_cannot_work_is_refused(trackers: dict[str, str], messag
         Trackers(**trackers)
 
 
+@pytest.mark.long
 def test_the_flags_reach_the_sweep(raymu, tmp_path: Path) -> None:
     printed = raymu("sweep", "salun", "--optuna", "study.db", "--storage", "storage")
     assert printed.returncode == 2

@@ -132,7 +132,7 @@ def test_retraining_otherwise_is_another_model(quick, quick_references, changed)
     assert retrained(Retrain(**recipe), seed + 1, DEFAULTS) is None
     assert retrained(Retrain(**recipe), seed, Options(threads=2)) is None  # its last digits are others
     assert retrained(Retrain(**{**recipe, **changed}), seed, DEFAULTS) is None
-    assert retrained(references.Train(**recipe), seed, DEFAULTS) is None
+    assert retrained(references.TrainOriginal(**recipe), seed, DEFAULTS) is None
 
 
 @pytest.mark.parametrize("ended", [None, -1])

@@ -24,6 +24,7 @@ def old(tmp_path) -> Path:
     return shutil.copytree(STORED, tmp_path / "old")
 
 
+@pytest.mark.long
 def test_a_storage_of_then_is_read_and_stays_as_it_is(raymu, old) -> None:
     before = digests(old)
     rows = reader.read_all(old)

@@ -26,6 +26,7 @@ from raymu.scenario import Recipe
 from raymu.storage import locate
 from raymu.workers import Workers
 
+pytestmark = pytest.mark.cluster
 OPTIONS = Options(workers=2)
 for module in (__name__, "test_parity"):
     ray.cloudpickle.register_pickle_by_value(sys.modules[module])  # processes of Ray do not find the tests

@@ -146,7 +146,7 @@ def collectives(workers: Workers, directory: Path) -> dict[str, Any]:
     one, two = torch.tensor(workers.rank + 0.5), torch.full((2, 2), workers.rank)
     workers.sum(one, two)
     everyone = torch.arange(20, 28).unsqueeze(1)
-    share = workers.share(everyone)
+    share = workers.shard(everyone)
     built: list[str | None] = []
 
     def build(entry: Path | None) -> None:
@@ -164,7 +164,7 @@ def collectives(workers: Workers, directory: Path) -> dict[str, Any]:
         "gathered": workers.gather(share).squeeze(1).tolist(),
         "of uneven length": workers.gather(torch.full((2 * workers.rank,), workers.rank)).tolist(),
         "of none": list(workers.gather(torch.zeros(0, 3)).shape),
-        "told": workers.tell({"rank": workers.rank}),
+        "told": workers.broadcast({"rank": workers.rank}),
         "built": built,
         "content": (entries[1] / "content").read_text(),
     }
@@ -317,7 +317,7 @@ def test_the_probe_is_that_of_one_alone(name: str, group: list[dict[str, Any]], 
 @check
 def others_who_would_never_stop(workers: Workers, directory: Path) -> Tensor:
     """They stand for workers that round differently."""
-    features, labels = (workers.share(rows) for rows in problem("long-tailed"))
+    features, labels = (workers.shard(rows) for rows in problem("long-tailed"))
     with pytest.MonkeyPatch.context() as patch:
         if workers.rank:
             for name, value in (("ROUGH", 0.0), ("EXACT", 0.0), ("SUFFICIENT", 1e9)):
@@ -337,7 +337,7 @@ def cheap_probe_for_few_of_a_class(workers: Workers, directory: Path) -> Any:
     """Where it is the better one, all take it."""
     labels = torch.arange(600) % 120
     features = noise(120, 60, seed=9)[labels] + 1.5 * noise(600, 60)
-    return LinearProbe(workers.share(features), workers.share(labels), workers=workers).penalty
+    return LinearProbe(workers.shard(features), workers.shard(labels), workers=workers).penalty
 
 
 def test_all_take_the_cheap_probe_where_it_is_better(group: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -369,7 +369,7 @@ def evaluations(workers: Workers, directory: Path) -> dict[str, Any]:
         loaded, model = splits.load(DIGITS[scenario], CPU), load(directory, name)
         baseline = evaluation.baseline({which: load(directory, which) for which in ("original", "retrained")}, loaded)
         row = evaluation.evaluate(model, loaded, baseline, OWN)
-        found[case] = {"baseline": baseline, "evaluate": row, "look": evaluation.look(model, loaded)}
+        found[case] = {"baseline": baseline, "evaluate": row, "look": evaluation.evaluate_quickly(model, loaded)}
     return found
 
 
@@ -413,7 +413,7 @@ def test_profiles_are_those_of_one_alone(group: list[dict[str, Any]], alone: dic
 
 @check
 def pictures(workers: Workers, directory: Path) -> dict[str, Any]:
-    return evaluation.picture({"original": load(directory, "original")}, splits.load(DIGITS["class"], CPU))
+    return evaluation.tsne({"original": load(directory, "original")}, splits.load(DIGITS["class"], CPU))
 
 
 def test_all_see_the_same_picture(group: list[dict[str, Any]], alone: dict[str, Any]) -> None:
@@ -497,7 +497,7 @@ def divergences(workers: Workers, directory: Path) -> list[str]:
         train, retain = (dataclasses.replace(split, images=images) for split in (loaded.train, loaded.val.retain))
         spoilt = dataclasses.replace(loaded, train=train, probed=train, val=HeldOut(retain, loaded.val.forget))
         for measure in (
-            lambda spoilt=spoilt: evaluation.look(model, spoilt),
+            lambda spoilt=spoilt: evaluation.evaluate_quickly(model, spoilt),
             lambda spoilt=spoilt: evaluation.evaluate(model, spoilt, {}),
         ):
             try:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from raymu import cache
 
-PACKAGES = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "safetensors")
+NEEDED = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "safetensors")
 OPTIONAL_PACKAGES = {"deepspeed": "for trials of several workers: pip install 'raymu[deepspeed]'"}
 LOW_DISK = 5 * 2**30  # bytes
 LOW_SHARED_MEMORY = 2**30
@@ -30,7 +30,7 @@ def examine(storage: Path) -> Iterator[Finding]:
     """Look at Python packages, processors, Ray, and the disk; "missing" is what a sweep cannot do without."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     yield Finding("ok", "Python", python)
-    for package in PACKAGES:
+    for package in NEEDED:
         version = _version(package)
         yield Finding("ok" if version else "missing", package, version or "not installed")
     for package, purpose in OPTIONAL_PACKAGES.items():

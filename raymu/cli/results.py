@@ -54,10 +54,9 @@ def best(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML, as `raymu run --config` reads it.")] = False,
 ) -> None:
     """Print the setting that is best on validation."""
-    from raymu import study
-    from raymu.results import ranking, tables
+    from raymu.results import ranking, selection, tables
 
-    rows = study.best(storage, method=method, rule=rule)
+    rows = selection.best(storage, method=name_of(method), rule=rule)
     if as_json:
         typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
     elif as_yaml:
@@ -69,6 +68,17 @@ def best(
         objective = rows[0]["objective"]
         figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
         console.print(tables.comparison(figures, objective))
+
+
+def name_of(method: str | None) -> str | None:
+    """Name of a method, or of the one that a file of the user's defines."""
+    from raymu.plugins import is_file
+
+    if method is None or not is_file(method):
+        return method
+    from raymu.methods import get
+
+    return get(method).name()
 
 
 @app.command()

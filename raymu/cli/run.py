@@ -31,6 +31,7 @@ from raymu.cli.flags import (
 )
 from raymu.cli.given import read_row
 from raymu.cli.program import app, console
+from raymu.cli.results import name_of
 from raymu.errors import InputError
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
@@ -141,10 +142,11 @@ def export(
     from raymu.methods import get as get_method
     from raymu.methods import names
     from raymu.plugins import is_file
-    from raymu.study import Trial, best
+    from raymu.results.selection import best
+    from raymu.study import Trial
 
     load_own(own)
-    row = best(storage, method=method)[0]
+    row = best(storage, method=name_of(method))[0]
     if row["method"] not in names() and not is_file(method or ""):
         raise InputError(f"{row['method']} is none of raymu's methods: name the file of yours, --method path/to/own.py")
     _unlearn(Trial.of(row, method=get_method(method or row["method"])), row, out, data_dir, weights_file)

@@ -25,7 +25,7 @@ from raymu.models import pretrained
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate, mendable, patiently, read_bytes, write_bytes
 
-PACKAGES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
+MUST_AGREE = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
 LATE_S = 5.0  # until other nodes see a new file on a network file system
 
 
@@ -144,7 +144,7 @@ def settle(driver: Driver) -> None:
         _find_gpu()
     else:
         os.environ[devices.VISIBLE] = ""  # Ray itself hides none from a process that has none
-    source.look_anew(driver.mark)
+    source.read_anew(driver.mark)
     os.environ["RAYMU_CACHE"] = driver.cache
     cache.mirror = driver.mirror
     folders.locations.update(driver.locations)
@@ -236,7 +236,7 @@ def versions() -> dict[str, str]:
     for path in sorted(Path(raymu.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
     found = {"Python": ".".join(platform.python_version_tuple()[:2]), "raymu": code.hexdigest()[:12]}
-    for package in PACKAGES:
+    for package in MUST_AGREE:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package).partition("+")[0]
     return found

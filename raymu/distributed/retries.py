@@ -72,12 +72,12 @@ class _Attempts:
 
 
 def in_flight(directory: Location, done: Iterable[Row]) -> dict[int, dict[str, Any]]:
-    """The trials of a sweep that have begun and are not among the rows, by number, as a ledger stored them."""
+    """The trials of a sweep that have begun and are not among the rows, by number, as `Retries` stored them."""
     over = {row["trial"] for row in done}
     return {int(number): entry for number, entry in reader.running(directory).items() if int(number) not in over}
 
 
-class Ledger:
+class Retries:
     """The trials that have begun and have no row yet. It stands in the sweep's directory (`running.json`), so that a
     sweep that is resumed goes on with their settings, and counts on.
 

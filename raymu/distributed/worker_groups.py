@@ -139,15 +139,15 @@ def for_all(report: Callable[..., None]) -> Callable[..., None]:
     def shared(*arguments: Any) -> None:
         workers = Workers()
         if workers.rank > 0:
-            if not workers.tell():
+            if not workers.broadcast():
                 raise Stopped
             return
         try:
             report(*arguments)
         except BaseException:
-            workers.tell(False)
+            workers.broadcast(False)
             raise
-        workers.tell(True)
+        workers.broadcast(True)
 
     return shared
 

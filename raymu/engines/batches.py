@@ -117,8 +117,8 @@ class Batches:
                 count = len(positions)
                 if count < workers.count:
                     raise RuntimeError(f"a batch of {count} images is too small for {workers.count} workers")
-                positions = workers.share(positions)
-                drawn = torch.zeros_like(positions) if seeds is None else workers.share(seeds)
+                positions = workers.shard(positions)
+                drawn = torch.zeros_like(positions) if seeds is None else workers.shard(seeds)
                 ahead.append((count, positions, drawn))
                 yield self.index[positions.clamp(min=0)], drawn if augment and seeds is not None else None
 

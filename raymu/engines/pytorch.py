@@ -203,7 +203,7 @@ class Engine(Run):
         split = self._data.train
 
         def logits() -> Tensors:
-            mine = inference.Collected(len(self._workers.share(split.index)))
+            mine = inference.Collected(len(self._workers.shard(split.index)))
             for said in inference.outputs(model, self._data, split):
                 mine.add(said.logits)
             return {"logits": self._workers.gather(mine.all)}
@@ -388,10 +388,10 @@ class Engine(Run):
 
 
 def code_of(method: type[Method]) -> str:
-    """Digest of a method's code and of what carries it out, at the last look (`source.look_anew`). A class that travels
+    """Digest of a method's code and of what carries it out, at the last look (`source.read_anew`). A class that travels
     to another process takes along what was said here, since the script that defines it need not be there.
     """
-    here, number = look = source.look()
+    here, number = look = source.reading()
     process, its_look, _ = method.__dict__.get("_code", (here, None, ""))
     if process == here and its_look != number:
         sharded = source.text_of("raymu.engines.deepspeed")  # as text, since DeepSpeed need not be installed

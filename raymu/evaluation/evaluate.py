@@ -34,7 +34,7 @@ class Read(NamedTuple):
     forget: Outputs
 
 
-def look(model: nn.Module, data: Data, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+def evaluate_quickly(model: nn.Module, data: Data, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """The metrics of a rung, with the cheap probe: what a scheduler has to know while a trial runs.
 
     Of the training images only the moments of their features are kept. The model stays as it is.
@@ -114,7 +114,7 @@ def evaluate(
     of_model = OfModel(model, data, moments)
     splits = [OfSplit(of_model, split, *parts, learnt, baseline, relearn) for split, parts in answered.items()]
     row = _values([*splits, of_model], [*METRICS, *metrics])
-    told: dict[str, Any] = data.workers.tell(row | {"probe": probe.name})
+    told: dict[str, Any] = data.workers.broadcast(row | {"probe": probe.name})
     return told
 
 
@@ -137,7 +137,7 @@ def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Said]:
     """Features (n, D) and labels (n,) of this worker's share of what a probe is fitted on, and of the forgotten classes
     there the logits and labels. Nobody reads the other logits, which at ImageNet are more than the features.
     """
-    chosen = data.is_forgotten(data.workers.share(data.probed.targets))
+    chosen = data.is_forgotten(data.workers.shard(data.probed.targets))
     features, labels, logits = Collected(len(chosen)), Collected(len(chosen)), Collected(int(chosen.sum()))
     for said in outputs(model, data, data.probed):
         features.add(said.features)

@@ -32,12 +32,12 @@ def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
         Undefined: an output is not finite.
     """
     workers, names = data.workers, _names(model)
-    labels = workers.share(data.probed.targets)
+    labels = workers.shard(data.probed.targets)
     probes = [LinearProbe(features, labels, workers=workers) for features in _blocks(model, data, data.probed)]
     rows: list[dict[str, Any]] = [{"layer": name} for name in names]
     for split, held_out in zip(SPLITS, (data.val, data.test), strict=True):
         for part, some in held_out._asdict().items():
-            labels = workers.share(some.targets)
+            labels = workers.shard(some.targets)
             for row, probe, features in zip(rows, probes, _blocks(model, data, some), strict=True):
                 row[f"{split}_probe_{part}_acc"] = accuracy(probe.predict(features), labels, workers)
     return rows

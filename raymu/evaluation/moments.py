@@ -6,7 +6,7 @@ from torch import Tensor
 from raymu.errors import Undefined
 from raymu.workers import ALONE, Workers
 
-ROWS = 2**14  # samples that are taken in at once
+BLOCK = 2**14  # samples that are taken in at once
 ROUNDING = 1e-12  # a variance is none if it is below this share of the mean square
 
 
@@ -15,7 +15,7 @@ class Moments:
 
     A feature that is not finite makes them so.
 
-    Memory: K (D + 1) + D^2 float64 for K classes and D features, and ROWS x D more during an update, however many
+    Memory: K (D + 1) + D^2 float64 for K classes and D features, and BLOCK x D more during an update, however many
     samples there are.
 
     Attributes:
@@ -50,7 +50,7 @@ class Moments:
         """Take in features (B, D) with labels (B,) in 0..K-1."""
         if not len(labels):  # which have no mean
             return
-        for some, their in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+        for some, their in zip(features.split(BLOCK), labels.split(BLOCK), strict=True):
             some = some.to(torch.promote_types(some.dtype, torch.float32))
             counts = their.bincount(minlength=len(self.counts))
             # Products of deviations from a centre are precise in the features' own precision, and take half the time.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from raymu.evaluation.moments import ROWS, Moments
+from raymu.evaluation.moments import BLOCK, Moments
 
 
 class NearestClassCentre:
@@ -18,5 +18,5 @@ class NearestClassCentre:
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels (M,) of features (M, D)."""
-        nearest = [torch.cdist(some.double(), self._centres).argmin(1) for some in features.split(ROWS)]
+        nearest = [torch.cdist(some.double(), self._centres).argmin(1) for some in features.split(BLOCK)]
         return self._classes[torch.cat(nearest)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from raymu.evaluation.accuracy import accuracy
-from raymu.evaluation.moments import ROWS, Moments
+from raymu.evaluation.moments import BLOCK, Moments
 from raymu.workers import ALONE, Workers
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -137,7 +137,7 @@ class LinearProbe:
             return self._cheap.predict(features)
         answers = [
             _logits(self._inputs(features, rows), self._weights).argmax(1)
-            for rows in torch.arange(len(features), device=features.device).split(ROWS)
+            for rows in torch.arange(len(features), device=features.device).split(BLOCK)
         ]
         return self._classes[torch.cat(answers)]
 
@@ -167,7 +167,7 @@ class LinearProbe:
         inputs = torch.ones(len(order), features.shape[1] + 1, device=features.device)
         precise = torch.promote_types(features.dtype, torch.float32)
         mean, scale = self._mean.to(precise), self._scale.to(precise)
-        for rows, into in zip(order.split(ROWS), inputs.split(ROWS), strict=True):
+        for rows, into in zip(order.split(BLOCK), inputs.split(BLOCK), strict=True):
             into[:, :-1] = (features[rows] - mean) / scale
         return inputs
 
@@ -306,35 +306,39 @@ def _minimise(objective: Callable[[Tensor], _Point], start: _Point, tolerance: f
     for _ in range(MAX_ITERATIONS):
         direction = _descent(here.gradient, history)
         expected = -(here.gradient * direction).sum() / 2  # decrease, if the curvature is known well
-        if workers.tell(bool(expected <= tolerance * here.value.clamp(min=NEGLIGIBLE))):
+        if workers.broadcast(bool(expected <= tolerance * here.value.clamp(min=NEGLIGIBLE))):
             break
         length = 1.0
         while True:
             there = objective(here.place + length * direction)
-            if workers.tell(bool(there.value <= here.value - SUFFICIENT * length * expected)):
+            if workers.broadcast(bool(there.value <= here.value - SUFFICIENT * length * expected)):
                 break
             length /= 2
             if length < SHORTEST:  # what is left is rounding
                 return here
-        moved, turned = (there.place - here.place).flatten(), (there.gradient - here.gradient).flatten()
-        if (bend := moved.dot(turned)) > 0:
-            history.append((moved, turned, bend))
+        s, y = (there.place - here.place).flatten(), (there.gradient - here.gradient).flatten()
+        if (curvature := s.dot(y)) > 0:
+            history.append((s, y, curvature))
         here = there
     return here
 
 
 def _descent(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The quasi-Newton direction: the two-loop recursion over the last steps."""
+    """The quasi-Newton direction: the two-loop recursion over the last steps (Nocedal, Math. Comp. 1980).
+
+    Args:
+        history: of each step the change of place s, of gradient y, and their product.
+    """
     direction = -gradient.flatten()
-    shares = []
-    for moved, turned, bend in reversed(history):
-        shares.append(moved.dot(direction) / bend)
-        direction = direction.addcmul(shares[-1], turned, value=-1)
+    alphas = []
+    for s, y, curvature in reversed(history):
+        alphas.append(s.dot(direction) / curvature)
+        direction = direction.addcmul(alphas[-1], y, value=-1)
     if history:
-        _, turned, bend = history[-1]
-        direction = direction * (bend / turned.dot(turned))
-    for (moved, turned, bend), share in zip(history, reversed(shares), strict=True):
-        direction = direction.addcmul(share - turned.dot(direction) / bend, moved)
+        _, y, curvature = history[-1]
+        direction = direction * (curvature / y.dot(y))
+    for (s, y, curvature), alpha in zip(history, reversed(alphas), strict=True):
+        direction = direction.addcmul(alpha - y.dot(direction) / curvature, s)
     return direction.view_as(gradient)
 
 

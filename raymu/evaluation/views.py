@@ -153,4 +153,4 @@ class OfSplit(OfModel):
         assert self._references is not None
         features = self._references[f"{self.split}_{which}"]
         sizes = [len(part) for part in getattr(self.data, self.split)]
-        return torch.cat([self.workers.share(part) for part in features.split(sizes)])
+        return torch.cat([self.workers.shard(part) for part in features.split(sizes)])

@@ -26,7 +26,7 @@ def code_of(scenario: Scenario) -> str:
     network = scenario.network
     if isinstance(network, Timm) and network.make is None:
         return f"timm {timm.__version__}"
-    return content_hash([network.code(), _constant_weights(scenario, source.look())])
+    return content_hash([network.code(), _constant_weights(scenario, source.reading())])
 
 
 @functools.lru_cache

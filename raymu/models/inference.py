@@ -93,7 +93,7 @@ def batches(data: Data, *splits: Split) -> Iterator[tuple[Tensor, Tensor]]:
     to this worker there is one batch: no label, but an image, as not every model takes none. The images that count are
     as many as the labels.
     """
-    shares = [(split, share) for split in splits if len(share := data.workers.share(split.index))]
+    shares = [(split, share) for split in splits if len(share := data.workers.shard(split.index))]
     if not shares:
         first = splits[0]
         yield next(first.images.read([(first.index[:1], None)])), first.labels[:0]
@@ -154,7 +154,7 @@ def extract(model: nn.Module, data: Data, *splits: Split) -> list[Outputs]:
     Raises:
         Diverged: a feature or logit is not finite, of whichever worker's share. All workers raise it.
     """
-    sizes = [len(data.workers.share(split.index)) for split in splits]
+    sizes = [len(data.workers.shard(split.index)) for split in splits]
     kept = [Collected(sum(sizes)) for _ in Outputs._fields]
     for said in outputs(model, data, *splits):
         for one, some in zip(kept, said, strict=True):

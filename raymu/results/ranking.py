@@ -24,7 +24,7 @@ from raymu.values import content_hash
 LEVEL = 0.05  # of a confidence interval and of a difference between two methods
 RESAMPLES = 10_000
 ROUNDING = 1e-9
-METRICS = (
+ACCURACIES = (
     "test_retain_acc",
     "test_forget_acc",
     "test_probe_retain_acc",
@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a setting reaches on test: the objective's `score`; METRICS and the user's, as far as they are known."""
+    """What a setting reaches on test: the objective's `score`; ACCURACIES and the user's, as far as they are known."""
 
     score: Estimate
     metrics: dict[str, Estimate]
@@ -134,7 +134,7 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
     score = of(lambda one: _score(one, objective))
     assert score is not None
     own = [column for name in row.get("metrics", {}) if (column := f"test_{name}") in row]
-    found = {column: of(operator.itemgetter(column)) for column in METRICS}
+    found = {column: of(operator.itemgetter(column)) for column in ACCURACIES}
     found |= {column: of(operator.itemgetter(column), (-np.inf, np.inf)) for column in own}
     return Figures(score, {column: one for column, one in found.items() if one is not None})
 

@@ -5,13 +5,19 @@ Each rule has `choose(rows)`: of the rows of one sweep, those it takes, best fir
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from raymu.errors import InputError
 from raymu.objective import pair
+from raymu.results.reader import SweepResults, loaded
 from raymu.row import COMPARABLE, Row
+from raymu.storage import Location
+from raymu.values import unknown
+
+RULES = ("tuned", "pareto", "cheapest", "constrained")
 
 
 class NothingCompleted(InputError):
@@ -101,6 +107,56 @@ class Cheapest:
         images = {trial: statistics.fmean(run["images"] for run in runs[trial]) for trial in near}
         cheapest = min(near, key=lambda trial: (images[trial], -statistics.fmean(scores[trial])))
         return [row for row in candidates(rows) if row["trial_id"] == cheapest]
+
+
+def best(
+    results: Path | str | Location | Sequence[SweepResults], *, method: str | None = None, rule: str = "tuned"
+) -> list[Row]:
+    """Rows that a rule chooses, on validation: from each sweep, and then from these.
+
+    Args:
+        results: sweeps, or where they are stored.
+        method: only trials of this method.
+        rule: "tuned", "pareto", "cheapest" or "constrained:SHARE" (see the classes of this module).
+
+    Raises:
+        InputError: there is no such rule or method, or nothing to choose from.
+    """
+    kind, _, argument = rule.partition(":")
+    if kind not in RULES:
+        raise InputError(unknown("rule", kind, list(RULES)))
+    if argument and kind != "constrained":
+        raise InputError(f"rule {kind} takes no {argument!r}")
+    sweeps = loaded(results)
+    if method is not None:
+        known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
+        if method not in known:
+            raise InputError(unknown("method in this storage", method, known))
+        sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
+    rows = [row for sweep in sweeps for row in sweep.rows]
+    if kind == "pareto":
+        return ParetoFront().choose(rows)
+    if kind == "constrained":
+        try:
+            loss = float(argument)
+        except ValueError as error:
+            raise InputError(f"rule constrained takes a share, as in constrained:0.02, not {argument!r}") from error
+        scenario = candidates(rows)[0]["scenario_hash"]
+        original = next(
+            (sweep.references[scenario]["original"] for sweep in sweeps if scenario in sweep.references), None
+        )
+        if original is None:
+            raise InputError("the results do not say what the original reached")
+        return Constrained(original, loss).choose(rows)
+    chosen, reasons = [], []
+    for sweep in sweeps:
+        try:
+            chosen += [tuned(sweep.rows)] if kind == "tuned" else Cheapest().choose(sweep.rows)
+        except InputError as error:
+            reasons.append(error)
+    if not chosen:
+        raise reasons[0]
+    return Best().choose(chosen)
 
 
 def tuned(rows: Iterable[Row]) -> Row:

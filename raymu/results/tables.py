@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raymu.results.ranking import METRICS, Figures, Ranked
+from raymu.results.ranking import ACCURACIES, Figures, Ranked
 from raymu.row import Row
 
 COLUMNS = {
@@ -83,7 +83,7 @@ def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
 
 def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
     """Columns of a comparison with their headings: COLUMNS on test, and the user's metrics."""
-    own = [column for one in figures if one is not None for column in one.metrics if column not in METRICS]
+    own = [column for one in figures if one is not None for column in one.metrics if column not in ACCURACIES]
     return {f"test_{metric}": heading for heading, metric in COLUMNS.items()} | {
         column: column.removeprefix("test_") for column in own
     }
@@ -91,7 +91,7 @@ def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
 
 def metric(column: str, value: float | None) -> str:
     """A metric's value: raymu's are accuracies, in percent."""
-    return percent(value) if value is None or column in METRICS else f"{value:.3g}"
+    return percent(value) if value is None or column in ACCURACIES else f"{value:.3g}"
 
 
 def _cells(figures: Figures | None, columns: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from raymu.distributed.retries import Failure, Ledger
+from raymu.distributed.retries import Failure, Retries
 from raymu.engines import Options
 from raymu.errors import NodeError, StorageError
 from raymu.results import files, writer
@@ -58,11 +58,11 @@ class Recorder(tune.Callback):
         options: Options,
         progress: SweepProgress,
         done: list[Row],
-        ledger: Ledger,
+        retries: Retries,
         queue: Queue,
     ) -> None:
         self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
-        self._ledger, self._queue = ledger, queue
+        self._retries, self._queue = retries, queue
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
@@ -83,20 +83,20 @@ class Recorder(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a trial comes here whose process died or whose machine failed; what a method raises is in its row."""
         task: Task = trial.config["task"]
-        if task.number not in self._ledger:
+        if task.number not in self._retries:
             return  # the process died after its last word
         text = Path(trial.error_file or os.devnull).read_text()
         if unfit := NODE_ERROR.search(text):
             raise Ended(NodeError(unfit[1]))
         failure = Failure.of(text)
         with or_end():
-            pause = self._ledger.fail(task.number, failure)
+            pause = self._retries.fail(task.number, failure)
         if pause is not None:
             self._progress.failed(trial.trial_id)
             self._queue.again(task, pause)
             return
         row = blank_of(self._sweep, task, self._options)
-        error = f"{failure}; tried {self._ledger.begun(task.number)} times"
+        error = f"{failure}; tried {self._retries.begun(task.number)} times"
         self._record(trial, row | {"status": "error", "error": error, "traceback": failure.text})
 
     def _record(self, trial: Trial, row: Row) -> None:
@@ -113,13 +113,13 @@ class Recorder(tune.Callback):
             protocol_hash=sweep.protocol_hash,
             published=published,
             fallback=published is None and task.config == sweep.published,
-            restarts=self._ledger.begun(task.number) - 1,
+            restarts=self._retries.begun(task.number) - 1,
             ended_s=time.time(),
         )
         row = dataclasses.asdict(added) | row
         with or_end():
             self._rows.append(row)
-            self._ledger.end(task.number)
+            self._retries.end(task.number)
         self._done.append(row)
         checkpoints_of(self._rows.directory, task.number).clear()
         self._progress.ended(trial.trial_id, row)

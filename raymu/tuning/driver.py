@@ -22,7 +22,7 @@ from rich.console import Console
 from raymu import engines, environment, references, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.distributed import nodes
-from raymu.distributed.retries import Ledger, in_flight
+from raymu.distributed.retries import Retries, in_flight
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster, session
 from raymu.distributed.worker_groups import side_by_side
 from raymu.errors import InputError, NodeError, StorageError
@@ -78,7 +78,7 @@ def run_sweep(
         StorageError: rows cannot be stored any more; those so far are kept.
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
-    source.look_anew()
+    source.read_anew()
     directory = locate(location)
     pretrained.prepare(sweep.scenario, weights_file)
     sweep = dataclasses.replace(sweep, scenario=splits.prepare(sweep.scenario, data_dir))
@@ -87,9 +87,9 @@ def run_sweep(
         return is_finished(sweep, rows, in_flight(directory, rows))
 
     with writer.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
-        ledger = Ledger(rows)
+        retries = Retries(rows)
         done = rows.read()
-        followed = functools.partial(_followed, sweep, rows.name, done, ledger, trackers or Trackers(), console)
+        followed = functools.partial(_followed, sweep, rows.name, done, retries, trackers or Trackers(), console)
         if finished(done):
             with followed():  # a tracker may be a new one
                 rows.end(len(done))
@@ -107,7 +107,7 @@ def run_sweep(
             nodes.driving(rows.directory, mirror) as driver,
             followed() as followers,
         ):
-            run = _Run(sweep, rows, ledger, driver, resources, console, followers)
+            run = _Run(sweep, rows, retries, driver, resources, console, followers)
             nodes.check(driver, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
@@ -125,14 +125,14 @@ def run_sweep(
 
 @contextlib.contextmanager
 def _followed(
-    sweep: Sweep, name: str, done: Sequence[Row], ledger: Ledger, trackers: Trackers, console: Console
+    sweep: Sweep, name: str, done: Sequence[Row], retries: Retries, trackers: Trackers, console: Console
 ) -> Iterator[list[tune.Callback]]:
     """Trackers of a sweep, open while the body runs. They get the rows that they lack first, and what they refuse is
     said before anything is computed.
     """
     searched = [row for row in done if row["source"] != "confirmation"]
     searches = itertools.chain.from_iterable(map(sweep.trials, sweep.protocol.search_seeds))
-    begun = [id_of_trial(name, number) for number in searches if number in ledger]
+    begun = [id_of_trial(name, number) for number in searches if number in retries]
     space = {name: distribution(search) for name, search in sweep.ranges.items()}
 
     def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
@@ -140,7 +140,7 @@ def _followed(
         return id_of_trial(name, task.number), task.config
 
     def is_over(trial: Trial) -> bool:
-        return trial.config["task"].number not in ledger
+        return trial.config["task"].number not in retries
 
     followers = callbacks(trackers, sweep, name, space, searched, begun, describe, is_over, console)
     try:
@@ -198,13 +198,13 @@ class _Run:
         self,
         sweep: Sweep,
         rows: writer.Store,
-        ledger: Ledger,
+        retries: Retries,
         driver: nodes.Driver,
         resources: Resources,
         console: Console,
         followers: Sequence[tune.Callback],
     ) -> None:
-        self._sweep, self._rows, self._ledger = sweep, rows, ledger
+        self._sweep, self._rows, self._retries = sweep, rows, retries
         self._driver, self._resources = driver, resources
         self._console, self._followers = console, followers
         # None: it is known how many trials share a GPU.
@@ -260,19 +260,19 @@ class _Run:
     def search(self, seed: int) -> None:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
-        missing, done = _missing(sweep, seed, everything, self._ledger), _of_search(seed, everything)
+        missing, done = _missing(sweep, seed, everything, self._retries), _of_search(seed, everything)
         sampler, first = sweep.sampler(seed, done), sweep.trials(seed)[0]
 
         def task(number: int) -> Task:
             setting: Mapping[str, Any] = {}
-            if number in self._ledger:
-                setting = self._ledger.config(number)
+            if number in self._retries:
+                setting = self._retries.config(number)
             elif number > first:
                 setting = sampler.suggest(number)
             return sweep.task(seed, number, setting)
 
         def is_spent(number: int) -> bool:
-            return number not in self._ledger and _is_spent(protocol, done)
+            return number not in self._retries and _is_spent(protocol, done)
 
         while missing and not all(map(is_spent, missing)):
             size = len(missing) if self._sharing is None else self._slots.number
@@ -313,12 +313,12 @@ class _Run:
         self._tune(Queue(tasks, self._begun(tasks.__getitem__)), FIFOScheduler(), len(tasks), done, "confirming", [])
 
     def _begun(self, make: Callable[[int], Task]) -> Callable[[int], Task]:
-        """What makes a task, and enters it in the ledger."""
+        """What makes a task, and enters it in the retries."""
 
         def begin(number: int) -> Task:
             task = make(number)
             with or_end():
-                self._ledger.begin(number, dict(task.config))
+                self._retries.begin(number, dict(task.config))
             return task
 
         return begin
@@ -351,7 +351,7 @@ class _Run:
         ended: StorageError | NodeError | None = None
         try:
             with SweepProgress(self._console, what, before + count, before) as progress:
-                recorder = Recorder(self._sweep, self._rows, self._slots.options, progress, done, self._ledger, queue)
+                recorder = Recorder(self._sweep, self._rows, self._slots.options, progress, done, self._retries, queue)
                 tune.Tuner(
                     tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),
                     tune_config=tune.TuneConfig(

@@ -12,7 +12,7 @@ from raymu.distributed import nodes
 from raymu.distributed.worker_groups import WorkerError, for_all, in_group
 from raymu.engines import Options
 from raymu.errors import NodeError
-from raymu.evaluation import picture
+from raymu.evaluation import tsne
 from raymu.row import Row
 from raymu.storage import Location
 from raymu.trial import OF_THE_MACHINE, blank_row, run_trial
@@ -59,12 +59,12 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
         checkpoints=checkpoints,
     )
     more = {}
-    if task.pictured and model is not None:
+    if task.projected and model is not None:
         with contextlib.suppress(Exception):  # a row is never lost for a picture
             compared = {**references.load_models(task.scenario, options), "tuned": model}
             device, further = references.default_device(), sweep.protocol.metrics
             loaded = references.load(task.scenario, device, options, further)
-            more["features"] = {"trial_id": task.confirms, **picture(compared, loaded.data)}
+            more["features"] = {"trial_id": task.confirms, **tsne(compared, loaded.data)}
     if Workers().rank == 0:
         tune.report(_result(row) | {"gpu": memory.share(references.default_device())} | more)
 

@@ -30,7 +30,7 @@ class Task:
         number: of the trial in its sweep.
         search_seed: which search it belongs to; None: it confirms.
         confirms: the `trial_id` of the trial that it runs again.
-        pictured: whether a picture of its features is kept.
+        projected: whether a picture of its features is kept.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Task:
     source: Literal["published", "search", "confirmation"]
     search_seed: int | None = None
     confirms: str | None = None
-    pictured: bool = False
+    projected: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Sweep:
                 seed,
                 "confirmation",
                 confirms=row["trial_id"],
-                pictured=place == 0,
+                projected=place == 0,
             )
             for place, (scenario, row, seed) in enumerate(runs)
         ]

@@ -24,7 +24,7 @@ from raymu.row import Row
 from raymu.tuning.trackers.base import SWEEP, Distribution, Shown, Tracker, known_values
 from raymu.tuning.trackers.services import StudyTracker, TensorBoardTracker, mlflow_tracker, wandb_tracker, widened
 
-PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+NEEDED = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Trackers:
     optuna: str | None = None
 
     def __post_init__(self) -> None:
-        for tracker, package in PACKAGES.items():
+        for tracker, package in NEEDED.items():
             if getattr(self, tracker) is not None and importlib.util.find_spec(package) is None:
                 raise InputError(f"--{tracker} needs a package that is not installed: pip install {package}")
         if self.mlflow is not None and self.mlflow != "databricks" and urlsplit(self.mlflow).scheme in ("", "file"):

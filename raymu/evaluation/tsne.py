@@ -15,7 +15,7 @@ RETAIN_IMAGES, FORGET_IMAGES = 200, 60
 PERPLEXITY = 20.0
 
 
-def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
+def tsne(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     """Where t-SNE (van der Maaten and Hinton, JMLR 2008) places the same validation images by each model's features.
 
     Deterministic, by the features of all workers. Distances between far points say nothing, nor do positions across
@@ -32,7 +32,7 @@ def picture(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
     found: dict[str, Any] = {"labels": labels, "forget": list(data.forgotten)}
     for name, model in models.items():
         read = [data.workers.gather(said.features) for said in extract(model, data, *parts)]
-        found[name] = data.workers.tell(_place(torch.cat(read).cpu().numpy()) if data.workers.rank == 0 else None)
+        found[name] = data.workers.broadcast(_place(torch.cat(read).cpu().numpy()) if data.workers.rank == 0 else None)
     return found
 
 
