@@ -23,7 +23,7 @@ def make_room(out: Path) -> None:
     """Make the directory, or remove from it what an earlier run left there, as its hashes say.
 
     Raises:
-        InputError: it cannot be made, or files of the same names in it are not those of an earlier run.
+        InputError: it cannot be made, or it holds files of the same names that no earlier run left.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -228,7 +228,7 @@ class Method:
 
     @classmethod
     def check_range(cls, name: str, search: Range) -> None:
-        """Look whether a range can be that of one of the method's hyperparameters.
+        """Look whether a range suits one of the method's hyperparameters.
 
         Raises:
             InputError: its scale does not suit the hyperparameter's type, or an end lies out of bounds.

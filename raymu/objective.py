@@ -91,7 +91,7 @@ class Objective(source.Travels):
 
 
 def _column(name: str, split: str) -> str:
-    """Column of a row; those of the training features have one split alone."""
+    """Column of a row; metrics of the training features have one split alone."""
     return name if name.startswith("train_") else f"{split}_{name}"
 
 

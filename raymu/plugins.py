@@ -1,4 +1,4 @@
-"""Things that have a name: raymu's own, those of installed packages, and those of a file of the user's.
+"""Things that have a name: raymu's own, those that packages bring, and those in a user's file.
 
 Methods, datasets, architectures, metrics, objectives and scenarios travel to other processes as objects. A name stands
 for one of them on a command line, in a scenario and in a row. A package brings its own by entry points of the groups
@@ -47,8 +47,8 @@ def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
 
 
 def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything of a kind by name, or an entry point that loads it: raymu's `own`, then that of packages, then that of
-    the user's files which this process has loaded.
+    """Everything of a kind by name, or an entry point that loads it: raymu's `own`, then what packages bring, then what
+    stands in the user's files which this process has loaded.
     """
     packages = _of_packages(f"raymu.{kind.__name__.lower()}s", tuple(sys.path))
     files = {name: one for module in _loaded.values() for name, one in _defined_in(module, kind).items()}
@@ -56,7 +56,7 @@ def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a file: "path/to/own.py" or "path/to/own.py:NAME"."""
+    """Whether a name stands for a file: "path/to/own.py" or "path/to/own.py:NAME"."""
     return str(name).partition(":")[0].endswith(".py")
 
 

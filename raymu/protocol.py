@@ -65,7 +65,7 @@ class Protocol:
             of the trials that got there before it (Li et al., MLSys 2020); "median" after any epoch when it was never
             as good as the median of the others' averages up to there (Golovin et al., KDD 2017); both never within a
             phase in which its method says that scores do not compare yet. "none" lets all run in full.
-        search_seeds: every one draws a search of its own: the suggestions, and everything random inside its trials.
+        search_seeds: every seed makes one search: it draws the suggestions, and everything random inside the trials.
         objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
         metrics: what is measured beside raymu's own metrics.
@@ -112,7 +112,7 @@ class Protocol:
         }
 
     def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
-        """The epochs before the last after which the scheduler compares a trial of so many epochs, the first at which
+        """The epochs before the last after which the scheduler compares a trial of `epochs` epochs, the first at which
         its score is comparable being `comparable_from`.
         """
         if self.scheduler == "none":

@@ -39,7 +39,7 @@ BEST = "best/"  # stands before the names of the best weights so far, in a check
 
 
 class TrainOriginal(Retrain):
-    """The original's training: that of the retrained model, on the whole training set."""
+    """The original's training: like the retrained model's, on the whole training set."""
 
     needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
 

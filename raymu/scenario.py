@@ -23,9 +23,9 @@ class Recipe:
 
     Attributes:
         lr: peak learning rate.
-        epochs: at most so many passes over the training set.
+        epochs: passes over the training set, at most.
         batch_size: images per step, for unlearning as well.
-        patience: stop after so many epochs without a better validation accuracy, and keep the best weights;
+        patience: epochs without a better validation accuracy after which training stops, and keep the best weights;
             None trains all epochs and keeps the last.
         augment: random crops and horizontal flips, for unlearning as well: crops after 4 pixels of padding where
             images are small (`raymu.data.images`), random resized ones where they are photographs
@@ -67,7 +67,7 @@ class Scenario:
         forget: the classes to forget, all their samples.
         forget_share: instead of classes, so large a share (in 0..1) of the training samples, drawn evenly.
         val_share: share of the training images held out for validation.
-        test_share: share held out for test; 0 where the dataset brings a test set of its own.
+        test_share: share held out for test; 0 where the dataset brings a test set.
         seed: draws the split, and the samples to forget.
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
@@ -112,7 +112,7 @@ class Scenario:
         """The scenario of which `as_dict` returned these fields.
 
         Raises:
-            InputError: they are not those of a scenario.
+            InputError: they are no scenario's fields.
         """
         try:
             rest = {"recipe": Recipe(**fields["recipe"]), "model_args": tuple(fields["model_args"].items())}
@@ -177,7 +177,7 @@ class Scenario:
 
     @property
     def network(self) -> Architecture:
-        """Its architecture as an object: of a name that of a package or of the user, or else timm's."""
+        """Its architecture as an object: for a name a package's or the user's, or else timm's."""
         if isinstance(self.architecture, Architecture):
             return self.architecture
         if self.architecture in plugins.all_of(Architecture, {}):
@@ -290,7 +290,7 @@ SCENARIOS = {
 
 
 def names() -> list[str]:
-    """Scenarios of raymu, then those of installed packages, by name."""
+    """Scenarios of raymu, then of installed packages, by name."""
     known = plugins.all_of(Scenario, SCENARIOS)
     return [*SCENARIOS, *(name for name in known if name not in SCENARIOS)]
 

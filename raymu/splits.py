@@ -41,7 +41,7 @@ class Split:
         return next(self.images.read([(self.index, None)]))
 
     def subset(self, chosen: Tensor) -> "Split":
-        """Those of its images that are chosen, by position or by a mask."""
+        """The split with the chosen images alone, by position or by a mask."""
         return Split(self.images, self.labels, self.index[chosen])
 
 
@@ -115,7 +115,7 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario
     done.
 
     Args:
-        directory: where the original files are or shall be downloaded to, which is then looked at anew; of a dataset
+        directory: where the original files are or will be downloaded to, which is then looked at anew; of a dataset
             that stays encoded a directory or a URI. None: where they were the last time.
 
     Raises:
@@ -205,7 +205,7 @@ def _draw(keys: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint6
 
 
 def _stratified(drawn: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An order (N,), by random numbers, of which every part has so many of each class as its share is."""
+    """An order (N,), by random numbers, in which every part holds each class by its share of all."""
     by_class = np.lexsort((drawn, labels))
     sizes = np.bincount(labels)
     rank = np.empty(len(labels))

@@ -180,6 +180,6 @@ def reason(error: BaseException) -> str:
 
 
 def _redacted(text: str) -> str:
-    """A text without the key and secret of a URI in it, and without those of its parameters that may be secret."""
+    """A text without the key and secret of a URI in it, and without parameters that may be secret."""
     text = re.sub(r"://[^/\s:@]*:\S*@", "://***@", text)
     return re.sub(r"([?&](?!endpoint_override=|region=|scheme=)[^=&\s]*=)[^&\s']*", r"\1***", text)

@@ -36,7 +36,7 @@ OwnFlag = Annotated[
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[
-    str | None, typer.Option(help="Where the dataset's files are, or shall be downloaded to; of shards also a URI.")
+    str | None, typer.Option(help="Where the dataset's files are, or will be downloaded to; of shards also a URI.")
 ]
 WeightsFlag = Annotated[
     Path | None,

@@ -82,7 +82,7 @@ class Dataset(source.Travels, ABC):
 
     @abstractmethod
     def load(self, entry: Path, transform: Transform, device: torch.device, processes: int) -> dict[str, Labelled]:
-        """The parts "train" and, where the dataset brings one of its own, "test".
+        """The parts "train" and, where the dataset brings one, "test".
 
         Args:
             processes: how many decode images, if they have to be decoded.

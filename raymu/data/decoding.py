@@ -1,8 +1,8 @@
 """Processes that decode images. Run as a module, this file is one of them.
 
 They are no multiprocessing workers: these would import the main script again, or fork a process that has threads and
-perhaps a GPU. Instead one fresh process imports what is needed and forks; each of the others then answers requests on a
-socket of its own. It ends when that closes: also where the process that asked was killed.
+perhaps a GPU. Instead one fresh process imports what is needed and forks; each of the others then answers requests on
+its own socket. It ends when that closes: also where the process that asked was killed.
 
 A request is a line of JSON, the answer a line of JSON and, if that holds no error, the pixels.
 """
@@ -136,7 +136,7 @@ def _read(root: str, file: str, source: str | None, offset: int, length: int) ->
                 raise OSError(f"{opened.name} ends {length - len(content)} bytes before the image does")
             content += part
     except OSError:
-        _opened.cache_clear()  # who tries again shall not meet a stale handle
+        _opened.cache_clear()  # who tries again needs a fresh handle
         raise
     return content
 
@@ -233,7 +233,7 @@ _decoders: dict[tuple[int, int], Decoders] = {}
 
 def decoders(count: int) -> Decoders:
     """So many decoding processes; everybody in this process who asks for that number shares them."""
-    name = os.getpid(), count  # who was forked from this process has to have some of its own
+    name = os.getpid(), count  # a process forked from this one needs other ones
     if name not in _decoders or not _decoders[name].alive:
         _decoders[name] = Decoders(count)
     return _decoders[name]

@@ -43,7 +43,7 @@ class Encoded(Images):
         location: the directory or URI that the index is of.
         copies: where copies of remote shards are kept; None where the location is local.
         transform: see `raymu.architecture.Architecture`.
-        device: where images shall be.
+        device: where images are asked for.
         processes: how many decode; with 0 this process does, as it reads.
     """
 

@@ -96,7 +96,7 @@ class EncodedDataset(Dataset):
         }
 
     def _location(self, asked: str) -> str:
-        """Where those of its data were found that are asked for, or else the last ones."""
+        """Where the data that are asked for were found, or else the last ones."""
         entries = [self.entry(data) for data in (asked, self.latest().get("data", "")) if data]
         found = next((entry / LOCATION for entry in entries if (entry / LOCATION).exists()), None)
         if found is None:

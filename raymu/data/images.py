@@ -56,7 +56,7 @@ class Pixels(Images):
     Augmentation is a random crop after zero padding and a random horizontal flip. An image's key is its position.
 
     Args:
-        pixels: uint8 (N, C, H, W), on the device that the images shall be on.
+        pixels: uint8 (N, C, H, W), on the device where images are asked for.
         mean, std: a number a channel, in units of pixel / 255.
     """
 

@@ -108,7 +108,7 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _look_at(found: Sequence[dict[str, Any]], look_at: Callable[..., None], *arguments: Any) -> None:
-    """Call a function on nodes, in a process of its own on each, which takes nothing from trials."""
+    """Call a function on nodes, in a new process on each, which takes nothing from trials."""
     task = ray.remote(num_cpus=0, max_calls=1)(look_at)
     looks = {
         node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(*arguments)
@@ -231,7 +231,7 @@ def _sees(shared: Location, mark: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Those of Python, of what computes, and of raymu itself, which is told by its source: it may have been edited."""
+    """Versions of Python, of what computes, and of raymu: a digest of its source, which may have been edited."""
     code = hashlib.sha256()
     for path in sorted(Path(raymu.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())

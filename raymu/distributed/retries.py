@@ -56,7 +56,7 @@ class Failure:
 
 @dataclass
 class _Attempts:
-    """Those of one trial.
+    """Attempts at one trial.
 
     Attributes:
         config: its setting.

@@ -33,10 +33,10 @@ class Resources:
         address: of a Ray cluster to join; None joins the one of this machine (`ray start`, `RAY_ADDRESS`) or, where
             there is none, starts a local one that ends with the sweep.
         options: what carries a trial out; every worker gets the CPU cores that they ask for.
-        gpus_per_worker: GPUs, a part of one if trials shall share it; "auto" to find out which part (see `Sharing`);
+        gpus_per_worker: GPUs, a part of one if trials share it; "auto" to find out which part (see `Sharing`);
             None means 1 where the cluster has any.
-        concurrent: at most so many trials at once; None means as many as fit. A cluster whose nodes come when they are
-            needed grows to so many.
+        concurrent: trials at once, at most; None means as many as fit. A cluster whose nodes come when they are needed
+            grows for this number.
     """
 
     address: str | None = None
@@ -68,7 +68,7 @@ class Slots(NamedTuple):
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """Those of a trial."""
+        """Resources of a trial."""
         return [self.bundle] * self.options.workers
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ def fit_to_cluster(resources: Resources, wait_s: float = NODE_TIMEOUT_S) -> Slot
         wait_s: for how many seconds.
 
     Raises:
-        InputError: the cluster has too little for a single trial, and none came, or how far it shall grow is not said.
+        InputError: the cluster has too little for a single trial, and none came, or nobody says how far it grows.
     """
     available: dict[str, float] = ray.cluster_resources()
     options, gpus = resources.options, resources.gpus_per_worker

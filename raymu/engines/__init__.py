@@ -30,8 +30,8 @@ def check(scenario: Scenario, options: Options) -> None:
     """Look whether the options can carry out trials of the scenario.
 
     Raises:
-        InputError: DeepSpeed is not installed, or refuses its configuration; or several workers shall train a model
-            with BatchNorm, or its gradients shall be checkpointed, or timm cannot checkpoint those of the architecture.
+        InputError: DeepSpeed is not installed, or refuses its configuration; several workers are to train a model with
+            BatchNorm, or gradients of one are to be checkpointed; or timm cannot checkpoint the architecture's.
     """
     if options.stage is not None and importlib.util.find_spec("deepspeed") is None:
         raise InputError("several workers and ZeRO need DeepSpeed: pip install 'raymu[deepspeed]'")
@@ -52,7 +52,7 @@ def check(scenario: Scenario, options: Options) -> None:
         return
     if options.workers > 1:
         raise InputError(
-            "several workers cannot train a model with BatchNorm, whose statistics would be those of a worker's share:"
+            "several workers cannot train a model with BatchNorm, whose statistics would come from a worker's share:"
             " run more trials at once instead"
         )
     raise InputError(

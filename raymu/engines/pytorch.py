@@ -33,7 +33,7 @@ class Engine(Run):
     Attributes:
         model: with a CMF head, it wraps the model that was given.
         epoch: how many epochs have been trained so far.
-        images: how many images the method has read so far; those of a pass whose result was cached count as well.
+        images: number of images that the method has read so far; a pass whose result was cached counts as well.
         spared_s: how many seconds longer it would have taken so far, had nothing been cached.
     """
 
@@ -303,7 +303,7 @@ class Engine(Run):
             self._optimizer.state[master][key] = value.to(master.device) if value.ndim else value
 
     def _spread(self, teacher: nn.Module) -> nn.Module:
-        """Share out the weights of a frozen network, where those of the trained one are."""
+        """Shard the weights of a frozen network, where the trained one's are sharded."""
         return teacher
 
     @contextlib.contextmanager

@@ -75,7 +75,7 @@ def alignment(head: Tensor, means: Tensor, centre: Tensor | None = None) -> Tens
             belong left out: a single head vector that is turned away would shift the figures of all.
 
     Raises:
-        Undefined: a vector has no direction, as that of the only class in the centre.
+        Undefined: a vector has no direction, as where one class is the whole centre.
     """
     head, means = head.double(), means.double()
     lengths = torch.stack([head.norm(dim=1), means.norm(dim=1)])

@@ -64,7 +64,7 @@ def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tenso
 
     Returns:
         Of SPLITS `{split}_original` and `{split}_retrained`, the reference's features (N, D) of all images of the
-        split, whichever worker's: first those of its retain part, then those of its forget part; and
+        split, whichever worker's: first the retain part's, then the forget part's; and
         `{split}_forget_acc`, the original's. The same on all workers.
 
     Raises:
@@ -99,7 +99,7 @@ def evaluate(
         The `columns` of all metrics, and `probe`, the name of the probe. None: the metric is not defined on such data,
         as the alignment of forgotten classes if samples are forgotten.
 
-        All workers return the first one's row, which is that of one alone, but for rounding.
+        All workers return the first one's row. One worker alone returns the same, but for rounding.
 
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.

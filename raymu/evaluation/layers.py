@@ -71,13 +71,13 @@ def _names(model: nn.Module) -> list[str]:
 
 
 def _outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Features (B, D) of every block, each with a D of its own, and the penultimate ones."""
+    """Features (B, D) of every block, where D differs by block, and the penultimate ones."""
     blocks = _backbone(model).forward_intermediates(images, intermediates_only=True)
     return [*(block.mean((2, 3)) for block in blocks), features_and_logits(model, images)[0]]
 
 
 def _blocks(model: nn.Module, data: Data, split: Split) -> list[Tensor]:
-    """Those of this worker's share, (n, D)."""
+    """Features (n, D) of every block, of this worker's share."""
     with eval_mode(model), torch.no_grad():
         parts = [[block[: len(labels)] for block in _outputs(model, images)] for images, labels in batches(data, split)]
     return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]

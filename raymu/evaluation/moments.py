@@ -31,7 +31,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, workers: Workers = ALONE) -> "Moments":
-        """Those of all workers' features, where this one has (n, D) with labels (n,).
+        """Moments of all workers' features, where this one has (n, D) with labels (n,).
 
         Raises:
             Undefined: there is no sample, or a feature is not finite.
@@ -64,7 +64,7 @@ class Moments:
             self.gram += gram + shift + shift.mT + len(some) * torch.outer(centre, centre)
 
     def without(self, features: Tensor, labels: Tensor, workers: Workers = ALONE) -> "Moments":
-        """Those of the other samples, where all workers' (B, D) with labels (B,) are among them."""
+        """Moments of the other samples, where all workers' (B, D) with labels (B,) are among them."""
         num_classes, num_features = self.sums.shape
         rest, part = (Moments(num_classes, num_features, self.sums.device) for _ in range(2))
         part.update(features, labels)
@@ -73,7 +73,7 @@ class Moments:
         return rest
 
     def reduce(self, workers: Workers) -> None:
-        """Add up all workers' moments; each then has those of all samples."""
+        """Add up all workers' moments; each then has the moments of all samples."""
         workers.sum(self.counts, self.sums, self.gram)
 
     @property

@@ -10,7 +10,7 @@ class NearestClassCentre:
     """Answers with the class whose mean training feature is nearest in Euclidean distance (Papyan et al., PNAS 2020).
 
     Args:
-        moments: those of the training features. Classes that do not occur are never answered.
+        moments: moments of the training features. Classes that do not occur are never answered.
     """
 
     def __init__(self, moments: Moments) -> None:

@@ -16,7 +16,7 @@ from raymu.workers import ALONE, Workers
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 HELD_OUT = 0.2
-PART, PER_CLASS = 2**14, 64  # samples that are enough to choose a penalty, if they are so many a class
+PART, PER_CLASS = 2**14, 64  # samples that are enough to choose a penalty; at least of each class
 ROUGH, EXACT = 1e-2, 1e-5  # how far, in proportion, a loss may be above its minimum: in the choice, and at the end
 NEGLIGIBLE = 1e-2  # nats a sample: so small a loss decides no answer
 MAX_ITERATIONS = 1000
@@ -94,7 +94,7 @@ class LinearProbe:
     Args:
         features: this worker's training features (n, D).
         labels: their true labels (n,). Classes that no worker has are never answered.
-        moments: those of all workers' features, where they are known.
+        moments: moments of all workers' features, where they are known.
 
     Attributes:
         penalty: the one chosen; None where it is the cheap probe.
@@ -209,7 +209,7 @@ class LDAProbe:
     features.
 
     Args:
-        moments: those of the training features. Classes that do not occur are never answered.
+        moments: moments of the training features. Classes that do not occur are never answered.
     """
 
     name = "cheap"
@@ -238,7 +238,7 @@ def _hold_out(targets: Tensor) -> tuple[Tensor, int]:
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).to(targets.device)
     targets = targets[order]
     by_class, counts = targets.argsort(stable=True), targets.bincount()
-    place = torch.empty_like(targets)  # of a row among those of its class
+    place = torch.empty_like(targets)  # of a row among the rows of its class
     place[by_class] = torch.arange(len(targets), device=targets.device) - (counts.cumsum(0) - counts)[targets[by_class]]
     held = (HELD_OUT * counts).round().clamp(min=1).minimum(counts - 1)
     chosen = place < held[targets]

@@ -116,7 +116,7 @@ class OfSplit(OfModel):
 
     @property
     def members(self) -> Said:
-        """What is said of images to be forgotten that were trained on: those of the training split; where samples are
+        """What is said of images to be forgotten that were trained on: in the training split; where samples are
         forgotten, the split's forget images.
         """
         if not self.data.forgotten:

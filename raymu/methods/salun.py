@@ -57,7 +57,7 @@ class SalUn(RandomLabel):
 
     def unlearn(self, run: Run) -> Iterator[Step]:
         kept = run.cached(f"saliency-{self.saliency}", lambda: saliency(run, self.saliency))
-        run.train_only(largest({name: kept[name] for name in run.weights()}, self.salient))  # ties hang on the order
+        run.train_only(largest({name: kept[name] for name in run.weights()}, self.salient))  # ties depend on the order
         yield from super().unlearn(run)
 
 

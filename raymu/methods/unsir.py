@@ -85,5 +85,5 @@ class UNSIR(Method):
             penalty = images.square().sum((1, 2, 3)).mean()
             return self.noise_weight * penalty - cross_entropy(run.model(images), labels)
 
-        # Not cached: it hangs on the seed and on a knob that is searched, so hardly another trial would use it.
+        # Not cached: it depends on the seed and on a searched hyperparameter, so hardly another trial would use it.
         return run.optimise_images(count, loss, lr=NOISE_LR, steps=NOISE_STEPS, seed=run.seed)

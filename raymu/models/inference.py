@@ -122,7 +122,7 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def outputs(model: nn.Module, data: Data, *splits: Split) -> Iterator[Outputs]:
-    """Those of this worker's share of one split after the other, batch by batch, in float32. The model reads in eval
+    """Outputs for this worker's share of one split after the other, batch by batch, in float32. The model reads in eval
     mode, and stays as it is.
 
     All workers have to read to the end, where they agree on whether to go on.
@@ -145,8 +145,8 @@ def outputs(model: nn.Module, data: Data, *splits: Split) -> Iterator[Outputs]:
 
 
 def extract(model: nn.Module, data: Data, *splits: Split) -> list[Outputs]:
-    """Those of this worker's share of each split: features (n, D) and logits (n, K) in float32, labels (n,); n may be
-    0. Splits that are read together are read faster, as few images at a time take longer. The model reads in eval mode,
+    """Outputs for this worker's share of each split: features (n, D) and logits (n, K) in float32, labels (n,), where
+    n may be 0. Splits that are read together are read faster, as few images at a time take longer. The model reads in eval mode,
     and stays as it is.
 
     Memory, beside what is returned: one batch.

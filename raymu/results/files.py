@@ -67,7 +67,7 @@ def _files(directory: Location, *, recursive: bool = False) -> list[str]:
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
     """Every local directory at or below the top, or to which a link there leads, with the names of its files; each
-    once, under its own name rather than that of a link. A link to a directory that holds it is left out. Of what cannot
+    once, under its own name rather than a link's. A link to a directory that holds it is left out. Of what cannot
     be looked at, and of a link to nothing, a warning tells.
     """
 

@@ -39,8 +39,8 @@ Runs = Mapping[Cell, float]
 
 
 class Estimate(NamedTuple):
-    """A mean with its confidence interval, over so many runs on so many originals; no run: it stands for a single trial
-    of the search, and the interval has no width.
+    """A mean with its confidence interval, and the numbers of runs and of originals that it comes from. 0 runs: it is a
+    single trial of the search, and the interval has no width.
     """
 
     mean: float
@@ -123,7 +123,7 @@ def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
 
 
 def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
-    """Those of a setting: over its confirmation runs, or of the one row where there is none."""
+    """Figures of a setting: over its confirmation runs, or of the one row where there is none."""
 
     def of(value: Callable[[Row], float | None], bounds: tuple[float, float] = (0, 1)) -> Estimate | None:
         if found := _runs(runs, value):
@@ -140,7 +140,7 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
 
 
 def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dict[str, Figures | None]:
-    """Those of the references of these runs."""
+    """Figures of the references of these runs."""
     of_scenario = {row["scenario_hash"]: row for row in runs}
     found: dict[str, Figures | None] = {}
     for which in ("original", "retrained"):
@@ -189,11 +189,11 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1)) -> Estimate:
 
 
 def p_value(runs: Runs, others: Runs) -> float:
-    """How likely a difference in means as large as that of two settings is, if there is none.
+    """How likely two settings' means are to differ as much as they do, if there is no difference.
 
     Student's t over the differences between runs on the same original, forget set and seed, with the bootstrap's
     standard error and a degree of freedom less than there are originals. If all differences are the same, as coarse
-    accuracies may be, that of a sign test. 1 where they share no two runs.
+    accuracies may be, a sign test's. 1 where they share no two runs.
     """
     shared = _differences(runs, others)
     if len(shared) < 2:

@@ -38,7 +38,7 @@ def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) 
 
     Args:
         sweeps: all that were run.
-        ranked: those of them with a completed trial, best first.
+        ranked: the sweeps with a completed trial, best first.
 
     Raises:
         InputError: the file cannot be written.

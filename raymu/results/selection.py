@@ -194,7 +194,7 @@ def confirmed(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def candidates(rows: Iterable[Row]) -> list[Row]:
     """The trials of a search that completed and have a score.
 
-    One that was stopped early is no candidate: its row is that of fewer epochs than its setting says.
+    One that was stopped early is no candidate: its row tells of fewer epochs than its setting says.
 
     Raises:
         NothingCompleted: there is none.

@@ -48,7 +48,7 @@ class Style(NamedTuple):
 
 
 def styles(sweeps: Iterable[SweepResults]) -> dict[str, Style]:
-    """Sweep name -> style. It hangs on the set of names alone, not on their ranks.
+    """Sweep name -> style. It depends on the set of names alone, not on their ranks.
 
     A directory that all sweeps lie in is left out of labels.
     """

@@ -62,7 +62,7 @@ class Store:
         location: the sweep's own directory: a path, made if missing, or a URI (see `locate`).
         identity: what the sweep is (scenario, method, space, protocol), in JSON's types.
         resume: whether to go on with what is there.
-        is_finished: whether rows are all that the sweep shall have; None: they are as many as the protocol's `trials`.
+        is_finished: whether rows are all that the sweep is to have; None: they are as many as the protocol's `trials`.
 
     Raises:
         InputError: the location cannot be written, is in use, belongs to another sweep, or holds an unfinished one
@@ -95,7 +95,7 @@ class Store:
 
     @property
     def name(self) -> str:
-        """The sweep's name: that of its directory."""
+        """Name of the sweep and of its directory."""
         return self.directory.name
 
     def append(self, row: Row) -> None:

@@ -65,7 +65,7 @@ class Recorder(tune.Callback):
         self._retries, self._queue = retries, queue
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
+        """Tune pickles its callbacks for its restore, which raymu does not use."""
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -332,7 +332,7 @@ class _Run:
         what: str,
         followers: Sequence[tune.Callback],
     ) -> float | None:
-        """Run so many trials at most; their rows are appended to `done`, too. Return the share of a GPU's memory that
+        """Run `count` trials at most; their rows are appended to `done`, too. Return the share of a GPU's memory that
         was taken when the last one ended; None without a GPU.
         """
         if not count:
@@ -346,7 +346,7 @@ class _Run:
             driver=self._driver,
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
-        # Rows are the only state of a sweep: what Tune writes of its own is not needed again.
+        # Rows are the only state of a sweep: what Tune writes itself is not needed again.
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
         ended: StorageError | NodeError | None = None
         try:

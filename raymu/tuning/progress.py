@@ -16,7 +16,7 @@ class SweepProgress:
     Args:
         console: where to.
         what: is counted: "trials", or "confirming".
-        trials: how many rows there shall be.
+        trials: number of rows at the end.
         done: how many there are already.
     """
 

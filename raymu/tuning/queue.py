@@ -29,7 +29,7 @@ class Queue(Searcher):
         self._failed: list[tuple[float, Any]] = []  # when it may begin again, and what
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
-        """Tune pickles its searcher for a restore of its own, which raymu does not use."""
+        """Tune pickles its searcher for its restore, which raymu does not use."""
         return Searcher, ()
 
     def suggest(self, trial_id: str) -> Any:
@@ -47,7 +47,7 @@ class Queue(Searcher):
         return {"task": task}
 
     def again(self, task: Any, pause_s: float) -> None:
-        """Let a task that failed begin again after so many seconds."""
+        """Let a task that failed begin again after a pause, in seconds."""
         self._failed.append((time.monotonic() + pause_s, task))
 
     def on_trial_complete(self, trial_id: str, result: Row | None = None, error: bool = False) -> None:

@@ -51,7 +51,7 @@ class Sweep:
         method: a class of `raymu/methods/`, or one's own.
         scenario: what has to be forgotten.
         protocol: the budget.
-        space: ranges that replace those of the method, by hyperparameter.
+        space: ranges that replace the method's, by hyperparameter.
         head: "linear", or "cmf" for class-mean features.
         train: "all" weights, or the "classifier" alone.
 

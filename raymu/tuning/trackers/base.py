@@ -90,7 +90,7 @@ class Tracker(tune.Callback):
         self._thread = ThreadPoolExecutor(1)
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        """Tune pickles its callbacks for a restore of its own, which raymu does not use."""
+        """Tune pickles its callbacks for its restore, which raymu does not use."""
         return tune.Callback, ()
 
     def setup(self, *arguments: Any, **info: Any) -> None:
