@@ -145,9 +145,9 @@ def outputs(model: nn.Module, data: Data, *splits: Split) -> Iterator[Outputs]:
 
 
 def extract(model: nn.Module, data: Data, *splits: Split) -> list[Outputs]:
-    """Outputs for this worker's share of each split: features (n, D) and logits (n, K) in float32, labels (n,), where
-    n may be 0. Splits that are read together are read faster, as few images at a time take longer. The model reads in eval mode,
-    and stays as it is.
+    """Outputs for this worker's share of each split: features (n, D) and logits (n, K) in float32, labels (n,), where n
+    may be 0. Splits that are read together are read faster, as few images at a time take longer. The model reads in
+    eval mode, and stays as it is.
 
     Memory, beside what is returned: one batch.
 
