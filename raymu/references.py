@@ -367,7 +367,7 @@ def release() -> None:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(
-    scenario: Scenario, device: torch.device, options: Options, further: tuple[Metric, ...], look: tuple[str, int]
+    scenario: Scenario, device: torch.device, options: Options, further: tuple[Metric, ...], reading: tuple[str, int]
 ) -> References:
     compared = compare(scenario, options, further)
     return References(

@@ -374,7 +374,7 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
         assert counted.fail(4, node) is None
         rows.append({"trial": 3})
         (tmp_path / files.RUNNING).write_text("half")
-        assert 4 not in counted.Retries(rows)
+        assert 4 not in retries.Retries(rows)
 
 
 IMPATIENT = """

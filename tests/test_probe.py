@@ -189,7 +189,7 @@ def test_deterministic_and_blind_to_blocks(probe, monkeypatch) -> None:
     first, second = (probe(features, labels).predict(features) for _ in range(2))
     assert torch.equal(first, second)
     monkeypatch.setattr(probes, "LOGITS", 70)
-    monkeypatch.setattr(probes, "ROWS", 11)
+    monkeypatch.setattr(probes, "BLOCK", 11)
     assert share(probe(features, labels).predict(features), first) > 0.99
 
 

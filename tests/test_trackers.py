@@ -74,7 +74,7 @@ def followed(quick, quick_references, tmp_path_factory: pytest.TempPathFactory) 
     return follow(sweep, base / "rl", trackers)
 
 
-@pytest.mark.long
+@pytest.mark.cluster
 def test_nothing_is_lost_and_nothing_complained_of(followed: Followed) -> None:
     assert sorted(row["trial_id"] for row in followed.rows) == ["rl-0000", "rl-0001", "rl-0002"]
     assert "rl-0003" in followed.printed  # of the confirmation
@@ -93,7 +93,7 @@ def events(directory: Path) -> list[Event]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.cluster
 def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
     directory = followed.trackers.tensorboard / "rl"
     assert sorted(path.name for path in directory.iterdir()) == sorted(row["trial_id"] for row in followed.rows)
@@ -121,6 +121,7 @@ def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
         assert hyperparameters == pytest.approx({name: row["config"][name] for name in ("lr", "epochs")})
 
 
+@pytest.mark.cluster
 def test_mlflow_has_a_run_a_trial(followed: Followed) -> None:
     client = MlflowClient(followed.trackers.mlflow)
     runs = client.search_runs([client.get_experiment_by_name("rl").experiment_id])
@@ -139,6 +140,7 @@ def test_mlflow_has_a_run_a_trial(followed: Followed) -> None:
         assert (run.data.tags["method"], run.data.tags["head"]) == ("random_label", "linear")
 
 
+@pytest.mark.cluster
 def test_the_study_has_every_trial(followed: Followed) -> None:
     study = optuna.load_study(study_name="rl", storage=followed.trackers.optuna)
     trials = {trial.user_attrs["trial_id"]: trial for trial in study.trials}
@@ -156,7 +158,7 @@ def test_the_study_has_every_trial(followed: Followed) -> None:
     assert study.best_trial.value == max(row["score"] for row in followed.rows if row["status"] == "completed")
 
 
-@pytest.mark.long
+@pytest.mark.cluster
 def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp_path: Path) -> None:
     """Of three rows the study knows one, the second was written while it was away, the third is run now."""
     url = f"sqlite:///{tmp_path}/study.db"
@@ -174,6 +176,7 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     assert [trial.params["lr"] for trial in trials] == [row["config"]["lr"] for row in resumed.rows]
 
 
+@pytest.mark.cluster
 def test_a_sweep_that_has_ended_is_shown_to_a_new_tracker(followed: Followed, tmp_path: Path) -> None:
     uri, url = f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/study.db"
     directory = followed.trackers.tensorboard.parent / "rl"
@@ -185,6 +188,7 @@ def test_a_sweep_that_has_ended_is_shown_to_a_new_tracker(followed: Followed, tm
     assert sorted(path.name for path in (tmp_path / "tb" / "rl").iterdir()) == ["rl-0000", "rl-0001", "rl-0002"]
 
 
+@pytest.mark.cluster
 def test_a_study_of_another_sweep_is_left_alone(followed: Followed, tmp_path: Path) -> None:
     shutil.copy(followed.trackers.optuna.removeprefix("sqlite:///"), tmp_path / "study.db")
     url = f"sqlite:///{tmp_path}/study.db"
@@ -233,7 +237,7 @@ def test_a_study_that_does_not_fit_is_left_alone(tmp_path: Path, reason: str) ->
     assert optuna.load_study(storage=url, study_name="rl").trials == before
 
 
-@pytest.mark.long
+@pytest.mark.cluster
 def test_what_does_not_fit_is_said_before_anything_is_computed(followed: Followed, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(storage=url, study_name="rl", direction="minimize")
@@ -352,6 +356,7 @@ def test_every_trial_has_one_run_whatever_interrupts_the_driver(tmp_path: Path) 
 
 
 @pytest.mark.long
+@pytest.mark.cluster
 def test_a_tracker_that_fails_costs_one_line_and_no_row(
     followed: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

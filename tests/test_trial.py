@@ -72,7 +72,7 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     assert [report["epochs"] for report in reports] == [1, 2]
     assert [report["status"] for report in reports] == ["stopped", "stopped"]
     assert [epoch for epoch, _ in looked["curve"]] == [1, 2, 3]
-    retrained = quick_references.look  # by the same probe
+    retrained = quick_references.quick  # by the same probe
     assert (reports[0]["probe"], retrained["probe"]) == ("cheap", "cheap")
     for key in ("val_probe_forget_acc", "test_retain_acc"):
         assert reports[0][f"{key}_gap"] == pytest.approx(reports[0][key] - retrained[key])

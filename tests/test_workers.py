@@ -138,7 +138,7 @@ def workers_alone(workers: Workers, directory: Path) -> list[Any]:
     everyone = torch.arange(10, 17)
     kept = torch.tensor([workers.rank])
     ALONE.sum(kept)
-    return [ALONE.rank, ALONE.count, ALONE.share(everyone).tolist(), kept.tolist(), ALONE.gather(kept).tolist()]
+    return [ALONE.rank, ALONE.count, ALONE.shard(everyone).tolist(), kept.tolist(), ALONE.gather(kept).tolist()]
 
 
 @check
@@ -294,7 +294,7 @@ def strong_probe(workers: Workers, directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in PROBLEMS:
         features, labels = problem(name)
-        for cut in (workers.share, lambda rows: uneven(workers, rows, 5)):
+        for cut in (workers.shard, lambda rows: uneven(workers, rows, 5)):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(probes, "PART", 300)
                 patch.setattr(probes, "PER_CLASS", 10)
@@ -369,7 +369,7 @@ def evaluations(workers: Workers, directory: Path) -> dict[str, Any]:
         loaded, model = splits.load(DIGITS[scenario], CPU), load(directory, name)
         baseline = evaluation.baseline({which: load(directory, which) for which in ("original", "retrained")}, loaded)
         row = evaluation.evaluate(model, loaded, baseline, OWN)
-        found[case] = {"baseline": baseline, "evaluate": row, "look": evaluation.evaluate_quickly(model, loaded)}
+        found[case] = {"baseline": baseline, "evaluate": row, "quick": evaluation.evaluate_quickly(model, loaded)}
     return found
 
 
@@ -392,7 +392,7 @@ def test_rows_are_those_of_one_alone(case: str, group: list[dict[str, Any]], alo
     assert expected["evaluate"]["test_forget_acc"] < 0.9 or case == "samples"  # or nothing would be to be found
     for one in group:
         found = one["evaluations"][case]
-        for measure in ("evaluate", "look"):
+        for measure in ("evaluate", "quick"):
             assert found[measure] == group[0]["evaluations"][case][measure]
             assert_same(found[measure], expected[measure])
         assert found["baseline"].keys() == expected["baseline"].keys()

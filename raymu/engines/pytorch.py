@@ -388,12 +388,12 @@ class Engine(Run):
 
 
 def code_of(method: type[Method]) -> str:
-    """Digest of a method's code and of what carries it out, at the last look (`source.read_anew`). A class that travels
+    """Digest of a method's code and of what carries it out, since the last `source.read_anew`. A class that travels
     to another process takes along what was said here, since the script that defines it need not be there.
     """
-    here, number = look = source.reading()
+    here, number = reading = source.reading()
     process, its_look, _ = method.__dict__.get("_code", (here, None, ""))
     if process == here and its_look != number:
         sharded = source.text_of("raymu.engines.deepspeed")  # as text, since DeepSpeed need not be installed
-        method._code = (*look, source.digest(method, Engine, sharded, within=source.TRAINING))
+        method._code = (*reading, source.digest(method, Engine, sharded, within=source.TRAINING))
     return method._code[-1]

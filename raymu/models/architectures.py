@@ -30,8 +30,8 @@ def code_of(scenario: Scenario) -> str:
 
 
 @functools.lru_cache
-def _constant_weights(scenario: Scenario, look: tuple[str, int]) -> str:
-    """A digest of the weights that no seed changes, as they are at one look."""
+def _constant_weights(scenario: Scenario, reading: tuple[str, int]) -> str:
+    """A digest of the weights that no seed changes, as they are at one reading."""
     one, other = (build(scenario, seed).state_dict() for seed in (0, 1))
     found = hashlib.sha256()
     for name, weight in one.items():
