@@ -120,17 +120,18 @@ def read_if_there(directory: Location, name: str) -> str | None:
 
 def copy_directory(source: Location, target: Location) -> None:
     """Copy the files of a directory. Between directories of one disk they are hard links, which take no room."""
-    if source.local and target.local:
-        shutil.copytree(source.path, target.path, copy_function=_link, dirs_exist_ok=True)
-    else:
+    if not (source.local and target.local):
         copy_files(source.path, target.path, source.filesystem, target.filesystem)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+        return
+    os.makedirs(target.path, exist_ok=True)
+    for name in os.listdir(source.path):
+        there = f"{target.path}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(there)  # left by a copy that was cut off
+        try:
+            os.link(f"{source.path}/{name}", there)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(f"{source.path}/{name}", there)
 
 
 def insist(doing: str, directory: Location, do: Callable[[], Result]) -> Result:
