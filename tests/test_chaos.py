@@ -134,14 +134,14 @@ def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: 
         with started(cluster, tmp_path / "whole", arguments, scenario) as sweep:
             whole = sweep.end()
         chance, killed = random.Random(seed), Counter()
-        with started(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as reader:
+        with started(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as watch:
             for kind in kinds:
                 time.sleep(chance.uniform(0.0, 1.5))
                 killed[kind] += sweep.kill(kind, chance)
             rows = sweep.end()
     assert killed == Counter(kinds)
-    assert reader.error is None
-    assert reader.reads > len(kinds)
+    assert watch.error is None
+    assert watch.reads > len(kinds)
     by_number = sorted(rows, key=lambda row: row["trial"])
     assert measured(by_number) == measured(sorted(whole, key=lambda row: row["trial"]))
     lines = (tmp_path / "disturbed" / "steady" / files.ROWS).read_text().splitlines()
@@ -165,6 +165,7 @@ def shuffled(seed: int, **kinds: int) -> list[str]:
     return drawn
 
 
+@pytest.mark.long
 def test_three_kills(quick_references, tmp_path) -> None:
     disturb(tmp_path, ("--trials", "7", *DESIGN), [TRIAL, DRIVER, TRIAL], seed=0)
 

@@ -62,6 +62,7 @@ def worker_of(driver: int) -> int | None:
     return None
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_killed(tmp_path) -> None:
     script = tmp_path / "script.py"

@@ -129,12 +129,10 @@ def test_a_damaged_state_is_as_good_as_none(quick, quick_references, tmp_path, d
 # A sweep that is resumed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "asked",
-    [
-        pytest.param({}, id="tpe-asha", marks=pytest.mark.cluster),
-        pytest.param(PARETO, id="nsga2", marks=pytest.mark.long),
-    ],
+    [pytest.param({}, id="tpe-asha"), pytest.param(PARETO, id="nsga2")],
 )
 def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp_path, asked) -> None:
     """One trial at a time: the same settings, stopped at the same rungs, to the last digit."""

@@ -103,6 +103,7 @@ def measured(rows: list[dict[str, Any]]) -> list[list[Any]]:
     return [[row[key] for key in SAME] for row in rows]
 
 
+@pytest.mark.long
 def test_nodes_are_killed_and_one_is_added(undisturbed, tmp_path) -> None:
     """Every trial ends, each once, and as it would have."""
     with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path, STEADY_EPOCH_S="0.6") as driver:
@@ -116,6 +117,7 @@ def test_nodes_are_killed_and_one_is_added(undisturbed, tmp_path) -> None:
     assert sum(row["restarts"] for row in rows) >= 1
 
 
+@pytest.mark.long
 def test_a_node_that_is_taken_with_notice(undisturbed, tmp_path) -> None:
     """What runs there goes on until it goes, and then elsewhere."""
     with cluster_of(2) as (cluster, nodes), sweep_on(cluster, tmp_path) as driver:
@@ -128,6 +130,7 @@ def test_a_node_that_is_taken_with_notice(undisturbed, tmp_path) -> None:
         assert measured(end(driver, tmp_path)) == undisturbed
 
 
+@pytest.mark.long
 def test_the_head_is_restarted(undisturbed, tmp_path) -> None:
     """The driver cannot outlive it, but ends; another goes on."""
     with (

@@ -124,6 +124,7 @@ def test_a_node_has_the_cache_from_the_mirror_and_mirrors_what_it_made(head, own
     assert not list((tmp_path / "results").glob(".visible*"))
 
 
+@pytest.mark.long
 def test_without_a_mirror_nodes_share_the_cache_itself(head, own_cache, tmp_path) -> None:
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2, max_epochs=2))
     with session(head), node(head, own_cache):
@@ -138,6 +139,7 @@ def test_without_a_mirror_nodes_share_the_cache_itself(head, own_cache, tmp_path
     assert not list(cache.root().glob(".visible*"))
 
 
+@pytest.mark.long
 def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(head, own_cache, tmp_path) -> None:
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2))
     (tmp_path / "hidden").mkdir()
@@ -188,6 +190,7 @@ def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> N
             s3.start()
 
 
+@pytest.mark.long
 def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_path, monkeypatch) -> None:
     """Not the end of the sweep. The node joins later, and has no room for the data."""
     references.compare(SCENARIO)
@@ -245,6 +248,7 @@ def believe() -> None:
     nodes._find_gpu = lambda: None
 
 
+@pytest.mark.long
 def test_trials_share_a_gpu_as_its_memory_and_speed_allow(quick, tmp_path, monkeypatch) -> None:
     """On a GPU that Ray believes in."""
     monkeypatch.setattr(Hungry, "directory", str(tmp_path))

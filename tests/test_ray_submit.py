@@ -129,6 +129,7 @@ python sweeps/salun.py --trials 2 --storage {{shared}}/results --concurrent 2
 """
 
 
+@pytest.mark.long
 def test_a_sweep_begins_where_the_autoscaler_has_no_worker_yet(server, user, tmp_path) -> None:
     """As in the cloud, with Ray's provider of pretended machines. The head's own CPUs are not for trials."""
     config = yaml.safe_load((Path(readonly.__file__).parent / "defaults.yaml").read_text())

@@ -226,12 +226,10 @@ def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path)
     assert (swept[0] / "salun" / files.ROWS).read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "blow",
-    [
-        pytest.param(signal.SIGKILL, id="killed", marks=pytest.mark.cluster),
-        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.long),
-    ],
+    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGINT, id="ctrl-c")],
 )
 def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""

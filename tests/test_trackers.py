@@ -158,6 +158,7 @@ def test_the_study_has_every_trial(followed: Followed) -> None:
     assert study.best_trial.value == max(row["score"] for row in followed.rows if row["status"] == "completed")
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp_path: Path) -> None:
     """Of three rows the study knows one, the second was written while it was away, the third is run now."""
@@ -188,6 +189,7 @@ def test_a_sweep_that_has_ended_is_shown_to_a_new_tracker(followed: Followed, tm
     assert sorted(path.name for path in (tmp_path / "tb" / "rl").iterdir()) == ["rl-0000", "rl-0001", "rl-0002"]
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_study_of_another_sweep_is_left_alone(followed: Followed, tmp_path: Path) -> None:
     shutil.copy(followed.trackers.optuna.removeprefix("sqlite:///"), tmp_path / "study.db")
@@ -237,6 +239,7 @@ def test_a_study_that_does_not_fit_is_left_alone(tmp_path: Path, reason: str) ->
     assert optuna.load_study(storage=url, study_name="rl").trials == before
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_what_does_not_fit_is_said_before_anything_is_computed(followed: Followed, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
