@@ -5,18 +5,14 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
 from rich.console import Console
 from torch import nn
 
 from raymu import cache, engines, evaluation, export, methods, plugins, references, splits
 from raymu import objective as objectives
 from raymu import scenario as scenarios
-from raymu.distributed.nodes import driving
-from raymu.distributed.session import Resources, fit_to_cluster, session
-from raymu.distributed.worker_groups import side_by_side, take_along
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.options import ENGINES
 from raymu.errors import InputError
@@ -25,26 +21,28 @@ from raymu.evaluation.layers import check_blocks
 from raymu.method import Method
 from raymu.models import compatibility, pretrained
 from raymu.objective import HMEAN, Objective
-from raymu.results import ranking, reader, report
+from raymu.results import reader
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
 from raymu.row import IDENTITY, MADE_WITH, Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
 from raymu.trial import check, run_trial
-from raymu.tuning.driver import run_sweep
-from raymu.tuning.sweep import Sweep
-from raymu.tuning.trackers.settings import Trackers
-from raymu.values import NOT_NEGATIVE, checked, unknown
+from raymu.values import NOT_NEGATIVE, SCENARIO, STORAGE, checked, unknown
 
-STORAGE = "raymu-results"
-SCENARIO = "digits"
+if TYPE_CHECKING:  # Ray and Plotly take seconds, which a trial alone does not need
+    import plotly.graph_objects as go
+
+    from raymu.distributed.session import Resources
+    from raymu.tuning.sweep import Sweep
+    from raymu.tuning.trackers.settings import Trackers
+
 MOST_NAMED = 5  # of what differs between two rows
 OF_SCENARIO = ("forget", "forget_share", "model_seed")  # what a row also says outside its scenario_fields
 
 
 def tune(
-    sweep: Sweep,
+    sweep: "Sweep",
     storage: Path | str | Location = STORAGE,
     *,
     name: str | None = None,
@@ -52,8 +50,8 @@ def tune(
     resume: bool = False,
     data_dir: Path | str | None = None,
     weights_file: Path | None = None,
-    resources: Resources | None = None,
-    trackers: Trackers | None = None,
+    resources: "Resources | None" = None,
+    trackers: "Trackers | None" = None,
     console: Console | None = None,
 ) -> SweepResults:
     """Results of a sweep, after it was run, or what is missing of it.
@@ -72,6 +70,9 @@ def tune(
     Raises:
         InputError, StorageError, KeyboardInterrupt: see `raymu.tuning.driver.run_sweep`.
     """
+    from raymu.distributed.session import Resources
+    from raymu.tuning.driver import run_sweep
+
     where = locate(storage)
     directory = where / (name or sweep.name)
     run_sweep(
@@ -89,13 +90,13 @@ def tune(
     return found
 
 
-def possible(makers: Iterable[Callable[[], Sweep]]) -> tuple[list[Sweep], list[InputError]]:
+def possible(makers: "Iterable[Callable[[], Sweep]]") -> "tuple[list[Sweep], list[InputError]]":
     """Sweeps that can be made, and why others cannot, as of a method that does not forget single samples.
 
     Raises:
         InputError: none can be made, or two have one name.
     """
-    sweeps, refused = list[Sweep](), list[InputError]()
+    sweeps, refused = [], []
     for make in makers:
         try:
             sweeps.append(make())
@@ -109,12 +110,14 @@ def possible(makers: Iterable[Callable[[], Sweep]]) -> tuple[list[Sweep], list[I
     return sweeps, refused
 
 
-def figures(results: Path | str | Location | Sequence[SweepResults]) -> dict[str, go.Figure]:
+def figures(results: Path | str | Location | Sequence[SweepResults]) -> "dict[str, go.Figure]":
     """The report's figures by name, such as "tradeoff" and "hyperparameters of salun".
 
     Args:
         results: sweeps that can be ranked, or where they are stored.
     """
+    from raymu.results import ranking, report
+
     sweeps = reader.loaded(results)
     drawn = report.drawings(sweeps, ranking.rank(sweeps))
     return {f"{one.section} of {one.sweep}" if one.sweep else one.section: one.figure for one in drawn}
@@ -233,6 +236,10 @@ class Trial:
         if self.options.stage is None:
             export.keep(*call[1:])
         else:
+            from raymu.distributed.nodes import driving
+            from raymu.distributed.session import Resources, fit_to_cluster, session
+            from raymu.distributed.worker_groups import side_by_side, take_along
+
             take_along(plugins.loaded())
             with session(None), driving(locate(out), locate(out) / MIRROR) as driver:
                 side_by_side(driver, fit_to_cluster(Resources(options=self.options)), [call])

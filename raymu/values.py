@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from raymu.errors import InputError
 
+SCENARIO, STORAGE = "digits", "raymu-results"  # where nobody says another one
+
 
 @dataclass(frozen=True)
 class Bounds:

@@ -169,5 +169,7 @@ def test_everything_that_the_package_promises_is_there() -> None:
     for of_module in raymu._PLACES.values():
         for name in of_module:
             assert hasattr(raymu, name)
+    alone = "import sys, raymu.study; assert not {'ray', 'optuna', 'plotly'} & sys.modules.keys()"  # for a trial
+    subprocess.run([sys.executable, "-c", alone], check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         raymu.nothing  # noqa: B018

@@ -13,8 +13,6 @@ from raymu.values import checked
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.scenario import Scenario
 
-DEFAULT_SCENARIO = "digits"
-DEFAULT_STORAGE = "raymu-results"
 StorageArgument = Annotated[str, typer.Argument(help="A sweep's directory or URI, or one above it.")]
 MethodFlag = Annotated[
     str | None,

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag
+from raymu.cli.flags import JsonFlag
 from raymu.cli.program import app, console
+from raymu.values import STORAGE
 
 
 @app.command()
@@ -92,7 +93,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
 
 @app.command()
 def doctor(
-    storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = Path(DEFAULT_STORAGE),
+    storage: Annotated[Path, typer.Option(help="Directory of all sweeps.")] = Path(STORAGE),
 ) -> None:
     """Say what works on this machine, and what is missing."""
     from raymu.cli.doctor import examine

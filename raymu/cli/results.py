@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 import yaml
 
-from raymu.cli.flags import DEFAULT_STORAGE, JsonFlag, MethodFlag, StorageArgument
+from raymu.cli.flags import JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
 from raymu.errors import InputError
+from raymu.values import STORAGE
 
 
 @app.command()
 def results(
-    storage: StorageArgument = DEFAULT_STORAGE,
+    storage: StorageArgument = STORAGE,
     as_json: JsonFlag = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_ranking: Annotated[bool, typer.Option("--ranking", help="Rank the sweeps instead.")] = False,
@@ -41,7 +42,7 @@ def results(
 
 @app.command()
 def best(
-    storage: StorageArgument = DEFAULT_STORAGE,
+    storage: StorageArgument = STORAGE,
     method: MethodFlag = None,
     rule: Annotated[
         str,
@@ -83,7 +84,7 @@ def name_of(method: str | None) -> str | None:
 
 @app.command()
 def report(
-    storage: StorageArgument = DEFAULT_STORAGE,
+    storage: StorageArgument = STORAGE,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page, one file.")] = Path("report.html"),
     png: Annotated[Path | None, typer.Option(help="Write every figure into this directory, too.")] = None,
 ) -> None:

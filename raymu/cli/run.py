@@ -9,7 +9,6 @@ import typer
 
 from raymu.cli.flags import (
     CPUS_HELP,
-    DEFAULT_STORAGE,
     HEAD_HELP,
     TRAIN_HELP,
     WORKERS_HELP,
@@ -33,6 +32,7 @@ from raymu.cli.given import read_row
 from raymu.cli.program import app, console
 from raymu.cli.results import name_of
 from raymu.errors import InputError
+from raymu.values import STORAGE
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.study import Trial
@@ -132,7 +132,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
 @app.command()
 def export(
     out: Annotated[Path, typer.Option(help="Directory for model.safetensors, row.json and its card, README.md.")],
-    storage: StorageArgument = DEFAULT_STORAGE,
+    storage: StorageArgument = STORAGE,
     method: MethodFlag = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,

@@ -11,8 +11,6 @@ import typer.core
 
 from raymu.cli.flags import (
     CPUS_HELP,
-    DEFAULT_SCENARIO,
-    DEFAULT_STORAGE,
     HEAD_HELP,
     TRAIN_HELP,
     CheckpointingFlag,
@@ -31,7 +29,7 @@ from raymu.cli.flags import (
 )
 from raymu.cli.program import app, console, run_program
 from raymu.errors import InputError
-from raymu.values import unknown
+from raymu.values import SCENARIO, STORAGE, unknown
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.method import Method, Range
@@ -67,7 +65,7 @@ class _Methods(typer.core.TyperGroup):
         from raymu.scenario import get as get_scenario
         from raymu.tuning.sweep import Sweep
 
-        sweep = Sweep(methods.get(cmd_name), get_scenario(DEFAULT_SCENARIO))
+        sweep = Sweep(methods.get(cmd_name), get_scenario(SCENARIO))
         return typer.main.get_command(_sweep_app([sweep]))
 
 
@@ -154,7 +152,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             list[str] | None,
             typer.Option(help="Measure another one: its name, or the file of your own. May be repeated."),
         ] = None,
-        storage: Annotated[str, typer.Option(help="Directory of all sweeps, or a URI: s3://...")] = DEFAULT_STORAGE,
+        storage: Annotated[str, typer.Option(help="Directory of all sweeps, or a URI: s3://...")] = STORAGE,
         name: Annotated[
             str | None,
             typer.Option(help="Its directory in the storage. (default: the method; where there are several, all)"),
