@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from raymu import cache, memory, references
 from raymu.data import published
-from raymu.distributed import retries
+from raymu.distributed import nodes, retries
 from raymu.distributed.nodes import check, driving, settle
 from raymu.distributed.session import Resources, fit_to_cluster, session
 from raymu.errors import InputError, NodeError
@@ -194,7 +194,8 @@ def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> N
 def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_path, monkeypatch) -> None:
     """Not the end of the sweep. The node joins later, and has no room for the data."""
     references.compare(SCENARIO)
-    monkeypatch.setattr("raymu.distributed.nodes.check", lambda driver, scenario: None)
+    # The data are mirrored, the node is not looked at.
+    monkeypatch.setattr(nodes, "check", lambda driver, scenario: nodes._have_data(scenario))
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=1))
     with session(head), node(head, own_cache, size="64k"):
