@@ -28,6 +28,7 @@ def test_help_is_quick_and_names_every_command(raymu) -> None:
         assert command in printed.stdout
 
 
+@pytest.mark.long
 def test_help_of_a_sweep_names_every_flag(raymu) -> None:
     printed = raymu("sweep", "salun", "--help", COLUMNS="140")
     for flag in ("--scenario", "--trials", "--storage", "--name", "--seed", "--resume", "--data-dir", "--address"):

@@ -446,6 +446,7 @@ def test_sweeps_say_it_once(mine, tmp_path, monkeypatch) -> None:
     assert console.file.getvalue().splitlines() == SAID
 
 
+@pytest.mark.long
 def test_a_run_says_it_and_names_an_image_that_it_cannot_read(mine, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(
         sys, "argv", ["raymu", "run", "finetune", "--scenario", "mine", "--data-dir", str(mine[1]), "--out", "out"]

@@ -192,6 +192,7 @@ def test_an_original_with_more_runs_counts_no_more() -> None:
     assert estimate(runs).mean == pytest.approx(0.5)
 
 
+@pytest.mark.long
 def test_differences_that_are_none_are_seldom_called_one() -> None:
     """Both settings are equally good on every original, up to noise: about LEVEL of such pairs may look different."""
     random = np.random.default_rng(1)

@@ -253,6 +253,7 @@ def test_what_differs_stands_with_the_names_of_the_sweeps() -> None:
     assert report.facts([one, other])["protocol.scheduler"] == {"asha": ["a", "b"]}
 
 
+@pytest.mark.long
 @needs_browser
 def test_every_figure_as_png(tmp_path: Path) -> None:
     pytest.importorskip("kaleido")
