@@ -1,4 +1,4 @@
-"""What is computed once and shared by every process: datasets, pretrained weights, references, saliency.
+"""What is computed once, kept here and mirrored to the storage: datasets, pretrained weights, references, saliency.
 
 Everything below `root()` is derived and may be deleted at any time. An entry is a directory that appears in one
 atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -65,10 +66,14 @@ def test_the_page_works_as_it_stands(tmp_path) -> None:
         (method, trial) for method in ("npo", "random_label") for trial in range(3)
     ]
     assert {row["status"] for row in rows} <= {"completed", "stopped"}
-    assert all(row["objective"] == "tow" for row in rows)
+    assert all(row["objective"] == "tow" and 0 <= row["test_confidence"] <= 1 for row in rows)
     for out in ("again", "model"):
         assert (tmp_path / out / "model.safetensors").exists()
-    assert "npo" in (tmp_path / "report.html").read_text()
+    again = json.loads((tmp_path / "again" / "row.json").read_text())
+    assert again["test_confidence"] in [row["test_confidence"] for row in rows]
+    report = (tmp_path / "report.html").read_text()
+    assert "npo" in report
+    assert "<th>confidence</th>" in report
 
 
 REGISTERED = """

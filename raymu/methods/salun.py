@@ -71,7 +71,7 @@ def saliency(run: Run, kind: Literal["absolute", "signed"] = "absolute") -> dict
 
 
 def largest(saliency: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Masks of the `shard` (in 0..1) largest entries of all tensors taken together.
+    """Masks of the `share` (in 0..1) largest entries of all tensors taken together.
 
     Exactly int(share x count) entries are chosen: among equals those that come first.
     """

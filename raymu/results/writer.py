@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from raymu.errors import InputError, StorageError
-from raymu.storage import Location, locate, mendable, patiently, write_bytes
-from raymu.values import content_hash
-
-if TYPE_CHECKING:
-    pass
 from raymu.results.files import (
     ENDED,
     ROWS,
@@ -32,6 +27,8 @@ from raymu.results.files import (
 )
 from raymu.results.reader import read, running
 from raymu.row import Row
+from raymu.storage import Location, locate, mendable, patiently, write_bytes
+from raymu.values import content_hash
 
 LOCK = ".lock"
 WRITER = "writer.json"

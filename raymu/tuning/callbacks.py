@@ -1,4 +1,4 @@
-"""What the driver does when a trial of Ray Tune begins and ends."""
+"""What the driver does when a trial of Ray Tune begins, ends, or has failed and is tried again."""
 
 import contextlib
 import dataclasses

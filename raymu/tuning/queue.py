@@ -1,4 +1,4 @@
-"""The queue of a search: Ray Tune asks it for trials."""
+"""The queue of a search: Ray Tune asks it for trials, new ones and those that are tried again."""
 
 import time
 from collections import deque
