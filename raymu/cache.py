@@ -1,4 +1,4 @@
-"""What is computed once, kept here and mirrored to the storage: datasets, pretrained weights, references, saliency.
+"""The cache of what is computed once (datasets, pretrained weights, references, saliency), and its mirror in a storage.
 
 Everything below `root()` is derived and may be deleted at any time. An entry is a directory that appears in one
 atomic rename, so nobody ever reads half of one, and a file lock keeps two processes from building the same entry. It

@@ -28,7 +28,7 @@ from raymu.row import IDENTITY, MADE_WITH, Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
 from raymu.trial import check, run_trial
-from raymu.values import NOT_NEGATIVE, SCENARIO, STORAGE, checked, unknown
+from raymu.values import NOT_NEGATIVE, SCENARIO, STORAGE, checked, given_values, unknown
 
 if TYPE_CHECKING:  # Ray and Plotly take seconds, which a trial alone does not need
     import plotly.graph_objects as go
@@ -306,7 +306,6 @@ def options_of(row: Mapping[str, Any], **given: Any) -> Options:
     engine = row.get("engine", "pytorch")
     if engine not in list(ENGINES):
         raise InputError(unknown("engine", str(engine), list(ENGINES)))
-    given = {name: value for name, value in given.items() if value is not None}
     said = {
         "threads": row.get("threads"),
         "workers": row.get("workers"),
@@ -315,4 +314,4 @@ def options_of(row: Mapping[str, Any], **given: Any) -> Options:
     }
     if said["deepspeed"] or given.get("deepspeed"):
         said["zero"] = None
-    return Options(**{**{name: value for name, value in said.items() if value is not None}, **given})
+    return Options(**{**given_values(said), **given_values(given)})

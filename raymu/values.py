@@ -119,6 +119,11 @@ def unknown(kind: str, name: Any, known: list[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
 
 
+def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that were given, by name: those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def content_hash(content: Any) -> str:
     """12 hex digits over what can be written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

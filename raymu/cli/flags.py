@@ -1,9 +1,8 @@
 """Flags and arguments that several commands have."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -73,11 +72,6 @@ def numbers_in(flag: str, text: str) -> tuple[int, ...]:
         return tuple(checked(flag, part, int) for part in text.split(","))
     except InputError as error:
         raise InputError(f"{flag} takes numbers such as 3 or 0,1,2, not {text!r}") from error
-
-
-def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags that were given, by name."""
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def load_own(files: list[Path] | None) -> None:

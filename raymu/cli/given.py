@@ -17,8 +17,19 @@ AS_IN_JSON = {  # what YAML reads as no text; to YAML 1.1 010 is 8, 1:30 is 90 a
     "float": "-?(0|[1-9][0-9]*)([.][0-9]+)?([eE][-+]?[0-9]+)?",
 }
 BY_HAND = (  # what a file for --config may say that is no row
-    *("scenario", "forget", "forget_share", "model_seed"),
-    *("method", "head", "train", "config", "objective", "seed", "threads", "workers", "engine"),
+    "scenario",
+    "forget",
+    "forget_share",
+    "model_seed",
+    "method",
+    "head",
+    "train",
+    "config",
+    "objective",
+    "seed",
+    "threads",
+    "workers",
+    "engine",
 )
 
 

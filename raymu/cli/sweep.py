@@ -22,14 +22,13 @@ from raymu.cli.flags import (
     WeightsFlag,
     WorkersFlag,
     ZeroFlag,
-    given_values,
     numbers_in,
     text_of,
     with_forget,
 )
 from raymu.cli.program import app, console, run_program
 from raymu.errors import InputError
-from raymu.values import SCENARIO, STORAGE, unknown
+from raymu.values import SCENARIO, STORAGE, given_values, unknown
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.method import Method, Range

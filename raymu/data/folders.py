@@ -12,7 +12,7 @@ from raymu.errors import InputError
 from raymu.values import content_hash
 
 LOCATION = "location.json"
-locations: dict[str, dict[str, str]] = {}  # content of LOCATION by `Scenario.data`, as the driver of a sweep says it
+locations: dict[str, dict[str, str]] = {}  # content of LOCATION by the entry's name, as a sweep's driver says
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class EncodedDataset(Dataset):
         data = self.described(digest, counts)
         where = {"location": location.path if location.local else str(directory), "index": built.name}
         write_json(self.entry(data) / LOCATION, where)
-        locations[data] = where
+        locations[self.entry(data).name] = where
         self.remember(data)
         return data
 
@@ -67,7 +67,7 @@ class EncodedDataset(Dataset):
         """See Dataset."""
         from raymu.data import index
 
-        where = next((where for data, where in locations.items() if self.entry(data) == entry), None)
+        where = locations.get(entry.name)
         if where is not None and not ((entry / LOCATION).exists() and cache.load_json(entry / LOCATION) == where):
             write_json(entry / LOCATION, where)
         return (entry / LOCATION).exists() and cache.find(index.directory(cache.load_json(entry / LOCATION)["index"]))

@@ -31,7 +31,7 @@ LATE_S = 5.0  # until other nodes see a new file on a network file system
 
 @dataclass(frozen=True)
 class Driver:
-    """What processes of other nodes know of the driver.
+    """The driver, as processes of other nodes know it.
 
     Attributes:
         node: Ray's name of its node.

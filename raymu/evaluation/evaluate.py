@@ -166,7 +166,7 @@ def _moments(batches: Iterable[tuple[Tensor, Tensor]], data: Data) -> Moments:
 def _answered(
     held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, moments: Moments
 ) -> dict[str, tuple[Answered, Answered]]:
-    """What is said of retain and forget images, by split."""
+    """Answers to the retain and to the forget images, by split."""
     centres = NearestClassCentre(moments)
     found = {}
     for split, parts in held_out.items():

@@ -65,7 +65,7 @@ class Metric(source.Travels):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """Names of its function's parameters."""
         return tuple(inspect.signature(self.compute).parameters)
 
     @property

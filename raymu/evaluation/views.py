@@ -18,8 +18,8 @@ OF_SPLIT = (*OF_MODEL, "retain", "forget", "both", *AT_THE_END)
 
 
 class Answered(NamedTuple):
-    """What a model says of n images: penultimate `features` (n, D), `logits` (n, K) and the true `labels` (n,); and the
-    classes (n,) that the model itself (`answers`), the `probe` and the nearest class centre (`ncc`) answer with.
+    """Answers to n images: penultimate `features` (n, D), `logits` (n, K), true `labels` (n,), and the classes (n,)
+    that three classifiers name: the model itself (`answers`), the `probe` and the nearest class centre (`ncc`).
     """
 
     features: Tensor
@@ -59,7 +59,7 @@ class OfModel:
 
     @cached_property
     def forgotten(self) -> Tensor:
-        """Which of `moments.classes` are forgotten (bool, C); none of them where samples are forgotten."""
+        """Mask of the forgotten classes among `moments.classes` (bool, C); all False where samples are forgotten."""
         return self.data.is_forgotten(self.moments.classes)
 
     @property
@@ -101,7 +101,7 @@ class OfSplit(OfModel):
 
     @cached_property
     def both(self) -> Answered:
-        """Of the images of both parts."""
+        """Answers to all images of the split, the retain part first."""
         return Answered(*map(torch.cat, zip(self.retain, self.forget, strict=True)))
 
     @property
@@ -116,8 +116,8 @@ class OfSplit(OfModel):
 
     @property
     def members(self) -> Said:
-        """What is said of images to be forgotten that were trained on: in the training split; where samples are
-        forgotten, the split's forget images.
+        """Logits of images to be forgotten that were trained on: the training images of the forgotten classes; where
+        samples are forgotten, the split's forget images.
         """
         if not self.data.forgotten:
             return Said(self.forget.logits, self.forget.labels)
@@ -126,7 +126,7 @@ class OfSplit(OfModel):
 
     @property
     def unseen(self) -> Said:
-        """What is said of images like `members` that were not trained on: the split's forget images; where samples are
+        """Logits of images like `members` that were not trained on: the split's forget images; where samples are
         forgotten, its retain images.
         """
         part = self.forget if self.data.forgotten else self.retain

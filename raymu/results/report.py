@@ -75,7 +75,6 @@ def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) 
         costs=[cost(sweep) for sweep in sweeps],
         facts=facts(sweeps),
         configs=[(entry, yaml.safe_dump(config(entry.tuned), sort_keys=False)) for entry in ranked],
-        percent=percent,
         seconds=seconds,
         interval=interval,
         fixed=fixed,
@@ -282,11 +281,6 @@ def config(tuned: Row) -> dict[str, Any]:
 def fixed(value: Any) -> str:
     """A score with three digits, '-' where there is none."""
     return "-" if number(value) is None else f"{value:.3f}"
-
-
-def percent(value: Any) -> str:
-    """A fraction as a percentage with one digit, '-' where there is none."""
-    return tables.percent(number(value))
 
 
 def interval(estimate: Estimate | None, shown: Callable[[Any], str]) -> str:

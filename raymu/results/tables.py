@@ -1,7 +1,7 @@
 """Tables for a terminal."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -94,8 +94,7 @@ def metric(column: str, value: float | None) -> str:
     return percent(value) if value is None or column in ACCURACIES else f"{value:.3g}"
 
 
-def _cells(figures: Figures | None, columns: Iterable[str]) -> list[str]:
-    columns = list(columns)
+def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:
     if figures is None:
         return ["-"] * (len(columns) + 2)
     means = {column: one.mean for column, one in figures.metrics.items()}

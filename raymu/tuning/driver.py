@@ -313,7 +313,7 @@ class _Run:
         self._tune(Queue(tasks, self._begun(tasks.__getitem__)), FIFOScheduler(), len(tasks), done, "confirming", [])
 
     def _begun(self, make: Callable[[int], Task]) -> Callable[[int], Task]:
-        """What makes a task, and enters it in the retries."""
+        """Function that makes a task and counts its attempt."""
 
         def begin(number: int) -> Task:
             task = make(number)

@@ -9,7 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 from raymu.method import Range
 from raymu.objective import OBJECTIVES
 from raymu.row import Row
-from raymu.tuning.samplers import KNOWN, sampler
+from raymu.tuning.samplers import known_settings, sampler
 from raymu.tuning.schedulers import scheduler
 from raymu.values import content_hash
 
@@ -32,10 +32,8 @@ def suggestions(searcher: str, several: bool) -> str:
     asked: Any = SimpleNamespace(
         searcher=searcher, objective=OBJECTIVES["pareto" if several else "hmean"], trials=EXAMPLE_TRIALS + 1
     )
-    if searcher in KNOWN:
-        known = sampler(asked, 0, EXAMPLE)
-        suggested = [known.suggest(number) for number in range(1, 1 + known.count)]
-    else:
+    suggested = known_settings(asked, 0, EXAMPLE)
+    if suggested is None:
         done: list[Row] = []
         learner = sampler(asked, 0, EXAMPLE, done)
         suggested = []

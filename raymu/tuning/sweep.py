@@ -18,7 +18,7 @@ from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
-from raymu.tuning.samplers import Sampler, sampler
+from raymu.tuning.samplers import Sampler, Setting, known_settings, sampler
 from raymu.values import content_hash, unknown
 
 
@@ -30,7 +30,7 @@ class Task:
         number: of the trial in its sweep.
         search_seed: which search it belongs to; None: it confirms.
         confirms: the `trial_id` of the trial that it runs again.
-        projected: whether a picture of its features is kept.
+        projected: whether a t-SNE of its features is kept.
     """
 
     number: int
@@ -82,7 +82,7 @@ class Sweep:
                 raise InputError(unknown(f"searched hyperparameter of {self.method.name()}", name, known))
         for name, search in {**self.method.ranges(self.head), **self.space}.items():
             self.method.check_range(name, search)
-        self.sampler(self.protocol.search_seeds[0])
+        self._known(self.protocol.search_seeds[0])
 
     @property
     def name(self) -> str:
@@ -133,8 +133,11 @@ class Sweep:
 
     def trials(self, seed: int) -> range:
         """The numbers of the trials of one search."""
-        first = self._first(seed)
-        return range(first, first + 1 + self.sampler(seed).count)
+        first, known = self._first(seed), self._known(seed)
+        return range(first, first + (self.protocol.trials if known is None else 1 + len(known)))
+
+    def _known(self, seed: int) -> list[Setting] | None:
+        return known_settings(self.protocol, seed, self.ranges)
 
     def _first(self, seed: int) -> int:
         """The number of a search's first trial, which is the published setting."""

@@ -8,9 +8,21 @@ from raymu.row import Row
 from raymu.tuning.samplers import grid, quasi_random, random
 from raymu.tuning.samplers.base import Known, Sampler, Setting
 
-__all__ = ["KNOWN", "Sampler", "Setting", "sampler"]
+__all__ = ["KNOWN", "Sampler", "Setting", "known_settings", "sampler"]
 
 KNOWN = {"random": random.settings, "quasi_random": quasi_random.settings, "grid": grid.settings}
+
+
+def known_settings(protocol: Protocol, seed: int, ranges: Mapping[str, Range]) -> list[Setting] | None:
+    """Settings of one search that depend on no trial; None: the search learns.
+
+    Raises:
+        InputError: the protocol has too few trials for a grid.
+    """
+    if protocol.searcher not in KNOWN:
+        return None
+    count, nothing = protocol.trials - 1, list[Setting]([{}])
+    return KNOWN[protocol.searcher](ranges, count, seed) if ranges else nothing[:count]
 
 
 def sampler(
@@ -25,10 +37,10 @@ def sampler(
         first: number of the search's first trial, which is the published setting.
 
     Raises:
-        InputError: the protocol has too few trials for a grid.
+        InputError: see `known_settings`.
     """
-    if protocol.searcher in KNOWN:
-        return Known(KNOWN[protocol.searcher](ranges, protocol.trials - 1, seed), first)
+    if (settings := known_settings(protocol, seed, ranges)) is not None:
+        return Known(settings, first)
     from raymu.tuning.samplers import nsga2, tpe  # they load Optuna
 
     return {"tpe": tpe.TPE, "nsga2": nsga2.NSGA2}[protocol.searcher](protocol, seed, ranges, done)

@@ -13,13 +13,7 @@ Setting = Mapping[str, Any]
 
 
 class Sampler(ABC):
-    """Settings of one search.
-
-    Attributes:
-        count: the number of settings that it has.
-    """
-
-    count: int
+    """Settings of one search."""
 
     @abstractmethod
     def suggest(self, number: int) -> Setting:
@@ -30,7 +24,7 @@ class Known(Sampler):
     """Settings that depend on no trial."""
 
     def __init__(self, settings: Sequence[Setting], first: int) -> None:
-        self.count, self._settings, self._first = len(settings), settings, first
+        self._settings, self._first = settings, first
 
     def suggest(self, number: int) -> Setting:
         """See Sampler."""

@@ -16,8 +16,6 @@ def settings(ranges: Mapping[str, Range], count: int, seed: int) -> list[Setting
     Raises:
         InputError: two values a hyperparameter would already be more.
     """
-    if not ranges:
-        return [{}] * min(count, 1)
     most = [int(search.high - search.low) + 1 if search.scale == "int" else count for search in ranges.values()]
     levels = [2] * len(ranges)
     if 2 ** len(ranges) > count:

@@ -33,7 +33,6 @@ class Learner(Sampler):
 
     def __init__(self, protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.count = protocol.trials - 1
         self._seed, self._ranges, self._done, self._read = seed, ranges, done, 0
         self._space: dict[str, Any] = {name: distribution(search) for name, search in ranges.items()}
         self._objective, self._several = protocol.objective, protocol.objective.maximises is not None

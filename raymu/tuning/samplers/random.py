@@ -9,9 +9,5 @@ from raymu.tuning.samplers.base import Setting, setting_at
 
 
 def settings(ranges: Mapping[str, Range], count: int, seed: int) -> list[Setting]:
-    """Settings that are drawn evenly within the ranges, on a log range evenly in the exponent; one where there is no
-    range.
-    """
-    if not ranges:
-        return [{}] * min(count, 1)
+    """Settings that are drawn evenly within the ranges, on a log range evenly in the exponent."""
     return [setting_at(ranges, row) for row in np.random.default_rng(seed).random((count, len(ranges)))]
