@@ -8,6 +8,8 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 import raymu
+from raymu import devices
+from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.method import Method
 from raymu.methods.salun import SalUn
@@ -16,8 +18,7 @@ from raymu.study import possible
 
 PAGE = (REPOSITORY / "docs" / "python.md").read_text()
 
-
-pytestmark = pytest.mark.cluster  # two sweeps
+two_sweeps = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def said(tmp_path_factory) -> dict:
     return said
 
 
+@two_sweeps
 def test_the_page_tunes_and_looks(said) -> None:
     assert [result.name for result in said["results"]] == ["random_label", "salun"]
     assert sorted(said["table"]["trial"]) == [0, 0, 1, 1, 2, 2]
@@ -40,6 +42,7 @@ def test_the_page_tunes_and_looks(said) -> None:
     assert {"tradeoff", "comparison", "hyperparameters of salun"} <= said["figures"].keys()
 
 
+@two_sweeps
 def test_the_page_has_models(said) -> None:
     row, model = said["row"], said["model"]
     assert {key: said["measured"][key] for key in raymu.evaluation.columns()} == {
@@ -51,6 +54,14 @@ def test_the_page_has_models(said) -> None:
     again, other = said["trial"].run()
     assert all(torch.equal(weight, kept[name]) for name, weight in other.state_dict().items())
     assert (again["seed"], again["config"]["epochs"]) == (1, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_model_is_evaluated_with_the_threads_of_a_trial(threads: int, quick, quick_references) -> None:
+    seen = raymu.Metric(lambda head: float(torch.get_num_threads()), "threads")
+    with devices.cpu_threads(3):
+        row = raymu.evaluate(quick_references.model(), quick, [seen], Options(threads=threads))
+        assert (row["train_threads"], torch.get_num_threads()) == (threads, 3)
 
 
 def test_sweeps_that_make_no_sense_are_left_out(digits) -> None:
