@@ -131,7 +131,7 @@ class Method:
     start: ClassVar[Literal["original", "scratch"]] = "original"
     trains: ClassVar[bool] = True
     classes_only: ClassVar[bool] = False
-    _fields: ClassVar[dict[str, "dataclasses.Field[Any]"]]  # of hyperparameters, those of base classes included
+    _fields: ClassVar[dict[str, "dataclasses.Field[Any]"]]  # of hyperparameters, base classes' included
     _code: ClassVar[tuple[str, int, str]]  # which process looked, at which of its looks, and the digest
 
     def __init_subclass__(cls, **rest: Any) -> None:

@@ -101,7 +101,7 @@ def _legend(scenario: Scenario) -> str:
     retain, forget = (
         ("all test images", "forgotten training images")
         if scenario.forget_share
-        else ("test images of the other classes", f"those of {scenario.forgotten}")
+        else ("test images of the other classes", f"test images of {scenario.forgotten}")
     )
     return (
         f"*retain* and *forget* are the model's own answers on {retain} and on {forget}. *probe-forget* and"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
-SITES = {"site-packages", "dist-packages"}  # also those of another environment, which a .pth file adds
+SITES = {"site-packages", "dist-packages"}  # also another environment's, which a .pth file adds
 
 
 def is_own(module: str) -> bool:

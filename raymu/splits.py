@@ -48,7 +48,7 @@ class Split:
 class HeldOut(NamedTuple):
     """What a model is evaluated on.
 
-    Where classes are forgotten: the held-out images of the other classes, and those of these classes. Where samples
+    Where classes are forgotten: the held-out images of the other classes, and of these classes. Where samples
     are forgotten: all held-out images, and one half of the forgotten training images.
     """
 

@@ -31,7 +31,7 @@ def nc1(moments: Moments) -> float:
 
 
 def nc2(moments: Moments) -> float:
-    """Distance of the centred class means' Gram matrix from that of a simplex, both of norm 1: in [0, sqrt(2)].
+    """Distance of the centred class means' Gram matrix from a simplex's, both of norm 1: in [0, sqrt(2)].
 
     Raises:
         Undefined: there are not two classes with different means.
@@ -51,7 +51,7 @@ def nc3(moments: Moments, head: Tensor) -> float:
 
 
 def nc4(answers: Tensor, nearest: Tensor, workers: Workers = ALONE) -> float:
-    """Share of all workers' samples for which the classifier's answer is not that of the nearest class centre.
+    """Share of all workers' samples for which the classifier's answer is not the class of the nearest centre.
 
     Args:
         answers: the classifier's, to this worker's samples (n,).

@@ -16,7 +16,7 @@ class Finetune(Method):
 
     Reads retain images. BatchNorm statistics follow them.
 
-    Differs from the source: Golatkar et al. have no such settings; steps and settings are those of Gao et al., AISTATS
+    Differs from the source: Golatkar et al. have no such settings; steps and settings follow Gao et al., AISTATS
     2026, and do not differ from their code.
     """
 

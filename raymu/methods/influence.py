@@ -20,7 +20,7 @@ class Influence(Method):
 
         theta += scale * (G + damping I)^-1 (gradient(forget) - gradient(retain)) * forget size / training size
 
-    The gradients are those of the mean CE over all images of the part; the second is 0 but for an original that has not
+    The gradients are taken of the mean CE over all images of the part; the second is 0 but for an original that has not
     converged. G is the Gauss-Newton matrix of CE on a sample of the retain set, balanced by class; the inverse is taken
     by conjugate gradients, until they converge: on the digits after about 10 products with G. A small damping may take
     thousands. Reads forget and retain images and, for every product, the sample, in eval mode: BatchNorm statistics do

@@ -17,7 +17,7 @@ class NegGradPlus(Method):
     With a linear head only the ascent's gradient is clipped, with a CMF head that of the whole loss. Reads retain
     images once an epoch and forget images over and over. BatchNorm statistics follow both, batch by batch.
 
-    Differs from the source: steps and settings are those of Gao et al., AISTATS 2026. Kurmanji et al. clip nothing and
+    Differs from the source: steps and settings follow Gao et al., AISTATS 2026. Kurmanji et al. clip nothing and
     scale the loss by 1 / (1 + ascent): their notebooks have ascents of 1e-4 and 0.053.
     """
 

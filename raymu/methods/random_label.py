@@ -18,7 +18,7 @@ class RandomLabel(Method):
 
     Reads forget and retain images. BatchNorm statistics follow both.
 
-    Differs from the source: Golatkar et al. have no such settings; steps and settings are those of Gao et al., AISTATS
+    Differs from the source: Golatkar et al. have no such settings; steps and settings follow Gao et al., AISTATS
     2026, and do not differ from their code. Where samples are forgotten, which is not theirs, labels are drawn among
     all but the sample's own.
     """

@@ -21,11 +21,11 @@ class SalUn(RandomLabel):
         absolute saliency = sum over forget batches of |gradient of the summed CE|, at the original model (Gao et al.)
         signed saliency = |sum over forget batches of the gradient of the summed CE|, at the original model (Fan et al.)
 
-    The absolute one depends on the batch size. It is the default since the settings are those of Gao et al. Reads what
+    The absolute one depends on the batch size. It is the default since the settings follow Gao et al. Reads what
     random label reads. The saliency pass runs in eval mode, so that it leaves BatchNorm statistics alone; while it
     unlearns they follow the batches, as they do in the authors' code.
 
-    Differs from the source: steps and settings are those of Gao et al., AISTATS 2026; but they let weight decay move
+    Differs from the source: steps and settings follow Gao et al., AISTATS 2026; but they let weight decay move
     the masked weights, and choose otherwise among equally salient ones. Fan et al. sum the gradients of batches' means,
     draw labels among all classes, have plain momentum, and on CIFAR-10 a pass over the forget set before one over the
     retain set. Both take the saliency from augmented images; here the saliency pass never augments.

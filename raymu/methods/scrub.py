@@ -25,7 +25,7 @@ class Scrub(Method):
     The learning rate falls to a tenth after epochs 3, 5 and 9. Reads forget and retain images. BatchNorm statistics
     follow both.
 
-    Differs from the source: settings are those of Gao et al., AISTATS 2026. Kurmanji et al. have others for their own
+    Differs from the source: settings follow Gao et al., AISTATS 2026. Kurmanji et al. have others for their own
     data, and rewind to an epoch where privacy matters (SCRUB+R).
     """
 

@@ -11,7 +11,7 @@ from raymu.run import Run, Subset
 
 
 class SSD(Method):
-    """No training: where the diagonal Fisher information of the forget set exceeds alpha times that of all training
+    """No training: where the diagonal Fisher information of the forget set exceeds alpha times the one of all training
     data, the weight is scaled down.
 
         weight *= min(1, lambda * F_all / F_forget)  where F_forget > alpha * F_all

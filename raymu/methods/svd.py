@@ -30,7 +30,7 @@ class SVD(Method):
     architecture with a layer whose output is not its weight times its input (timm's "same" padding), or whose weight is
     used without it, is refused.
 
-    Differs from the source: settings are those of Gao et al., AISTATS 2026; Kodge et al. search both alphas. Gao et al.
+    Differs from the source: settings follow Gao et al., AISTATS 2026; Kodge et al. search both alphas. Gao et al.
     read augmented images, here they never are. Their retain sample is the first images of every class but the first
     forgotten one, so it holds the other forget classes; here it is drawn, without any of them. Their forget sample is
     drawn without regard to class. From a k x k convolution's input, where it is larger, they cut a window of 3k x 3k at

@@ -25,7 +25,7 @@ class UNSIR(Method):
     Reads retain images; of the forget set it knows the classes alone. The noise stays within what a real image can be.
     BatchNorm statistics follow noise and retain images.
 
-    Differs from the source: settings are those of Gao et al., AISTATS 2026. There noise may lie beyond what an image
+    Differs from the source: settings follow Gao et al., AISTATS 2026. There noise may lie beyond what an image
     can be, the retain sample are the first images of every class, and each is augmented once for all epochs.
     """
 

@@ -3,7 +3,7 @@
 Both references start from the same weights, and the retrained one goes on without the forget set. It shows what is
 known without that only if the weights it started from have never seen the labels that are to be forgotten: pretrained
 ones have to come from self-supervision, such as MAE or DINO, not from training on ImageNet's classes. They have seen
-its images, though, those of the forget set as well: "retrained" means here that no label of it was ever learnt.
+its images, though, and the forget set's as well: "retrained" means here that no label of it was ever learnt.
 """
 
 import filecmp
