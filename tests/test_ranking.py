@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from raymu.errors import InputError
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import ranking, selection, tables
-from raymu.results.ranking import LEVEL, estimate, p_value, rank
+from raymu.results.ranking import rank
 from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
 from raymu.values import content_hash
@@ -149,76 +148,6 @@ def test_the_confirmation_decides_among_the_best_of_the_search() -> None:
     assert selection.tuned([*search, *runs, diverged | {"status": "error"}])["trial"] == 2
 
 
-# Intervals
-
-
-def test_the_interval_has_the_width_that_theory_says() -> None:
-    """Over many originals it is that of a normal mean; runs within an original add their own variance."""
-    random = np.random.default_rng(0)
-    runs = {(original, "", run): 0.0 for original in range(40) for run in range(2)}
-    for original in range(40):
-        level = random.normal(0.5, 0.1)
-        for run in range(2):
-            runs[original, "", run] = level + random.normal(0, 0.02)
-    means = np.array([np.mean([runs[original, "", run] for run in range(2)]) for original in range(40)])
-    found = estimate(runs)
-    assert (found.runs, found.originals) == (80, 40)
-    assert found.mean == pytest.approx(means.mean())
-    half = stats.t.ppf(0.975, 39) * means.std(ddof=1) / 40**0.5
-    assert (found.high - found.low) / (2 * half) == pytest.approx(1, abs=0.05)
-
-
-def test_two_originals_promise_little() -> None:
-    """A t interval over two means .4 and .6 is 12.7 standard errors of .1 wide to each side; all of [0, 1]."""
-    runs = {(original, "", seed): 0.4 + 0.2 * original for original in range(2) for seed in range(2)}
-    assert estimate(runs)[1:3] == (0.0, 1.0)
-    near = estimate({cell: 0.5 + (value - 0.5) / 10 for cell, value in runs.items()})
-    assert near.low < 0.45
-    assert near.high > 0.55
-
-
-def test_runs_on_one_original_stand_in_for_originals() -> None:
-    values = [0.4, 0.5, 0.6, 0.5]
-    found = estimate({(0, "", run): value for run, value in enumerate(values)})
-    assert (found.runs, found.originals) == (4, 1)
-    assert found.mean == pytest.approx(0.5)
-    assert found.low < 0.45
-    assert found.high > 0.55
-    assert estimate({(0, "", 0): 0.3}) == (0.3, 0.3, 0.3, 1, 1)
-
-
-def test_an_original_with_more_runs_counts_no_more() -> None:
-    runs = {(0, "", seed): 0.2 for seed in range(9)} | {(1, "", 0): 0.8}
-    assert estimate(runs).mean == pytest.approx(0.5)
-
-
-@pytest.mark.long
-def test_differences_that_are_none_are_seldom_called_one() -> None:
-    """Both settings are equally good on every original, up to noise: about LEVEL of such pairs may look different."""
-    random = np.random.default_rng(1)
-    cells = [(original, "", run) for original in range(8) for run in range(2)]
-    shared = {original: random.normal(0.5, 0.2, 200) for original in range(8)}  # hard originals are hard for both
-    called = 0
-    for trial in range(200):
-        first, second = ({cell: shared[cell[0]][trial] + random.normal(0, 0.03) for cell in cells} for _ in range(2))
-        called += p_value(first, second) < LEVEL
-    assert called / 200 < 0.08
-
-
-def test_a_small_difference_on_the_same_originals_is_seen() -> None:
-    """Paired: the originals differ by more than the methods do. With one run each it is the paired t test."""
-    first = {(original, "", 1): 0.1 * original for original in range(8)}
-    noise = np.random.default_rng(0).normal(0.03, 0.01, 8)
-    second = {cell: value + more for (cell, value), more in zip(first.items(), noise, strict=True)}
-    expected = stats.ttest_rel(list(first.values()), list(second.values())).pvalue
-    assert 0 < expected < 0.001
-    assert p_value(first, second) == p_value(second, first) == pytest.approx(expected, rel=0.25)
-    assert p_value(first, first) == 1.0
-    assert p_value(first, {(99, "", 1): 0.0}) == 1.0  # nothing was run on the same original
-    shifted = {cell: value + 0.03 for cell, value in first.items()}
-    assert p_value(first, shifted) == 2.0**-7  # all the same: eight signs
-
-
 # Ranking
 
 
@@ -226,7 +155,9 @@ def test_a_clear_winner_and_a_tie() -> None:
     sweeps = [confirmed("loser", 0.8, seed=1), confirmed("one", 0.5, seed=2), confirmed("other", 0.5, seed=3)]
     winner = confirmed("winner", 0.2, seed=4)
     ranked = rank([*sweeps, winner])
-    assert [(one.rank, one.shared) for one in ranked] == [(1, False), (2, True), (2, True), (4, False)]
+    assert [(one.rank, one.first, one.last) for one in ranked] == [(1, 1, 1), (2, 2, 3), (3, 2, 3), (4, 4, 4)]
+    assert [tables.place(one) for one in ranked] == ["1", "2 (2-3)", "3 (2-3)", "4"]
+    assert [one.behind.significant for one in ranked] == [False, True, True, True]
     assert [one.sweep.name for one in ranked][::3] == ["winner", "loser"]
     assert ranked[0].score.low < ranked[0].score.mean < ranked[0].score.high
     assert (ranked[0].score.runs, ranked[0].score.originals) == (15, 5)
@@ -235,8 +166,8 @@ def test_a_clear_winner_and_a_tie() -> None:
 
 def test_without_a_confirmation_no_rank_is_significant() -> None:
     ranked = rank([sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, probe)]) for name, probe in (("a", 0.8), ("b", 0.1))])
-    assert [(one.sweep.name, one.rank, one.shared) for one in ranked] == [("b", 1, True), ("a", 1, True)]
-    assert ranked[0].score == (HMEAN.of(row(1, 0.9, 0.1)),) * 3 + (0, 0)
+    assert [(one.sweep.name, one.rank, one.first, one.last) for one in ranked] == [("b", 1, 1, 2), ("a", 2, 1, 2)]
+    assert ranked[0].score == (HMEAN.of(row(1, 0.9, 0.1)), None, None, 0, 0)
 
 
 def test_the_mean_is_of_the_confirmation_never_of_the_search() -> None:
@@ -269,7 +200,7 @@ def test_who_lost_the_hard_originals_is_not_better_for_it() -> None:
     ranked = rank(
         [sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, 0.5), *of]) for name, of in (("few", few), ("whole", whole))]
     )
-    assert [(one.sweep.name, one.rank, one.shared) for one in ranked] == [("few", 1, True), ("whole", 1, True)]
+    assert [(one.sweep.name, one.first, one.last) for one in ranked] == [("few", 1, 2), ("whole", 1, 2)]
 
 
 def test_a_sweep_in_which_nothing_completed_is_left_out() -> None:

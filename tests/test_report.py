@@ -13,7 +13,8 @@ import yaml
 
 from raymu.errors import InputError
 from raymu.results import figures, report, search_figures, style
-from raymu.results.ranking import Estimate, Figures, Ranked
+from raymu.results.comparison import Estimate, Lead
+from raymu.results.ranking import Figures, Ranked
 from raymu.results.reader import SweepResults
 from raymu.trial import unmeasured
 
@@ -82,13 +83,16 @@ def make_features() -> dict[str, Any]:
     return {"trial_id": "x-0001", "forget": [8], "labels": labels, **maps}
 
 
+UNKNOWN, CLEAR = Lead(0.1, None, None), Lead(0.1, 0.05, 0.15)
+
+
 def make_ranked(sweeps: list[SweepResults], runs: int = 3) -> list[Ranked]:
     """The best of each search, with intervals of a made-up width."""
 
     def estimate(value: float | None) -> Estimate:
         mean = math.nan if value is None else value
-        width = 0.02 if runs else 0.0
-        return Estimate(mean, mean - width, mean + width, runs, runs)
+        low, high = (mean - 0.02, mean + 0.02) if runs else (None, None)
+        return Estimate(mean, low, high, runs, runs)
 
     def figures_of(row: dict, score: float | None = None) -> Figures:
         metrics = {f"test_{metric}": estimate(row[f"test_{metric}"]) for metric in ACCURACIES}
@@ -101,9 +105,9 @@ def make_ranked(sweeps: list[SweepResults], runs: int = 3) -> list[Ranked]:
             best, published = max(search, key=lambda row: row["score"]), search[0]
             of = {"tuned": figures_of(best, best["score"]), "published": figures_of(published, published["score"])}
             of |= {which: figures_of(REFERENCES[which]) for which in ("original", "retrained")}
-            ranked.append(Ranked(0, False, sweep, best, published, of))
+            ranked.append(Ranked(0, 0, 0, UNKNOWN, sweep, best, published, of))
     ranked.sort(key=lambda entry: -entry.score.mean)
-    return [entry._replace(rank=max(i, 1), shared=i < 2) for i, entry in enumerate(ranked)]
+    return [entry._replace(rank=i, first=1, last=len(ranked)) for i, entry in enumerate(ranked, start=1)]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +178,7 @@ def test_the_page_is_quiet_complete_and_fits(browser: Any, page: Path, width: in
     for part in (
         "lost: no completed trial (1 error, 1 diverged; first error: ValueError",
         "Fewer than 5",
-        "1=",
+        "1 (1-3)",
         "not conf",
     ):
         assert part in text
@@ -232,15 +236,16 @@ def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
 
 def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) -> None:
     first, second, third = make_ranked([make_sweep("b", 0.9), make_sweep("a", 0.6), make_sweep("c", 0.3)])
-    assert report.headline([first, second, third]).startswith("b and a share the first rank")
-    several = [first._replace(sweep=make_sweep(name, 0.5)) for name in "defg"]
-    assert report.headline([*several, third]).startswith("4 methods share the first rank. Highest mean: d")
-    alone = [entry._replace(rank=rank, shared=False) for rank, entry in enumerate((first, second, third), start=1)]
-    assert report.headline(alone).startswith("b ranks first (hmean 0.")
-    all_shared = [entry._replace(rank=1, shared=True) for entry in alone]
-    assert report.headline(all_shared).startswith("No rank is significant. Highest mean: b")
+    clear = third._replace(behind=CLEAR)
+    assert report.headline([first, second, clear]).endswith("Nothing tells it from a.")
+    assert report.headline([first, second, third]).endswith("Nothing tells it from a and c.")
+    assert report.headline([first, *[second] * 5]).endswith("Nothing tells it from 5 others.")
+    won = report.headline([first, second._replace(behind=CLEAR), clear])
+    assert won.startswith("b is first (hmean 0.")
+    assert won.endswith("0.100 [0.050, 0.150] ahead of a.")
+    alone = [first, second]
     unconfirmed = make_ranked([entry.sweep for entry in alone], runs=0)
-    assert "by a single run, so no rank is significant" in report.headline(unconfirmed)
+    assert "by a single run, so no place is certain" in report.headline(unconfirmed)
     assert [line[:21] for line in report.cautions(sweeps, unconfirmed)] == ["Nothing was confirmed"]
     assert unconfirmed[0].published is not None
     unconfirmed[0].published["fallback"] = True

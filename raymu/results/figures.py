@@ -13,7 +13,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from raymu.results import tables
-from raymu.results.ranking import Estimate, Ranked
+from raymu.results.comparison import Estimate
+from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.style import COLOURS, GREY, INK, TUNED, add_legend, empty_figure, side_by_side, styles
 from raymu.row import Row
@@ -80,7 +81,9 @@ def _bar(estimate: Estimate | None) -> tuple[float | None, float, float]:
     """Mean, and how far its interval goes up and down."""
     if estimate is None or number(estimate.mean) is None:
         return None, 0.0, 0.0
-    return estimate.mean, (number(estimate.high) or 0) - estimate.mean, estimate.mean - (number(estimate.low) or 0)
+    if estimate.low is None or estimate.high is None:
+        return estimate.mean, 0.0, 0.0
+    return estimate.mean, estimate.high - estimate.mean, estimate.mean - estimate.low
 
 
 def axis_of_names(names: Sequence[str]) -> dict[str, Any]:

@@ -1,29 +1,22 @@
-"""Ranking: methods by their tuned setting on test, with intervals, and ranks that are shared where nothing tells two
-methods apart.
-"""
+"""Ranking: methods by their tuned setting on test, with intervals, and the places that each may have as well."""
 
 import itertools
 import json
+import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats takes most of a second
 
 from raymu import objective as objectives
 from raymu.errors import InputError
 from raymu.results import selection
+from raymu.results.comparison import Cell, Estimate, Lead, Runs, estimate, leads
 from raymu.results.files import SWEEP
 from raymu.results.reader import SweepResults, is_copy
 from raymu.results.writer import differences
 from raymu.row import Row
 from raymu.values import content_hash
 
-LEVEL = 0.05  # of a confidence interval and of a difference between two methods
-RESAMPLES = 10_000
-ROUNDING = 1e-9
 ACCURACIES = (
     "test_retain_acc",
     "test_forget_acc",
@@ -32,22 +25,6 @@ ACCURACIES = (
     "test_ncc_retain_acc",
     "test_ncc_forget_acc",
 )
-
-# The runs of one setting: a value by what was run, (original, forget set, unlearning seed).
-Cell = tuple[int, str, int]
-Runs = Mapping[Cell, float]
-
-
-class Estimate(NamedTuple):
-    """A mean with its confidence interval, and the numbers of runs and of originals that it comes from. 0 runs: it is a
-    single trial of the search, and the interval has no width.
-    """
-
-    mean: float
-    low: float
-    high: float
-    runs: int
-    originals: int
 
 
 class Figures(NamedTuple):
@@ -61,15 +38,19 @@ class Ranked(NamedTuple):
     """A sweep in a ranking.
 
     Attributes:
-        rank: 1 + how many sweeps are significantly better.
-        shared: whether another has the same rank.
+        rank: 1 + how many sweeps have a higher mean.
+        first, last: the places that it may have as well: 1 + how many sweeps are significantly better, and how many are
+            not significantly worse.
+        behind: how far the sweep with the highest mean is ahead of it.
         tuned: the search's row of the setting that the sweep ends with.
         published: the search's row of the published setting, if it completed.
         figures: by "original", "retrained", "published" (None if it did not complete) and "tuned".
     """
 
     rank: int
-    shared: bool
+    first: int
+    last: int
+    behind: Lead
     sweep: SweepResults
     tuned: Row
     published: Row | None
@@ -86,9 +67,9 @@ class Ranked(NamedTuple):
 def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
     """Rank sweeps by the mean of their tuned setting's objective on test, best first.
 
-    Means and intervals come from the confirmation alone. Every pair of sweeps is compared by `p_value`, with Holm's
-    correction for their number (Scandinavian J. Statistics 1979); without a confirmation nothing is significant. A
-    sweep in which no trial completed is left out.
+    Means and intervals come from the confirmation alone, and so does what is significant (`comparison.leads`). The
+    places from `first` to `last` of all sweeps hold together (Mohamad, Goeman and van Zwet, Computational Statistics
+    and Data Analysis 2019). A sweep in which no trial completed is left out.
 
     Raises:
         InputError: two sweeps differ in protocol or scenario, or one is a copy of the other, or rows do not belong to
@@ -98,10 +79,16 @@ def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
     _check_runs(sweeps)
     ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
-    better = _significantly_better([runs for _, runs in ends])
-    ranks = (1 + better.sum(0)).tolist()
-    ranked = [end._replace(rank=rank, shared=ranks.count(rank) > 1) for (end, _), rank in zip(ends, ranks, strict=True)]
-    return sorted(ranked, key=lambda end: end.rank)
+    found = leads([runs for _, runs in ends])
+    return [
+        end._replace(
+            rank=1 + sum(other.score.mean > end.score.mean for other, _ in ends),
+            first=1 + sum(lead.significant for (_, behind), lead in found.items() if behind == place),
+            last=len(ends) - sum(lead.significant for (ahead, _), lead in found.items() if ahead == place),
+            behind=found.get((0, place), Lead(0.0, 0.0, 0.0)),
+        )
+        for place, (end, _) in enumerate(ends)
+    ]
 
 
 def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
@@ -118,7 +105,7 @@ def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
         "published": figures_of(published, objective, confirmed.get(published["trial_id"], [])) if published else None,
         "tuned": figures_of(tuned, objective, runs),
     }
-    end = Ranked(0, False, sweep, tuned, published, figures)
+    end = Ranked(0, 0, 0, Lead(None, None, None), sweep, tuned, published, figures)
     return end, _runs(runs, lambda row: _score(row, objective))
 
 
@@ -129,13 +116,13 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
         if found := _runs(runs, value):
             return estimate(found, bounds)
         single = value(row)
-        return None if single is None else Estimate(single, single, single, runs=0, originals=0)
+        return None if single is None else Estimate(single, None, None, runs=0, originals=0)
 
     score = of(lambda one: _score(one, objective))
     assert score is not None
     own = [column for name in row.get("metrics", {}) if (column := f"test_{name}") in row]
     found = {column: of(operator.itemgetter(column)) for column in ACCURACIES}
-    found |= {column: of(operator.itemgetter(column), (-np.inf, np.inf)) for column in own}
+    found |= {column: of(operator.itemgetter(column), (-math.inf, math.inf)) for column in own}
     return Figures(score, {column: one for column, one in found.items() if one is not None})
 
 
@@ -167,92 +154,6 @@ def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cel
         if (one := value(row)) is not None:
             found[row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]] = float(one)
     return found
-
-
-def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1)) -> Estimate:
-    """The mean of runs with its confidence interval: percentiles of a bootstrap that draws originals
-    first, and then runs within each (Davison and Hinkley, Bootstrap Methods, 1997, Section 3.8).
-
-    Few originals vary less among themselves than all that could be trained: deviations are widened as Student's t asks
-    for (Hesterberg, The American Statistician 2015, Section 4.4), so that two or three of them promise little. Where
-    there is one original, its runs stand in for them. Every original counts the same.
-
-    Args:
-        runs: at least one value.
-        bounds: of a value.
-    """
-    groups = _groups(runs)
-    mean, count = _mean(groups), len(groups)
-    few = stdtrit(count - 1, 1 - LEVEL / 2) / ndtri(1 - LEVEL / 2) if count > 1 else 1.0
-    low, high = np.clip(mean + few * np.quantile(_deviations(groups), [LEVEL / 2, 1 - LEVEL / 2]), *bounds)
-    return Estimate(mean, float(low), float(high), len(runs), len({original for original, _, _ in runs}))
-
-
-def p_value(runs: Runs, others: Runs) -> float:
-    """How likely two settings' means are to differ as much as they do, if there is no difference.
-
-    Student's t over the differences between runs on the same original, forget set and seed, with the bootstrap's
-    standard error and a degree of freedom less than there are originals. If all differences are the same, as coarse
-    accuracies may be, a sign test's. 1 where they share no two runs.
-    """
-    shared = _differences(runs, others)
-    if len(shared) < 2:
-        return 1.0
-    groups = _groups(shared)
-    mean, count, error = abs(_mean(groups)), len(groups), float(_deviations(groups).std())
-    if mean <= ROUNDING:
-        return 1.0
-    return float(2 * stdtr(count - 1, -mean / error)) if error > ROUNDING else 2.0 ** (1 - count)
-
-
-def _differences(runs: Runs, others: Runs) -> dict[Cell, float]:
-    """Of the runs on the same original, forget set and seed."""
-    return {cell: runs[cell] - others[cell] for cell in sorted(runs.keys() & others.keys())}
-
-
-def _groups(runs: Runs) -> list[NDArray[np.float64]]:
-    """The values of every original; of every run where there is one original."""
-    originals: dict[int, list[float]] = {}
-    for (original, _, _), value in runs.items():
-        originals.setdefault(original, []).append(value)
-    if len(originals) == 1:
-        return [np.array([value]) for value in runs.values()]
-    return [np.array(values) for _, values in sorted(originals.items())]
-
-
-def _mean(groups: Sequence[NDArray[np.float64]]) -> float:
-    return float(np.mean([group.mean() for group in groups]))
-
-
-def _deviations(groups: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """How far the means of RESAMPLES bootstrap samples lie from the mean (RESAMPLES,), without the bias of the
-    bootstrap's variance, which is (n - 1) / n of what it should be for n groups.
-    """
-    count = len(groups)
-    if count == 1:
-        return np.zeros(RESAMPLES)
-    random = np.random.default_rng(0)
-    drawn = random.integers(count, size=(RESAMPLES, count))
-    runs = np.stack([random.choice(group, (RESAMPLES, count, len(group))).mean(2) for group in groups])
-    means = np.take_along_axis(runs, drawn[np.newaxis], axis=0)[0].mean(1)
-    deviations: NDArray[np.float64] = (means - _mean(groups)) * (count / (count - 1)) ** 0.5
-    return deviations
-
-
-def _significantly_better(runs: Sequence[Runs]) -> NDArray[np.bool_]:
-    """Whether one's mean is significantly higher than another's [one, another], one coming before it.
-
-    Where runs are missing, one that comes before may be worse on the runs that both have. That makes it no better.
-    """
-    better = np.zeros((len(runs), len(runs)), dtype=bool)
-    pairs = list(itertools.combinations(range(len(runs)), 2))
-    values = [p_value(runs[one], runs[other]) for one, other in pairs]
-    for done, place in enumerate(np.argsort(values, kind="stable")):
-        if values[place] > LEVEL / (len(pairs) - done):
-            break  # nor is any that is less clear
-        one, other = pairs[place]
-        better[one, other] = _mean(_groups(_differences(runs[one], runs[other]))) > 0
-    return better
 
 
 def _check_comparable(sweeps: Sequence[SweepResults]) -> None:

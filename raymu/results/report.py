@@ -15,8 +15,9 @@ from plotly.offline import get_plotlyjs
 
 from raymu.errors import InputError
 from raymu.results import figures, search_figures, style, tables
+from raymu.results.comparison import FEWEST, Estimate
 from raymu.results.figures import number, search_rows
-from raymu.results.ranking import Estimate, Ranked
+from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.row import SETTING, Row
 
@@ -77,6 +78,7 @@ def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) 
         configs=[(entry, yaml.safe_dump(config(entry.tuned), sort_keys=False)) for entry in ranked],
         seconds=seconds,
         interval=interval,
+        place=tables.place,
         fixed=fixed,
     )
     try:
@@ -155,17 +157,18 @@ def headline(ranked: Sequence[Ranked]) -> str:
     first = ranked[0]
     score = f"{first.tuned['objective']} {fixed(first.score.mean)}"
     if not first.score.runs:
-        return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no rank is significant."
-    score += f", interval {interval(first.score, fixed)}"
-    leaders = [entry.sweep.name for entry in ranked if entry.rank == first.rank]
+        return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no place is certain."
+    if first.score.low is not None:
+        score += f", interval {interval(first.score, fixed)}"
     if len(ranked) == 1:
         return f"{first.sweep.name}: {score}."
-    if len(leaders) == len(ranked):
-        return f"No rank is significant. Highest mean: {first.sweep.name} ({score})."
-    if len(leaders) > 1:
-        who = " and ".join(leaders) if len(leaders) < MANY else f"{len(leaders)} methods"
-        return f"{who} share the first rank. Highest mean: {first.sweep.name} ({score})."
-    return f"{first.sweep.name} ranks first ({score})."
+    rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
+    if rivals:
+        who = " and ".join(rivals) if len(rivals) < MANY else f"{len(rivals)} others"
+        return f"Highest mean: {first.sweep.name} ({score}). Nothing tells it from {who}."
+    second = ranked[1]
+    ahead = f"{fixed(second.behind.mean)} [{fixed(second.behind.low)}, {fixed(second.behind.high)}]"
+    return f"{first.sweep.name} is first ({score}), {ahead} ahead of {second.sweep.name}."
 
 
 def about(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[str, str]:
@@ -209,7 +212,7 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     if few:
         yield (
             f"Fewer than {ENOUGH_ORIGINALS} independently trained originals: an interval over so few says little, since"
-            " most of the variance is between originals."
+            f" most of the variance is between originals; below {FEWEST} no difference is told from none."
         )
 
     fallback = [entry.sweep.name for entry in ranked if entry.published is not None and entry.published.get("fallback")]
@@ -285,7 +288,7 @@ def fixed(value: Any) -> str:
 
 def interval(estimate: Estimate | None, shown: Callable[[Any], str]) -> str:
     """'[0.41, 0.45]', its ends as `shown` shows them; empty where there is a single run."""
-    if estimate is None or estimate.runs < 2 or number(estimate.low) is None or number(estimate.high) is None:
+    if estimate is None or number(estimate.low) is None or number(estimate.high) is None:
         return ""
     return f"[{shown(estimate.low)}, {shown(estimate.high)}]"
 

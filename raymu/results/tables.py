@@ -21,7 +21,7 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     """Models (by name) side by side on test; None stands for a model that is not there."""
     table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
     table.add_column("model")
-    confirmed = any(figures is not None and figures.score.runs > 1 for figures in models.values())
+    confirmed = any(figures is not None and figures.score.low is not None for figures in models.values())
     columns = shown_columns(models.values())
     headings = [*columns.values(), objective, *(["95 %"] if confirmed else [])]
     for heading in headings:
@@ -76,9 +76,13 @@ def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
     for one in ranked:
         published = one.figures["published"]
         shown = "-" if published is None else f"{published.score.mean:.3f}"
-        rank = f"{one.rank}{'=' if one.shared else ''}"
-        rows.append([rank, one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"], columns), shown])
+        rows.append([place(one), one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"], columns), shown])
     return rows
+
+
+def place(entry: Ranked) -> str:
+    """'2', or '2 (1-4)' where it may be any of these."""
+    return str(entry.rank) if entry.first == entry.last else f"{entry.rank} ({entry.first}-{entry.last})"
 
 
 def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
@@ -99,7 +103,8 @@ def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:
         return ["-"] * (len(columns) + 2)
     means = {column: one.mean for column, one in figures.metrics.items()}
     score = figures.score
-    interval = "-".join(f"{end:.2f}".lstrip("0") for end in (score.low, score.high)) if score.runs > 1 else ""
+    ends = [end for end in (score.low, score.high) if end is not None]
+    interval = "-".join(f"{end:.2f}".lstrip("0") for end in ends)
     return [*(metric(column, means.get(column)) for column in columns), f"{score.mean:.3f}", interval]
 
 

@@ -1,0 +1,209 @@
+"""Statistics of a ranking: what runs on several originals say of settings' means and of the differences between them.
+
+An original that was trained independently is the unit: unlearning seeds and forget sets are averaged within each.
+"""
+
+import functools
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.05  # of an interval, and of all differences between the settings of a ranking together
+OWN_LEVEL = 0.015  # of a difference by its two settings' own errors
+UNLIKE = 5.0  # times the usual variance: a setting that varies more shares no error with the others
+FEWEST = 3  # originals below which no difference is told from none
+POWER = 0.8
+
+# The runs of one setting: a value by what was run, (original, forget set, unlearning seed).
+Cell = tuple[int, str, int]
+Runs = Mapping[Cell, float]
+
+
+class Estimate(NamedTuple):
+    """A mean with its confidence interval, and the numbers of runs and of originals that it comes from. Without an
+    interval nothing says how far it is from the truth. 0 runs: it is a single trial of the search.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    runs: int
+    originals: int
+
+
+class Lead(NamedTuple):
+    """How far a setting's mean is above another's on the runs that both have, with an interval; all intervals of a
+    ranking hold together. None: nothing is known.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the first setting is better."""
+        return self.low is not None and self.low > 0
+
+
+def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0) -> Estimate:
+    """The mean over originals with its confidence interval, Student's t over their means. It is at least as wide as the
+    binomial error of the images that were looked at. Below two originals there is none.
+
+    Args:
+        runs: at least one value.
+        bounds: of a value.
+        step: what one image more or less changes, such as 1 / images for an accuracy; 0: it is not known.
+    """
+    from scipy.special import ndtri, stdtrit  # scipy.stats takes most of a second
+
+    means = np.array(list(_by_original(runs).values()))
+    mean, count = float(means.mean()), len(means)
+    if count < 2:
+        return Estimate(mean, None, None, len(runs), count)
+    half = stdtrit(count - 1, 1 - LEVEL / 2) * means.std(ddof=1) / count**0.5
+    if step:
+        share = (mean + step / 2) / (1 + step)
+        half = max(half, ndtri(1 - LEVEL / 2) * (step * share * (1 - share)) ** 0.5)
+    if half == 0:
+        return Estimate(mean, None, None, len(runs), count)
+    low, high = np.clip([mean - half, mean + half], *bounds)
+    return Estimate(mean, float(low), float(high), len(runs), count)
+
+
+def leads(settings: Sequence[Runs], step: float = 0.0) -> dict[tuple[int, int], Lead]:
+    """Leads of every setting over every later one.
+
+    One additive model of original and setting gives the error, pooled over the settings that vary alike. Two tests have
+    to find a difference:
+
+    - Tukey's (studentized range), by the pooled error; by Games and Howell's (J. Educational Statistics 1976), with
+      the own errors of the two, where one of them varies UNLIKE the others, as a method that sometimes breaks does;
+    - Welch's (Biometrika 1947), by the own errors of the two, at OWN_LEVEL: on few originals a setting that varies may
+      look as if it did not. Two settings alone have one error.
+
+    The error of a difference is at least that of the images which two models answer differently (McNemar, Psychometrika
+    1947), if no two originals share them. The share of rankings of equal settings in which any difference is found is
+    simulated in tests/test_comparison.py.
+
+    Args:
+        step: what one image more or less changes; 0: it is not known.
+    """
+    pairs = list(itertools.combinations(range(len(settings)), 2))
+    differences = {pair: _by_original(_differences(*(settings[one] for one in pair))) for pair in pairs}
+    if max(map(len, differences.values()), default=0) < FEWEST:
+        return {pair: Lead(_mean(found.values()), None, None) for pair, found in differences.items()}
+    error = _Error.of([_by_original(runs) for runs in settings], _alike(len(settings), differences))
+    return {pair: _lead(pair, list(found.values()), error, step) for pair, found in differences.items()}
+
+
+def detectable(settings: int, originals: int) -> float | None:
+    """The difference between two settings that a ranking finds in POWER of the cases, in standard deviations of a
+    setting's score over originals; None where none can be found.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    if originals < FEWEST or settings < 2:
+        return None
+    least = _range(settings, (settings - 1) * (originals - 1))
+    if settings > 2:
+        least = max(least, stdtrit(2 * (originals - 1), 1 - OWN_LEVEL / 2) * 2**0.5)
+    return float((least + ndtri(POWER) * 2**0.5) / originals**0.5)
+
+
+class _Error(NamedTuple):
+    """What a setting's value on an original is away from the sum of both: variances and degrees of freedom, pooled over
+    the settings that vary alike, and by setting.
+    """
+
+    alike: NDArray[np.bool_]
+    pooled: float
+    degrees: float
+    own: NDArray[np.float64]
+    own_degrees: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, settings: Sequence[Mapping[int, float]], alike: NDArray[np.bool_]) -> "_Error":
+        cells = [(one, original) for one in np.flatnonzero(alike).tolist() for original in settings[one]]
+        rows, columns = (np.unique(of, return_inverse=True)[1] for of in zip(*cells, strict=True))
+        design = np.hstack([np.eye(rows.max() + 1)[rows], np.eye(columns.max() + 1)[columns]])
+        values = np.array([settings[one][original] for one, original in cells])
+        fitted, _, rank, _ = np.linalg.lstsq(design, values)
+        effects = dict(zip(sorted({original for _, original in cells}), fitted[rows.max() + 1 :], strict=True))
+        degrees = float(len(cells) - rank)
+        own, own_degrees = np.full(len(settings), np.nan), np.zeros(len(settings))
+        for one, found in enumerate(settings):
+            known = np.array([found[original] - effects[original] for original in found if original in effects])
+            if len(known) > 1:
+                # What the effects take of a setting that they were fitted to is given back.
+                own[one] = known.var(ddof=1) * (alike.sum() / (alike.sum() - 1) if alike[one] else 1)
+                own_degrees[one] = len(known) - 1
+        pooled = float(np.square(values - design @ fitted).sum() / degrees) if degrees else np.nan
+        return cls(alike, pooled, degrees, own, own_degrees)
+
+
+def _alike(count: int, differences: Mapping[tuple[int, int], Mapping[int, float]]) -> NDArray[np.bool_]:
+    """Which settings vary about as much as most do, by the medians of their differences' variances over originals."""
+    variances = np.full((count, count), np.nan)
+    for (one, other), found in differences.items():
+        if len(found) > 1:
+            variances[one, other] = variances[other, one] = np.var(list(found.values()), ddof=1)
+    known = [row[np.isfinite(row)] for row in variances]
+    usual = np.array([np.quantile(row, 0.5, method="lower") if len(row) else np.nan for row in known])
+    alike: NDArray[np.bool_] = usual <= UNLIKE * np.quantile(usual[np.isfinite(usual)], 0.5, method="lower")
+    return alike
+
+
+def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: float) -> Lead:
+    from scipy.special import stdtrit
+
+    mean, count, settings = _mean(found), len(found), len(error.alike)
+    if mean is None or count < FEWEST:
+        return Lead(mean, None, None)
+    own = error.own[list(pair)]
+    spread = (own.sum() / count) ** 0.5
+    degrees = min(own.sum() ** 2 / (own**2 / error.own_degrees[list(pair)]).sum(), error.degrees) if spread else np.inf
+    if error.alike[list(pair)].all():
+        half = _range(settings, error.degrees) * (error.pooled / count) ** 0.5
+    else:
+        half = _range(settings, degrees) * spread / 2**0.5
+    if settings > 2:
+        half = max(half, stdtrit(degrees, 1 - OWN_LEVEL / 2) * spread)
+    if step:
+        half = max(half, _range(settings, np.inf) * (abs(mean) * step / count / 2) ** 0.5)
+    return Lead(mean, float(mean - half), float(mean + half)) if half > 0 else Lead(mean, None, None)
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return float(np.mean(list(values))) if values else None
+
+
+@functools.lru_cache
+def _range(settings: int, degrees: float) -> float:
+    """What the studentized range of so many means exceeds with a chance of LEVEL; degrees are rounded down to quarters,
+    since its quantiles are slow to compute.
+    """
+    return _quantile(settings, np.floor(4 * degrees) / 4)
+
+
+@functools.lru_cache
+def _quantile(settings: int, degrees: float) -> float:
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(1 - LEVEL, settings, degrees))
+
+
+def _differences(runs: Runs, others: Runs) -> dict[Cell, float]:
+    """Of the runs on the same original, forget set and seed."""
+    return {cell: runs[cell] - others[cell] for cell in sorted(runs.keys() & others.keys())}
+
+
+def _by_original(runs: Runs) -> dict[int, float]:
+    """Means over the runs on each original; every original counts the same."""
+    originals: dict[int, list[float]] = {}
+    for (original, _, _), value in sorted(runs.items()):
+        originals.setdefault(original, []).append(value)
+    return {original: float(np.mean(values)) for original, values in originals.items()}

@@ -1,0 +1,229 @@
+"""Intervals and differences against scipy's tests, an analysis of variance written out, and worlds that were made."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from raymu.results.comparison import (
+    LEVEL,
+    OWN_LEVEL,
+    Runs,
+    detectable,
+    estimate,
+    leads,
+)
+
+IMAGES = 183
+METHODS = 12
+
+
+def runs_of(values: NDArray[np.float64]) -> Runs:
+    """Runs with these values (originals, seeds)."""
+    return {(original, "", seed): float(value) for (original, seed), value in np.ndenumerate(values)}
+
+
+def noise(*shape: int, seed: int = 0) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+# Intervals
+
+
+def test_an_interval_is_students_over_the_means_of_originals() -> None:
+    values = 0.5 + 0.05 * noise(7, 1) + 0.02 * noise(7, 3, seed=1)
+    found = estimate(runs_of(values))
+    means = values.mean(1)
+    expected = stats.t.interval(1 - LEVEL, 6, means.mean(), stats.sem(means))
+    assert (found.mean, found.runs, found.originals) == (pytest.approx(means.mean()), 21, 7)
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_an_interval_stays_within_what_a_value_may_be() -> None:
+    found = estimate(runs_of(np.array([[0.4], [0.6]])))
+    assert (found.low, found.high) == (0.0, 1.0)
+    wide = estimate(runs_of(np.array([[40.0], [60.0]])), (-math.inf, math.inf))
+    assert wide.low == pytest.approx(50 - 12.706 * 10, rel=1e-4)
+
+
+def test_one_original_has_no_interval_however_often_it_was_run() -> None:
+    found = estimate(runs_of(np.array([[0.4, 0.5, 0.6]])))
+    assert found == (pytest.approx(0.5), None, None, 3, 1)
+
+
+def test_no_interval_has_the_width_0() -> None:
+    same = runs_of(np.full((5, 1), 0.0))
+    assert estimate(same)[1:3] == (None, None)
+    low, high = estimate(same, step=1 / IMAGES)[1:3]
+    assert low == 0
+    assert high is not None
+    assert 0.005 < high < stats.binomtest(0, IMAGES).proportion_ci().high  # of 0 of 183 images
+
+
+def test_few_images_widen_an_interval() -> None:
+    narrow = runs_of(0.5 + 0.001 * noise(5, 1))
+    found, floor = estimate(narrow, step=1 / 100), stats.norm.ppf(0.975) * 0.05
+    assert found.high is not None
+    assert found.high - found.mean == pytest.approx(floor, rel=0.01)
+
+
+def test_an_original_with_more_runs_counts_no_more() -> None:
+    runs = {(0, "", seed): 0.2 for seed in range(9)} | {(1, "", 0): 0.8}
+    assert estimate(runs).mean == pytest.approx(0.5)
+
+
+# Differences
+
+
+def test_two_settings_are_compared_by_the_paired_t_test() -> None:
+    first, second = 0.5 + 0.01 * noise(6, 1), 0.45 + 0.01 * noise(6, 1, seed=1)
+    lead = leads([runs_of(first), runs_of(second)])[0, 1]
+    expected = stats.ttest_rel(first[:, 0], second[:, 0]).confidence_interval(1 - LEVEL)
+    assert (lead.low, lead.high) == pytest.approx(tuple(expected), rel=1e-6)
+    assert lead.significant
+
+
+def test_many_settings_are_compared_by_tukeys_test_with_their_pooled_error() -> None:
+    """Wherever Welch's test does not ask for more."""
+    values = 0.5 + 0.01 * noise(5, 6)
+    found = leads([runs_of(values[:, [one]]) for one in range(6)])
+    residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    error = np.square(residuals).sum() / 20
+    tukey = stats.studentized_range.ppf(1 - LEVEL, 6, 20) * (error / 5) ** 0.5
+    own = np.square(residuals).sum(0) / 4 * 6 / 5
+    halves = []
+    for one, other in itertools.combinations(range(6), 2):
+        pair = own[[one, other]]
+        degrees = pair.sum() ** 2 / (np.square(pair) / 4).sum()
+        halves.append(max(tukey, stats.t.ppf(1 - OWN_LEVEL / 2, degrees) * (pair.sum() / 5) ** 0.5))
+        lead = found[one, other]
+        assert lead.mean == pytest.approx((values[:, one] - values[:, other]).mean())
+        assert (lead.low, lead.high) == pytest.approx((lead.mean - halves[-1], lead.mean + halves[-1]), rel=1e-6)
+    assert tukey in halves
+
+
+def test_seeds_and_forget_sets_are_no_originals() -> None:
+    first, second = ({(original, forget, seed): 0.3 + shift + 0.01 * original * (seed - forget_seed)
+                      for original in range(4) for forget, forget_seed in (("a", 0), ("b", 2)) for seed in range(3)}
+                     for shift in (0.2, 0.0))  # fmt: skip
+    once = [{(o, "", 0): float(np.mean([v for (c, _, _), v in runs.items() if c == o])) for o in range(4)}
+            for runs in (first, second)]  # fmt: skip
+    assert leads([first, second])[0, 1].mean == pytest.approx(leads(once)[0, 1].mean)
+    assert estimate(first)[:3] == pytest.approx(estimate(once[0])[:3])
+
+
+@pytest.mark.parametrize("originals", [1, 2])
+def test_below_three_originals_nothing_is_significant(originals: int) -> None:
+    settings = [runs_of(level + 1e-4 * noise(originals, 5, seed=one)) for one, level in enumerate((0.9, 0.5, 0.1))]
+    for lead in leads(settings).values():
+        assert lead.mean is not None
+        assert (lead.low, lead.significant) == (None, False)
+
+
+def test_settings_without_a_common_run_are_not_compared() -> None:
+    first, second = runs_of(0.5 + noise(4, 1)), runs_of(0.1 + noise(8, 1))
+    apart = {cell: value for cell, value in second.items() if cell[0] > 3}
+    assert leads([first, apart])[0, 1] == (None, None, None)
+    assert leads([first, {}])[0, 1] == (None, None, None)
+    assert leads([first]) == {}
+
+
+def test_equal_differences_are_no_certain_ones() -> None:
+    """Scores move in steps, so that three differences may coincide by chance."""
+    first, second = runs_of(np.full((3, 1), 0.5)), runs_of(np.full((3, 1), 0.5 - 1 / IMAGES))
+    assert not leads([first, second])[0, 1].significant
+    assert not leads([first, second], step=1 / IMAGES)[0, 1].significant
+    assert leads([first, runs_of(np.full((3, 1), 0.3))], step=1 / IMAGES)[0, 1].significant
+
+
+def test_missing_runs_leave_the_comparison_on_what_both_have() -> None:
+    values = np.array([0.0, 0.1, -0.1, 0.05, 0.02])[:, None] + np.array([0.5, 0.45, 0.3, 0.31]) + 0.004 * noise(5, 4)
+    whole = [runs_of(values[:, [one]]) for one in range(4)]
+    parts = [dict(runs) for runs in whole]
+    del parts[0][0, "", 0]
+    for pair, lead in leads(parts).items():
+        shared = slice(1 if 0 in pair else 0, None)
+        assert lead.mean == pytest.approx((values[shared, pair[0]] - values[shared, pair[1]]).mean())
+        assert lead.significant == leads(whole)[pair].significant
+
+
+def test_one_that_sometimes_breaks_hides_no_other_difference_and_does_not_win_by_noise() -> None:
+    levels, originals = np.array([0.8, 0.7, 0.7, 0.7, 0.6]), np.array([0.02, 0.0, -0.02, 0.01, -0.01])
+    values = levels + originals[:, None] + 0.005 * noise(5, 5)
+    values[:, 4] += [0.3, -0.2, 0.35, 0.3, 0.25]  # its mean is the second one now
+    found = leads([runs_of(values[:, [one]]) for one in range(5)])
+    assert all(found[0, other].significant for other in (1, 2, 3))
+    assert not any(found[pair].significant for pair in ((0, 4), (1, 4), (2, 4), (3, 4)))
+
+
+def test_a_design_says_what_it_can_find() -> None:
+    assert detectable(12, 2) is None
+    assert detectable(1, 5) is None
+    found = [detectable(12, originals) for originals in (3, 5, 10)]
+    assert found == pytest.approx([4.0, 2.7, 1.8], abs=0.1)
+
+
+# Worlds
+
+
+def world(
+    random: np.random.Generator,
+    originals: int,
+    seeds: int,
+    *,
+    seed_sd: float,
+    own_sd: float = 0.0,
+    original_sd: float = 0.02,
+    lead: float = 0.0,
+    unsteady: float = 1.0,
+) -> list[Runs]:
+    """Scores of methods as IMAGES images show them: the first is ahead, the last varies more."""
+    scale = np.ones((METHODS, 1, 1))
+    scale[-1] = unsteady
+    values = 0.5 + random.normal(0, original_sd, (1, originals, 1))
+    values = values + scale * random.normal(0, own_sd, (METHODS, originals, 1))
+    values = values + scale * random.normal(0, seed_sd, (METHODS, originals, seeds))
+    values[0] += lead
+    return [runs_of(np.round(one * IMAGES) / IMAGES) for one in values]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("unsteady", [1, 10])
+@pytest.mark.parametrize(("originals", "seeds"), [(3, 1), (3, 2), (5, 1), (5, 2), (5, 3)])
+def test_differences_that_are_none_are_seldom_found(originals: int, seeds: int, unsteady: float) -> None:
+    random, count = np.random.default_rng(originals * 10 + seeds), 1000
+    found = 0
+    for number in range(count):
+        sd = (0.003, 0.006, 0.01, 0.02)[number % 4]
+        methods = world(random, originals, seeds, seed_sd=sd, unsteady=unsteady)
+        found += any(lead.low is not None and lead.low * lead.high > 0 for lead in leads(methods).values())
+    assert stats.binomtest(found, count, 0.06, alternative="greater").pvalue > 0.01, found / count
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("times", "least"), [(3, 0.5), (10, 0.95)])
+@pytest.mark.parametrize(("own_sd", "seed_sd"), [(0.01, 0.01), (0.0, 0.02)])
+def test_a_lead_is_found(times: float, least: float, own_sd: float, seed_sd: float) -> None:
+    """In standard deviations of the difference between two methods on an original."""
+    random = np.random.default_rng(0)
+    lead = times * (2 * (own_sd**2 + seed_sd**2 / 2)) ** 0.5
+    worlds = [world(random, 3, 2, seed_sd=seed_sd, own_sd=own_sd, lead=lead) for _ in range(300)]
+    for step in (0.0, 1 / IMAGES):
+        found = [[leads(methods, step)[0, other].significant for other in range(1, METHODS)] for methods in worlds]
+        assert np.mean(found) >= least
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("originals", [3, 5, 8])
+def test_intervals_hold_what_they_promise(originals: int) -> None:
+    """Where the originals are most of what varies."""
+    random = np.random.default_rng(originals)
+    worlds = [world(random, originals, 2, seed_sd=0.01, original_sd=0.05) for _ in range(4000)]
+    found = [estimate(methods[0]) for methods in worlds]
+    covered = np.mean([one.low <= 0.5 <= one.high for one in found])
+    assert 0.93 <= covered <= 0.97
