@@ -267,6 +267,9 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resou
     from raymu.distributed.session import session
     from raymu.results import ranking, reader, report, tables
 
+    if len(sweeps) > 1:
+        said = _can_find(len(sweeps), sweeps[0].protocol.confirmation.originals)
+        console.print(said, highlight=False, soft_wrap=True)
     with session(resources.address):
         for sweep in sweeps:
             _sweep_and_show(sweep, storage, f"{name}/{sweep.name}", resources, **options)
@@ -280,6 +283,22 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resou
     path = Path(storage.path if storage.local else ".") / "report.html"
     report.write(done, ranked, path)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def _can_find(methods: int, originals: int) -> str:
+    """What a ranking can tell apart, before it is paid for."""
+    from raymu.results.comparison import FEWEST, POWER, detectable
+
+    least = detectable(methods, originals)
+    if least is None:
+        return (
+            f"this ranking can find no difference between two methods: that takes at least {FEWEST} originals"
+            f" (--confirm-originals 5 --confirm-seeds 2), here are {originals}"
+        )
+    return (
+        f"{methods} methods on {originals} originals: a difference between two of them is found with a chance of"
+        f" {100 * POWER:.0f} % if it is {least:.1f} standard deviations of a method's score over originals"
+    )
 
 
 def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resources: Any, **options: Any) -> bool:
