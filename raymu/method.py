@@ -125,7 +125,7 @@ class Method:
     train: Train = "all"
     temperature: float = tuned(1.0, Range(1, 64, "log"), "what the CMF head's cosines are multiplied by")
 
-    paper: ClassVar[str]
+    paper: ClassVar[str] = ""
     needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
     published: ClassVar[Mapping[tuple[str, Head, str], Mapping[str, Any]]] = {}
     start: ClassVar[Literal["original", "scratch"]] = "original"
@@ -173,7 +173,9 @@ class Method:
 
     @classmethod
     def name(cls) -> str:
-        """The method's name on the command line and in rows: SalUn -> salun, RandomLabel -> random_label."""
+        """The method's name on the command line and in rows: its file's for raymu's, else as RandomLabel gives
+        random_label.
+        """
         module = cls.__module__
         if module.startswith("raymu.methods."):
             return module.rpartition(".")[2]

@@ -35,7 +35,7 @@ def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
     what = kind.__name__.lower()
     if is_file(name):
         path, _, wanted = name.partition(":")
-        found = _defined_in(load(Path(path)), kind)
+        found = _defined_in(load(Path(path)), kind, own, alone=True)
         if wanted not in ("", *found) or (not wanted and len(found) != 1):
             raise InputError(f"{path} defines the {what}s {', '.join(found) or '-'}; name one as {path}:NAME")
         return found[wanted or next(iter(found))]
@@ -43,15 +43,16 @@ def find(kind: Any, name: str, own: Mapping[str, Any]) -> Any:
     if name not in list(known):  # YAML may say anything, also what has no hash
         raise InputError(unknown(what, name, list(known)))
     thing = known[name]
-    return _load(kind, thing) if isinstance(thing, EntryPoint) else thing
+    return _load(kind, thing, own) if isinstance(thing, EntryPoint) else thing
 
 
 def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     """Everything of a kind by name, or an entry point that loads it: raymu's `own`, then what packages bring, then what
-    stands in the user's files which this process has loaded.
+    stands in the user's files which this process has loaded, and in the script or notebook that it runs.
     """
     packages = _of_packages(f"raymu.{kind.__name__.lower()}s", tuple(sys.path))
-    files = {name: one for module in _loaded.values() for name, one in _defined_in(module, kind).items()}
+    modules = [sys.modules["__main__"], *_loaded.values()]
+    files = {name: one for module in modules for name, one in _defined_in(module, kind, own).items()}
     return {**packages, **own, **files}
 
 
@@ -76,7 +77,7 @@ def load(path: Path) -> ModuleType:
         sys.path.insert(0, str(path.parent.resolve()))
         try:
             spec.loader.exec_module(sys.modules[name])
-        except Exception as error:  # whatever the user's own code raises
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
             del sys.modules[name]
             raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     return _loaded.setdefault(name, sys.modules[name])
@@ -88,8 +89,8 @@ def loaded() -> list[ModuleType]:
 
 
 def name_of(thing: Any) -> str:
-    """Name of a thing; a method has it as a class."""
-    name = thing.name
+    """Name of a thing; a method has it as a class. Empty: it has none."""
+    name = getattr(thing, "name", "")
     return str(name() if callable(name) else name)
 
 
@@ -100,23 +101,38 @@ def _of_packages(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
     return {entry.name: EntryPoint(entry.name, entry.value, entry.group) for entry in entry_points(group=group)}
 
 
-def _load(kind: Any, entry: EntryPoint) -> Any:
+def _load(kind: Any, entry: EntryPoint, own: Mapping[str, Any]) -> Any:
+    what = f"{kind.__name__.lower()} {entry.name} ({entry.value})"
     try:
         thing = entry.load()
     except Exception as error:  # whatever a package raises
-        raise InputError(
-            f"{kind.__name__.lower()} {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+    found = {name_of(thing): thing}
     if isinstance(thing, ModuleType):
-        (thing,) = _defined_in(thing, kind).values()
-    return thing
+        found = _defined_in(thing, kind, own)
+    elif not (isinstance(thing, type) and issubclass(thing, kind)) and not isinstance(thing, kind):
+        raise InputError(f"{what} is no {kind.__name__}, but {thing!r}")
+    if entry.name not in found:  # rows would name what nobody finds
+        raise InputError(f"{what} has the name {', '.join(found) or '-'}: the entry point has to be called so, too")
+    return found[entry.name]
 
 
-def _defined_in(module: ModuleType, kind: Any) -> dict[str, Any]:
-    """What a module defines of a kind, by name; also what its objects hold, as a scenario its dataset."""
-    values = list(vars(module).values())
+def _defined_in(module: ModuleType, kind: Any, own: Mapping[str, Any], *, alone: bool = False) -> dict[str, Any]:
+    """What a module defines of a kind, by name; also what its objects hold, as a scenario its dataset. What it imports
+    of raymu's own does not count.
+
+    Raises:
+        InputError: there are two of one name, if `alone`.
+    """
+    values = [one for one in vars(module).values() if all(one is not known for known in own.values())]
     held = [one for value in values if not isinstance(value, type) for one in getattr(value, "__dict__", {}).values()]
-    return {name_of(one): one for one in (*held, *values) if _is_one(one, kind, module)}
+    found: dict[str, Any] = {}
+    for one in (*held, *values):
+        if _is_one(one, kind, module) and (name := name_of(one)):
+            if alone and found.setdefault(name, one) != one:
+                raise InputError(f"{module.__file__} defines two {kind.__name__.lower()}s {name}")
+            found[name] = one
+    return found
 
 
 def _is_one(value: Any, kind: Any, module: ModuleType) -> bool:

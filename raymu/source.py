@@ -51,12 +51,10 @@ def digest(*objects: Any, within: tuple[str, ...] = ()) -> str:
         within: the modules of raymu that count, such as "raymu.methods", with what is below them. Modules outside
             raymu count unless they are installed.
 
-    Where a source is not to be found, as of a class that was typed into a Python shell, the digest is a new one every
-    time: nothing that was kept is then taken for the same.
+    Where a source is not to be found, as of a class that was typed into a Python shell, the digest is this process's
+    own: what another one kept is never taken for the same.
     """
-    reader = _Reader(objects, within)
-    text = reader.text(objects)
-    return content_hash(text) if reader.all_known else uuid.uuid4().hex[:12]
+    return content_hash(_Reader(objects, within).text(objects))
 
 
 def text_of(module: str) -> str:
@@ -98,6 +96,21 @@ def _code(one: Any) -> _Code | None:
         return None
 
 
+@functools.cache
+def _token(one: Any) -> str:
+    """What stands for a source that nobody can read."""
+    return uuid.uuid4().hex
+
+
+def _unreadable(one: Any) -> _Code:
+    """A class or function whose source is not to be found, by what Python made of it."""
+    parts = [one] if isinstance(one, Function) else [one, *map(_unbound, vars(one).values())]
+    functions = [part for part in parts if isinstance(part, Function)]
+    names = frozenset(name for function in functions for name in _named(function.__code__))
+    dotted = frozenset(f"{a}.{b}" for a in names for b in names)
+    return _Code(" ".join(map(_token, (one, *functions))), names, dotted, frozenset())
+
+
 def _read(source: str, module: str) -> _Code:
     tree = ast.parse(source)
     names, dotted, imported, strings = set[str](), set[str](), set[str](), set[str]()
@@ -124,8 +137,8 @@ def _read(source: str, module: str) -> _Code:
 
 @functools.cache
 def _body(module: str) -> list[ast.stmt]:
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return ast.parse(Path(path).read_text(encoding="utf-8") if path else "").body
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")  # "<stdin>" of what was typed
+    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "").body
 
 
 @functools.cache
@@ -244,7 +257,6 @@ class _Reader:
     """Writes down values and code, each class, function and container once, and then by its number."""
 
     def __init__(self, objects: tuple[Any, ...], within: tuple[str, ...]) -> None:
-        self.all_known = True
         self._within = within
         self._given = {id(one) for one in objects}
         self._packages = {package_of(getattr(one, "__module__", None) or "raymu") for one in objects} - {"raymu"}
@@ -326,10 +338,7 @@ class _Reader:
     def _definition(self, one: Any) -> str:
         if not self._counts(one):
             return f"{one.__module__}.{one.__qualname__}"
-        code = _code(one)
-        if code is None:
-            self.all_known = False
-            return ""
+        code = _code(one) or _unreadable(one)
         held = self._held(one) if isinstance(one, type) else self._given_to(one)
         used = sorted([*self._used(one, code), *held], key=lambda item: item[0])
         # Without the module: a script that runs is __main__.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import nn
 
-from raymu import cache, devices, engines, evaluation, export, methods, plugins, references, source, splits
+from raymu import cache, devices, engines, evaluation, export, methods, references, source, splits
 from raymu import objective as objectives
 from raymu import scenario as scenarios
 from raymu.engines import DEFAULTS, Options
@@ -18,9 +18,10 @@ from raymu.engines.options import ENGINES
 from raymu.errors import InputError
 from raymu.evaluation import Metric, gaps, metrics
 from raymu.evaluation.layers import check_blocks
+from raymu.evaluation.metrics import check_new
 from raymu.method import Method
 from raymu.models import compatibility, pretrained
-from raymu.objective import HMEAN, Objective
+from raymu.objective import REMOVAL, Objective
 from raymu.results import reader
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
@@ -141,13 +142,15 @@ class Trial:
     method: Method
     scenario: Scenario
     seed: int = 0
-    objective: Objective = HMEAN
+    objective: Objective = REMOVAL
     metrics: tuple[Metric, ...] = ()
     options: Options = DEFAULTS
     layers: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", checked("seed", self.seed, int, NOT_NEGATIVE))
+        if not isinstance(self.method, Method):
+            raise InputError(f"a trial's method is one at a setting, such as SalUn(lr=0.01), not {self.method!r}")
         check(self.scenario, type(self.method), self.objective, self.metrics)
         engines.check(self.scenario, self.options)
         if self.layers:
@@ -173,6 +176,8 @@ class Trial:
         Raises:
             InputError: the row was changed, or method or scenario are no longer those that made it.
         """
+        if method is None and "method" not in row:
+            raise InputError("the row does not say its method; name one")
         chosen = method or methods.get(row["method"])
         if row.get("method", chosen.name()) != chosen.name():
             raise InputError(f"the config is a setting of {row['method']}, not of {chosen.name()}")
@@ -185,12 +190,12 @@ class Trial:
         task = scenario or scenario_of(row)
         kind: Any = {"head": head or row.get("head", "linear"), "train": train or row.get("train", "all")}
         chosen.check_options(**kind)
-        config = row["config"] if row else chosen.published_config(task, kind["head"])
+        config = row["config"] if "config" in row else chosen.published_config(task, kind["head"])
         return cls(
             chosen.from_config(config, **kind),
             task,
             seed=row.get("seed", 0) if seed is None else seed,
-            objective=objective or objectives.get(row.get("objective", HMEAN.name)),
+            objective=objective or objectives.get(row.get("objective", REMOVAL.name)),
             metrics=tuple(map(metrics.get, row.get("metrics", {}))),
             options=options or options_of(row),
             layers=layers,
@@ -238,9 +243,8 @@ class Trial:
         else:
             from raymu.distributed.nodes import driving
             from raymu.distributed.session import Resources, fit_to_cluster, session
-            from raymu.distributed.worker_groups import side_by_side, take_along
+            from raymu.distributed.worker_groups import side_by_side
 
-            take_along(plugins.loaded())
             with session(None), driving(locate(out), locate(out) / MIRROR) as driver:
                 side_by_side(driver, fit_to_cluster(Resources(options=self.options)), [call])
             shutil.rmtree(out / MIRROR)
@@ -267,6 +271,7 @@ def evaluate(
     Raises:
         InputError: the scenario's data are missing, or torch's defaults were changed.
     """
+    check_new(metrics)
     source.read_anew()
     devices.check_defaults()
     found = references.load(splits.prepare(scenario, data_dir), references.default_device(), options, metrics)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -110,6 +111,25 @@ def _number(what: str, value: Any, kind: type[int] | type[float], bounds: Bounds
     except (ValueError, OverflowError) as error:
         wanted = ", ".join(filter(None, [str(bounds), "a whole number" if kind is int else "a number"]))
         raise InputError(f"{what} has to be {wanted}, not {value!r}") from error
+
+
+def parameters_of(function: Any, what: str) -> tuple[str, ...]:
+    """Names of a function's parameters, by which it asks for what it needs.
+
+    Args:
+        what: which function, in messages.
+
+    Raises:
+        InputError: it is none, or has a parameter that has no name outside.
+    """
+    try:
+        found = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: {function!r} is no function whose parameters can be read") from error
+    for one in found.values():
+        if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            raise InputError(f"{what}: its parameters are what it asks for, by name; {one} has none")
+    return tuple(found)
 
 
 def unknown(kind: str, name: Any, known: list[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -219,7 +220,7 @@ def test_a_directory_that_is_given_and_missing_is_no_reason_to_take_another(own_
 
 def test_a_forget_set_is_a_set() -> None:
     digits = SCENARIOS["digits"]
-    assert dataclasses.replace(digits, forget=(8, 8)).hash == digits.hash
+    assert dataclasses.replace(digits, forget=digits.forget * 2).hash == digits.hash
     assert dataclasses.replace(digits, forget=(5, 3)) == dataclasses.replace(digits, forget=(3, 5))
     assert Confirmation(1, forget=((5, 3), (3, 5, 5), (1,))) == Confirmation(1, forget=((1,), (3, 5)))
     two = (("depth", 1), ("patch_size", 4))
@@ -304,7 +305,7 @@ def test_every_row_of_an_edited_scenario_and_method_can_be_made_again(raymu, tmp
 
 
 CHANGED = {
-    "forget": ({"forget": [3]}, "its forget is [3], in its scenario_fields [8]"),
+    "forget": ({"forget": [3]}, "its forget is [3], in its scenario_fields [1, 3, 5, 8, 9]"),
     "model_seed": ({"model_seed": 4}, "its model_seed is 4"),
     "scenario": ({"scenario": "cifar10-resnet18"}, "its scenario is cifar10-resnet18"),
     "engine": ({"engine": "zero-x"}, "unknown engine 'zero-x'"),
@@ -556,7 +557,7 @@ def test_what_differs_from_process_to_process_changes_no_digest(tmp_path) -> Non
     (tmp_path / "own_of_a_test.py").write_text(text)
     say = "from raymu import references, source; from raymu.data.published import DATASETS; import own_of_a_test as o; "
     say += "DATASETS['mine'] = o; "
-    say += "print(source.digest(o.work), references.evaluation_code(), source.digest(references.fit))"
+    say += "print(source.digest(o.work), references.evaluation_code(), source.digest(training.fit))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", before + say], cwd=tmp_path, capture_output=True, text=True, check=True,
@@ -652,10 +653,27 @@ def test_a_worker_looks_once_a_sweep(monkeypatch) -> None:
     assert source.digest(fills) != before
 
 
-def test_code_that_nobody_can_read_is_never_taken_for_the_same() -> None:
-    scope: dict = {"__name__": __name__}
-    exec("def unseen(): return 1", scope)
-    assert source.digest(scope["unseen"]) != source.digest(scope["unseen"])
+def test_code_that_nobody_can_read_is_this_process_s_own(monkeypatch) -> None:
+    """Known again, so that what it left behind is found, but neither a second definition nor another process's."""
+    shell = types.ModuleType("shell")
+    monkeypatch.setitem(sys.modules, "shell", shell)
+    scope = vars(shell)
+    scope["used"] = 1
+    typed = "class Typed:\n    held = 1\n    def unseen(self): return used\n"
+    exec(typed, scope)
+    first = scope["Typed"]
+    assert source.digest(first) == source.digest(first)
+    before, scope["used"] = source.digest(first), 2
+    assert source.digest(first) != before
+    before, first.held = source.digest(first), 2
+    assert source.digest(first) != before
+    before, first.unseen = source.digest(first), lambda self: 1
+    assert source.digest(first) != before
+    exec(typed, scope)
+    assert source.digest(scope["Typed"]) != source.digest(first)
+    ask = f"exec({typed!r}); from raymu import source; print(source.digest(Typed))"
+    said = [subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True).stdout for _ in range(2)]
+    assert said[0] != said[1]
 
 
 def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped, monkeypatch) -> None:
@@ -856,19 +874,19 @@ def test_an_objective_that_is_an_object_is_known_by_its_state() -> None:
     assert codes[0] == codes[2] != codes[1]
 
 
-@pytest.mark.parametrize("score", [7.5, -0.1, None, float("nan"), True, "0.5"])
-def test_a_score_is_a_number_from_0_to_1(score) -> None:
-    with pytest.raises(ValueError, match="objective mine has to return a number from 0 to 1"):
-        Objective(lambda: score, name="mine").of({})
+@pytest.mark.parametrize("score", [7.5, -1.1, None, float("nan"), True, "0.5"])
+def test_a_score_is_a_number_up_to_1(score) -> None:
+    with pytest.raises(ValueError, match="objective mine has to return a number from -1 to 1"):
+        Objective(lambda: score, name="mine").of({}, {})
 
 
 def test_an_objective_reads_the_columns_that_it_names() -> None:
     """None of another split: a search does not see test."""
     both = Objective(lambda retain_acc, train_nc1: retain_acc * train_nc1, name="both")
     row = {"val_retain_acc": 0.5, "test_retain_acc": 0.25, "train_nc1": 1.0, "val_nc4": None}
-    assert (both.of(row), both.of(row, "test")) == (0.5, 0.25)
+    assert (both.of(row, {}), both.of(row, {}, "test")) == (0.5, 0.25)
     with pytest.raises(ValueError, match="reads nc4, which is not defined here"):
-        Objective(lambda nc4: nc4, name="undefined").of(row)
+        Objective(lambda nc4: nc4, name="undefined").of(row, {})
 
 
 @pytest.mark.parametrize(
@@ -876,7 +894,7 @@ def test_an_objective_reads_the_columns_that_it_names() -> None:
     [
         (lambda test_retain_acc: 1.0, "none", "mine reads test_retain_acc, which is not measured in a trial"),
         (lambda mia_auc: 1.0, "asha", "mine reads mia_auc, which is not measured while a trial runs: --scheduler none"),
-        (lambda **row: 1.0, "none", "its columns are its parameters"),
+        (lambda **row: 1.0, "none", "its parameters are what it asks for, by name"),
     ],
 )
 def test_an_objective_that_cannot_be_computed_is_refused_before_anything_is(quick, score, scheduler, message) -> None:

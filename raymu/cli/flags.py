@@ -27,7 +27,7 @@ OwnFlag = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="A file of yours with the dataset, architecture or objective that a row names. May be repeated.",
+        help="A file of yours with the dataset, architecture, metric or objective that a row names. May be repeated.",
     ),
 ]
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."

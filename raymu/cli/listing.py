@@ -3,29 +3,31 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from raymu.cli.flags import JsonFlag
 from raymu.cli.program import app, console
+from raymu.errors import InputError
 from raymu.values import STORAGE
 
 
 @app.command()
 def methods(
     as_json: JsonFlag = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the README's table.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/methods.md.")] = False,
 ) -> None:
     """List the unlearning methods, their hyperparameters, published values and ranges."""
     from raymu.method import shown
     from raymu.methods import get, markdown_table, names
 
+    known = dict(_loadable(names(), get))
     described = []
-    for name in names():
-        cls = get(name)
+    for name, cls in known.items():
         described.append(
             {
                 "name": name,
@@ -52,8 +54,7 @@ def methods(
     if as_markdown:
         typer.echo(markdown_table())
         return
-    for name in names():
-        cls = get(name)
+    for name, cls in known.items():
         console.print(f"[bold]{name}[/bold]  {cls.paper}", highlight=False)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
         for field in cls.hyperparameters().values():
@@ -77,7 +78,7 @@ def scenarios(as_json: JsonFlag = False) -> None:
     """List the scenarios: what has to be forgotten."""
     from raymu import scenario
 
-    known = [scenario.get(name) for name in scenario.names()]
+    known = list(dict(_loadable(scenario.names(), scenario.get)).values())
     if as_json:
         typer.echo(json.dumps([task.as_dict() for task in known], indent=2))
         return
@@ -89,6 +90,15 @@ def scenarios(as_json: JsonFlag = False) -> None:
         training = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"
         table.add_row(task.name, task.dataset_name, task.pretrained or task.architecture_name, task.forgotten, training)
     console.print(table, highlight=False)
+
+
+def _loadable(names: Iterable[str], get: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+    """Things by name; what a package brings that cannot be loaded is said and left out."""
+    for name in names:
+        try:
+            yield name, get(name)
+        except InputError as error:
+            typer.echo(f"left out: {error}", err=True)
 
 
 @app.command()

@@ -75,8 +75,10 @@ def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
     """A program with one command, whose defaults are what the sweeps say.
 
     Raises:
-        InputError: they differ in scenario or protocol, so that they could not be ranked.
+        InputError: there is none, or they differ in scenario or protocol, so that they could not be ranked.
     """
+    if not sweeps:
+        raise InputError("there is no sweep")
     for what in ("scenario", "protocol"):
         for sweep in sweeps:
             if getattr(sweep, what) != getattr(sweeps[0], what):
@@ -133,7 +135,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             str, typer.Option(help="Draws the suggestions and everything random in a trial; 0,1,2 are three searches.")
         ] = ",".join(map(str, budget.search_seeds)),
         objective: Annotated[
-            str, typer.Option(help="What is maximised on validation: hmean, weighted, oracle_gap, pareto.")
+            str, typer.Option(help="What is maximised on validation: removal, hmean, weighted, pareto.")
         ] = budget.objective.name,
         confirm_seeds: Annotated[
             int, typer.Option(help="Number of seeds on which the best settings run again. (0: nothing is confirmed)")

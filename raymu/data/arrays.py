@@ -7,7 +7,7 @@ unpickles images.
 import hashlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,8 @@ class ArrayDataset(Dataset):
         return data
 
     def _check(self, arrays: Arrays) -> None:
+        if not isinstance(arrays, Mapping):
+            raise InputError(f"{self.name}: read has to return arrays by name, not {type(arrays).__name__}")
         known = {f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")}
         for key in arrays.keys() - known:
             raise InputError(f"{self.name}: {unknown('array', key, sorted(known))}")
@@ -117,7 +119,7 @@ class ArrayDataset(Dataset):
             raise InputError(f"{self.name}: mean and std have to be {self.channels} finite numbers, one a channel")
         if not (np.isfinite(self.std).all() and min(self.std) > 0):
             raise InputError(f"{self.name}: std has to be above 0, not {self.std}")
-        for part in ("train", "test") if "test_images" in arrays else ("train",):
+        for part in ("train", "test") if {"test_images", "test_labels"} & arrays.keys() else ("train",):
             images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
             wanted = (len(labels), *self.format_of_arrays.shape)
             if not len(labels) or images.dtype != np.uint8 or images.shape != wanted:

@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymu
-from raymu import cache, devices, modules, source, splits
+from raymu import cache, devices, modules, plugins, source, splits
 from raymu.data import folders
 from raymu.errors import InputError, NodeError
 from raymu.models import pretrained
@@ -57,7 +57,8 @@ class Driver:
 
 @contextlib.contextmanager
 def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
-    """Make this process the driver of what the body runs on the cluster.
+    """Make this process the driver of what the body runs on the cluster. What the user's files define travels as it is,
+    since other processes do not have these as modules.
 
     Args:
         shared: a directory that every node has to see.
@@ -66,6 +67,8 @@ def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
     Raises:
         InputError: they cannot be written to.
     """
+    for module in plugins.loaded():
+        ray.cloudpickle.register_pickle_by_value(module)
     node = ray.get_runtime_context().get_node_id()
     mark = f".visible-{uuid.uuid4().hex}"
     cache.root().mkdir(parents=True, exist_ok=True)

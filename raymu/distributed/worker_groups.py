@@ -5,9 +5,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import ModuleType
 from typing import Any, TypeVar
 
 import ray
@@ -170,12 +169,6 @@ def in_group(driver: nodes.Driver, options: Options, function: Callable[..., Res
     if _group is None or _group.ended:
         _group = WorkerGroup(ray.util.get_current_placement_group())
     return _group.run(call, *arguments)
-
-
-def take_along(modules: Iterable[ModuleType]) -> None:
-    """Let what these modules define travel to other processes as it is: they may not have the modules."""
-    for module in modules:
-        ray.cloudpickle.register_pickle_by_value(module)
 
 
 def side_by_side(driver: nodes.Driver, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:

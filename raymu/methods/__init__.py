@@ -31,7 +31,7 @@ def _own() -> dict[str, EntryPoint]:
 
 
 def markdown_table() -> str:
-    """Every method of raymu's with its hyperparameters: published value (for CIFAR-10) and range, for the README."""
+    """Every method of raymu's with its hyperparameters, published value (for CIFAR-10) and range: docs/methods.md."""
     lines = ["| method | paper | reads | hyperparameters: default -> range |", "|---|---|---|---|"]
     for name in sorted(_own()):
         cls = get(name)

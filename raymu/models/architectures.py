@@ -53,6 +53,8 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
         given = "".join(f", {name}={value!r}" for name, value in arguments.items())
         with refusal(scenario, f"cannot be built with num_classes={dataset.num_classes}{given}"):
             model: Any = network.build(dataset.num_classes, scenario.format.shape, **arguments)
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"build returned {model!r}, no torch.nn.Module")
         if scenario.cifar_stem:
             stem, pool = getattr(model, "conv1", None), getattr(model, "maxpool", None)
             if not (isinstance(stem, nn.Conv2d) and isinstance(pool, nn.MaxPool2d)):

@@ -128,6 +128,8 @@ def best(
     if argument and kind != "constrained":
         raise InputError(f"rule {kind} takes no {argument!r}")
     sweeps = loaded(results)
+    if not sweeps:
+        raise NothingCompleted("there is no sweep to choose from")
     if method is not None:
         known = sorted({row["method"] for sweep in sweeps for row in sweep.rows})
         if method not in known:
