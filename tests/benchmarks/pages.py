@@ -5,7 +5,7 @@ prints.
     python tests/benchmarks/pages.py --print   # shows them instead
 
 The commands run one after the other in an empty directory, with an empty cache. `tests/test_pages.py` runs them, too,
-and compares. Four of the blocks are printed by this script: `extremes SWEEP`, `machine`, `metrics` and `columns`.
+and compares. Three of the blocks are printed by this script: `machine`, `metrics` and `columns`.
 """
 
 import argparse
@@ -17,11 +17,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from raymu import devices, row
 from raymu.evaluation import metrics
-from raymu.results import ranking, reader, selection, tables
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PAGES = [REPOSITORY / name for name in ("README.md", "docs/tutorial.md", "docs/methods.md", "docs/metrics.md")]
@@ -62,18 +60,6 @@ def rewritten(texts: list[str]) -> list[str]:
     return [BLOCK.sub(lambda found: f"{found['command']}{found['open']}{printed[found['command']]}", t) for t in texts]
 
 
-def show_extremes(sweep: str) -> None:
-    """Print the settings that ran to the end whose output, and whose features, tell least of what is forgotten."""
-    rows = selection.candidates(reader.read(sweep))
-    least = {
-        "silent": min(rows, key=lambda row: (row["test_forget_acc"], row["trial"])),
-        "blind": min(rows, key=lambda row: (row["test_probe_forget_acc"], row["trial"])),
-    }
-    objective = rows[0]["objective"]
-    figures = {name: ranking.figures_of(row, objective) for name, row in least.items()}
-    Console().print(tables.comparison(figures, objective))
-
-
 def show_machine() -> None:
     """Print what the figures are made on."""
     here = devices.describe(torch.device("cpu"), "fp32")
@@ -84,19 +70,17 @@ def show_machine() -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help="extremes SWEEP, machine, metrics or columns")
+    arguments.add_argument("what", nargs="?", help="machine, metrics or columns")
     arguments.add_argument("--print", action="store_true", help="leave the pages as they are")
     options = arguments.parse_args()
-    if options.what[:1] == ["extremes"]:
-        show_extremes(options.what[1])
-    elif options.what == ["machine"]:
+    if options.what == "machine":
         show_machine()
-    elif options.what == ["metrics"]:
+    elif options.what == "metrics":
         print(metrics.markdown_table())
-    elif options.what == ["columns"]:
+    elif options.what == "columns":
         print(row.markdown_table())
     elif options.what:
-        arguments.error(f"unknown: {' '.join(options.what)}")
+        arguments.error(f"unknown: {options.what}")
     else:
         for page, text in zip(PAGES, rewritten([page.read_text() for page in PAGES]), strict=True):
             print(text) if options.print else page.write_text(text)
