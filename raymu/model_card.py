@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from huggingface_hub import EvalResult, ModelCardData
 
 from raymu.architecture import Timm
-from raymu.results.tables import COLUMNS, percent
+from raymu.results.tables import COLUMNS, metric
 from raymu.row import Row
 from raymu.scenario import Scenario
 
@@ -17,6 +17,7 @@ MADE_WITH = ("raymu", "torch", "timm", "safetensors")
 TITLES = {
     "retain": "Retain accuracy",
     "forget": "Forget accuracy",
+    "attack": "Area under the attacker's ROC curve",
     "probe-forget": "Linear-probe accuracy on the forget set",
     "NCC-forget": "Nearest-class-centre accuracy on the forget set",
 }
@@ -36,11 +37,12 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
     config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]
     versions = [f"{package} {importlib.metadata.version(package)}" for package in MADE_WITH]
     models = {**(references or {}), "this model": row}
+    columns = [f"test_{column}" for column in COLUMNS.values()]
     table = [
         f"| model | {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * len(COLUMNS)}",
         *(
-            f"| {model} | {' | '.join(percent(figures[f'test_{column}']) for column in COLUMNS.values())} |"
+            f"| {model} | {' | '.join(metric(column, figures[column]) for column in columns)} |"
             for model, figures in models.items()
         ),
     ]
@@ -78,7 +80,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
             dataset_type=_plain(scenario.dataset_name),
             dataset_name=_plain(f"{scenario.name}, forgetting {scenario.forgotten}"),
             dataset_split="test",
-            metric_type="accuracy",
+            metric_type="roc_auc" if column.endswith("auc") else "accuracy",
             metric_name=TITLES[heading],
             metric_value=row[f"test_{column}"],
         )

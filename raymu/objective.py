@@ -1,6 +1,6 @@
-"""Objectives: scores of a row in [0, 1], higher is better, computed from the columns that they name."""
+"""Objectives: scores of a row, higher is better, computed from the columns that they name."""
 
-import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 from raymu import plugins, source
 from raymu.errors import InputError
+from raymu.values import conform, parameters_of
 
 Kind = Literal["classes", "samples"]
+References = Mapping[str, Mapping[str, Any]]
+LOWEST = -1.0  # score that a searcher may see
+MARGIN = 0.02  # of retain accuracy that a method may lose against the retrained model
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class Objective(source.Travels):
 
     Attributes:
         score: a function whose parameters are the columns that it reads, without their split: `retain_acc`,
-            `probe_forget_acc_gap`. It can read no others, and returns a number from 0 to 1.
+            `probe_forget_acc_gap`. With `_original` or `_retrained` after it, as in `retain_acc_original`, a column is
+            that reference's. It can read no others, and returns a number from -1 to 1. What is reported is at least 0;
+            below it a searcher still sees which way is up.
         name: what stands in rows; empty: the function's.
         forgets: the kinds of forget sets for which it says something.
         maximises: another function of such columns, whose numbers are all maximised, none at the cost of another
@@ -35,11 +41,11 @@ class Objective(source.Travels):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or getattr(self.score, "__name__", ""))
+        conform(self, "objective: ")
         if not self.name.isidentifier():
             raise InputError(f"an objective needs a name, not {self.name!r}: Objective(score, name=...)")
         for function in (self.score, self.maximises or self.score):
-            if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in _parameters(function).values()):
-                raise InputError(f"objective {self.name}: its columns are its parameters, which *, ** do not name")
+            parameters_of(function, f"objective {self.name}")
 
     def code(self, within: tuple[str, ...] = ("raymu.objective",)) -> str:
         """Digest of what computes it: scores compare only where it is the same."""
@@ -51,22 +57,28 @@ class Objective(source.Travels):
         functions = (self.score, self.maximises or self.score)
         return tuple(dict.fromkeys(name for function in functions for name in _parameters(function)))
 
-    def of(self, row: Mapping[str, Any], split: str = "val") -> float:
-        """Score of a row on a split.
+    def of(self, row: Mapping[str, Any], references: References, split: str = "val") -> float:
+        """Score of a row on a split, in [0, 1]; see `seen`."""
+        return max(0.0, self.seen(row, references, split))
+
+    def seen(self, row: Mapping[str, Any], references: References, split: str = "val") -> float:
+        """Score of a row on a split as a searcher sees it, in [-1, 1].
+
+        Args:
+            references: the columns of the "original" and of the "retrained" model.
 
         Raises:
-            ValueError: a column is missing or None, or the score is no number in [0, 1].
+            ValueError: a column is missing or None, or the score is no number in [-1, 1].
         """
-        score = self.score(**self._given(self.score, row, split))
-        if isinstance(score, bool) or not isinstance(score, Real) or not 0 <= score <= 1:
-            raise ValueError(f"objective {self.name} has to return a number from 0 to 1, not {score!r}")
+        score = self.score(**self._given(self.score, row, references, split))
+        if isinstance(score, bool) or not isinstance(score, Real) or not LOWEST <= score <= 1:
+            raise ValueError(f"objective {self.name} has to return a number from -1 to 1, not {score!r}")
         return float(score)
 
     def values(self, row: Mapping[str, Any]) -> list[float]:
-        """What is maximised, on validation."""
-        if self.maximises is None:
-            return [self.of(row)]
-        return [float(value) for value in self.maximises(**self._given(self.maximises, row, "val"))]
+        """What is maximised instead of the score, on validation."""
+        assert self.maximises is not None
+        return [float(value) for value in self.maximises(**self._given(self.maximises, row, {}, "val"))]
 
     def check(self, known: list[str], when: str) -> None:
         """Look whether all its columns are measured.
@@ -79,11 +91,17 @@ class Objective(source.Travels):
             InputError: one is not.
         """
         for column in self.columns:
-            if _column(column, "val") not in known:
+            if not {_column(column, "val"), _column(_of_reference(column)[0], "val")} & set(known):
                 raise InputError(f"objective {self.name} reads {column}, which is not measured {when}")
 
-    def _given(self, function: Callable[..., Any], row: Mapping[str, Any], split: str) -> dict[str, Any]:
-        given = {name: row.get(_column(name, split)) for name in _parameters(function)}
+    def _given(
+        self, function: Callable[..., Any], row: Mapping[str, Any], references: References, split: str
+    ) -> dict[str, Any]:
+        given = {}
+        for name in _parameters(function):
+            column, which = _of_reference(name)
+            own = _column(name, split)
+            given[name] = row[own] if own in row else references.get(which, {}).get(_column(column, split))
         for name, value in given.items():
             if value is None:
                 raise ValueError(f"objective {self.name} reads {name}, which is not defined here")
@@ -95,8 +113,46 @@ def _column(name: str, split: str) -> str:
     return name if name.startswith("train_") else f"{split}_{name}"
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
+def _of_reference(name: str) -> tuple[str, str]:
+    """A reference's column, and which reference is meant."""
+    column, _, which = name.rpartition("_")
+    return (column, which) if which in ("original", "retrained") else (name, "")
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return parameters_of(function, "objective")
+
+
+def removal(
+    retain_acc: float,
+    retain_acc_retrained: float,
+    attack_auc: float,
+    attack_auc_original: float,
+    attack_auc_retrained: float,
+    forget_acc: float,
+    forget_acc_original: float,
+    forget_acc_retrained: float,
+) -> float:
+    """Removed memory, from 0 for the original to 1 for the retrained model: the product of three shares.
+
+        kept     1 - (loss - MARGIN) / (4 MARGIN),  loss of retain accuracy against the retrained model
+        memory   (original - model) / (original - retrained),  what the attacker reads of the forget set
+        answers  1 - |model - retrained| / (original - retrained),  the model's own answers on the forget set
+
+    Each is at most 1, so damage beyond the retrained model earns nothing, and 0 where it is negative: a loss of five
+    margins, an attacker who reads as much as before, or answers as far from the retrained model's as the original's are
+    make the score 0. A product, since removed memory counts only as far as the model does not answer, and a model only
+    as far as it can still be used. Where one of them is 0 a searcher sees, below 0, how far all three are from 1.
+
+    Where there is no memory, the original being read no better than the retrained model, its removal counts as 1.
+    """
+    kept = 1 - (retain_acc_retrained - retain_acc - MARGIN) / (4 * MARGIN)
+    to_remove = attack_auc_original - attack_auc_retrained
+    memory = (attack_auc_original - attack_auc) / to_remove if to_remove > 0 else 1.0
+    # Where samples are forgotten, original and retrained may answer the same.
+    answers = 1 - abs(forget_acc - forget_acc_retrained) / max(forget_acc_original - forget_acc_retrained, MARGIN)
+    shares = [min(max(share, LOWEST), 1.0) for share in (kept, memory, answers)]
+    return math.prod(shares) if min(shares) > 0 else (sum(shares) - 3) / 6
 
 
 def hmean(retain_acc: float, probe_forget_acc: float) -> float:
@@ -110,11 +166,6 @@ def weighted(retain_acc: float, probe_forget_acc: float) -> float:
     return sum(both(retain_acc, probe_forget_acc)) / 2
 
 
-def oracle_gap(retain_acc_gap: float, probe_forget_acc_gap: float) -> float:
-    """1 - mean absolute gap to the retrained model, in retain and probe-forget accuracy."""
-    return 1 - float(abs(retain_acc_gap) + abs(probe_forget_acc_gap)) / 2
-
-
 def both(retain_acc: float, probe_forget_acc: float) -> tuple[float, float]:
     """Retain accuracy and 1 - probe-forget accuracy."""
     return retain_acc, 1 - probe_forget_acc
@@ -125,14 +176,14 @@ def pair(row: Mapping[str, Any]) -> tuple[float, float]:
     return both(float(row["val_retain_acc"]), float(row["val_probe_forget_acc"]))
 
 
-# Where single samples are forgotten, they are to be read as well as unseen ones are: only the gap says how well.
 HMEAN = Objective(hmean, forgets=("classes",))
+REMOVAL = Objective(removal)
 OBJECTIVES: dict[str, Objective] = {
     one.name: one
     for one in (
+        REMOVAL,
         HMEAN,
         Objective(weighted, forgets=("classes",)),
-        Objective(oracle_gap),
         Objective(hmean, name="pareto", forgets=("classes",), maximises=both),
     )
 }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from raymu import objective as objectives
 from raymu.errors import InputError
 from raymu.evaluation.metrics import Metric, check_new
-from raymu.objective import HMEAN, Objective
+from raymu.objective import REMOVAL, Objective
 from raymu.values import NOT_NEGATIVE, Bounds, conform
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
@@ -80,7 +80,7 @@ class Protocol:
     searcher: Searcher = "tpe"
     scheduler: Scheduler = "asha"
     search_seeds: tuple[int, ...] = (0,)
-    objective: Objective = HMEAN
+    objective: Objective = REMOVAL
     confirmation: Confirmation = field(default_factory=Confirmation)
     metrics: tuple[Metric, ...] = ()
 

@@ -1,28 +1,37 @@
 """The two models everything is compared with: the original, and the one retrained without the forget set."""
 
-import contextlib
-import copy
 import functools
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from raymu import cache, devices, engines, source, splits
+from raymu import cache, devices, source, splits
 from raymu.checkpoints import Checkpoints, State
 from raymu.engines import DEFAULTS, Options
-from raymu.evaluation import Metric, accuracy, baseline, evaluate, evaluate_quickly, gaps, profile
+from raymu.errors import InputError
+from raymu.evaluation import (
+    Memory,
+    Metric,
+    baseline,
+    evaluate,
+    evaluate_quickly,
+    gaps,
+    look,
+    measured,
+    memories,
+    profile,
+)
 from raymu.method import Method
 from raymu.methods.retrain import Retrain
-from raymu.models import architectures, compatibility, inference, pretrained
-from raymu.run import Part
+from raymu.models import architectures, compatibility, pretrained
 from raymu.scenario import Scenario
 from raymu.storage import locate
+from raymu.training import TrainOriginal, carried_out_by, fit
 from raymu.values import content_hash
 from raymu.workers import Workers
 
@@ -32,20 +41,9 @@ REFERENCES: tuple[Which, ...] = ("original", "retrained")
 WEIGHTS = "model.safetensors"
 BASELINE = "baseline.safetensors"
 COMPARED = "metrics.json"
-QUICK = "quick.json"
+MEMORY = "memory.json"
 PROFILES = "profiles.json"
 TRAINING = "training.json"
-BEST = "best/"  # stands before the names of the best weights so far, in a checkpoint
-
-
-class TrainOriginal(Retrain):
-    """The original's training: like the retrained model's, on the whole training set."""
-
-    needs: ClassVar[tuple[Part, ...]] = ("retain", "forget")
-
-
-class _Converged(Exception):
-    """The recipe's patience is over."""
 
 
 def directory(scenario: Scenario) -> Path:
@@ -133,8 +131,12 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         trained = load_models(scenario, options)
         with devices.cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
-            rows = {which: evaluate(model, scenario_data, measure, further) for which, model in trained.items()}
-            looked = evaluate_quickly(trained["retrained"], scenario_data, further)
+            views = {which: look(model, scenario_data, measure) for which, model in trained.items()}
+            try:
+                rows = {which: measured(of_model, further) for which, of_model in views.items()}
+            except ValueError as error:  # a metric of the user's
+                raise InputError(str(error)) from error
+            to_forget = memories(*views.values())
         if entry is None:
             return
         cache.save_tensors(entry / BASELINE, measure)
@@ -142,7 +144,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         for which in REFERENCES:
             found[which]["weights"] = weights_digest(scenario, which)
         cache.save_json(entry / COMPARED, found)
-        cache.save_json(entry / QUICK, looked)
+        cache.save_json(entry / MEMORY, to_forget)
 
     return Workers().once(_comparison(scenario, further), build)
 
@@ -153,6 +155,13 @@ def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dic
     cache.find(entry)
     metrics: dict[str, dict[str, Any]] = cache.load_json(entry / COMPARED)
     return metrics
+
+
+def memory(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Memory | None]:
+    """What there is to forget, on "val" and on "test"; None where it is not defined."""
+    entry = _comparison(scenario, further)
+    cache.find(entry)
+    return {split: found and Memory(*found) for split, found in cache.load_json(entry / MEMORY).items()}
 
 
 def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[dict[str, Any]]]:
@@ -201,94 +210,7 @@ def _of_both(scenario: Scenario, what: str, *codes: str) -> Path:
 
 def evaluation_code() -> str:
     """A digest of the code that evaluates: rows and references compare only where it is the same."""
-    return source.digest(evaluate, evaluate_quickly, baseline, gaps, splits.load, within=source.EVALUATION)
-
-
-class _Best(NamedTuple):
-    """The weights so far with the highest validation accuracy; none where the recipe does not ask for it."""
-
-    accuracy: float
-    epoch: int
-    weights: dict[str, Tensor]
-
-
-class Fitted(NamedTuple):
-    """Outcome of a training: the epoch whose weights it ended with, its seconds (earlier attempts included), and what
-    `_carried_out_by` returned.
-    """
-
-    epochs: int
-    seconds: float
-    by: list[Any]
-
-
-def _carried_out_by(options: Options, device: torch.device) -> list[Any]:
-    """Threads, workers, engine, DeepSpeed's configuration and device: the last digits of a training depend on them."""
-    return [options.threads, options.workers, options.engine, options.deepspeed, device.type]
-
-
-def fit(
-    model: nn.Module,
-    scenario_data: splits.Data,
-    method: Retrain,
-    scenario: Scenario,
-    options: Options = DEFAULTS,
-    checkpoints: Checkpoints | None = None,
-) -> Fitted:
-    """Train the model in place by the scenario's recipe.
-
-    Args:
-        checkpoints: where its state after an epoch is kept. It goes on from one that it finds there, if that was
-            carried out alike.
-    """
-    started = kept = time.perf_counter()
-    workers, patience = scenario_data.workers, scenario.recipe.patience
-    carried_out_by = _carried_out_by(options, scenario_data.device)
-    best = _Best(-1.0, method.epochs, {})
-    engine = engines.make(model, scenario_data, scenario, seed=scenario.model_seed, options=options)
-
-    def end_of_epoch(epoch: int) -> None:
-        nonlocal best, kept
-        if patience is not None:
-            accuracy = _val_accuracy(model, scenario_data, scenario, method)
-            if accuracy > best.accuracy:
-                best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()))
-            elif epoch - best.epoch >= patience:
-                raise _Converged
-        if checkpoints is not None and workers.broadcast(time.perf_counter() - kept >= options.checkpoint_s):
-            kept, state = time.perf_counter(), engine.state()
-            weights = state.weights | {BEST + name: weight for name, weight in best.weights.items()}
-            so_far = {
-                "of": scenario.hash,
-                "by": carried_out_by,
-                "best": [best.accuracy, best.epoch],
-                "seconds": kept - started,
-            }
-            checkpoints.save(state._replace(weights=weights), so_far, workers)
-
-    found = None if checkpoints is None else checkpoints.load(workers)
-    if found is not None and (found[1]["by"], found[1].get("of")) == (carried_out_by, scenario.hash):
-        state, so_far = found
-        of_best = {name for name in state.weights if name.startswith(BEST)}
-        accuracy, epoch = so_far["best"]
-        best = _Best(accuracy, epoch, {name.removeprefix(BEST): state.weights.pop(name) for name in of_best})
-        engine.resume(state)
-        started -= so_far["seconds"]
-    with contextlib.suppress(_Converged):
-        engine.run(method, end_of_epoch)
-    if best.weights:
-        model.load_state_dict(best.weights)
-    return Fitted(best.epoch, time.perf_counter() - started, carried_out_by)
-
-
-def _val_accuracy(model: nn.Module, scenario_data: splits.Data, scenario: Scenario, method: Retrain) -> float:
-    """Share of right answers on held-out images of the classes that the method trains on."""
-    retain, forget = scenario_data.val
-    splits = [retain, forget] if scenario.forget and "forget" in method.needs else [retain]
-    said = inference.extract(model, scenario_data, *splits)
-    answers = torch.cat([one.logits.argmax(1) for one in said])
-    labels = torch.cat([one.labels for one in said])
-    return accuracy(answers, labels, scenario_data.workers)
+    return source.digest(evaluate, evaluate_quickly, baseline, gaps, memories, splits.load, within=source.EVALUATION)
 
 
 @dataclass(frozen=True)
@@ -297,7 +219,6 @@ class References:
 
     Attributes:
         metrics: see the function of that name.
-        quick: what `evaluate_quickly` said of the retrained one.
         baseline: what `evaluate` compares a model with.
         original: the original's weights.
     """
@@ -305,7 +226,6 @@ class References:
     scenario: Scenario
     data: splits.Data
     metrics: dict[str, dict[str, Any]]
-    quick: dict[str, Any]
     baseline: dict[str, Tensor]
     original: dict[str, Tensor]
 
@@ -323,7 +243,7 @@ class References:
             return None
         entry = entry_of(self.scenario, "retrained")
         training = cache.load_json(entry / TRAINING)
-        alike = training["by"] == _carried_out_by(options, self.data.device)
+        alike = training["by"] == carried_out_by(options, self.data.device)
         if not alike or training["epochs"] != recipe.epochs:  # patience ended it, or took earlier weights
             return None
         return State(
@@ -374,7 +294,6 @@ def _loaded(
         scenario=scenario,
         data=load_data(scenario, options, device),
         metrics=metrics(scenario, further),
-        quick=cache.load_json(compared / QUICK),
         baseline=cache.load_tensors(compared / BASELINE, device),
         original=cache.load_tensors(entry_of(scenario, "original") / WEIGHTS, device),
     )

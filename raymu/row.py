@@ -50,7 +50,7 @@ class Columns:
     objective: str = column("name of the objective", "asked", "compared", "setting")
     score: float | None = column("the objective on validation, in [0, 1]", "setting", default=None)
     test_score: float | None = column("the objective on test, in [0, 1]", default=None)
-    curve: list[list[float]] = column("[epoch, score] of every rung and of the end", factory=list)
+    curve: list[list[float]] = column("[epoch, score as a searcher sees it] of every rung and of the end", factory=list)
     resumed: list[int] = column("epochs after which it went on from a checkpoint", factory=list)
     epochs: int = column("epochs that were trained", default=0)
     images: int = column("images that the method learnt from", default=0)

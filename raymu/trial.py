@@ -11,9 +11,10 @@ from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
 from raymu.evaluation import Metric, columns, evaluate, evaluate_quickly, gaps
+from raymu.evaluation.metrics import check_new
 from raymu.method import Method
 from raymu.models import pretrained
-from raymu.objective import HMEAN, Objective
+from raymu.objective import REMOVAL, Objective
 from raymu.row import IDENTITY, Columns, Row, row_of
 from raymu.scenario import Scenario
 from raymu.workers import Workers
@@ -30,7 +31,7 @@ def measured(metrics: Sequence[Metric] = (), *, rung: bool = False) -> list[str]
 
 def unmeasured(metrics: Sequence[Metric] = ()) -> Row:
     """The part of a row that metrics fill, empty."""
-    return {"probe": None} | dict.fromkeys(measured(metrics))
+    return dict.fromkeys(measured(metrics))
 
 
 OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
@@ -41,7 +42,7 @@ def run_trial(
     method: Method,
     *,
     seed: int,
-    objective: Objective = HMEAN,
+    objective: Objective = REMOVAL,
     metrics: Sequence[Metric] = (),
     options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
@@ -108,12 +109,13 @@ def run_trial(
             cache_directory=reference.cache_directory() if method.start == "original" else None,
         )
 
-        def measure(found: Callable[[], Row], retrained: Row) -> None:
+        def measure(found: Callable[[], Row]) -> None:
             before = time.perf_counter()
             row.update(found())
-            row.update(gaps(row, retrained, metrics))
-            row["score"] = objective.of(row)
-            row["curve"].append([engine.epoch, row["score"]])
+            row.update(gaps(row, reference.metrics["retrained"], metrics))
+            seen = objective.seen(row, reference.metrics)
+            row["score"] = max(0.0, seen)
+            row["curve"].append([engine.epoch, seen])
             row["evaluate_s"] += time.perf_counter() - before
             clock()
 
@@ -121,7 +123,7 @@ def run_trial(
             nonlocal kept, spared_s
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
             if epoch in rungs and epoch < method.total_epochs:
-                measure(lambda: evaluate_quickly(engine.model, reference.data, metrics), reference.quick)
+                measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
                 report({**row, "status": "stopped"})
             if checkpoints is not None and workers.broadcast(time.perf_counter() - kept >= options.checkpoint_s):
                 clock()
@@ -146,11 +148,8 @@ def run_trial(
             row["peak_mem"] = memory.peak(references.default_device()) if known is None else None
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
-            measure(
-                lambda: evaluate(engine.model, reference.data, reference.baseline, metrics),
-                reference.metrics["retrained"],
-            )
-            row["test_score"] = objective.of(row, "test")
+            measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
+            row["test_score"] = objective.of(row, reference.metrics, "test")
         unlearned = engine.model
     except Diverged as divergence:
         row.update(unmeasured(metrics), status="diverged", score=0.0, error=str(divergence))
@@ -169,9 +168,20 @@ def check(scenario: Scenario, method: type[Method], objective: Objective, metric
     """Look whether a method can be tried on a scenario.
 
     Raises:
-        InputError: a forget set that the data does not have or the method cannot forget, an architecture that timm
-            does not have, or an objective that is none or says nothing there.
+        InputError: one is nothing of its kind, a forget set that the data does not have or the method cannot forget, an
+            architecture that timm does not have, an objective that says nothing there, or a metric with the name of
+            another column.
     """
+    if not isinstance(scenario, Scenario):
+        raise InputError(f"a scenario is a raymu.Scenario, such as raymu.SCENARIOS['digits'], not {scenario!r}")
+    names = [scenario.name, scenario.dataset_name, scenario.architecture_name]
+    if not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"a scenario, its dataset and its architecture need names, not {names}")
+    if not (isinstance(method, type) and issubclass(method, Method) and method.unlearn is not Method.unlearn):
+        raise InputError(f"a method is a class with an unlearn of its own below raymu.Method, not {method!r}")
+    if not isinstance(objective, Objective):
+        raise InputError(f"an objective is a raymu.Objective, not {objective!r}")
+    check_new(metrics)
     objective.check(measured(metrics), "in a trial")
     splits.check_forget(scenario)
     scenario.network.check(scenario.pretrained)
@@ -181,7 +191,7 @@ def check(scenario: Scenario, method: type[Method], objective: Objective, metric
         if "samples" not in objective.forgets:
             raise InputError(
                 f"objective {objective.name} wants the forget set to be unreadable, but single samples are read as well"
-                " as unseen ones once they are forgotten: use oracle_gap"
+                f" as unseen ones once they are forgotten: use {REMOVAL.name}"
             )
     elif "classes" not in objective.forgets:
         raise InputError(f"objective {objective.name} says nothing where whole classes are forgotten")

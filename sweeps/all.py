@@ -7,7 +7,7 @@ Options such as --head cmf or --train classifier hold for all; a method for whic
 
 from raymu import methods
 from raymu.cli.sweep import sweep_main
-from raymu.objective import HMEAN
+from raymu.objective import REMOVAL
 from raymu.protocol import Confirmation, Protocol
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
@@ -20,7 +20,7 @@ def sweeps() -> list[Sweep]:
             scenario=SCENARIOS["digits"],
             protocol=Protocol(
                 trials=40,
-                objective=HMEAN,
+                objective=REMOVAL,
                 scheduler="asha",
                 confirmation=Confirmation(seeds=2, originals=2),
             ),

@@ -8,7 +8,7 @@ Copied elsewhere, this file works alone wherever raymu is installed; `ray submit
 from raymu.cli.sweep import sweep_main
 from raymu.method import Range
 from raymu.methods.bad_teacher import BadTeacher
-from raymu.objective import HMEAN
+from raymu.objective import REMOVAL
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
@@ -18,7 +18,7 @@ def sweep() -> Sweep:
     return Sweep(
         method=BadTeacher,
         scenario=SCENARIOS["digits"],
-        protocol=Protocol(trials=40, objective=HMEAN, scheduler="asha"),
+        protocol=Protocol(trials=40, objective=REMOVAL, scheduler="asha"),
         # Ranges to search instead of the method's own (see `raymu methods`):
         space={"lr": Range(1e-6, 0.01, "log")},
     )

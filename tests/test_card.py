@@ -13,10 +13,10 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
-from raymu import methods, references
+from raymu import methods, references, splits
 from raymu.model_card import model_card
 from raymu.models import architectures, inference
-from raymu.results.tables import COLUMNS, percent
+from raymu.results.tables import COLUMNS, metric
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import run_trial
 
@@ -68,7 +68,9 @@ def run_snippet(card: str, directory: Path, images: torch.Tensor) -> torch.Tenso
 
 @pytest.mark.long
 @pytest.mark.parametrize("head", ["linear", "cmf"])
-def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, digits_data, tmp_path, head) -> None:
+def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, tmp_path, head) -> None:
+    digits = SCENARIOS["digits"]
+    digits_data = splits.load(digits, torch.device("cpu"))
     config = {"lr": 0.01, "epochs": 1} | ({"temperature": 8.5} if head == "cmf" else {})
     (tmp_path / "setting.yaml").write_text(yaml.safe_dump({"config": config, "head": head}))
     printed = raymu("run", "random_label", "--config", "setting.yaml", "--out", "out")
@@ -80,7 +82,7 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, digits, 
 
     lines = card.splitlines()
     for model, figures in {**known, "this model": row}.items():
-        cells = [percent(figures[f"test_{column}"]) for column in COLUMNS.values()]
+        cells = [metric(f"test_{column}", figures[f"test_{column}"]) for column in COLUMNS.values()]
         assert f"| {model} | {' | '.join(cells)} |" in lines
     # The same trial once more gives the model that was saved.
     again, model = run_trial(digits, methods.get("random_label").from_config(config, head=head), seed=0)
@@ -123,10 +125,11 @@ def test_the_front_matter_is_what_hugging_face_reads(digits: Scenario) -> None:
     name, results = model_index_to_eval_results(matter["model-index"])
     assert name == "random_label-digits"
     assert [result.metric_value for result in results] == [
-        row[key] for key in ("test_retain_acc", "test_forget_acc", "test_probe_forget_acc")
+        row[key] for key in ("test_retain_acc", "test_forget_acc", "test_attack_auc", "test_probe_forget_acc")
     ]
+    assert [result.metric_type for result in results] == ["accuracy", "accuracy", "roc_auc", "accuracy"]
     assert {result.dataset_split for result in results} == {"test"}
-    assert "| this model | 90.0 | 77.7 | 65.4 | - |" in card
+    assert "| this model | 90.0 | 77.7 | 0.6540 | 53.1 | - |" in card
     assert "original |" not in card
 
 

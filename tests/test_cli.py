@@ -74,10 +74,10 @@ def test_methods_and_scenarios(raymu) -> None:
         (["sweep", "salun", "--forget", "three"], "numbers such as 3 or 0,1,2"),
         (["sweep", "salun", "--forget", "3", "--forget-share", "0.1"], "exclude each other"),
         (["sweep", "salun", "--forget-share", "1.5"], "share between 0 and 1"),
-        (["sweep", "salun", "--forget-share", "0.1"], "use oracle_gap"),
-        (["run", "salun", "--forget-share", "0.1", "--out", "x"], "use oracle_gap"),
+        (["sweep", "salun", "--forget-share", "0.1", "--objective", "hmean"], "use removal"),
+        (["run", "salun", "--forget-share", "0.1", "--objective", "hmean", "--out", "x"], "use removal"),
         (
-            ["sweep", "unsir", "--forget-share", "0.1", "--objective", "oracle_gap"],
+            ["sweep", "unsir", "--forget-share", "0.1"],
             "unsir forgets classes; it cannot forget single samples",
         ),
         (["sweep", "salun", "--head", "cmv"], "did you mean 'cmf'"),

@@ -14,7 +14,7 @@ from conftest import DEVICE
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from raymu import references, splits
+from raymu import splits, training
 from raymu.data import published
 from raymu.data.images import Pixels
 from raymu.errors import InputError
@@ -148,7 +148,7 @@ def test_cifar10_resnet18_trains_with_the_papers_recipe(cifar10) -> None:
     assert model.eval().forward_features(images).shape == (2, 512, 4, 4)  # the CIFAR stem keeps 32 x 32
     every_ninth = torch.arange(0, 900, 9)
     small = replace(loaded, train=loaded.train.subset(every_ninth), forget=loaded.forget[every_ninth])
-    epoch, *_ = references.fit(model, small, references.TrainOriginal(lr=0.01, epochs=4), short)
+    epoch, *_ = training.fit(model, small, training.TrainOriginal(lr=0.01, epochs=4), short)
     assert 1 <= epoch <= 4
 
 

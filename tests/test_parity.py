@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from raymu import engines, evaluation, methods, references, splits
+from raymu import engines, evaluation, methods, splits, training
 from raymu.engines import Options
 from raymu.engines.options import STAGES
 from raymu.errors import InputError
@@ -76,7 +76,7 @@ def setting() -> tuple[torch.nn.Module, splits.Data]:
     chosen = torch.arange(IMAGES)
     images = dataclasses.replace(whole, train=whole.train.subset(chosen), forget=whole.forget[chosen], workers=ALONE)
     original = architectures.build(SCENARIO, seed=1)
-    engines.make(original, images, SCENARIO, seed=1).run(references.TrainOriginal(lr=0.05, epochs=3))
+    engines.make(original, images, SCENARIO, seed=1).run(training.TrainOriginal(lr=0.05, epochs=3))
     return original, images
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 
-from raymu import cache, references, splits
+from raymu import cache, references, splits, training
 from raymu.data import folders, published
 from raymu.engines.optimizers import DECOUPLED_DECAY
 from raymu.engines.pytorch import Engine
@@ -249,7 +249,7 @@ def test_both_references_and_retrain_start_from_them_and_unlearning_goes_on(file
     pretrained.prepare(TUNED, file)
     splits.prepare(TUNED, tmp_path / "shards")
     starts, optimizers = [], []
-    fit, epochs = references.fit, Engine.epochs
+    fit, epochs = training.fit, Engine.epochs
 
     def spied_fit(model: Any, *arguments: Any) -> int:
         starts.append({name: tensor.clone() for name, tensor in model.state_dict().items()})

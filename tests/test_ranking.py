@@ -17,14 +17,14 @@ from raymu.scenario import SCENARIOS
 from raymu.values import content_hash
 
 SCENARIO = SCENARIOS["digits"]
-PROTOCOL = Protocol(trials=4, confirmation=Confirmation(seeds=3, originals=5))
+PROTOCOL = Protocol(trials=4, objective=HMEAN, confirmation=Confirmation(seeds=3, originals=5))
 ACCURACIES = [f"{split}_{metric}" for split in ("val", "test") for metric in ("retain_acc", "probe_forget_acc")]
 
 
 def row(trial: int, keep: float | None, probe: float | None, **more: Any) -> dict[str, Any]:
     """A search's row with the same accuracies on both splits."""
     accuracies = dict(zip(ACCURACIES, [keep, probe] * 2, strict=True))
-    score = None if keep is None else HMEAN.of(accuracies)
+    score = None if keep is None else HMEAN.of(accuracies, {})
     others = {column: None for column in ranking.ACCURACIES if column not in accuracies}
     return {
         "trial_id": f"m-{trial:04d}",
@@ -167,12 +167,12 @@ def test_a_clear_winner_and_a_tie() -> None:
 def test_without_a_confirmation_no_rank_is_significant() -> None:
     ranked = rank([sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, probe)]) for name, probe in (("a", 0.8), ("b", 0.1))])
     assert [(one.sweep.name, one.rank, one.first, one.last) for one in ranked] == [("b", 1, 1, 2), ("a", 2, 1, 2)]
-    assert ranked[0].score == (HMEAN.of(row(1, 0.9, 0.1)), None, None, 0, 0)
+    assert ranked[0].score == (HMEAN.of(row(1, 0.9, 0.1), {}), None, None, 0, 0)
 
 
 def test_the_mean_is_of_the_confirmation_never_of_the_search() -> None:
     (only,) = rank([sweep("m", [row(0, 0.9, 0.9), row(1, 1.0, 0.0), again(1, 1, 1, 0.5), again(1, 2, 1, 0.5)])])
-    assert only.score.mean == pytest.approx(HMEAN.of(row(1, 0.9, 0.5)))
+    assert only.score.mean == pytest.approx(HMEAN.of(row(1, 0.9, 0.5), {}))
     assert only.tuned["trial"] == 1
 
 
@@ -253,8 +253,8 @@ def test_a_protocol_that_was_tampered_with_is_noticed(part, change) -> None:
 def test_the_latex_table_has_all_cells_and_escapes_names() -> None:
     ranked = rank([confirmed("random_label", 0.3), confirmed("b&b", 0.6, seed=1)])
     text = tables.latex(ranked)
-    assert r"1 & random\_label & 90.0" in text
+    assert r"1 & random\_label & 0.7" in text
     assert r"b\&b" in text
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in lines} == {8}
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {9}
     assert len(lines) == 5

@@ -22,6 +22,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "method checkpoints",
     "methods models",
     "evaluation engines results",
+    "training",
     "references protocol model_card",
     "trial",
     "export distributed",

@@ -36,8 +36,8 @@ PARETO = {"objective": "pareto", "scheduler": "none"}
 PROTOCOLS = {"tpe": {}, "pareto": PARETO, "nsga2": {"searcher": "nsga2", **PARETO}}
 RANDOM = [[0.0014239, 1.87911, 9], [0.00595151, 1.47346, 1]]  # with 5 rows, for trials 5 and 6
 SUGGESTED = {  # with 33 rows, for trials 33 and 34, by `fingerprints.suggestions`
-    "e8cd16a92c0b": [[0.00451008, 1.02088, 8], [0.00333606, 0.73143, 4]],  # tpe, Optuna 4.5
-    "39d945257d8b": [[0.0026008, 0.961086, 3], [0.00245042, 1.00445, 1]],  # tpe, Optuna 5.0
+    "c209af8c3ecf": [[0.00451008, 1.02088, 8], [0.00333606, 0.73143, 4]],  # tpe, Optuna 4.5
+    "c7a9d614459e": [[0.0026008, 0.961086, 3], [0.00245042, 1.00445, 1]],  # tpe, Optuna 5.0
     "07f2cfeef6a9": [[0.00904333, 0.294571, 2], [0.00778163, 0.295491, 2]],  # tpe for pareto, Optuna 4.5
     "9290f661eb4d": [[0.00904333, 0.294571, 2], [0.00778163, 0.295491, 2]],  # the same, Optuna 5.0
     "d6bd3ff38474": [[0.000335956, 0.848485, 3], [0.1, 1.95505, 1]],  # nsga2, Optuna 4.5 and 5.0

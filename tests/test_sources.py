@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from raymu import references, splits
+from raymu import splits, training
 from raymu.data.images import Pixels
 from raymu.engines.optimizers import MOMENTUM, WEIGHT_DECAY
 from raymu.engines.pytorch import Engine
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 def trained(digits, digits_data):
     """A ResNet that has learnt the digits for three epochs, to be copied."""
     model = architectures.build(digits, seed=1)
-    Engine(model, digits_data, digits, seed=1).run(references.TrainOriginal(lr=0.05, epochs=3))
+    Engine(model, digits_data, digits, seed=1).run(training.TrainOriginal(lr=0.05, epochs=3))
     return model
 
 

@@ -51,7 +51,7 @@ def run(
     forget_share: ShareFlag = None,
     head: Annotated[str | None, typer.Option(help=f"{HEAD_HELP} (default: the row's, or linear)")] = None,
     train: Annotated[str | None, typer.Option(help=f"{TRAIN_HELP} (default: the row's, or all)")] = None,
-    objective: Annotated[str | None, typer.Option(help="Of the score. (default: the row's, or hmean)")] = None,
+    objective: Annotated[str | None, typer.Option(help="Of the score. (default: the row's, or removal)")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,

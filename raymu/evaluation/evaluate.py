@@ -1,19 +1,21 @@
 """All metrics of a model. Features are extracted once a split and feed every metric.
 
 Every worker reads its own share of a split and keeps its features to itself: what is added up are moments, counts,
-losses and gradients. Put together are labels, four numbers an image for membership inference, and the held-out features
-of the references, once.
+losses and gradients. Put together are labels, a few numbers an image for the attackers, and the held-out features of
+the references, once.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from raymu.errors import Diverged
+from raymu.errors import Diverged, Undefined
+from raymu.evaluation import attack
 from raymu.evaluation.accuracy import accuracy
+from raymu.evaluation.attack import Memory, log_odds
 from raymu.evaluation.metrics import METRICS, SPLITS, Metric, columns
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
@@ -35,9 +37,7 @@ class Read(NamedTuple):
 
 
 def evaluate_quickly(model: nn.Module, data: Data, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """The metrics of a rung, with the cheap probe: what a scheduler has to know while a trial runs.
-
-    Of the training images only the moments of their features are kept. The model stays as it is.
+    """The metrics of a rung, as `evaluate` measures them: what a scheduler has to know while a trial runs.
 
     Args:
         metrics: further ones beside raymu's.
@@ -48,12 +48,7 @@ def evaluate_quickly(model: nn.Module, data: Data, metrics: Sequence[Metric] = (
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.
     """
-    moments = _moments(((said.features, said.labels) for said in outputs(model, data, data.probed)), data)
-    of_model = OfModel(model, data, moments)
-    answered = _answered(_by_split(extract(model, data, *data.val, *data.test)), LDAProbe(moments), moments)
-    views = [*(OfSplit(of_model, split, *parts) for split, parts in answered.items()), of_model]
-    found = _values(views, [metric for metric in (*METRICS, *metrics) if metric.rung])
-    return dict.fromkeys(columns(metrics)) | found | {"probe": LDAProbe.name}
+    return dict.fromkeys(columns(metrics)) | measured(look(model, data), metrics, rung=True)
 
 
 def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tensor]:
@@ -96,8 +91,8 @@ def evaluate(
         metrics: further ones beside raymu's.
 
     Returns:
-        The `columns` of all metrics, and `probe`, the name of the probe. None: the metric is not defined on such data,
-        as the alignment of forgotten classes if samples are forgotten.
+        The `columns` of all metrics. None: the metric is not defined on such data, as the alignment of forgotten
+        classes if samples are forgotten.
 
         All workers return the first one's row. One worker alone returns the same, but for rounding.
 
@@ -105,27 +100,59 @@ def evaluate(
         Diverged: a feature, its square or a logit is not finite, on all workers.
         ValueError: a metric is no finite number.
     """
+    return measured(look(model, data, baseline), metrics)
+
+
+def look(model: nn.Module, data: Data, baseline: Mapping[str, Tensor] | None = None) -> list[OfModel]:
+    """Views of a model from which metrics are computed: one of each of SPLITS, and one of the training images.
+
+    Args:
+        baseline: what the function of that name returns; None: what is seen at a rung.
+
+    Raises:
+        Diverged: a feature, its square or a logit is not finite, on all workers.
+    """
     features, labels, learnt = _of_training(model, data)
-    held_out = _by_split(extract(model, data, *data.val, *data.test))
-    moments = _moments([(features, labels)], data)
-    probe = LinearProbe(features, labels, moments, data.workers)
-    answered = _answered(held_out, probe, moments)
-    relearn = functools.cache(functools.partial(_relearn, model, data, answered, baseline))
-    of_model = OfModel(model, data, moments)
+    moments = _moments(features, labels, data)
+    readers = _Readers(features, labels, moments, data)
+    answered = {split: readers(said) for split, said in _by_split(extract(model, data, *data.val, *data.test)).items()}
+    of_model, relearn = OfModel(model, data, moments), None
+    if baseline is not None:
+        relearn = functools.cache(functools.partial(_relearn, model, data, answered, baseline))
     splits = [OfSplit(of_model, split, *parts, learnt, baseline, relearn) for split, parts in answered.items()]
-    row = _values([*splits, of_model], [*METRICS, *metrics])
-    told: dict[str, Any] = data.workers.broadcast(row | {"probe": probe.name})
+    return [*splits, of_model]
+
+
+def measured(views: Sequence[OfModel], metrics: Sequence[Metric] = (), *, rung: bool = False) -> dict[str, Any]:
+    """Values of raymu's metrics and of further ones on these views, by column; the first worker's on all of them.
+
+    Args:
+        rung: only metrics of a rung.
+    """
+    chosen = [metric for metric in (*METRICS, *metrics) if metric.rung or not rung]
+    row = {f"{view.split}_{one.name}": one.of(view) for one in chosen for view in views if view.split in one.splits}
+    told: dict[str, Any] = views[0].workers.broadcast(row)
     return told
+
+
+def memories(original: Sequence[OfModel], retrained: Sequence[OfModel]) -> dict[str, Memory | None]:
+    """What there is to forget, by split, from the views of both references; None where it is not defined."""
+    found: dict[str, Memory | None] = {}
+    for pair in zip(original, retrained, strict=True):
+        views = [view.gathered for view in pair]
+        parts = [(one.retain.odds, one.forget.odds, one.belongs) for one in views if isinstance(one, OfSplit)]
+        if parts:
+            try:
+                found[views[0].split] = attack.memory(*(attack.placements(*one) for one in parts))
+            except Undefined:
+                found[views[0].split] = None
+    return found
 
 
 def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """`{column}_gap`: the metric minus the retrained model's. 0 means: as if never learnt. None where one is None."""
     pairs = {key: (row[key], retrained[key]) for key in columns(metrics)}
     return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
-
-
-def _values(views: Sequence[OfModel], metrics: Iterable[Metric]) -> dict[str, float | None]:
-    return {f"{view.split}_{one.name}": one.of(view) for one in metrics for view in views if view.split in one.splits}
 
 
 def _by_split(said: Sequence[Outputs]) -> dict[str, Read]:
@@ -146,39 +173,45 @@ def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Said]:
     return features.all, labels.all, Said(logits.all, labels.all[chosen])
 
 
-def _moments(batches: Iterable[tuple[Tensor, Tensor]], data: Data) -> Moments:
-    """Moments of all workers' features, from this one's batches (B, D) with labels (B,).
+def _moments(features: Tensor, labels: Tensor, data: Data) -> Moments:
+    """Moments of all workers' features, where this one has (n, D) with labels (n,).
 
     Raises:
         Diverged: their squares are not finite, on all workers.
     """
-    moments = None
-    for features, labels in batches:
-        moments = moments or Moments(data.num_classes, features.shape[1], features.device)
-        moments.update(features, labels)
-    assert moments is not None
+    moments = Moments(data.num_classes, features.shape[1], features.device)
+    moments.update(features, labels)
     moments.reduce(data.workers)
     if not moments.gram.isfinite().all():
         raise Diverged("the features are too large to be squared")
     return moments
 
 
-def _answered(
-    held_out: Mapping[str, Read], probe: LinearProbe | LDAProbe, moments: Moments
-) -> dict[str, tuple[Answered, Answered]]:
-    """Answers to the retain and to the forget images, by split."""
-    centres = NearestClassCentre(moments)
-    found = {}
-    for split, parts in held_out.items():
-        features, logits = torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts])
-        sizes = [len(part.labels) for part in parts]
-        answers = (logits.argmax(1), probe.predict(features), centres.predict(features))
-        retain, forget = (
-            Answered(*part, *own)
-            for part, own in zip(parts, zip(*(one.split(sizes) for one in answers), strict=True), strict=True)
-        )
-        found[split] = (retain, forget)
-    return found
+class _Readers:
+    """What is fitted on training features (n, D) of this worker's share, and reads others."""
+
+    def __init__(self, features: Tensor, labels: Tensor, moments: Moments, data: Data) -> None:
+        self._linear = (LinearProbe(features, labels, moments, data.workers), LDAProbe(moments))
+        self._centres, self._classes = NearestClassCentre(moments), moments.classes
+        self._forgotten = data.is_forgotten(moments.classes).nonzero().mT if data.forgotten else None
+
+    def __call__(self, parts: Read) -> tuple[Answered, Answered]:
+        """Answers to the retain and to the forget images of a split."""
+        features, logits, labels = (torch.cat(some) for some in zip(*parts, strict=True))
+        (probe, odds), (_, of_lda) = (self._read(reader, features) for reader in self._linear)
+        attackers = [log_odds(logits, labels.unsqueeze(1))] if self._forgotten is None else [odds, of_lda]
+        said = (logits.argmax(1), probe, self._centres.predict(features), torch.stack(attackers, 1))
+        own = (one.split([len(part.labels) for part in parts]) for one in said)
+        retain, forget = (Answered(*part, *of) for part, of in zip(parts, zip(*own, strict=True), strict=True))
+        return retain, forget
+
+    def _read(self, reader: LinearProbe | LDAProbe, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (M,) that a linear reader names, and its log-odds of the forgotten classes (M, F)."""
+        none = self._classes.new_zeros(1, 0)
+        places = none if self._forgotten is None else self._forgotten
+        found = [(logits.argmax(1), log_odds(logits, places)) for logits in reader.logits(features)]
+        answers, odds = (torch.cat(some) for some in zip(*found, strict=True))
+        return self._classes[answers], odds
 
 
 def _relearn(

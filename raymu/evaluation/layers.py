@@ -20,7 +20,7 @@ PENULTIMATE = "penultimate"
 
 
 def profile(model: nn.Module, data: Data) -> list[dict[str, Any]]:
-    """The strong probe on every block's output, averaged over positions, and on the penultimate features.
+    """The probe on every block's output, averaged over positions, and on the penultimate features.
 
     The model stays as it is. Memory: the averaged outputs of all blocks for this worker's training images.
 

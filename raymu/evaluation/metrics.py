@@ -5,18 +5,21 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from raymu import plugins, source
-from raymu.errors import InputError, Undefined
+from raymu.errors import Diverged, InputError, Undefined
+from raymu.evaluation import attack
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.cka import linear_cka
 from raymu.evaluation.collapse import alignment, nc1, nc2, nc3, nc4
 from raymu.evaluation.membership import mia_auc
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.views import AT_THE_END, OF_MODEL, OF_SPLIT, Answered, OfModel, Said
-from raymu.values import unknown
+from raymu.values import conform, parameters_of, unknown
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")
@@ -44,6 +47,7 @@ class Metric(source.Travels):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or getattr(self.compute, "__name__", ""))
+        conform(self, "metric: ")
         if not self.name.isidentifier():
             raise InputError(f"a metric needs a name, not {self.name!r}: Metric(function, name=...)")
         for need in self.needs:
@@ -66,7 +70,7 @@ class Metric(source.Travels):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of its function's parameters."""
-        return tuple(inspect.signature(self.compute).parameters)
+        return parameters_of(self.compute, f"metric {self.name}")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -82,16 +86,29 @@ class Metric(source.Travels):
         """Value for a model on a split; None where it is undefined.
 
         Raises:
-            ValueError: it is no finite number.
+            ValueError: it is no finite number, something was raised, or the model is not as it was.
         """
         view = view if "workers" in self.needs else view.gathered
+        before = _state(view.model) if "model" in self.needs else None
         try:
             value = self.compute(**{need: getattr(view, need) for need in self.needs})
         except Undefined:
             return None
+        except (Diverged, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a metric of the user's raises
+            raise ValueError(f"metric {self.name}: {type(error).__name__}: {error}") from error
+        if before is not None and _state(view.model) != before:
+            raise ValueError(f"metric {self.name} changed the model")
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"metric {self.name} has to return a finite number, not {value!r}")
         return value if isinstance(value, int) else float(value)
+
+
+def _state(model: nn.Module) -> list[Any]:
+    """What changes with a model's weights, buffers and modes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [*((one.data_ptr(), one._version) for one in tensors), *(module.training for module in model.modules())]
 
 
 def retain_acc(retain: Answered, workers: Workers) -> float:
@@ -112,6 +129,16 @@ def probe_retain_acc(retain: Answered, workers: Workers) -> float:
 def probe_forget_acc(forget: Answered, workers: Workers) -> float:
     """Share of the forget images that a linear probe on the frozen features names."""
     return accuracy(forget.probe, forget.labels, workers)
+
+
+def attack_auc(retain: Answered, forget: Answered, belongs: Tensor) -> float:
+    """Area under the ROC curve of the attacker who orders images by how much they look like the forget set."""
+    return attack.area(retain.odds, forget.odds, belongs)
+
+
+def attack_recall(retain: Answered, forget: Answered, belongs: Tensor) -> float:
+    """Share of the forget images that this attacker finds with 5 % false positives among the retain images."""
+    return attack.recall(retain.odds, forget.odds, belongs)
 
 
 def ncc_retain_acc(retain: Answered, workers: Workers) -> float:
@@ -180,6 +207,8 @@ METRICS = (
     Metric(forget_acc, rung=True),
     Metric(probe_retain_acc, rung=True),
     Metric(probe_forget_acc, rung=True),
+    Metric(attack_auc, rung=True),
+    Metric(attack_recall, rung=True),
     Metric(ncc_retain_acc, rung=True),
     Metric(ncc_forget_acc, rung=True),
     Metric(nc4_of_split, "nc4"),

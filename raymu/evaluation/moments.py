@@ -1,4 +1,4 @@
-"""First and second moments of features: all that NCC, neural collapse and the cheap probe need to know of them."""
+"""First and second moments of features: all that NCC, neural collapse and LDA need to know of them."""
 
 import torch
 from torch import Tensor
@@ -62,15 +62,6 @@ class Moments:
             self.sums += sums + torch.outer(counts.double(), centre)
             shift = torch.outer(total, centre)
             self.gram += gram + shift + shift.mT + len(some) * torch.outer(centre, centre)
-
-    def without(self, features: Tensor, labels: Tensor, workers: Workers = ALONE) -> "Moments":
-        """Moments of the other samples, where all workers' (B, D) with labels (B,) are among them."""
-        num_classes, num_features = self.sums.shape
-        rest, part = (Moments(num_classes, num_features, self.sums.device) for _ in range(2))
-        part.update(features, labels)
-        part.reduce(workers)
-        rest.counts, rest.sums, rest.gram = self.counts - part.counts, self.sums - part.sums, self.gram - part.gram
-        return rest
 
     def reduce(self, workers: Workers) -> None:
         """Add up all workers' moments; each then has the moments of all samples."""

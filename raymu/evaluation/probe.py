@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.moments import BLOCK, Moments
 from raymu.workers import ALONE, Workers
 
@@ -24,7 +23,7 @@ REMEMBERED = 10  # steps that L-BFGS knows the curvature from
 SUFFICIENT = 1e-4  # share of the expected decrease that a step has to bring (Armijo)
 SHORTEST = 1e-6  # of the step
 LOGITS = 2**21  # that are computed at once: they fit a CPU's cache
-FLOOR = 1e-6  # of the cheap probe's covariance, in units of a feature's variance
+FLOOR = 1e-6  # of LDA's covariance, in units of a feature's variance
 
 
 class _Point(NamedTuple):
@@ -68,7 +67,7 @@ class _Samples:
 
 
 class LinearProbe:
-    """The strong probe: multinomial logistic regression fitted to convergence, its L2 penalty chosen on held-out
+    """The probe: multinomial logistic regression fitted to convergence, its L2 penalty chosen on held-out
     features.
 
         minimise  mean CE(W x + b, label) + penalty / 2 |W|^2,  x the standardised features
@@ -77,9 +76,8 @@ class LinearProbe:
     before ended, until the held-out accuracy falls by more than its standard error, or the loss is negligible. Of those
     that are no further from the best, the one with the lowest held-out loss is taken (accuracy alone is coarse, and
     loss alone another aim) and fitted to all features. PART of the samples, or PER_CLASS a class, are enough to choose:
-    as the penalty weighs against the mean CE, it is larger there, by as much as the samples are fewer. An attacker
-    takes the cheap probe instead where that answers more of the held-out samples right, as it may if there are few of a
-    class. If no class has two samples there is nothing to hold out, and the largest penalty is taken.
+    as the penalty weighs against the mean CE, it is larger there, by as much as the samples are fewer. If no class has
+    two samples there is nothing to hold out, and the largest penalty is taken.
 
     L-BFGS (Nocedal and Wright, Numerical Optimization, 2006, Algorithm 7.4) works in the principal axes of the
     features, each weight scaled by its curvature at the start: correlated features cost no more steps than others.
@@ -97,13 +95,11 @@ class LinearProbe:
         moments: moments of all workers' features, where they are known.
 
     Attributes:
-        penalty: the one chosen; None where it is the cheap probe.
+        penalty: the one chosen.
 
     Raises:
         Undefined: there is no sample, or a feature is not finite.
     """
-
-    name = "strong"
 
     def __init__(
         self, features: Tensor, labels: Tensor, moments: Moments | None = None, workers: Workers = ALONE
@@ -121,25 +117,18 @@ class LinearProbe:
         targets = torch.searchsorted(self._classes, labels[rows])
         samples = _Samples(self._inputs(features, rows), targets, mine, workers)
         chosen = self._choose(samples, num_fit)
-        self.penalty: float | None = chosen.penalty
-        if num_fit < len(samples):
-            held_out = rows[len(samples[:num_fit].targets) :]
-            unseen, their = features[held_out], labels[held_out]
-            cheap = LDAProbe(moments.without(unseen, their, workers)).predict(unseen)
-            if accuracy(cheap, their, workers) > chosen.accuracy:
-                self.penalty, self._cheap = None, LDAProbe(moments)
-                return
+        self.penalty = chosen.penalty
         self._weights = self._fit(samples, chosen.penalty, _mean_ce(samples, chosen.minimum.place), EXACT).place
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels (M,) of features (M, D)."""
-        if self.penalty is None:
-            return self._cheap.predict(features)
-        answers = [
-            _logits(self._inputs(features, rows), self._weights).argmax(1)
-            for rows in torch.arange(len(features), device=features.device).split(BLOCK)
-        ]
-        return self._classes[torch.cat(answers)]
+        answers: Tensor = self._classes[torch.cat([logits.argmax(1) for logits in self.logits(features)])]
+        return answers
+
+    def logits(self, features: Tensor) -> Iterator[Tensor]:
+        """Logits of the classes that occur (m, C) for features (M, D), BLOCK by BLOCK."""
+        for rows in torch.arange(len(features), device=features.device).split(BLOCK):
+            yield _logits(self._inputs(features, rows), self._weights)
 
     def _choose(self, samples: _Samples, num_fit: int) -> _Tried:
         """The best penalty for the first samples, judged by the others."""
@@ -200,7 +189,7 @@ class LinearProbe:
 
 
 class LDAProbe:
-    """The cheap probe: linear discriminant analysis, in closed form from the moments of the training features.
+    """The second reader: linear discriminant analysis, in closed form from the moments of the training features.
 
         W_c = S^-1 m_c,  b_c = -W_c m_c / 2 + log(share of class c)
 
@@ -211,8 +200,6 @@ class LDAProbe:
     Args:
         moments: moments of the training features. Classes that do not occur are never answered.
     """
-
-    name = "cheap"
 
     def __init__(self, moments: Moments) -> None:
         self._classes, self._mean, self._scale = moments.classes, moments.mean, moments.scale
@@ -225,9 +212,13 @@ class LDAProbe:
 
     def predict(self, features: Tensor) -> Tensor:
         """Labels (M,) of features (M, D)."""
-        standardised = (features.double() - self._mean) / self._scale
-        answers: Tensor = self._classes[(standardised @ self._weights.mT + self._biases).argmax(1)]
+        answers: Tensor = self._classes[torch.cat([logits.argmax(1) for logits in self.logits(features)])]
         return answers
+
+    def logits(self, features: Tensor) -> Iterator[Tensor]:
+        """Logits of the classes that occur (m, C) for features (M, D), BLOCK by BLOCK."""
+        for some in features.split(BLOCK):
+            yield (some.double() - self._mean) / self._scale @ self._weights.mT + self._biases
 
 
 def _hold_out(targets: Tensor) -> tuple[Tensor, int]:

@@ -14,12 +14,13 @@ from raymu.workers import ALONE
 
 OF_MODEL = ("model", "data", "workers", "moments", "head", "forgotten")
 AT_THE_END = ("original", "retrained", "members", "unseen", "relearn_epochs")  # not while a trial runs
-OF_SPLIT = (*OF_MODEL, "retain", "forget", "both", *AT_THE_END)
+OF_SPLIT = (*OF_MODEL, "retain", "forget", "both", "belongs", *AT_THE_END)
 
 
 class Answered(NamedTuple):
-    """Answers to n images: penultimate `features` (n, D), `logits` (n, K), true `labels` (n,), and the classes (n,)
-    that three classifiers name: the model itself (`answers`), the `probe` and the nearest class centre (`ncc`).
+    """Answers to n images: penultimate `features` (n, D), `logits` (n, K), true `labels` (n,), the classes (n,) that
+    three classifiers name, the model itself (`answers`), the `probe` and the nearest class centre (`ncc`), and the
+    log-odds `odds` (n, R, F) that R attackers give to each of F forgotten classes (`raymu.evaluation.attack`).
     """
 
     features: Tensor
@@ -28,6 +29,7 @@ class Answered(NamedTuple):
     answers: Tensor
     probe: Tensor
     ncc: Tensor
+    odds: Tensor
 
 
 class Said(NamedTuple):
@@ -103,6 +105,14 @@ class OfSplit(OfModel):
     def both(self) -> Answered:
         """Answers to all images of the split, the retain part first."""
         return Answered(*map(torch.cat, zip(self.retain, self.forget, strict=True)))
+
+    @property
+    def belongs(self) -> Tensor:
+        """Place of each forget image's class among the forgotten ones (n,); 0 where samples are forgotten."""
+        labels, forgotten = self.forget.labels, self.data.forgotten
+        if not forgotten:
+            return torch.zeros_like(labels)
+        return torch.searchsorted(torch.tensor(sorted(forgotten), device=labels.device), labels)
 
     @property
     def original(self) -> Tensor:

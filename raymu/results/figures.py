@@ -104,12 +104,11 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 def tradeoff(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: Mapping[str, Row]) -> go.Figure:
     """Retain against probe-forget accuracy on validation of every trial of the searches, and their Pareto front.
 
-    The front is of completed trials, whose probe is the strong one. With the objective `oracle_gap` lower is not
-    better, so there is none.
+    The front is of completed trials. Where samples are forgotten there is none, since lower is not better.
     """
     x, y = "val_probe_forget_acc", "val_retain_acc"
     rows = [row for sweep in sweeps for row in search_rows(sweep) if row["status"] == "completed"]
-    front = pareto((row[x], row[y]) for row in _with(rows, x, y) if row["objective"] != "oracle_gap")
+    front = pareto((row[x], row[y]) for row in _with(rows, x, y) if not row["forget_share"])
     figure = _cloud(sweeps, ranked, models, x, y)
     line = {"color": GREY, "width": 1.5, "shape": "hv"}
     xs, ys = [point[0] for point in front], [point[1] for point in front]

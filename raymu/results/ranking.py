@@ -20,6 +20,7 @@ from raymu.values import content_hash
 ACCURACIES = (
     "test_retain_acc",
     "test_forget_acc",
+    "test_attack_auc",
     "test_probe_retain_acc",
     "test_probe_forget_acc",
     "test_ncc_retain_acc",
@@ -55,6 +56,11 @@ class Ranked(NamedTuple):
     tuned: Row
     published: Row | None
     figures: dict[str, Figures | None]
+
+    def __repr__(self) -> str:
+        """In a line, without the rows."""
+        places = f"rank={self.rank}, first={self.first}, last={self.last}"
+        return f"Ranked({self.sweep.name}, {places}, score={self.score.mean:.3f})"
 
     @property
     def score(self) -> Estimate:
@@ -144,7 +150,7 @@ def _score(row: Row, objective: str) -> float:
     if row["status"] == "diverged":
         return 0.0
     known = row.get("test_score")  # none in rows of raymu 0.2
-    return float(objectives.get(objective).of(row, "test") if known is None else known)
+    return float(objectives.get(objective).of(row, {}, "test") if known is None else known)
 
 
 def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cell, float]:

@@ -24,7 +24,7 @@ def draws(rows: Iterable[Row]) -> list[float]:
 
     The published setting is left out: it was not drawn. A trial that ended in an error or diverged is worth 0. One that
     was stopped early is worth its last score, but no more than the worst completed trial: the scheduler found it behind
-    others, `best` never chooses it, and its score is the cheap probe's, which does not compare with the strong one's.
+    others, and `best` never chooses it.
     """
     searched = [row for row in rows if row.get("source") == "search"]
     floor = min((number(row["score"]) or 0.0 for row in searched if row["status"] == "completed"), default=0.0)

@@ -12,6 +12,7 @@ from raymu.row import Row
 COLUMNS = {
     "retain": "retain_acc",
     "forget": "forget_acc",
+    "attack": "attack_auc",
     "probe-forget": "probe_forget_acc",
     "NCC-forget": "ncc_forget_acc",
 }
@@ -23,17 +24,18 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     table.add_column("model")
     confirmed = any(figures is not None and figures.score.low is not None for figures in models.values())
     columns = shown_columns(models.values())
-    headings = [*columns.values(), objective, *(["95 %"] if confirmed else [])]
-    for heading in headings:
+    for heading in (objective, *(["95 %"] if confirmed else []), *columns.values()):
         table.add_column(heading, justify="right")
     for name, figures in models.items():
-        table.add_row(name, *_cells(figures, columns)[: len(headings)])
+        score, interval, *values = _cells(figures, columns)
+        table.add_row(name, score, *([interval] if confirmed else []), *values)
     return table
 
 
 def ranking(ranked: Sequence[Ranked]) -> Table:
     """Sweeps, best first; above them the references of the first."""
-    table = Table(title="Tuned, on test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
+    title = "Tuned, on test (accuracies in %)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     headings = ranking_headings(ranked)
     for heading in headings:
         justify: Any = "left" if heading == "method" else "right"
@@ -66,17 +68,21 @@ def ranking_headings(ranked: Sequence[Ranked]) -> list[str]:
     """Of what `ranking_rows` gives."""
     objective = ranked[0].sweep.identity["protocol"]["objective"]
     columns = shown_columns(one.figures["tuned"] for one in ranked)
-    return ["rank", "method", *columns.values(), objective, "95 %", f"published {objective}"]
+    return ["rank", "method", objective, "95 %", f"published {objective}", *columns.values()]
 
 
 def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
-    """The cells of a ranking: rank, method, metrics, the objective with its interval, and the published setting's."""
+    """The cells of a ranking: rank, method, the objective with its interval, the published setting's, and metrics."""
     columns = shown_columns(one.figures["tuned"] for one in ranked)
-    rows = [["", which, *_cells(ranked[0].figures[which], columns), ""] for which in ("original", "retrained")]
+    models = [("", which, ranked[0].figures[which], "") for which in ("original", "retrained")]
     for one in ranked:
         published = one.figures["published"]
         shown = "-" if published is None else f"{published.score.mean:.3f}"
-        rows.append([place(one), one.sweep.name.rpartition("/")[2], *_cells(one.figures["tuned"], columns), shown])
+        models.append((place(one), one.sweep.name.rpartition("/")[2], one.figures["tuned"], shown))
+    rows = []
+    for rank, name, figures, published_score in models:
+        score, interval, *values = _cells(figures, columns)
+        rows.append([rank, name, score, interval, published_score, *values])
     return rows
 
 
@@ -94,8 +100,10 @@ def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
 
 
 def metric(column: str, value: float | None) -> str:
-    """A metric's value: raymu's are accuracies, in percent."""
-    return percent(value) if value is None or column in ACCURACIES else f"{value:.3g}"
+    """A metric's value: accuracies in percent; an area is near 1, where two digits more tell models apart."""
+    if value is None or (column in ACCURACIES and not column.endswith("auc")):
+        return percent(value)
+    return f"{value:.4f}" if column in ACCURACIES else f"{value:.3g}"
 
 
 def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:
@@ -105,7 +113,7 @@ def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:
     score = figures.score
     ends = [end for end in (score.low, score.high) if end is not None]
     interval = "-".join(f"{end:.2f}".lstrip("0") for end in ends)
-    return [*(metric(column, means.get(column)) for column in columns), f"{score.mean:.3f}", interval]
+    return [f"{score.mean:.3f}", interval, *(metric(column, means.get(column)) for column in columns)]
 
 
 def _escaped(text: str) -> str:
@@ -127,9 +135,10 @@ def layers(profiles: Mapping[str, Sequence[Row]]) -> Table:
 
 
 def trials(rows: Sequence[Row]) -> Table:
-    """One line a trial, best score first: the score on validation, accuracies on test."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("trial")
+    """One line a trial, best score first: the score on validation, metrics on test."""
+    title = "Score on validation, the other columns on test (accuracies in %)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("trial", overflow="fold")
     table.add_column("status")
     for heading in ("score", *COLUMNS):
         table.add_column(heading.replace("-", "-\n"), justify="right")
@@ -139,7 +148,7 @@ def trials(rows: Sequence[Row]) -> Table:
             row["trial_id"],
             row["status"],
             "-" if row["score"] is None else f"{row['score']:.3f}",
-            *(percent(row[f"test_{metric}"]) for metric in COLUMNS.values()),
+            *(metric(f"test_{column}", row[f"test_{column}"]) for column in COLUMNS.values()),
             setting(row["config"]),
         )
     return table

@@ -32,6 +32,7 @@ from raymu.results import files, writer
 from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
+from raymu.tuning import fixed_points
 from raymu.tuning.callbacks import Ended, Recorder, or_end
 from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress
@@ -111,10 +112,13 @@ def run_sweep(
             nodes.check(driver, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
+            fixed_points.scored(sweep.scenario, sweep.protocol)  # an objective that cannot is noticed now
+            for line in fixed_points.memory_lines(sweep.scenario, sweep.protocol):
+                _print_once(console, line)
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
             run.train_references(scenarios)
-            rows.put(files.REFERENCES, {one.hash: _scored_references(one, sweep.protocol) for one in scenarios})
+            rows.put(files.REFERENCES, {one.hash: fixed_points.scored(one, sweep.protocol) for one in scenarios})
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
@@ -150,12 +154,6 @@ def _followed(
     finally:
         for follower in followers:
             follower.close()
-
-
-def _scored_references(scenario: Scenario, protocol: Protocol) -> dict[str, Row]:
-    """What `references.metrics` says of both, with their scores on test."""
-    found = references.metrics(scenario, protocol.metrics)
-    return {which: row | {"test_score": protocol.objective.of(row, "test")} for which, row in found.items()}
 
 
 @functools.cache  # several sweeps in a row have the same data
@@ -255,7 +253,9 @@ class _Run:
             for calls in (train, [(references.compare, one, options, further) for one in scenarios]):
                 side_by_side(self._driver, self._slots, calls)
         if missing:
-            self._console.print(f"trained {count} references ({time.monotonic() - started:.0f} s)", highlight=False)
+            self._console.print(
+                f"trained {count} reference{'s' * (count > 1)} ({time.monotonic() - started:.0f} s)", highlight=False
+            )
 
     def search(self, seed: int) -> None:
         """Run the trials of one search that are missing."""

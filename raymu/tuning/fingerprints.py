@@ -75,8 +75,7 @@ def _example(number: int) -> Row:
     return {
         "config": config,
         "status": "stopped" if number % 3 == 2 else "diverged" if number % 11 == 7 else "completed",
-        "score": keep * forget,
         "val_retain_acc": keep,
         "val_probe_forget_acc": 1 - forget,
-        "curve": [[epoch, keep * forget * epoch / config["int"]] for epoch in (1, 3, 9) if epoch <= config["int"]],
+        "curve": [[epoch, keep * forget * epoch / config["int"]] for epoch in (1, 3, 9, 10) if epoch <= config["int"]],
     }

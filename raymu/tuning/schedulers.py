@@ -75,7 +75,7 @@ class _Rungs(FIFOScheduler):
         if number not in self._told:
             self._told[number] = set()
             self._judge.on_trial_add(None, trial)
-        # A completed trial's last score is the strong probe's, which does not compare.
+        # A completed trial's last score may be no rung's.
         for epoch, score in curve[:-1] if status == "completed" else curve:
             if epoch not in self._told[number]:
                 self._told[number].add(epoch)

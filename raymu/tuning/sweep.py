@@ -69,6 +69,9 @@ class Sweep:
     train: Train = "all"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.protocol, Protocol):
+            raise InputError(f"a protocol is a raymu.Protocol, not {self.protocol!r}")
+        check(self.scenario, self.method, self.protocol.objective, self.protocol.metrics)
         for scenario in self._forget_sets():
             check(scenario, self.method, self.protocol.objective, self.protocol.metrics)
         if self.protocol.scheduler != "none":

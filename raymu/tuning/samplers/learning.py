@@ -11,6 +11,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
 
 from raymu.method import Range
+from raymu.objective import LOWEST
 from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers.base import Sampler, Setting
@@ -63,14 +64,16 @@ class Learner(Sampler):
         """Enter a row, unless its setting lies outside the space, as the published one may, or it is an error, which
         says nothing of a setting.
 
-        A trial that was stopped ranks below every one that was not: its score, by another probe and after fewer
-        epochs, does not compare with theirs, and among the trials with which it does compare it was behind.
+        A trial that was stopped ranks below every one that was not: its score, after fewer epochs, does not compare
+        with theirs, and among the trials with which it does compare it was behind.
         """
         if row["status"] == "error" or any(row["config"][name] not in search for name, search in self._ranges.items()):
             return
-        stopped, lost = row["status"] == "stopped", row["status"] == "diverged"
-        count = len(self.study.directions)
-        values = [0.0] * count if lost else self._objective.values(row) if self._several else [row["score"]]
+        stopped = row["status"] == "stopped"
+        if row["status"] == "diverged":
+            values = [LOWEST] * len(self.study.directions)
+        else:
+            values = self._objective.values(row) if self._several else [row["curve"][-1][1]]
         self.study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
