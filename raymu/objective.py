@@ -27,8 +27,8 @@ class Objective(source.Travels):
             below it a searcher still sees which way is up.
         name: what stands in rows; empty: the function's.
         forgets: the kinds of forget sets for which it says something.
-        maximises: another function of such columns, whose numbers are all maximised, none at the cost of another
-            (`searcher` "nsga2" or "tpe"); None: the score alone.
+        maximises: another function, of a row's own columns alone, whose numbers are all maximised, none at the cost of
+            another (`searcher` "nsga2" or "tpe"); None: the score alone.
 
     Raises:
         InputError: a parameter that is no column, or no name.

@@ -193,13 +193,13 @@ class _Readers:
     def __init__(self, features: Tensor, labels: Tensor, moments: Moments, data: Data) -> None:
         self._linear = (LinearProbe(features, labels, moments, data.workers), LDAProbe(moments))
         self._centres, self._classes = NearestClassCentre(moments), moments.classes
-        self._forgotten = data.is_forgotten(moments.classes).nonzero().mT if data.forgotten else None
+        self._forgotten = data.is_forgotten(moments.classes).nonzero().mT  # places (1, F)
 
     def __call__(self, parts: Read) -> tuple[Answered, Answered]:
         """Answers to the retain and to the forget images of a split."""
         features, logits, labels = (torch.cat(some) for some in zip(*parts, strict=True))
         (probe, odds), (_, of_lda) = (self._read(reader, features) for reader in self._linear)
-        attackers = [log_odds(logits, labels.unsqueeze(1))] if self._forgotten is None else [odds, of_lda]
+        attackers = [odds, of_lda] if self._forgotten.numel() else [log_odds(logits, labels.unsqueeze(1))]
         said = (logits.argmax(1), probe, self._centres.predict(features), torch.stack(attackers, 1))
         own = (one.split([len(part.labels) for part in parts]) for one in said)
         retain, forget = (Answered(*part, *of) for part, of in zip(parts, zip(*own, strict=True), strict=True))
@@ -207,9 +207,7 @@ class _Readers:
 
     def _read(self, reader: LinearProbe | LDAProbe, features: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (M,) that a linear reader names, and its log-odds of the forgotten classes (M, F)."""
-        none = self._classes.new_zeros(1, 0)
-        places = none if self._forgotten is None else self._forgotten
-        found = [(logits.argmax(1), log_odds(logits, places)) for logits in reader.logits(features)]
+        found = [(logits.argmax(1), log_odds(logits, self._forgotten)) for logits in reader.logits(features)]
         answers, odds = (torch.cat(some) for some in zip(*found, strict=True))
         return self._classes[answers], odds
 
