@@ -201,8 +201,8 @@ def test_the_embedded_default_has_memory_to_remove() -> None:
         assert found[:2] == tuple(row[which][f"{split}_attack_auc"] for which in references.REFERENCES)
 
 
-def test_forgotten_samples_are_told_by_the_models_confidence(digits) -> None:
-    samples = dataclasses.replace(digits, name="samples", forget=(), forget_share=0.1)
+def test_forgotten_samples_are_told_by_the_models_confidence(quick) -> None:
+    samples = dataclasses.replace(quick, name="samples", forget=(), forget_share=0.1)
     reference = references.load(samples, references.default_device())
     data, model = reference.data, reference.model()
     retain, forget = extract(model, data, data.val.retain, data.val.forget)

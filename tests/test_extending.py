@@ -257,6 +257,7 @@ assert again["score"] == row["score"] and again["train_length"] == row["train_le
 """
 
 
+@pytest.mark.long
 def test_what_is_typed_into_a_shell_works_and_is_found_again(tmp_path) -> None:
     done = subprocess.run([sys.executable, "-"], input=TYPED, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
