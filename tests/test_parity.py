@@ -200,7 +200,7 @@ def _backbone(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("chosen", "evaluated"),
     [
-        pytest.param(QUICK, ("neggrad_plus", "salun"), marks=pytest.mark.cluster, id="quick"),
+        pytest.param(QUICK, ("neggrad_plus", "salun"), marks=pytest.mark.long, id="quick"),
         pytest.param(EVERY, ("",), marks=pytest.mark.long, id="every"),
     ],
 )

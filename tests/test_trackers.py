@@ -78,7 +78,8 @@ def followed(quick, quick_references, tmp_path_factory: pytest.TempPathFactory) 
 def test_nothing_is_lost_and_nothing_complained_of(followed: Followed) -> None:
     assert sorted(row["trial_id"] for row in followed.rows) == ["rl-0000", "rl-0001", "rl-0002"]
     assert "rl-0003" in followed.printed  # of the confirmation
-    assert "warning" not in followed.printed
+    complaints = [line for line in followed.printed.splitlines() if "warning" in line and "noise" not in line]
+    assert complaints == []
 
 
 def events(directory: Path) -> list[Event]:
@@ -108,7 +109,8 @@ def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
                         name: entry.number_value for name, entry in plugin.session_start_info.hparams.items()
                     }
         last = {tag.rpartition("/")[2]: value for (tag, step), value in values.items() if step == row["epochs"]}
-        assert {step: values["ray/tune/score", step] for step, _ in row["curve"]} == pytest.approx(dict(row["curve"]))
+        shown = {epoch: max(0.0, seen) for epoch, seen in row["curve"]}
+        assert {step: values["ray/tune/score", step] for step in shown} == pytest.approx(shown)
         expected = {
             key: value
             for key, value in row.items()
@@ -136,7 +138,7 @@ def test_mlflow_has_a_run_a_trial(followed: Followed) -> None:
         for metric in ("score", "val_probe_forget_acc", "test_retain_acc", "wall_s"):
             assert run.data.metrics[metric] == row[metric]
         history = [[point.step, point.value] for point in client.get_metric_history(run.info.run_id, "score")]
-        assert history == row["curve"]
+        assert history == [[epoch, max(0.0, seen)] for epoch, seen in row["curve"]]
         assert (run.data.tags["method"], run.data.tags["head"]) == ("random_label", "linear")
 
 
