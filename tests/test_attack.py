@@ -189,6 +189,7 @@ def test_real_models_score_what_they_are_worth(trained) -> None:
     assert measured(silent, trained)["val_forget_acc"] == 0
 
 
+@pytest.mark.long
 def test_the_embedded_default_has_memory_to_remove() -> None:
     """On five originals it is above three standard errors on either split (measured: 3.1 to 5.0)."""
     digits = SCENARIOS["digits"]

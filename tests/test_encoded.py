@@ -164,7 +164,8 @@ def test_the_format_is_that_of_the_architecture() -> None:
     assert SCENARIO.format.shape == (3, 32, 32)
 
 
-def test_it_does_not_hang_on_the_number_of_processes(places) -> None:
+@pytest.mark.long
+def test_any_number_of_processes_decodes_the_same(places) -> None:
     alone, one, two = (load(places["shards"], processes=count).train for count in (0, 1, 2))
     expected = read(alone, seed=7)
     for split in (one, two):

@@ -93,12 +93,16 @@ def killed_after(epochs: int, scenario, method: RandomLabel, checkpoints: Checkp
 @pytest.mark.parametrize(
     ("method", "changed"),
     [
-        (RandomLabel(lr=0.02, epochs=3), {}),
-        (RandomLabel(lr=0.01, epochs=3), {"seed": 1}),
-        (RandomLabel(lr=0.01, epochs=3, head="cmf"), {}),
-        (RandomLabel(lr=0.01, epochs=3), {"objective": OBJECTIVES["weighted"]}),
+        pytest.param(RandomLabel(lr=0.02, epochs=3), {}, id="setting"),
+        pytest.param(RandomLabel(lr=0.01, epochs=3), {"seed": 1}, id="seed", marks=pytest.mark.long),
+        pytest.param(RandomLabel(lr=0.01, epochs=3, head="cmf"), {}, id="head", marks=pytest.mark.long),
+        pytest.param(
+            RandomLabel(lr=0.01, epochs=3),
+            {"objective": OBJECTIVES["weighted"]},
+            id="objective",
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["setting", "seed", "head", "objective"],
 )
 def test_a_checkpoint_serves_the_trial_alone_that_wrote_it(quick, quick_references, tmp_path, method, changed) -> None:
     checkpoints = Checkpoints(locate(tmp_path / "trial"))
