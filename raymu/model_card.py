@@ -42,7 +42,7 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
         f"| model | {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * len(COLUMNS)}",
         *(
-            f"| {model} | {' | '.join(metric(column, figures[column]) for column in columns)} |"
+            f"| {model} | {' | '.join(metric(column, figures.get(column)) for column in columns)} |"
             for model, figures in models.items()
         ),
     ]
@@ -85,7 +85,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
             metric_value=row[f"test_{column}"],
         )
         for heading, column in COLUMNS.items()
-        if row[f"test_{column}"] is not None
+        if row.get(f"test_{column}") is not None
     ]
     data = ModelCardData(
         library_name="timm",

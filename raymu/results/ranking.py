@@ -127,8 +127,8 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
     score = of(lambda one: _score(one, objective))
     assert score is not None
     own = [column for name in row.get("metrics", {}) if (column := f"test_{name}") in row]
-    found = {column: of(operator.itemgetter(column)) for column in ACCURACIES}
-    found |= {column: of(operator.itemgetter(column), (-math.inf, math.inf)) for column in own}
+    found = {column: of(operator.methodcaller("get", column)) for column in ACCURACIES}  # older rows lack some
+    found |= {column: of(operator.methodcaller("get", column), (-math.inf, math.inf)) for column in own}
     return Figures(score, {column: one for column, one in found.items() if one is not None})
 
 

@@ -148,7 +148,7 @@ def trials(rows: Sequence[Row]) -> Table:
             row["trial_id"],
             row["status"],
             "-" if row["score"] is None else f"{row['score']:.3f}",
-            *(metric(f"test_{column}", row[f"test_{column}"]) for column in COLUMNS.values()),
+            *(metric(f"test_{column}", row.get(f"test_{column}")) for column in COLUMNS.values()),
             setting(row["config"]),
         )
     return table
