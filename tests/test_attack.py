@@ -14,7 +14,9 @@ from raymu.evaluation import attack
 from raymu.models import architectures
 from raymu.models.inference import extract, heads
 from raymu.objective import MARGIN, REMOVAL
+from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS
+from raymu.tuning import fixed_points
 
 
 def noise(*size: int, seed: int = 0) -> torch.Tensor:
@@ -187,6 +189,15 @@ def test_real_models_score_what_they_are_worth(trained) -> None:
         for split in ("val", "test"):
             assert REMOVAL.of(row, trained.metrics, split) <= 0.05
     assert measured(silent, trained)["val_forget_acc"] == 0
+
+
+def test_little_memory_is_said_before_a_search(quick, quick_references, monkeypatch) -> None:
+    some = attack.Memory(0.99, 0.95, 0.01, 61, 568)
+    monkeypatch.setattr(references, "memory", lambda *_: {"val": some, "test": some._replace(error=0.03), "none": None})
+    first, second, third = fixed_points.memory_lines(quick, Protocol())
+    assert "0.9900 on the original, 0.9500 on the retrained model: 0.0400 to remove [0.0204, 0.0596]" in first
+    assert "61 forget and 568 retain images" in second
+    assert third.startswith("nothing to forget on test: that is within noise")
 
 
 @pytest.mark.long

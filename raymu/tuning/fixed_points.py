@@ -41,6 +41,6 @@ def memory_lines(scenario: Scenario, protocol: Protocol) -> Iterator[str]:
         )
         if low <= 0:
             yield (
-                f"warning: on {split} that is within noise, so nothing can tell a method that removes memory from one"
-                " that does not: forget other or more classes, or train longer"
+                f"nothing to forget on {split}: that is within noise, so nothing can tell a method that removes memory"
+                " from one that does not; forget other or more classes, or train longer"
             )
