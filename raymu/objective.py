@@ -137,7 +137,7 @@ def removal(
 
         kept     1 - (loss - MARGIN) / (4 MARGIN),  loss of retain accuracy against the retrained model
         memory   (original - model) / (original - retrained),  what the attacker reads of the forget set
-        answers  1 - |model - retrained| / (original - retrained),  the model's own answers on the forget set
+        answers  1 - abs(model - retrained) / (original - retrained),  the model's own answers on the forget set
 
     Each is at most 1, so damage beyond the retrained model earns nothing, and 0 where it is negative: a loss of five
     margins, an attacker who reads as much as before, or answers as far from the retrained model's as the original's are
