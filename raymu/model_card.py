@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from huggingface_hub import EvalResult, ModelCardData
 
 from raymu.architecture import Timm
+from raymu.results.ranking import AREAS
 from raymu.results.tables import COLUMNS, metric
 from raymu.row import Row
 from raymu.scenario import Scenario
@@ -80,7 +81,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
             dataset_type=_plain(scenario.dataset_name),
             dataset_name=_plain(f"{scenario.name}, forgetting {scenario.forgotten}"),
             dataset_split="test",
-            metric_type="roc_auc" if column.endswith("auc") else "accuracy",
+            metric_type="roc_auc" if f"test_{column}" in AREAS else "accuracy",
             metric_name=TITLES[heading],
             metric_value=row[f"test_{column}"],
         )

@@ -76,7 +76,7 @@ class Objective(source.Travels):
         return float(score)
 
     def values(self, row: Mapping[str, Any]) -> list[float]:
-        """What is maximised instead of the score, on validation."""
+        """Numbers of `maximises` on validation, which a search maximises in place of the score."""
         assert self.maximises is not None
         return [float(value) for value in self.maximises(**self._given(self.maximises, row, {}, "val"))]
 

@@ -129,7 +129,7 @@ def _defined_in(module: ModuleType, kind: Any, own: Mapping[str, Any], *, alone:
     found: dict[str, Any] = {}
     for one in (*held, *values):
         if _is_one(one, kind, module) and (name := name_of(one)):
-            if alone and found.setdefault(name, one) != one:
+            if alone and found.get(name, one) != one:
                 raise InputError(f"{module.__file__} defines two {kind.__name__.lower()}s {name}")
             found[name] = one
     return found

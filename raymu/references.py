@@ -151,17 +151,13 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
 
 def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dict[str, Any]]:
     """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
-    entry = _comparison(scenario, further)
-    cache.find(entry)
-    metrics: dict[str, dict[str, Any]] = cache.load_json(entry / COMPARED)
+    metrics: dict[str, dict[str, Any]] = _compared(scenario, further, COMPARED)
     return metrics
 
 
 def memory(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Memory | None]:
-    """What there is to forget, on "val" and on "test"; None where it is not defined."""
-    entry = _comparison(scenario, further)
-    cache.find(entry)
-    return {split: found and Memory(*found) for split, found in cache.load_json(entry / MEMORY).items()}
+    """Memory of the original on "val" and on "test"; None where it is not defined."""
+    return {split: found and Memory(*found) for split, found in _compared(scenario, further, MEMORY).items()}
 
 
 def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[dict[str, Any]]]:
@@ -196,6 +192,13 @@ def load_model(scenario: Scenario, which: Which, options: Options = DEFAULTS) ->
 def load_models(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, nn.Module]:
     """Both references, by name."""
     return {which: load_model(scenario, which, options) for which in REFERENCES}
+
+
+def _compared(scenario: Scenario, further: Sequence[Metric], file: str) -> Any:
+    """Content of a file that `compare` has written."""
+    entry = _comparison(scenario, further)
+    cache.find(entry)
+    return cache.load_json(entry / file)
 
 
 def _comparison(scenario: Scenario, further: Sequence[Metric]) -> Path:

@@ -288,7 +288,7 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resou
 
 
 def _can_find(methods: int, originals: int) -> str:
-    """What a ranking can tell apart, before it is paid for."""
+    """Line on how large a difference between methods the ranking can find."""
     from raymu.results.comparison import FEWEST, POWER, detectable
 
     least = detectable(methods, originals)

@@ -80,8 +80,8 @@ def placements(retain: Tensor, forget: Tensor, belongs: Tensor) -> Placements:
 
 
 class Memory(NamedTuple):
-    """What a split shows that there is to forget: the attacker's areas under the ROC curve on the original and on the
-    retrained model, the standard error of their difference, and the numbers of images.
+    """Memory on a split: the attacker's areas under the ROC curve on the original and on the retrained model, the
+    standard error of their difference, and the numbers of images.
     """
 
     original: float
@@ -92,7 +92,7 @@ class Memory(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the difference, at 95 %."""
+        """Interval of the difference between the areas, at 95 %."""
         difference, half = self.original - self.retrained, NORMAL * self.error
         return difference - half, difference + half
 
@@ -131,14 +131,19 @@ def _by_reader(retain: Tensor, forget: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(retain.unbind(1), forget.unbind(1), strict=True))
 
 
-def _shares_below(scores: Tensor, others: Tensor) -> Tensor:
-    """Share of the others (n,) that are below each score (m,); an equal one counts half."""
+def twice_below(scores: Tensor, others: Tensor) -> Tensor:
+    """Twice the number of others (n,) below each score (m,), so that an equal one, which counts half, is whole."""
     others = others.sort().values
     lower, not_higher = (torch.searchsorted(others, scores.contiguous(), side=side) for side in ("left", "right"))
-    return (lower + not_higher).double() / 2 / len(others)
+    return (lower + not_higher).double()
+
+
+def _shares_below(scores: Tensor, others: Tensor) -> Tensor:
+    """Share of the others (n,) that are below each score (m,); an equal one counts half."""
+    return twice_below(scores, others) / 2 / len(others)
 
 
 def _found(positives: Tensor, negatives: Tensor) -> Tensor:
-    """Which of the positives are above all but FALSE_POSITIVES of the negatives, at most."""
+    """Mask of the positives (m,) that lie above at least 1 - FALSE_POSITIVES of the negatives (n,)."""
     allowed = int(FALSE_POSITIVES * len(negatives))
     return positives > negatives.sort().values[len(negatives) - 1 - allowed]

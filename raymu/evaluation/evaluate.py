@@ -19,7 +19,7 @@ from raymu.evaluation.attack import Memory, log_odds
 from raymu.evaluation.metrics import METRICS, SPLITS, Metric, columns
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
-from raymu.evaluation.probe import LDAProbe, LinearProbe
+from raymu.evaluation.probe import LDAProbe, LinearProbe, LinearReader
 from raymu.evaluation.relearn import relearn_epochs
 from raymu.evaluation.views import Answered, OfModel, OfSplit, Said
 from raymu.models.inference import Collected, Outputs, extract, outputs
@@ -136,7 +136,7 @@ def measured(views: Sequence[OfModel], metrics: Sequence[Metric] = (), *, rung: 
 
 
 def memories(original: Sequence[OfModel], retrained: Sequence[OfModel]) -> dict[str, Memory | None]:
-    """What there is to forget, by split, from the views of both references; None where it is not defined."""
+    """Memory of the original against the retrained model, by split, from the views of both; None: not defined."""
     found: dict[str, Memory | None] = {}
     for pair in zip(original, retrained, strict=True):
         views = [view.gathered for view in pair]
@@ -188,24 +188,26 @@ def _moments(features: Tensor, labels: Tensor, data: Data) -> Moments:
 
 
 class _Readers:
-    """What is fitted on training features (n, D) of this worker's share, and reads others."""
+    """Probe, attackers and nearest class centre, fitted on this worker's training features (n, D)."""
 
     def __init__(self, features: Tensor, labels: Tensor, moments: Moments, data: Data) -> None:
-        self._linear = (LinearProbe(features, labels, moments, data.workers), LDAProbe(moments))
+        self._linear: list[LinearReader] = [LinearProbe(features, labels, moments, data.workers)]
+        if data.forgotten:  # else nobody asks for a second reader
+            self._linear.append(LDAProbe(moments))
         self._centres, self._classes = NearestClassCentre(moments), moments.classes
         self._forgotten = data.is_forgotten(moments.classes).nonzero().mT  # places (1, F)
 
     def __call__(self, parts: Read) -> tuple[Answered, Answered]:
         """Answers to the retain and to the forget images of a split."""
         features, logits, labels = (torch.cat(some) for some in zip(*parts, strict=True))
-        (probe, odds), (_, of_lda) = (self._read(reader, features) for reader in self._linear)
-        attackers = [odds, of_lda] if self._forgotten.numel() else [log_odds(logits, labels.unsqueeze(1))]
-        said = (logits.argmax(1), probe, self._centres.predict(features), torch.stack(attackers, 1))
+        answers, odds = zip(*(self._read(reader, features) for reader in self._linear), strict=True)
+        attackers = odds if self._forgotten.numel() else [log_odds(logits, labels.unsqueeze(1))]
+        said = (logits.argmax(1), answers[0], self._centres.predict(features), torch.stack(list(attackers), 1))
         own = (one.split([len(part.labels) for part in parts]) for one in said)
         retain, forget = (Answered(*part, *of) for part, of in zip(parts, zip(*own, strict=True), strict=True))
         return retain, forget
 
-    def _read(self, reader: LinearProbe | LDAProbe, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, reader: LinearReader, features: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (M,) that a linear reader names, and its log-odds of the forgotten classes (M, F)."""
         found = [(logits.argmax(1), log_odds(logits, self._forgotten)) for logits in reader.logits(features)]
         answers, odds = (torch.cat(some) for some in zip(*found, strict=True))

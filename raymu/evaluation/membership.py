@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymu.errors import Undefined
+from raymu.evaluation.attack import twice_below
 from raymu.workers import ALONE, Workers
 
 FOLDS = 3
@@ -97,6 +98,5 @@ def _logistic_regression(inputs: NDArray[np.float64], targets: NDArray[np.bool_]
 
 def _area_under_roc(scores: NDArray[np.float64], targets: NDArray[np.bool_]) -> float:
     """The share of pairs of a positive and a negative (N,) whose scores (N,) are in order; ties count half."""
-    negatives = np.sort(scores[~targets])
-    lower, not_higher = (np.searchsorted(negatives, scores[targets], side) for side in ("left", "right"))
-    return float((lower + not_higher).mean() / 2 / len(negatives))
+    positives, negatives = (torch.from_numpy(scores[chosen]) for chosen in (targets, ~targets))
+    return float(twice_below(positives, negatives).mean() / 2 / len(negatives))

@@ -106,7 +106,7 @@ class Metric(source.Travels):
 
 
 def _state(model: nn.Module) -> list[Any]:
-    """What changes with a model's weights, buffers and modes."""
+    """Versions and places of a model's weights and buffers, and its modules' modes: another list after a change."""
     tensors = [*model.parameters(), *model.buffers()]
     return [*((one.data_ptr(), one._version) for one in tensors), *(module.training for module in model.modules())]
 

@@ -1,6 +1,7 @@
 """The linear probes: what a linear attacker reads from frozen features. A weak one would flatter every method."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,22 @@ class _Samples:
         return _Samples(self.inputs[first:last], self.targets[first:last], self.mine[part], self.workers)
 
 
-class LinearProbe:
+class LinearReader(ABC):
+    """A linear classifier of features."""
+
+    _classes: Tensor  # that occur, in the order of the logits
+
+    @abstractmethod
+    def logits(self, features: Tensor) -> Iterator[Tensor]:
+        """Logits of the classes that occur (m, C) for features (M, D), BLOCK by BLOCK."""
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Labels (M,) of features (M, D)."""
+        answers: Tensor = self._classes[torch.cat([logits.argmax(1) for logits in self.logits(features)])]
+        return answers
+
+
+class LinearProbe(LinearReader):
     """The probe: multinomial logistic regression fitted to convergence, its L2 penalty chosen on held-out
     features.
 
@@ -120,13 +136,8 @@ class LinearProbe:
         self.penalty = chosen.penalty
         self._weights = self._fit(samples, chosen.penalty, _mean_ce(samples, chosen.minimum.place), EXACT).place
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Labels (M,) of features (M, D)."""
-        answers: Tensor = self._classes[torch.cat([logits.argmax(1) for logits in self.logits(features)])]
-        return answers
-
     def logits(self, features: Tensor) -> Iterator[Tensor]:
-        """Logits of the classes that occur (m, C) for features (M, D), BLOCK by BLOCK."""
+        """See LinearReader."""
         for rows in torch.arange(len(features), device=features.device).split(BLOCK):
             yield _logits(self._inputs(features, rows), self._weights)
 
@@ -188,7 +199,7 @@ class LinearProbe:
         return _Point(place, value, (found.gradient / scale) @ self._axes.mT - penalties * place)
 
 
-class LDAProbe:
+class LDAProbe(LinearReader):
     """The second reader: linear discriminant analysis, in closed form from the moments of the training features.
 
         W_c = S^-1 m_c,  b_c = -W_c m_c / 2 + log(share of class c)
@@ -210,13 +221,8 @@ class LDAProbe:
         shares = moments.counts[self._classes] / moments.counts.sum()
         self._biases = shares.log() - (self._weights * means).sum(1) / 2
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Labels (M,) of features (M, D)."""
-        answers: Tensor = self._classes[torch.cat([logits.argmax(1) for logits in self.logits(features)])]
-        return answers
-
     def logits(self, features: Tensor) -> Iterator[Tensor]:
-        """Logits of the classes that occur (m, C) for features (M, D), BLOCK by BLOCK."""
+        """See LinearReader."""
         for some in features.split(BLOCK):
             yield (some.double() - self._mean) / self._scale @ self._weights.mT + self._biases
 

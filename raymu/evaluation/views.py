@@ -109,10 +109,7 @@ class OfSplit(OfModel):
     @property
     def belongs(self) -> Tensor:
         """Place of each forget image's class among the forgotten ones (n,); 0 where samples are forgotten."""
-        labels, forgotten = self.forget.labels, self.data.forgotten
-        if not forgotten:
-            return torch.zeros_like(labels)
-        return torch.searchsorted(torch.tensor(sorted(forgotten), device=labels.device), labels)
+        return torch.searchsorted(self.moments.classes[self.forgotten], self.forget.labels)
 
     @property
     def original(self) -> Tensor:

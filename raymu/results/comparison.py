@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit  # scipy.stats takes most of a second
 
 LEVEL = 0.05  # of an interval, and of all differences between the settings of a ranking together
 OWN_LEVEL = 0.015  # of a difference by its two settings' own errors
@@ -58,8 +59,6 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
         bounds: of a value.
         step: what one image more or less changes, such as 1 / images for an accuracy; 0: it is not known.
     """
-    from scipy.special import ndtri, stdtrit  # scipy.stats takes most of a second
-
     means = np.array(list(_by_original(runs).values()))
     mean, count = float(means.mean()), len(means)
     if count < 2:
@@ -104,8 +103,6 @@ def detectable(settings: int, originals: int) -> float | None:
     """The difference between two settings that a ranking finds in POWER of the cases, in standard deviations of a
     setting's score over originals; None where none can be found.
     """
-    from scipy.special import ndtri, stdtrit
-
     if originals < FEWEST or settings < 2:
         return None
     least = _range(settings, (settings - 1) * (originals - 1))
@@ -158,8 +155,6 @@ def _alike(count: int, differences: Mapping[tuple[int, int], Mapping[int, float]
 
 
 def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: float) -> Lead:
-    from scipy.special import stdtrit
-
     mean, count, settings = _mean(found), len(found), len(error.alike)
     if mean is None or count < FEWEST:
         return Lead(mean, None, None)
@@ -181,7 +176,6 @@ def _mean(values: Collection[float]) -> float | None:
     return float(np.mean(list(values))) if values else None
 
 
-@functools.lru_cache
 def _range(settings: int, degrees: float) -> float:
     """What the studentized range of so many means exceeds with a chance of LEVEL; degrees are rounded down to quarters,
     since its quantiles are slow to compute.

@@ -20,16 +20,17 @@ from raymu.values import content_hash
 ACCURACIES = (
     "test_retain_acc",
     "test_forget_acc",
-    "test_attack_auc",
     "test_probe_retain_acc",
     "test_probe_forget_acc",
     "test_ncc_retain_acc",
     "test_ncc_forget_acc",
 )
+AREAS = ("test_attack_auc",)
+MEASURED = (*ACCURACIES, *AREAS)
 
 
 class Figures(NamedTuple):
-    """What a setting reaches on test: the objective's `score`; ACCURACIES and the user's, as far as they are known."""
+    """What a setting reaches on test: the objective's `score`, and as far as they are known MEASURED and the user's."""
 
     score: Estimate
     metrics: dict[str, Estimate]
@@ -127,7 +128,7 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
     score = of(lambda one: _score(one, objective))
     assert score is not None
     own = [column for name in row.get("metrics", {}) if (column := f"test_{name}") in row]
-    found = {column: of(operator.methodcaller("get", column)) for column in ACCURACIES}  # older rows lack some
+    found = {column: of(operator.methodcaller("get", column)) for column in MEASURED}  # older rows lack some
     found |= {column: of(operator.methodcaller("get", column), (-math.inf, math.inf)) for column in own}
     return Figures(score, {column: one for column, one in found.items() if one is not None})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from raymu.results.ranking import ACCURACIES, Figures, Ranked
+from raymu.results.ranking import ACCURACIES, AREAS, MEASURED, Figures, Ranked
 from raymu.row import Row
 
 COLUMNS = {
@@ -93,7 +93,7 @@ def place(entry: Ranked) -> str:
 
 def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
     """Columns of a comparison with their headings: COLUMNS on test, and the user's metrics."""
-    own = [column for one in figures if one is not None for column in one.metrics if column not in ACCURACIES]
+    own = [column for one in figures if one is not None for column in one.metrics if column not in MEASURED]
     return {f"test_{metric}": heading for heading, metric in COLUMNS.items()} | {
         column: column.removeprefix("test_") for column in own
     }
@@ -101,9 +101,9 @@ def shown_columns(figures: Iterable[Figures | None]) -> dict[str, str]:
 
 def metric(column: str, value: float | None) -> str:
     """A metric's value: accuracies in percent; an area is near 1, where two digits more tell models apart."""
-    if value is None or (column in ACCURACIES and not column.endswith("auc")):
+    if value is None or column in ACCURACIES:
         return percent(value)
-    return f"{value:.4f}" if column in ACCURACIES else f"{value:.3g}"
+    return f"{value:.4f}" if column in AREAS else f"{value:.3g}"
 
 
 def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:

@@ -72,8 +72,8 @@ class Sweep:
         if not isinstance(self.protocol, Protocol):
             raise InputError(f"a protocol is a raymu.Protocol, not {self.protocol!r}")
         check(self.scenario, self.method, self.protocol.objective, self.protocol.metrics)
-        for scenario in self._forget_sets():
-            check(scenario, self.method, self.protocol.objective, self.protocol.metrics)
+        for other in self._forget_sets()[1:]:
+            check(other, self.method, self.protocol.objective, self.protocol.metrics)
         if self.protocol.scheduler != "none":
             self.protocol.objective.check(
                 measured(self.protocol.metrics, rung=True), "while a trial runs: --scheduler none runs all in full"
