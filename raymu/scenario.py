@@ -10,10 +10,10 @@ from raymu.architecture import Architecture, Timm
 from raymu.data.dataset import Dataset, Format
 from raymu.data.published import DATASETS
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, content_hash
+from raymu.values import NOT_NEGATIVE, POSITIVE, SHARE, Bounds, conform, content_hash
 
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
-DECIDED = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
+NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Scenario:
         forget_share: instead of classes, so large a share (in 0..1) of the training samples, drawn evenly.
         val_share: share of the training images held out for validation.
         test_share: share held out for test; 0 where the dataset brings a test set.
+        train_share: share of the other training images that models are trained on, in (0, 1].
         seed: draws the split, and the samples to forget.
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
@@ -92,13 +93,14 @@ class Scenario:
     cifar_stem: bool = False
     val_share: float = 0.1
     test_share: float = 0.0
+    train_share: float = 1.0
     seed: int = 0
     model_seed: int = 0
     data: str = ""
 
     def __post_init__(self) -> None:
         share, number = Bounds(0, 1), NOT_NEGATIVE
-        shares = {"forget_share": share, "val_share": share, "test_share": share}
+        shares = {"forget_share": share, "val_share": share, "test_share": share, "train_share": SHARE}
         conform(self, "scenario: ", **shares, forget=number, seed=number, model_seed=number)
         if self.val_share + self.test_share >= 1:
             raise InputError("scenario: val_share and test_share leave nothing to train on")
@@ -133,8 +135,10 @@ class Scenario:
         return f"class{'es' if len(self.forget) > 1 else ''} {', '.join(map(str, self.forget))}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields in JSON's types."""
+        """All fields in JSON's types; but train_share only where it says something, since hashes are older than it."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.train_share == 1:
+            del fields["train_share"]
         return {
             **fields,
             "dataset": self.dataset_name,
@@ -200,8 +204,10 @@ def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:
     """Further arguments of a model, sorted by name, each a number, a text, or several of them."""
     pairs = [(name, tuple(value) if isinstance(value, list) else value) for name, value in given]
     for name, value in pairs:
-        if name in DECIDED or [other for other, _ in pairs].count(name) > 1:
-            raise InputError(f"scenario: model_args cannot hold {name}" + (" twice" if name not in DECIDED else ""))
+        if name in NO_ARGUMENTS or [other for other, _ in pairs].count(name) > 1:
+            raise InputError(
+                f"scenario: model_args cannot hold {name}" + (" twice" if name not in NO_ARGUMENTS else "")
+            )
         for one in value if isinstance(value, tuple) else (value,):
             if not isinstance(one, int | float | str) or one != one:
                 raise InputError(f"scenario: {name} among model_args has to be a number or a text, not {value!r}")
@@ -253,6 +259,15 @@ SCENARIOS = {
             forget=(8,),
             val_share=0.35,
             test_share=0.35,
+        ),
+        # Shirts look like T-shirts, pullovers, dresses and coats: without having seen one they are told much worse.
+        Scenario(
+            name="fashion-resnet",
+            dataset="fashion",
+            architecture="test_resnet",
+            recipe=Recipe(lr=0.05, epochs=20, batch_size=64),
+            forget=(6,),
+            train_share=0.05,
         ),
         # The paper's first setting (Gao et al., Table 1).
         Scenario(

@@ -83,6 +83,13 @@ class Data:
         """Where its images and labels are."""
         return self.train.labels.device
 
+    @property
+    def images(self) -> dict[str, int]:
+        """Numbers of held-out images, by the columns of a row that say them."""
+        parts = {"val_retain": self.val.retain, "val_forget": self.val.forget}
+        parts |= {"test_retain": self.test.retain, "test_forget": self.test.forget}
+        return {f"{part}_images": len(split) for part, split in parts.items()}
+
     def is_forgotten(self, classes: Tensor) -> Tensor:
         """Which of these classes have to be forgotten (bool)."""
         return torch.isin(classes, torch.tensor(self.forgotten, dtype=classes.dtype, device=classes.device))
@@ -122,13 +129,26 @@ def prepare(scenario: Scenario, directory: Path | str | None = None) -> Scenario
         InputError: the files are missing and cannot be fetched, something is wrong with them, or they are not those
             that the scenario names.
     """
-    name, dataset = scenario.dataset_name, scenario.source
-    data = dataset.prepare(directory, scenario.data.partition(READ_BY)[0])
-    if reader := dataset.reader(scenario.transform):
-        data += READ_BY + reader
-    if scenario.data not in ("", data):
-        raise InputError(f"{name} is not what it was: here are {data}; asked for are {scenario.data}")
-    return dataclasses.replace(scenario, data=data)
+    filled = _filled(scenario, scenario.source.prepare(directory, scenario.data.partition(READ_BY)[0]))
+    if scenario.data not in ("", filled.data):
+        raise InputError(
+            f"{scenario.dataset_name} is not what it was: here are {filled.data}; asked for are {scenario.data}"
+        )
+    return filled
+
+
+def last_prepared(scenario: Scenario) -> Scenario | None:
+    """The scenario with the data that its dataset had when it was prepared last, and None if it never was; nothing is
+    read.
+    """
+    data = scenario.source.latest().get("data")
+    return None if data is None else _filled(scenario, data)
+
+
+def _filled(scenario: Scenario, data: str) -> Scenario:
+    """The scenario with what its dataset's `prepare` returned."""
+    reader = scenario.source.reader(scenario.transform)
+    return dataclasses.replace(scenario, data=data + READ_BY + reader if reader else data)
 
 
 def prepared(scenario: Scenario) -> Scenario:
@@ -182,6 +202,7 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
         return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
 
     test, val, rest = np.split(order, [num_test, num_test + num_val])
+    rest = rest[: round(len(rest) * scenario.train_share)]  # in this order every beginning is stratified as well
     return Data(
         **_forget_set(
             scenario,

@@ -1,8 +1,10 @@
 """Splits, and datasets in their real format."""
 
+import gzip
 import hashlib
 import pickle
 import re
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from conftest import DEVICE
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, FashionMNIST
 
 from raymu import splits, training
 from raymu.data import published
@@ -193,3 +195,69 @@ def test_a_split_that_leaves_nothing_to_forget_is_refused(digits) -> None:
     ):
         with pytest.raises(InputError, match=name):
             splits._forget_set(digits, *parts)
+
+
+def test_a_training_share_is_a_stratified_part(digits, digits_data) -> None:
+    third = splits.load(replace(digits, train_share=1 / 3), DEVICE)
+    assert set(third.train.index.tolist()) < set(digits_data.train.index.tolist())
+    assert len(third.train) == round(len(digits_data.train) / 3)
+    counts = third.train.targets.bincount()
+    assert counts.max() - counts.min() <= 2
+    for split, whole in zip((*third.val, *third.test), (*digits_data.val, *digits_data.test), strict=True):
+        assert torch.equal(split.index, whole.index)
+    assert "train_share" not in digits.as_dict()  # hashes are older than it
+    again = digits.from_dict(replace(digits, train_share=0.5).as_dict())
+    assert again.train_share == 0.5
+    with pytest.raises(InputError, match="train_share has to be above 0"):
+        replace(digits, train_share=0)
+
+
+def write_fashion(directory: Path, per_class: int) -> None:
+    """Fashion-MNIST's four files with fewer images: a black frame's only white pixel stands where its class says."""
+    directory.mkdir(parents=True)
+    for prefix, count in (("train", 2 * per_class), ("t10k", per_class)):
+        labels = np.tile(np.arange(10, dtype=np.uint8), count)
+        images = np.zeros((len(labels), 28, 28), np.uint8)
+        images[np.arange(len(labels)), 0, labels] = 255
+        for name, array, head in (("labels-idx1", labels, 0x801), ("images-idx3", images, 0x803)):
+            content = np.array([head, *array.shape], ">u4").tobytes() + array.tobytes()
+            (directory / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(content))
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setitem(published.PUBLISHED, "Fashion-MNIST", {"train": 10 * (40,), "test": 10 * (20,)})
+    write_fashion(tmp_path / "files", per_class=20)
+    return tmp_path / "files"
+
+
+@pytest.mark.parametrize("where", ["here", "torchvision", "unpacked"])
+def test_fashion_mnist_in_its_real_format(fashion, tmp_path, where) -> None:
+    directory = fashion
+    if where == "torchvision":
+        directory = tmp_path / "root"
+        shutil.copytree(fashion, directory / "FashionMNIST" / "raw")
+    for path in fashion.iterdir() if where == "unpacked" else ():
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    arrays = published.DATASETS["fashion"].read(directory)
+    assert arrays["train_images"].shape == (400, 1, 16, 16)
+    assert arrays["test_labels"][:11].tolist() == [*range(10), 0]
+    pixel = arrays["train_images"][3, 0]  # the fourth of row 0, below and right of a border of 2
+    assert pixel[1, 2] == round(255 / 4)
+    assert pixel.sum() == pixel[1, 2]
+
+
+def test_damaged_fashion_mnist_is_one_line(fashion, tmp_path, monkeypatch) -> None:
+    read, images = published.DATASETS["fashion"].read, fashion / "train-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    for damaged in (whole[:-2000], b"no gzip", gzip.compress(b"\0" * 40), gzip.compress(gzip.decompress(whole)[:-1])):
+        images.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz is not as published"):
+            read(fashion)
+    images.unlink()
+    with pytest.raises(InputError, match=r"lacks train-images-idx3-ubyte.gz"):
+        read(fashion)
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(InputError, match=r"Fashion-MNIST is not in .*--data-dir"):
+        read(tmp_path / "nothing")

@@ -24,7 +24,7 @@ from raymu.errors import InputError
 from raymu.values import content_hash, unknown
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
-READERS = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
+READ_WITH = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
 
 
 def _module(read: Any) -> str:
@@ -84,7 +84,7 @@ class ArrayDataset(Dataset):
     @property
     def _reader(self) -> str:
         """A digest of what reads, and of what is made of it."""
-        versions = [importlib.metadata.version(package) for package in READERS]
+        versions = [importlib.metadata.version(package) for package in READ_WITH]
         return content_hash([source.digest(self.read), *versions, self.num_classes, self.format_of_arrays])
 
     def keep(self, arrays: Arrays, directory: str = "") -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raymu import cache, source
 from raymu.data.images import Images
+from raymu.values import Bounds, checked
 
 READ_BY = "; read by "  # stands between what the data are and the digest of their reader
 
@@ -41,11 +42,19 @@ class Dataset(source.Travels, ABC):
         name: what stands in rows, and what `Scenario.dataset` may be if raymu or a package brings it.
         num_classes: their labels are 0, 1, ... num_classes - 1.
         channels: of an image.
+
+    Raises:
+        InputError: a number below 1, or another type.
     """
 
     name: str
     num_classes: int
     channels: int
+
+    def __post_init__(self) -> None:
+        for name, kind in {"name": str, "num_classes": int, "channels": int}.items():
+            value = checked(f"dataset: {name}", getattr(self, name), kind, Bounds(1))
+            object.__setattr__(self, name, value)
 
     @abstractmethod
     def format(self, transform: Transform) -> Format:

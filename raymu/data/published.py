@@ -1,5 +1,7 @@
 """The datasets that raymu knows, read as they were published."""
 
+import gzip
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +23,7 @@ PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
     "digits": {"train": (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)},
     "CIFAR10": {"train": 10 * (5000,), "test": 10 * (1000,)},
     "CIFAR100": {"train": 100 * (500,), "test": 100 * (100,)},
+    "Fashion-MNIST": {"train": 10 * (6000,), "test": 10 * (1000,)},
     "Tiny-ImageNet": {"train": 200 * (500,), "test": 200 * (50,)},
 }
 
@@ -48,7 +51,7 @@ def _read_cifar(name: str, directory: Path) -> Arrays:
             source = cifar(directory, train=train, download=True)
         except Exception as error:  # torchvision raises URLError, RuntimeError, OSError, ... as the network fails
             raise InputError(
-                f"{name} is not in {directory} and could not be downloaded ({error}). Put {cifar.filename} from"
+                f"{name} is not in {directory} and could not be downloaded ({_line(error)}). Put {cifar.filename} from"
                 f" {cifar.url}, or the folder {cifar.base_folder} unpacked from it, into a directory and name it"
                 " with --data-dir."
             ) from error
@@ -59,6 +62,56 @@ def _read_cifar(name: str, directory: Path) -> Arrays:
         arrays[f"{part}_images"] = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
         arrays[f"{part}_labels"] = labels
     return arrays
+
+
+def _read_fashion(directory: Path) -> Arrays:
+    """Fashion-MNIST from its four files, compressed or not, in the directory or where torchvision puts them; 28x28 grey
+    pixels with a black border of 2, halved to 16x16.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    files = [name for name, _ in FashionMNIST.resources]
+    folders, arrays = (directory, directory / "FashionMNIST" / "raw"), Arrays()
+    if not any(_idx_file(folder, name) for folder in folders for name in files):
+        try:
+            FashionMNIST(directory, download=True)
+        except Exception as error:  # as above
+            raise InputError(
+                f"Fashion-MNIST is not in {directory} and could not be downloaded ({_line(error)}). Put"
+                f" {', '.join(files)} from https://github.com/zalandoresearch/fashion-mnist into a directory and name"
+                " it with --data-dir."
+            ) from error
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        labels = _read_idx(folders, f"{prefix}-labels-idx1-ubyte.gz", 1).astype(np.int64)
+        _check_published("Fashion-MNIST", directory, part, labels)
+        pixels = _read_idx(folders, f"{prefix}-images-idx3-ubyte.gz", 3)
+        if pixels.shape != (len(labels), 28, 28):
+            raise InputError(f"Fashion-MNIST in {directory} has a {part} set of the shape {pixels.shape}")
+        bordered = torch.nn.functional.pad(torch.tensor(pixels[:, None], dtype=torch.float32), (2, 2, 2, 2))
+        images = torch.nn.functional.avg_pool2d(bordered, 2).round()
+        arrays |= {f"{part}_images": images.to(torch.uint8).numpy(), f"{part}_labels": labels}
+    return arrays
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    """The file of that name in the folder, or what it was unpacked to."""
+    return next((path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()), None)
+
+
+def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np.uint8]:
+    """Array of bytes in a file of the IDX format, in the first folder that has it (LeCun, MNIST's home page)."""
+    path = next((found for folder in folders if (found := _idx_file(folder, name))), None)
+    if path is None:
+        raise InputError(f"Fashion-MNIST in {folders[0]} lacks {name}")
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        header = np.frombuffer(content, ">u4", 1 + dimensions)
+        if header[0] != 0x800 + dimensions:
+            raise ValueError("no IDX file of bytes")
+        return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:].astype(int))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} is not as published: {error}") from error
 
 
 def _read_tiny_imagenet(directory: Path) -> Arrays:
@@ -73,7 +126,7 @@ def _read_tiny_imagenet(directory: Path) -> Arrays:
             download_and_extract_archive(TINY_IMAGENET_URL, str(directory), md5=TINY_IMAGENET_MD5)
         except Exception as error:  # as above
             raise InputError(
-                f"Tiny-ImageNet is not in {directory} and could not be downloaded ({error}). Put"
+                f"Tiny-ImageNet is not in {directory} and could not be downloaded ({_line(error)}). Put"
                 f" tiny-imagenet-200.zip from {TINY_IMAGENET_URL}, or the folder tiny-imagenet-200 unpacked from it,"
                 " into a directory and name it with --data-dir."
             ) from error
@@ -97,6 +150,10 @@ def _read_tiny_imagenet(directory: Path) -> Arrays:
             arrays[f"{part}_images"] = np.stack(list(pool.map(partial(_pixels, size=64), (path for path, _ in found))))
             arrays[f"{part}_labels"] = labels[part]
     return arrays
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_published(
@@ -152,6 +209,7 @@ DATASETS: dict[str, Dataset] = {
         ArrayDataset("digits", 10, 1, 16, (0.305,), (0.319,), _read_digits, files=False),
         _cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         _cifar(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        ArrayDataset("fashion", 10, 1, 16, (0.219,), (0.313,), _read_fashion),
         ArrayDataset(
             "tinyimagenet", 200, 3, 64, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _read_tiny_imagenet
         ),
