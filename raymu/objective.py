@@ -13,6 +13,7 @@ from raymu.values import conform, parameters_of
 Kind = Literal["classes", "samples"]
 References = Mapping[str, Mapping[str, Any]]
 LOWEST = -1.0  # score that a searcher may see
+NOTHING = 0.05  # what a share of 0 counts for a search
 MARGIN = 0.02  # of retain accuracy that a method may lose against the retrained model
 
 
@@ -133,26 +134,38 @@ def removal(
     forget_acc_original: float,
     forget_acc_retrained: float,
 ) -> float:
-    """Removed memory, from 0 for the original to 1 for the retrained model: the product of three shares.
+    """Removed memory, from 0 for the original to 1 for the retrained model.
 
-        kept     1 - (loss - MARGIN) / (4 MARGIN),  loss of retain accuracy against the retrained model
+    It comes from three shares:
+
+        kept     1 - (loss - MARGIN) / MARGIN,  loss of retain accuracy against the retrained model
         memory   (original - model) / (original - retrained),  what the attacker reads of the forget set
         answers  1 - abs(model - retrained) / (original - retrained),  the model's own answers on the forget set
 
-    Each is at most 1, so damage beyond the retrained model earns nothing, and 0 where it is negative: a loss of five
-    margins, an attacker who reads as much as before, or answers as far from the retrained model's as the original's are
-    make the score 0. A product, since removed memory counts only as far as the model does not answer, and a model only
-    as far as it can still be used. Where one of them is 0 a searcher sees, below 0, how far all three are from 1.
+    Each is at most 1, so damage beyond the retrained model earns nothing. The score is nearly their product, since
+    removed memory counts only as far as the model does not answer, and a model only as far as it can still be used.
+    `kept` falls steeply, or a search would trade retain accuracy for memory.
+
+    Where one share is 0, as after a loss of two margins, or where an attacker reads as much as before, so is
+    the score. For that alone the product would do; a search, though, has to see which way is up from there as well, and
+    that a model which has moved and lost accuracy may be nearer than one that has not moved. Hence the product of
+
+        soft(share) = NOTHING + (1 - NOTHING) share,  below 0 NOTHING / (1 - share)
+
+    and of that how far it is above NOTHING, which is what remains of two shares of 1 and one of 0.
 
     Where there is no memory, the original being read no better than the retrained model, its removal counts as 1.
     """
-    kept = 1 - (retain_acc_retrained - retain_acc - MARGIN) / (4 * MARGIN)
+    kept = 1 - (retain_acc_retrained - retain_acc - MARGIN) / MARGIN
     to_remove = attack_auc_original - attack_auc_retrained
     memory = (attack_auc_original - attack_auc) / to_remove if to_remove > 0 else 1.0
     # Where samples are forgotten, original and retrained may answer the same.
     answers = 1 - abs(forget_acc - forget_acc_retrained) / max(forget_acc_original - forget_acc_retrained, MARGIN)
-    shares = [min(max(share, LOWEST), 1.0) for share in (kept, memory, answers)]
-    return math.prod(shares) if min(shares) > 0 else (sum(shares) - 3) / 6
+    return (math.prod(map(_soft, (kept, memory, answers))) - NOTHING) / (1 - NOTHING)
+
+
+def _soft(share: float) -> float:
+    return NOTHING + (1 - NOTHING) * min(share, 1.0) if share > 0 else NOTHING / (1 - share)
 
 
 def hmean(retain_acc: float, probe_forget_acc: float) -> float:
@@ -187,6 +200,12 @@ OBJECTIVES: dict[str, Objective] = {
         Objective(hmean, name="pareto", forgets=("classes",), maximises=both),
     )
 }
+
+
+def score_name(name: str) -> str:
+    """What an objective's score is called: as the objective, but for pareto, whose score is hmean."""
+    known = OBJECTIVES.get(name)
+    return name if known is None or known.maximises is None else known.score.__name__
 
 
 def get(name: str) -> Objective:
