@@ -40,10 +40,10 @@ REFERENCES: tuple[Which, ...] = ("original", "retrained")
 
 WEIGHTS = "model.safetensors"
 BASELINE = "baseline.safetensors"
-COMPARED = "metrics.json"
-MEMORY = "memory.json"
-PROFILES = "profiles.json"
-TRAINING = "training.json"
+METRICS_FILE = "metrics.json"
+MEMORY_FILE = "memory.json"
+PROFILES_FILE = "profiles.json"
+TRAINING_FILE = "training.json"
 
 
 def directory(scenario: Scenario) -> Path:
@@ -108,7 +108,7 @@ def train(
         if entry is None:
             return
         cache.save_tensors(entry / WEIGHTS, model.state_dict())
-        cache.save_json(entry / TRAINING, fitted._asdict())
+        cache.save_json(entry / TRAINING_FILE, fitted._asdict())
         cache.save_json(entry / "scenario.json", scenario.as_dict())
         kept.clear()
 
@@ -142,22 +142,28 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         cache.save_tensors(entry / BASELINE, measure)
         found = {which: row | gaps(row, rows["retrained"], further) for which, row in rows.items()}
         for which in REFERENCES:
-            found[which]["weights"] = weights_digest(scenario, which)
-        cache.save_json(entry / COMPARED, found)
-        cache.save_json(entry / MEMORY, to_forget)
+            found[which] |= {**scenario_data.images, "weights": weights_digest(scenario, which)}
+        cache.save_json(entry / METRICS_FILE, found)
+        cache.save_json(entry / MEMORY_FILE, to_forget)
 
     return Workers().once(_comparison(scenario, further), build)
 
 
 def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dict[str, Any]]:
     """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
-    metrics: dict[str, dict[str, Any]] = _compared(scenario, further, COMPARED)
+    metrics: dict[str, dict[str, Any]] = _compared(scenario, further, METRICS_FILE)
     return metrics
 
 
 def memory(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Memory | None]:
     """Memory of the original on "val" and on "test"; None where it is not defined."""
-    return {split: found and Memory(*found) for split, found in _compared(scenario, further, MEMORY).items()}
+    return {split: found and Memory(*found) for split, found in _compared(scenario, further, MEMORY_FILE).items()}
+
+
+def known_memory(scenario: Scenario) -> dict[str, Memory | None]:
+    """What `memory` returns where the cache knows it, on the data that were prepared last; empty where it does not."""
+    known = splits.last_prepared(scenario)
+    return memory(known) if known is not None and are_ready(known) else {}
 
 
 def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[dict[str, Any]]]:
@@ -172,12 +178,12 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
         with devices.cpu_threads(options.threads):
             found = {which: profile(model, scenario_data) for which, model in load_models(scenario, options).items()}
         if entry is not None:
-            cache.save_json(entry / PROFILES, found)
+            cache.save_json(entry / PROFILES_FILE, found)
 
     for which in REFERENCES:
         train(scenario, which, options)
     entry = Workers().once(_of_both(scenario, "profiles", source.digest(profile, within=source.EVALUATION)), build)
-    profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES)
+    profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES_FILE)
     return profiles
 
 
@@ -245,7 +251,7 @@ class References:
         if method != anew or seed != self.scenario.model_seed:
             return None
         entry = entry_of(self.scenario, "retrained")
-        training = cache.load_json(entry / TRAINING)
+        training = cache.load_json(entry / TRAINING_FILE)
         alike = training["by"] == carried_out_by(options, self.data.device)
         if not alike or training["epochs"] != recipe.epochs:  # patience ended it, or took earlier weights
             return None

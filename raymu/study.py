@@ -49,6 +49,7 @@ def tune(
     name: str | None = None,
     mirror: bool = True,
     resume: bool = False,
+    anyway: bool = False,
     data_dir: Path | str | None = None,
     weights_file: Path | None = None,
     resources: "Resources | None" = None,
@@ -59,9 +60,10 @@ def tune(
 
     Args:
         storage: directory of all sweeps, or a URI such as s3://bucket/unlearning.
-        name: its directory in the storage; None: `sweep.name`.
+        name: its directory in the storage; None: `sweep.directory`.
         mirror: whether the storage also keeps what is cached, references above all, for other nodes and later clusters.
         resume: whether an unfinished sweep is continued.
+        anyway: whether it runs where there is nothing to forget.
         data_dir: where the dataset's original files are.
         weights_file: a safetensors file with the scenario's pretrained weights.
         resources: what a trial has, and how many run at once.
@@ -75,7 +77,7 @@ def tune(
     from raymu.tuning.driver import run_sweep
 
     where = locate(storage)
-    directory = where / (name or sweep.name)
+    directory = where / (name or sweep.directory)
     run_sweep(
         sweep,
         directory,
@@ -85,6 +87,7 @@ def tune(
         weights_file=weights_file,
         mirror=where / MIRROR if mirror else None,
         resume=resume,
+        anyway=anyway,
         trackers=trackers,
     )
     (found,) = reader.load(directory)

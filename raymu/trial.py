@@ -95,6 +95,7 @@ def run_trial(
         reference = references.load(scenario, references.default_device(), options, metrics)
         for which in references.REFERENCES:
             row[f"{which}_weights"] = reference.metrics[which]["weights"]
+        row.update(reference.data.images)
         started = kept = time.perf_counter()  # what a process loads once is no trial's own time
         if method.start == "original":
             model = reference.model()

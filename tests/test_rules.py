@@ -24,7 +24,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "evaluation engines results",
     "training",
     "references protocol model_card",
-    "trial",
+    "trial fixed_points",
     "export distributed",
     "tuning",
     "study",

@@ -30,6 +30,10 @@ OwnFlag = Annotated[
         help="A file of yours with the dataset, architecture, metric or objective that a row names. May be repeated.",
     ),
 ]
+MetricFlag = Annotated[
+    list[str] | None,
+    typer.Option(help="Measure another one: its name, or the file of your own. May be repeated."),
+]
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[

@@ -74,22 +74,42 @@ def methods(
 
 
 @app.command()
-def scenarios(as_json: JsonFlag = False) -> None:
+def scenarios(
+    as_json: JsonFlag = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="How much there is to forget, as far as the cache knows references.")
+    ] = False,
+) -> None:
     """List the scenarios: what has to be forgotten."""
     from raymu import scenario
 
     known = list(dict(_loadable(scenario.names(), scenario.get)).values())
+    memories: list[dict[str, Any]] = [{} for _ in known]
+    if memory:
+        from raymu import references
+
+        memories = [references.known_memory(task) for task in known]
     if as_json:
-        typer.echo(json.dumps([task.as_dict() for task in known], indent=2))
+        shown = [{"memory": {s: m and m._asdict() for s, m in found.items()}} if memory else {} for found in memories]
+        tasks = [task.as_dict() | more for task, more in zip(known, shown, strict=True)]
+        typer.echo(json.dumps(tasks, indent=2))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("scenario", "dataset", "architecture", "forget", "training"):
+    for heading in ("scenario", "dataset", "architecture", "forget", "memory on test" if memory else "training"):
         table.add_column(heading, no_wrap=heading == "scenario")
-    for task in known:
+    for task, found in zip(known, memories, strict=True):
         recipe = task.recipe
-        training = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"
-        table.add_row(task.name, task.dataset_name, task.pretrained or task.architecture_name, task.forgotten, training)
+        last = f"{recipe.epochs} epochs, {recipe.optimizer}, lr {recipe.lr:g}, batch {recipe.batch_size}"
+        if memory:
+            last = of_test.shown.partition(": ")[2] if (of_test := found.get("test")) else "not known"
+        table.add_row(task.name, task.dataset_name, task.pretrained or task.architecture_name, task.forgotten, last)
     console.print(table, highlight=False)
+    if memory:
+        console.print(
+            "memory: by how much the attacker's AUC on the original is above the retrained model's; where it is not"
+            " known, raymu references --scenario NAME trains both",
+            highlight=False,
+        )
 
 
 def _loadable(names: Iterable[str], get: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:

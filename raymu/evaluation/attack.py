@@ -96,6 +96,12 @@ class Memory(NamedTuple):
         difference, half = self.original - self.retrained, NORMAL * self.error
         return difference - half, difference + half
 
+    @property
+    def shown(self) -> str:
+        """'0.9950 -> 0.9830: 0.0120 [0.0080, 0.0160]', of the original, the retrained model, and between them."""
+        ends = ", ".join(f"{end:.4f}" for end in self.interval)
+        return f"{self.original:.4f} -> {self.retrained:.4f}: {self.original - self.retrained:.4f} [{ends}]"
+
 
 def memory(original: Placements, retrained: Placements) -> Memory:
     """Memory that two models' placements of the same images show; its error is DeLong's (Biometrics 1988).

@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from raymu import engines, environment, references, source, splits
+from raymu import engines, environment, fixed_points, references, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.distributed import nodes
 from raymu.distributed.retries import Retries, in_flight
@@ -32,7 +32,6 @@ from raymu.results import files, writer
 from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
-from raymu.tuning import fixed_points
 from raymu.tuning.callbacks import Ended, Recorder, or_end
 from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress
@@ -61,6 +60,7 @@ def run_sweep(
     weights_file: Path | None = None,
     mirror: Location | None = None,
     resume: bool = False,
+    anyway: bool = False,
     trackers: Trackers | None = None,
 ) -> list[Row]:
     """Run a sweep, or what is missing of it, and return all its rows.
@@ -71,11 +71,13 @@ def run_sweep(
         weights_file: a safetensors file with the scenario's pretrained weights.
         mirror: where cache entries are kept for other nodes and later clusters; None: all nodes share the cache.
         resume: whether an unfinished sweep in `location` is continued.
+        anyway: whether it runs where there is nothing to forget.
         trackers: where its searches are shown as well.
 
     Raises:
         InputError: something that was asked for cannot work; raised before Ray starts, except for an address that
-            cannot be reached and resources that the cluster does not have.
+            cannot be reached and resources that the cluster does not have. There is nothing to forget, which the
+            references show.
         StorageError: rows cannot be stored any more; those so far are kept.
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
@@ -112,13 +114,12 @@ def run_sweep(
             nodes.check(driver, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
-            fixed_points.scored(sweep.scenario, sweep.protocol)  # an objective that cannot is noticed now
-            for line in fixed_points.memory_lines(sweep.scenario, sweep.protocol):
-                _print_once(console, line)
+            run.look_at_memory(anyway)
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
             run.train_references(scenarios)
-            rows.put(files.REFERENCES, {one.hash: fixed_points.scored(one, sweep.protocol) for one in scenarios})
+            what = sweep.protocol.objective, sweep.protocol.metrics
+            rows.put(files.REFERENCES, {one.hash: fixed_points.compared(one, *what) for one in scenarios})
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
@@ -256,6 +257,22 @@ class _Run:
             self._console.print(
                 f"trained {count} reference{'s' * (count > 1)} ({time.monotonic() - started:.0f} s)", highlight=False
             )
+
+    def look_at_memory(self, anyway: bool) -> None:
+        """Say what there is to forget.
+
+        Raises:
+            InputError: nothing, and the sweep shall not run anyway; or the objective has no score for a reference.
+        """
+        scenario, protocol = self._sweep.scenario, self._sweep.protocol
+        fixed_points.scored(scenario, protocol.objective, protocol.metrics)
+        memories = [references.memory(scenario, protocol.metrics)]
+        for line in fixed_points.memory_lines(memories):
+            _print_once(self._console, line)
+        if nothing := fixed_points.nothing_to_forget(memories):
+            if not anyway:
+                raise InputError(f"{nothing}; --anyway goes on")
+            _print_once(self._console, nothing)
 
     def search(self, seed: int) -> None:
         """Run the trials of one search that are missing."""

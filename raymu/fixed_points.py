@@ -1,0 +1,134 @@
+"""Models whose scores are known before a method is tried: the original (0), the retrained model (1), and two that know
+nothing, a dead and an untrained network (0). Between the first two lies what there is to forget.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from raymu import devices, references
+from raymu.engines import DEFAULTS, Options
+from raymu.errors import InputError
+from raymu.evaluation import Memory, Metric, evaluate, gaps
+from raymu.evaluation.metrics import SPLITS
+from raymu.models import pretrained
+from raymu.models.inference import heads
+from raymu.objective import Objective
+from raymu.results.comparison import Estimate, estimate
+from raymu.row import Row
+from raymu.scenario import Scenario
+
+Memories = Mapping[str, Memory | None]  # by split; None: not defined
+
+
+def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Row]:
+    """What `references.metrics` says of both references, with their scores.
+
+    Raises:
+        InputError: the objective has no score for one.
+    """
+    found = references.metrics(scenario, metrics)
+    return {which: _scored(which, row, found, objective) for which, row in found.items()}
+
+
+def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+    """Rows of both references, as `scored` returns them, and the "memory" between them by split, in JSON's types."""
+    memories = references.memory(scenario, metrics)
+    memory = {split: found and found._asdict() for split, found in memories.items()}
+    return {**scored(scenario, objective, metrics), "memory": memory}
+
+
+def measured(
+    scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = (), options: Options = DEFAULTS
+) -> dict[str, Row]:
+    """Rows of all four, with their scores. References that are missing are trained. "dead" is the original with all
+    matrices and kernels but the classifier's set to 0, so that every image has the same features; "untrained" has the
+    weights that training starts from.
+
+    Raises:
+        InputError: as `scored`.
+    """
+    reference = references.load(scenario, references.default_device(), options, metrics)
+    models: dict[str, Callable[[], nn.Module]] = {
+        "dead": lambda: _dead(reference.model()),
+        "untrained": lambda: pretrained.start(reference.scenario, scenario.model_seed).to(reference.data.device),
+    }
+    rows = scored(reference.scenario, objective, metrics)
+    with devices.cpu_threads(options.threads):
+        for which, make in models.items():
+            row = evaluate(make(), reference.data, reference.baseline, metrics)
+            row |= gaps(row, reference.metrics["retrained"], metrics) | reference.data.images
+            rows[which] = _scored(which, row, reference.metrics, objective)
+    columns = {column: reference.scenario.as_dict()[column] for column in ("forget", "forget_share", "model_seed")}
+    return {which: {**columns, "seed": 0, "status": "completed", **row} for which, row in rows.items()}
+
+
+def _dead(model: nn.Module) -> nn.Module:
+    kept = {id(weight) for head in heads(model) for weight in head.parameters()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1 and id(weight) not in kept:
+                weight.zero_()
+    return model
+
+
+def _scored(which: str, row: Row, found: Mapping[str, Row], objective: Objective) -> Row:
+    try:
+        score, test_score = (objective.of(row, found, split) for split in SPLITS)
+    except Exception as error:  # whatever an objective of the user's raises
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"objective {objective.name} on the {which} model: {said}") from error
+    return row | {"score": score, "test_score": test_score}
+
+
+def memory_lines(originals: Sequence[Memories]) -> Iterator[str]:
+    """Lines on what there is to forget.
+
+    Args:
+        originals: of one or several.
+    """
+    for number, memories in enumerate(originals, start=1):
+        which = f" of original {number}" if len(originals) > 1 else ""
+        for split, found in memories.items():
+            if found is not None:
+                yield (
+                    f"memory{which} on {split}, the attacker's AUC from original to retrained: {found.shown} to remove,"
+                    f" by {found.forget_images:,} forget and {found.retain_images:,} retain images"
+                )
+    for split in originals[0] if len(originals) > 1 else ():
+        if over := _over(originals, split):
+            ends = f"[{over.low:.4f}, {over.high:.4f}]"
+            yield f"memory over {over.originals} originals on {split}: {over.mean:.4f} {ends} to remove"
+
+
+def _over(originals: Sequence[Memories], split: str) -> Estimate | None:
+    """What is to be removed, over originals, with an interval; None where it is not known."""
+    found = [memories[split] for memories in originals]
+    runs = {(number, "", 0): one.original - one.retrained for number, one in enumerate(found) if one is not None}
+    over = estimate(runs, bounds=(-1, 1)) if runs else None
+    return over if over is not None and over.low is not None else None
+
+
+def nothing_to_forget(originals: Sequence[Memories]) -> str:
+    """Why nothing can tell a method that removes memory from one that does not, and what to try; empty if something
+    can.
+
+    Args:
+        originals: of one, of which the interval over images decides, or of several, over which it is.
+    """
+
+    def least(split: str) -> float | None:
+        if len(originals) > 1:
+            return over.low if (over := _over(originals, split)) else None
+        return one.interval[0] if (one := originals[0][split]) else None
+
+    unclear = [split for split in originals[0] if (least(split) or 0.0) <= 0]
+    if not unclear:
+        return ""
+    return (
+        f"nothing to forget: on {' and '.join(unclear)} the attacker reads the original no better than the retrained"
+        " model, or within noise, so nothing can tell a method that removes memory from one that does not: forget other"
+        " or more classes (--forget), or train longer"
+    )
