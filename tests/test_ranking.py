@@ -10,10 +10,12 @@ import pytest
 from raymu.errors import InputError
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import ranking, selection, tables
+from raymu.results import ranking, report, selection, tables
+from raymu.results.groups import grouped
 from raymu.results.ranking import rank
 from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
+from raymu.tuning.sweep import directory_name
 from raymu.values import content_hash
 
 SCENARIO = SCENARIOS["digits"]
@@ -253,8 +255,35 @@ def test_a_protocol_that_was_tampered_with_is_noticed(part, change) -> None:
 def test_the_latex_table_has_all_cells_and_escapes_names() -> None:
     ranked = rank([confirmed("random_label", 0.3), confirmed("b&b", 0.6, seed=1)])
     text = tables.latex(ranked)
-    assert r"1 & random\_label & 0.7" in text
+    assert r"1 & random\_label & \textbf{0.7" in text
+    assert "8--" in text  # of an interval
+    assert r"\caption{digits, forgetting classes 1, 3, 5, 8, 9: tuned settings on test" in text
+    assert "means over 15 runs on 5 originals, with 95 \\% intervals.}" in text
     assert r"b\&b" in text
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in lines} == {9}
+    assert {line.replace(r"\&", "").count("&") for line in lines} == {8}
     assert len(lines) == 5
+
+
+def test_what_does_not_compare_stands_in_groups() -> None:
+    first, third = confirmed("first", 0.3), confirmed("third", 0.4, seed=2)
+    more = sweep("more", first.rows, trials=5)
+    found = grouped([first, more, third])
+    assert [group.names for group in found] == ["first, third", "more"]
+    assert found[0].apart == ""
+    assert found[1].apart == "protocol.trials is 4 there, 5 here"
+    assert [len(chapter.ranked) for chapter in report.chapters([first, more, third])] == [2, 1]
+
+
+def test_directories_are_named_by_what_distinguishes_a_sweep() -> None:
+    def name(**changed: Any) -> str:
+        return directory_name("all", dataclasses.replace(SCENARIO, **changed))
+
+    assert name() == "all"
+    assert name(forget=(5, 3)) == "all-forget-3-5"
+    assert name(forget=(), forget_share=0.1) == "all-forget-0.1"
+    assert name(name="a/b c", forget=(1,)) == "all-a_b_c-forget-1"
+    assert directory_name("salun-cmf", SCENARIOS["cifar10-resnet18"]) == "salun-cmf-cifar10-resnet18"
+    many = [name(name="imagenet-vit_b", forget=tuple(range(start, start + 50))) for start in (0, 1)]
+    assert many[0].startswith("all-imagenet-vit_b-forget-50-classes-")
+    assert many[0] != many[1]

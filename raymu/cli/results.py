@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -11,6 +11,9 @@ from raymu.cli.flags import JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
 from raymu.errors import InputError
 from raymu.values import STORAGE
+
+if TYPE_CHECKING:  # `raymu --help` does not need it
+    from raymu.results.groups import Group
 
 
 @app.command()
@@ -21,23 +24,44 @@ def results(
     as_ranking: Annotated[bool, typer.Option("--ranking", help="Rank the sweeps instead.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print the ranking as a LaTeX table.")] = False,
 ) -> None:
-    """Print every trial's row, or the ranking."""
-    from raymu.results import ranking, reader, tables
+    """Print every trial's row, or the ranking; sweeps that do not compare one group after the other."""
+    from raymu.results import groups, ranking, reader, tables
 
-    if as_ranking or as_latex:
-        ranked = ranking.rank(reader.load(storage))
-        if not ranked:
-            raise InputError(f"no completed trial in {storage}")
-        if as_latex:
-            typer.echo(tables.latex(ranked))
-        else:
-            console.print(tables.ranking(ranked))
-    elif as_json:
+    if as_json:
         typer.echo(json.dumps(reader.read_all(storage), indent=2))
-    elif as_csv:
+        return
+    if as_csv:
         typer.echo(reader.table(storage).to_csv(index=False), nl=False)
-    else:
-        console.print(tables.trials(reader.read_all(storage)), highlight=False)
+        return
+    found = groups.grouped(reader.load(storage))
+    for number, group in enumerate(found, start=1):
+        heading = _heading(number, found)
+        if not as_ranking and not as_latex:
+            _print(heading)
+            console.print(tables.trials([row for sweep in group.sweeps for row in sweep.rows]), highlight=False)
+        elif ranked := ranking.rank(group.sweeps):
+            if as_latex:
+                typer.echo(tables.latex(ranked, comment=heading))
+            else:
+                _print(heading)
+                console.print(tables.ranking(ranked))
+        elif len(found) == 1:
+            raise InputError(f"no completed trial in {storage}")
+        else:
+            _print(f"{heading}: no completed trial")
+
+
+def _heading(number: int, groups: "list[Group]") -> str:
+    """What stands above one of several groups: its sweeps, and why they do not compare with the first ones."""
+    if len(groups) == 1:
+        return ""
+    group = groups[number - 1]
+    return f"group {number} of {len(groups)}: {group.names}{f'; apart, since {group.apart}' if group.apart else ''}"
+
+
+def _print(line: str) -> None:
+    if line:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -54,21 +78,29 @@ def best(
     as_json: JsonFlag = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML, as `raymu run --config` reads it.")] = False,
 ) -> None:
-    """Print the setting that is best on validation."""
-    from raymu.results import ranking, selection, tables
+    """Print the setting that is best on validation, of each group of sweeps that compare."""
+    from raymu.objective import score_name
+    from raymu.results import groups, ranking, reader, selection, tables
 
-    rows = selection.best(storage, method=name_of(method), rule=rule)
-    if as_json:
-        typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
-    elif as_yaml:
-        typer.echo(yaml.safe_dump(rows[0], sort_keys=False), nl=False)
-    else:
-        for row in rows:
-            console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
-            console.print(f"{row['objective']} on validation: {row['score']:.3f}", highlight=False)
-        objective = rows[0]["objective"]
-        figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
-        console.print(tables.comparison(figures, objective))
+    sweeps, wanted = reader.load(storage), name_of(method)
+    found = groups.grouped([one for one in sweeps if any(row["method"] == wanted for row in one.rows)] or sweeps)
+    if len(found) > 1 and (as_json or as_yaml):
+        named = "; ".join(group.names for group in found)
+        raise InputError(f"these groups of sweeps do not compare, so name a directory of one of them: {named}")
+    for number, group in enumerate(found, start=1):
+        rows = selection.best(group.sweeps, method=wanted, rule=rule)
+        if as_json:
+            typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
+        elif as_yaml:
+            typer.echo(yaml.safe_dump(rows[0], sort_keys=False), nl=False)
+        else:
+            _print(_heading(number, found))
+            for row in rows:
+                console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
+                console.print(f"{score_name(row['objective'])} on validation: {row['score']:.3f}", highlight=False)
+            objective = rows[0]["objective"]
+            figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
+            console.print(tables.comparison(figures, objective))
 
 
 def name_of(method: str | None) -> str | None:
@@ -89,13 +121,12 @@ def report(
     png: Annotated[Path | None, typer.Option(help="Write every figure into this directory, too.")] = None,
 ) -> None:
     """Write a page with the ranking, the figures and the best settings."""
-    from raymu.results import ranking, reader
+    from raymu.results import reader
     from raymu.results import report as page
 
-    sweeps = reader.load(storage)
-    ranked = ranking.rank(sweeps)
-    page.write(sweeps, ranked, out)
+    chapters = page.chapters(reader.load(storage))
+    page.write(chapters, out)
     console.print(f"report: {out}", highlight=False, soft_wrap=True)
     if png is not None:
-        for path in page.write_png(sweeps, ranked, png):
+        for path in page.write_png(chapters, png):
             console.print(f"figure: {path}", highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from raymu.cli.flags import (
     DataFlag,
     DeepSpeedFlag,
     ForgetFlag,
+    MetricFlag,
     OffloadFlag,
     ShareFlag,
     WeightsFlag,
@@ -101,7 +102,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu.scenario import get as get_scenario
     from raymu.storage import locate
     from raymu.study import possible
-    from raymu.tuning.sweep import Sweep
+    from raymu.tuning.sweep import Sweep, directory_name
     from raymu.tuning.trackers.settings import Trackers
 
     default, resources = defaults[0], Resources()
@@ -149,19 +150,19 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         confirm_forget: Annotated[
             list[str] | None, typer.Option(metavar="CLASSES", help="Forget other classes, too. May be repeated.")
         ] = None,
-        metric: Annotated[
-            list[str] | None,
-            typer.Option(help="Measure another one: its name, or the file of your own. May be repeated."),
-        ] = None,
+        metric: MetricFlag = None,
         storage: Annotated[str, typer.Option(help="Directory of all sweeps, or a URI: s3://...")] = STORAGE,
         name: Annotated[
             str | None,
-            typer.Option(help="Its directory in the storage. (default: the method; where there are several, all)"),
+            typer.Option(help="Its directory in the storage. (default: the method, or all; and what is not default)"),
         ] = None,
         mirror: Annotated[
             bool, typer.Option("--mirror/--no-mirror", help="Keep references and data in the storage, too, for others.")
         ] = True,
         resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
+        anyway: Annotated[
+            bool, typer.Option("--anyway", help="Go on where the references show that there is nothing to forget.")
+        ] = False,
         address: Annotated[
             str | None,
             typer.Option(help="Ray cluster to join. (default: this machine's, or a new local one)"),
@@ -226,6 +227,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             "weights_file": weights_file,
             "mirror": mirror,
             "resume": resume,
+            "anyway": anyway,
             "trackers": trackers,
         }
         engine = dataclasses.replace(
@@ -242,16 +244,16 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         if len(defaults) == 1:
             sweep = asked(default)
             if not _sweep_and_show(sweep, locate(storage), name, given, **options):
-                raise InputError(
-                    f"no completed trial to choose from; see: raymu results {locate(storage) / (name or sweep.name)}"
-                )
+                directory = locate(storage) / (name or sweep.directory)
+                raise InputError(f"no completed trial to choose from; see: raymu results {directory}")
             return
         if ranges:
             raise InputError("--range is for a sweep of one method")
         sweeps, refused = possible(functools.partial(asked, one) for one in defaults)
         for reason in refused:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
-        _sweep_and_rank(sweeps, locate(storage), name or "all", given, **options)
+        where = name or directory_name("all", sweeps[0].scenario)
+        _sweep_and_rank(sweeps, locate(storage), where, given, **options)
 
     return command
 
@@ -283,7 +285,7 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resou
         raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
     console.print(tables.ranking(ranked))
     path = Path(storage.path if storage.local else ".") / "report.html"
-    report.write(done, ranked, path)
+    report.write([report.Chapter(done, ranked)], path)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 
@@ -306,10 +308,12 @@ def _can_find(methods: int, originals: int) -> str:
 def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resources: Any, **options: Any) -> bool:
     """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import references
+    from raymu.objective import score_name
     from raymu.results import ranking, reader, tables
     from raymu.study import tune
 
-    protocol, location = sweep.protocol, storage / (name or sweep.name)
+    protocol, location = sweep.protocol, storage / (name or sweep.directory)
+    score = score_name(protocol.objective.name)
     console.print(
         f"tuning {sweep.name} on {sweep.scenario.name}, forgetting {sweep.scenario.forgotten}:"
         f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
@@ -348,7 +352,7 @@ def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resou
         )
     console.print()
     for line in (
-        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {protocol.objective.name}"
+        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {score}"
         f" {end.tuned['score']:.3f} on validation)",
         f"trials: {counts}",
         f"results: {location}",

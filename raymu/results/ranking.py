@@ -1,6 +1,5 @@
 """Ranking: methods by their tuned setting on test, with intervals, and the places that each may have as well."""
 
-import itertools
 import json
 import math
 import operator
@@ -8,14 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from raymu import objective as objectives
-from raymu.errors import InputError
 from raymu.results import selection
 from raymu.results.comparison import Cell, Estimate, Lead, Runs, estimate, leads
-from raymu.results.files import SWEEP
-from raymu.results.reader import SweepResults, is_copy
-from raymu.results.writer import differences
+from raymu.results.groups import check_comparable
+from raymu.results.reader import SweepResults
 from raymu.row import Row
-from raymu.values import content_hash
 
 ACCURACIES = (
     "test_retain_acc",
@@ -30,10 +26,13 @@ MEASURED = (*ACCURACIES, *AREAS)
 
 
 class Figures(NamedTuple):
-    """What a setting reaches on test: the objective's `score`, and as far as they are known MEASURED and the user's."""
+    """What a setting reaches on test: the objective's `score`, as far as they are known MEASURED and the user's
+    `metrics`, and the numbers of retain and forget `images` that they are of; None: not known, as of raymu 0.2.
+    """
 
     score: Estimate
     metrics: dict[str, Estimate]
+    images: tuple[int, int] | None
 
 
 class Ranked(NamedTuple):
@@ -82,11 +81,10 @@ def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
         InputError: two sweeps differ in protocol or scenario, or one is a copy of the other, or rows do not belong to
             the protocol that stands with them; the message says in which field.
     """
-    _check_comparable(sweeps)
-    _check_runs(sweeps)
+    check_comparable(sweeps)
     ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
-    found = leads([runs for _, runs in ends])
+    found = leads([runs for _, runs in ends], max((_step(end.figures["tuned"]) for end, _ in ends), default=0.0))
     return [
         end._replace(
             rank=1 + sum(other.score.mean > end.score.mean for other, _ in ends),
@@ -118,19 +116,31 @@ def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
 
 def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
     """Figures of a setting: over its confirmation runs, or of the one row where there is none."""
+    retain, forget = (row.get(f"test_{part}_images") for part in ("retain", "forget"))
 
-    def of(value: Callable[[Row], float | None], bounds: tuple[float, float] = (0, 1)) -> Estimate | None:
+    def of(
+        value: Callable[[Row], float | None], images: int | None = None, bounds: tuple[float, float] = (0, 1)
+    ) -> Estimate | None:
         if found := _runs(runs, value):
-            return estimate(found, bounds)
+            return estimate(found, bounds, 1 / images if images else 0.0)
         single = value(row)
         return None if single is None else Estimate(single, None, None, runs=0, originals=0)
 
-    score = of(lambda one: _score(one, objective))
+    score = of(lambda one: _score(one, objective), forget)
     assert score is not None
-    own = [column for name in row.get("metrics", {}) if (column := f"test_{name}") in row]
-    found = {column: of(operator.methodcaller("get", column)) for column in MEASURED}  # older rows lack some
-    found |= {column: of(operator.methodcaller("get", column), (-math.inf, math.inf)) for column in own}
-    return Figures(score, {column: one for column, one in found.items() if one is not None})
+    found = {}
+    for column in MEASURED:  # older rows lack some
+        images = None if column in AREAS else retain if "retain" in column else forget
+        found[column] = of(operator.methodcaller("get", column), images)
+    for name in row.get("metrics", {}):
+        found[f"test_{name}"] = of(operator.methodcaller("get", f"test_{name}"), bounds=(-math.inf, math.inf))
+    known = {column: one for column, one in found.items() if one is not None}
+    return Figures(score, known, (retain, forget) if retain and forget else None)
+
+
+def _step(figures: Figures | None) -> float:
+    """What one forget image more or less changes; 0: it is not known."""
+    return 0.0 if figures is None or figures.images is None else 1 / figures.images[1]
 
 
 def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dict[str, Figures | None]:
@@ -161,46 +171,3 @@ def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cel
         if (one := value(row)) is not None:
             found[row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]] = float(one)
     return found
-
-
-def _check_comparable(sweeps: Sequence[SweepResults]) -> None:
-    for sweep in sweeps:
-        identity = sweep.identity
-        for field, stated in (
-            ("protocol_hash", content_hash(identity["protocol"])),
-            ("objective", identity["protocol"]["objective"]),
-            ("method", identity["method"]),
-            ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1
-            ("evaluation_code", identity.get("evaluation_code")),
-            ("objective_code", identity.get("objective_code")),
-            ("scenario_hash", content_hash(identity["scenario"])),
-        ):
-            rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
-            if others := {row.get(field) for row in rows} - {stated}:
-                raise InputError(
-                    f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated}, its rows say"
-                    f" {', '.join(sorted(map(str, others)))}"
-                )
-    for other in sweeps[1:]:
-        for field in ("protocol", "scenario", "evaluation_code", "objective_code"):
-            found = list(differences(sweeps[0].identity.get(field), other.identity.get(field), field))
-            if found:
-                raise InputError(f"{sweeps[0].name} and {other.name} cannot be ranked together: {'; '.join(found)}")
-
-
-def _check_runs(sweeps: Sequence[SweepResults]) -> None:
-    """Look whether all rows were compared with the same models, and none stands in two sweeps."""
-    models: dict[tuple[str, str], tuple[str, str]] = {}
-    for sweep, row in ((one, row) for one in sweeps for row in one.rows):
-        for column in ("original_weights", "retrained_weights"):
-            if (weights := row.get(column)) is None:
-                continue
-            first, known = models.setdefault((row["scenario_hash"], column), (sweep.name, weights))
-            if weights != known:
-                raise InputError(
-                    f"{first} and {sweep.name} cannot be ranked together: {column} is {known} there, {weights} here, so"
-                    " their references were trained at different times or places"
-                )
-    for one, other in itertools.combinations(sweeps, 2):
-        if is_copy(other.rows, one.rows):
-            raise InputError(f"{one.name} and {other.name} hold the same trials: one is a copy, which is no second run")

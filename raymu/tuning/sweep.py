@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,11 +16,27 @@ from raymu.method import Head, Method, Range, Train
 from raymu.protocol import Protocol
 from raymu.results import selection
 from raymu.row import Row
-from raymu.scenario import Scenario
+from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
 from raymu.tuning.samplers import Sampler, Setting, known_settings, sampler
-from raymu.values import content_hash, unknown
+from raymu.values import SCENARIO, content_hash, unknown
+
+MOST_CLASSES = 10  # classes in the name of a directory
+
+
+def directory_name(what: str, scenario: Scenario) -> str:
+    """Name of a directory for what is tuned on a scenario: with the scenario's name where that is not the default one,
+    and with the forget set where it is not the known scenario's: salun, salun-cifar10-resnet18, all-forget-3-5.
+    """
+    known = SCENARIOS.get(scenario.name)
+    parts = [what, *([scenario.name] if scenario.name != SCENARIO else [])]
+    if known is None or (known.forget, known.forget_share) != (scenario.forget, scenario.forget_share):
+        classes = [str(one) for one in scenario.forget]
+        if len(classes) > MOST_CLASSES:
+            classes = [f"{len(classes)}-classes", content_hash(scenario.forget)]
+        parts += ["forget", *(classes or [f"{scenario.forget_share:g}"])]
+    return re.sub(r"[^\w.+-]", "_", "-".join(parts))
 
 
 @dataclass(frozen=True)
@@ -89,9 +106,14 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Its directory's name, unless another is asked for: salun, salun-cmf, salun-classifier."""
+        """What is tuned: salun, salun-cmf, salun-classifier."""
         options = (self.head if self.head != "linear" else "", self.train if self.train != "all" else "")
         return "-".join([self.method.name(), *filter(None, options)])
+
+    @property
+    def directory(self) -> str:
+        """Its directory's name in a storage, unless another is asked for; see `directory_name`."""
+        return directory_name(self.name, self.scenario)
 
     @property
     def ranges(self) -> dict[str, Range]:

@@ -1,0 +1,99 @@
+"""Groups of sweeps whose scores compare: same scenario, protocol, code that evaluates, and references."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from raymu.errors import InputError
+from raymu.results.files import SWEEP
+from raymu.results.reader import SweepResults, is_copy
+from raymu.results.writer import differences
+from raymu.values import content_hash
+
+FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of a sweep's identity
+MODELS = ("original_weights", "retrained_weights")
+
+
+class Group(NamedTuple):
+    """Sweeps that compare with each other, and why they do not compare with the first group; empty for that one."""
+
+    sweeps: list[SweepResults]
+    apart: str
+
+    @property
+    def names(self) -> str:
+        """Names of its sweeps, in a line."""
+        return ", ".join(sweep.name for sweep in self.sweeps)
+
+
+def grouped(sweeps: Sequence[SweepResults]) -> list[Group]:
+    """Sweeps in groups, in the order in which they are given.
+
+    Raises:
+        InputError: rows do not belong to what stands with them, or a sweep is a copy of another.
+    """
+    groups: list[Group] = []
+    for sweep in sweeps:
+        _check_rows(sweep)
+        alike = (one for one in groups if not any(_apart(each, sweep) for each in one.sweeps))
+        if (found := next(alike, None)) is None:
+            groups.append(found := Group([], _apart(groups[0].sweeps[0], sweep) if groups else ""))
+        found.sweeps.append(sweep)
+    for group in groups:
+        _check_copies(group.sweeps)
+    return groups
+
+
+def check_comparable(sweeps: Sequence[SweepResults]) -> None:
+    """Look whether sweeps are one group.
+
+    Raises:
+        InputError: they are not; the message says in which field two differ.
+    """
+    groups = grouped(sweeps)
+    if len(groups) > 1:
+        one, other = groups[0].sweeps[0].name, groups[1].sweeps[0].name
+        raise InputError(f"{one} and {other} cannot be ranked together: {groups[1].apart}")
+
+
+def _apart(one: SweepResults, other: SweepResults) -> str:
+    """Why two sweeps, or the rows of one, do not compare; empty where they do."""
+    fields = [(field, one.identity.get(field), other.identity.get(field)) for field in FIELDS]
+    if found := [said for field, there, here in fields for said in differences(there, here, field)]:
+        return "; ".join(found)
+    models = {(row["scenario_hash"], column): row.get(column) for row in one.rows for column in MODELS}
+    for row, column in itertools.product(other.rows, MODELS):
+        here, there = row.get(column), models.get((row["scenario_hash"], column))
+        if here is not None and there is not None and here != there:
+            return (
+                f"{column} is {there} there, {here} here, so their references were trained at different times or places"
+            )
+    return ""
+
+
+def _check_rows(sweep: SweepResults) -> None:
+    """Look whether the rows are of the scenario, protocol and code that stand with them."""
+    identity = sweep.identity
+    for field, stated in (
+        ("protocol_hash", content_hash(identity["protocol"])),
+        ("objective", identity["protocol"]["objective"]),
+        ("method", identity["method"]),
+        ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1
+        ("evaluation_code", identity.get("evaluation_code")),
+        ("objective_code", identity.get("objective_code")),
+        ("scenario_hash", content_hash(identity["scenario"])),
+    ):
+        rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
+        if others := {row.get(field) for row in rows} - {stated}:
+            raise InputError(
+                f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated}, its rows say"
+                f" {', '.join(sorted(map(str, others)))}"
+            )
+    if apart := _apart(sweep, sweep):
+        raise InputError(f"rows of {sweep.name} do not compare: {apart}")
+
+
+def _check_copies(sweeps: Sequence[SweepResults]) -> None:
+    for one, other in itertools.combinations(sweeps, 2):
+        if is_copy(other.rows, one.rows):
+            raise InputError(f"{one.name} and {other.name} hold the same trials: one is a copy, which is no second run")
