@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from huggingface_hub import EvalResult, ModelCardData
 
 from raymu.architecture import Timm
+from raymu.objective import score_name
 from raymu.results.ranking import AREAS
 from raymu.results.tables import COLUMNS, metric
 from raymu.row import Row
 from raymu.scenario import Scenario
 
 WEIGHTS = "model.safetensors"
-MADE_WITH = ("raymu", "torch", "timm", "safetensors")
+VERSIONS = ("raymu", "torch", "timm", "safetensors")
 TITLES = {
     "retain": "Retain accuracy",
     "forget": "Forget accuracy",
@@ -36,7 +37,7 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
     head = "class-mean features (CMF) as head" if row["head"] == "cmf" else "its own linear head"
     part = "" if row["train"] == "all" else "; its classifier alone was changed, the features are the original's"
     config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in MADE_WITH]
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in VERSIONS]
     models = {**(references or {}), "this model": row}
     columns = [f"test_{column}" for column in COLUMNS.values()]
     table = [
@@ -62,8 +63,8 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
             f"\n{_legend(scenario)}\n",
             "## Setting\n",
             *config,
-            f"\nSeed {row['seed']}; {row['epochs']} epochs of unlearning; {_escaped(row['objective'])} on validation:"
-            f" {row['score']:.4f}.\n",
+            f"\nSeed {row['seed']}; {row['epochs']} epochs of unlearning;"
+            f" {_escaped(score_name(row['objective']))} on validation: {row['score']:.4f}.\n",
             "## Loading it\n",
             f"```python\n{_snippet(row, scenario)}```\n",
             "## Intended use and limits\n",

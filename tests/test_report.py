@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from raymu.errors import InputError
-from raymu.results import figures, report, search_figures, style
+from raymu.results import figures, report, search_figures, style, verdict
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.ranking import Figures, Ranked
 from raymu.results.reader import SweepResults
@@ -96,7 +97,7 @@ def make_ranked(sweeps: list[SweepResults], runs: int = 3) -> list[Ranked]:
 
     def figures_of(row: dict, score: float | None = None) -> Figures:
         metrics = {f"test_{metric}": estimate(row[f"test_{metric}"]) for metric in ACCURACIES}
-        return Figures(estimate(score), metrics)
+        return Figures(estimate(score), metrics, (313, 316))
 
     ranked = []
     for sweep in sweeps:
@@ -129,7 +130,7 @@ def page(sweeps: list[SweepResults], tmp_path_factory: pytest.TempPathFactory) -
     ranked = make_ranked(sweeps)
     single = [make_ranked([ranked[2].sweep], runs=0)[0]]
     single[0].figures["published"] = None
-    report.write(sweeps, ranked[:2] + single, path)
+    report.write([report.Chapter(sweeps, ranked[:2] + single)], path)
     return path
 
 
@@ -159,11 +160,13 @@ def test_the_page_is_quiet_complete_and_fits(browser: Any, page: Path, width: in
     tab.on("dialog", lambda dialog: (trouble.append(f"dialog {dialog.message}"), dialog.dismiss()))
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(page.as_uri())
-    tab.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 10")
+    tab.wait_for_function("document.querySelectorAll('.js-plotly-plot').length === 9")
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    tab.wait_for_function(f"({DRAWN})().every((plot) => plot.width > 300)")
     plots = tab.evaluate(DRAWN)
     assert trouble == []
     assert requests == [page.as_uri()]
-    assert len(plots) == 4 + 4 + 1 + 1  # the common ones, hyperparameters a sweep, cost, features
+    assert len(plots) == 4 + 4 + 1  # the common ones, hyperparameters a sweep, features
     assert all(plot["width"] > 300 and plot["height"] > 100 and plot["marks"] > 0 for plot in plots)
     assert all(plot["height"] <= plot["box"] + 1 for plot in plots), "a plot that covers what follows it"
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -172,7 +175,7 @@ def test_the_page_is_quiet_complete_and_fits(browser: Any, page: Path, width: in
     )
     assert tab.evaluate(smallest) >= 11
     assert tab.locator("img").count() == 0  # the name is text, wherever it stands
-    assert EVIL in tab.inner_text("h1")
+    assert EVIL in tab.inner_text("h2")
     assert "<b>ssd</b>" in tab.locator(".legend text").all_text_contents()
     text = tab.inner_text("body")
     for part in (
@@ -184,11 +187,46 @@ def test_the_page_is_quiet_complete_and_fits(browser: Any, page: Path, width: in
         assert part in text
 
 
+@needs_browser
+def test_the_first_screen_answers_and_the_rest_is_found(browser: Any, page: Path) -> None:
+    tab = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark")
+    tab.goto(page.as_uri())
+    bottom = tab.evaluate("document.querySelector('nav').getBoundingClientRect().bottom")
+    assert bottom < 900  # verdict, warnings and contents stand above it
+    assert tab.locator("dl.verdict dt").all_inner_texts() == [
+        "Highest mean",
+        "Lead",
+        "Measured on",
+        "Budget",
+        "Next",
+    ]
+    assert "313 retain and 316 forget images of test" in tab.inner_text("dl.verdict")
+    links = tab.eval_on_selector_all("nav a", "(all) => all.map((one) => one.getAttribute('href'))")
+    assert all(tab.locator(f"main section[id='{link[1:]}']").count() == 1 for link in links)
+    assert tab.locator("th:not([scope])").count() == 0
+    captions = tab.locator("figcaption").all_text_contents()  # also of folded ones
+    assert [text.split(".")[0] for text in captions] == [f"Figure {number}" for number in range(1, 10)]
+    red, green, blue = tab.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
+    assert max(red, green, blue) < 60
+
+
+def test_sweeps_that_do_not_compare_are_chapters(sweeps: list[SweepResults], tmp_path: Path) -> None:
+    chapters = [
+        report.Chapter([one], make_ranked([one]), apart) for one, apart in zip(sweeps, ("", "other"), strict=False)
+    ]
+    report.write(chapters, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<article") == 2
+    assert "Not compared with the first group: other." in text
+    assert len(set(re.findall(r'id="(plot-\d+)"', text))) == text.count('<div id="plot-')
+
+
 @pytest.mark.long
 @needs_browser
 def test_plots_follow_the_width_of_the_window(browser: Any, page: Path) -> None:
     tab = browser.new_page(viewport={"width": 1280, "height": 800})
     tab.goto(page.as_uri())
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     for width, smallest in ((400, 360), (1280, 1000)):
         tab.set_viewport_size({"width": width, "height": 800})
         drawn = "[...document.querySelectorAll('.js-plotly-plot svg.main-svg')].map((svg) => svg.clientWidth)"
@@ -202,6 +240,7 @@ def test_a_copied_config_is_the_tuned_row(browser: Any, page: Path, sweeps: list
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     tab = context.new_page()
     tab.goto(page.as_uri())
+    tab.locator("summary").first.click()
     tab.locator(".config button").first.click()
     tab.wait_for_selector("button:has-text('Copied')")
     copied = yaml.safe_load(tab.evaluate("navigator.clipboard.readText()"))
@@ -211,10 +250,10 @@ def test_a_copied_config_is_the_tuned_row(browser: Any, page: Path, sweeps: list
 
 
 def test_nothing_completed_is_a_page_too(sweeps: list[SweepResults], tmp_path: Path) -> None:
-    report.write([sweeps[3]], [], tmp_path / "report.html")
+    report.write([report.Chapter([sweeps[3]], [])], tmp_path / "report.html")
     assert "No trial completed" in (tmp_path / "report.html").read_text()
     with pytest.raises(InputError, match="cannot write"):
-        report.write([sweeps[3]], [], tmp_path / "missing" / "report.html")
+        report.write([report.Chapter([sweeps[3]], [])], tmp_path / "missing" / "report.html")
 
 
 def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
@@ -228,28 +267,28 @@ def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
         row["config"]["salient"] = None
     ranked = [entry._replace(published=None) for entry in make_ranked([bare, gone])]
     for entry in ranked:
-        nothing = {"published": None, "original": None, "tuned": Figures(entry.score, {})}
+        nothing = {"published": None, "original": None, "tuned": Figures(entry.score, {}, None)}
         entry.figures.update(nothing)
-    report.write([bare, gone], ranked, tmp_path / "report.html")
+    report.write([report.Chapter([bare, gone], ranked)], tmp_path / "report.html")
     assert ">nan<" not in (tmp_path / "report.html").read_text().lower()
 
 
 def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) -> None:
     first, second, third = make_ranked([make_sweep("b", 0.9), make_sweep("a", 0.6), make_sweep("c", 0.3)])
     clear = third._replace(behind=CLEAR)
-    assert report.headline([first, second, clear]).endswith("Nothing tells it from a.")
-    assert report.headline([first, second, third]).endswith("Nothing tells it from a and c.")
-    assert report.headline([first, *[second] * 5]).endswith("Nothing tells it from 5 others.")
-    won = report.headline([first, second._replace(behind=CLEAR), clear])
+    assert verdict.headline([first, second, clear]).endswith("Nothing tells it from a.")
+    assert verdict.headline([first, second, third]).endswith("Nothing tells it from a and c.")
+    assert verdict.headline([first, *[second] * 5]).endswith("Nothing tells it from 5 others.")
+    won = verdict.headline([first, second._replace(behind=CLEAR), clear])
     assert won.startswith("b is first (hmean 0.")
     assert won.endswith("0.100 [0.050, 0.150] ahead of a.")
     alone = [first, second]
     unconfirmed = make_ranked([entry.sweep for entry in alone], runs=0)
-    assert "by a single run, so no place is certain" in report.headline(unconfirmed)
-    assert [line[:21] for line in report.cautions(sweeps, unconfirmed)] == ["Nothing was confirmed"]
+    assert "by a single run, so no place is certain" in verdict.headline(unconfirmed)
+    assert [line[:21] for line in verdict.cautions(sweeps, unconfirmed)] == ["Nothing was confirmed"]
     assert unconfirmed[0].published is not None
     unconfirmed[0].published["fallback"] = True
-    assert list(report.cautions(sweeps, unconfirmed))[-1].startswith("“Published” is a fallback (b)")
+    assert list(verdict.cautions(sweeps, unconfirmed))[-1].startswith("“Published” is a fallback (b)")
 
 
 def test_what_differs_stands_with_the_names_of_the_sweeps() -> None:
@@ -263,8 +302,8 @@ def test_what_differs_stands_with_the_names_of_the_sweeps() -> None:
 def test_every_figure_as_png(tmp_path: Path) -> None:
     pytest.importorskip("kaleido")
     sweeps = [make_sweep(EVIL, 0.7, trials=6, pictures=True)]
-    paths = report.write_png(sweeps, make_ranked(sweeps), tmp_path / "png")
-    assert [path.name[:8] for path in paths][:4] == ["01-compa", "02-trade", "03-illus", "04-effor"]
+    paths = report.write_png([report.Chapter(sweeps, make_ranked(sweeps))], tmp_path / "png")
+    assert [path.name[:8] for path in paths][:4] == ["01-trade", "02-illus", "03-compa", "04-effor"]
     assert {path.parent for path in paths} == {tmp_path / "png"}
     assert sorted(paths) == sorted((tmp_path / "png").iterdir())
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths)
@@ -275,7 +314,7 @@ def test_png_without_a_browser_says_what_to_install(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "none"))
     sweeps = [make_sweep("a", 0.7, trials=3)]
     with pytest.raises(InputError, match="apt install chromium"):
-        report.write_png(sweeps, make_ranked(sweeps), tmp_path)
+        report.write_png([report.Chapter(sweeps, make_ranked(sweeps))], tmp_path)
 
 
 def test_pareto_front_of_points() -> None:
@@ -333,6 +372,6 @@ def test_fifteen_methods_differ_in_colour_and_shape_whatever_their_ranks() -> No
 
 def test_two_names_of_the_same_label_stay_two_lines() -> None:
     sweeps = [make_sweep(f"{'a' * 20}{middle}{'b' * 20}", 0.5, originals=0) for middle in "xy"]
-    axis = search_figures.cost(sweeps).layout.yaxis
+    axis = figures.comparison(sweeps, make_ranked(sweeps)).layout.yaxis
     assert axis.ticktext[0] == axis.ticktext[1]
     assert axis.tickvals == (0, 1)

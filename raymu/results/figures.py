@@ -6,28 +6,24 @@ escaped by `label`, since plotly renders a subset of HTML.
 
 import html
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from raymu.objective import MARGIN, score_name
 from raymu.results import tables
 from raymu.results.comparison import Estimate
 from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
-from raymu.results.style import COLOURS, GREY, INK, TUNED, add_legend, empty_figure, side_by_side, styles
+from raymu.results.style import COLOURS, GREEN, GREY, INK, TUNED, add_legend, empty_figure, side_by_side, styles
+from raymu.results.tables import number
 from raymu.row import Row
 
 
 def search_rows(sweep: SweepResults) -> list[Row]:
     """The rows of the search, the published setting included; no confirmation."""
     return [row for row in sweep.rows if row.get("source") != "confirmation"]
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def search_references(sweeps: Iterable[SweepResults]) -> dict[str, Row]:
@@ -110,6 +106,12 @@ def tradeoff(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: M
     rows = [row for sweep in sweeps for row in search_rows(sweep) if row["status"] == "completed"]
     front = pareto((row[x], row[y]) for row in _with(rows, x, y) if not row["forget_share"])
     figure = _cloud(sweeps, ranked, models, x, y)
+    if "retrained" in models and (aim := _with([models["retrained"]], x, y)) and front:
+        left = min(point[0] for point in (*front, (aim[0][x], 0)))
+        figure.add_shape(
+            x0=left - 0.02, x1=aim[0][x], y0=aim[0][y] - MARGIN, y1=1.005, fillcolor=GREEN, opacity=0.15, line_width=0,
+            layer="below", name="as good as retrained", showlegend=True, legendrank=2000,
+        )  # fmt: skip
     line = {"color": GREY, "width": 1.5, "shape": "hv"}
     xs, ys = [point[0] for point in front], [point[1] for point in front]
     figure.add_scatter(
@@ -172,7 +174,7 @@ def hover_text(row: Row) -> str:
     """Text that a point of a trial, or of a reference, shows under the pointer."""
     if "trial" not in row:
         return "reference"
-    score = "" if number(row["score"]) is None else f", {row['objective']} {row['score']:.3f}"
+    score = "" if number(row["score"]) is None else f", {score_name(row['objective'])} {row['score']:.3f}"
     return f"trial {row['trial']} ({row['status']}{score})<br>{html.escape(tables.setting(row['config']))}"
 
 

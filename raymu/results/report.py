@@ -1,8 +1,10 @@
 """The report: one HTML page that works offline, and its figures as PNG."""
 
+import html
+import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,72 +16,75 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from raymu.errors import InputError
-from raymu.results import figures, search_figures, style, tables
-from raymu.results.comparison import FEWEST, Estimate
-from raymu.results.figures import number, search_rows
-from raymu.results.ranking import Ranked
+from raymu.objective import score_name
+from raymu.results import figures, groups, search_figures, style, tables, verdict
+from raymu.results.figures import search_rows
+from raymu.results.ranking import Ranked, rank
 from raymu.results.reader import SweepResults
+from raymu.results.tables import number
 from raymu.row import SETTING, Row
 
-ENOUGH_ORIGINALS = 5
-MANY = 4  # names are a number in the headline
-PNG_WIDTH = 900  # pixels, at scale 2
+PNG_WIDTH, TITLE_HEIGHT = 900, 24  # pixels, at scale 2
+SECTIONS = {  # headings by section, in the order of the page
+    "ranking": "Ranking",
+    "tradeoff": "What forgetting costs",
+    "illusion": "The illusion of unlearning",
+    "comparison": "Published and tuned",
+    "effort": "Search effort",
+    "methods": "Method by method",
+    "cost": "Cost",
+    "protocol": "Protocol",
+}
+ALWAYS = ("ranking", "methods", "cost", "protocol")
+
+
+class Chapter(NamedTuple):
+    """Sweeps that compare, their ranking, best first, and why they do not compare with the first chapter's; empty for
+    that one.
+    """
+
+    sweeps: Sequence[SweepResults]
+    ranked: Sequence[Ranked]
+    apart: str = ""
 
 
 class Drawing(NamedTuple):
-    """A figure, the section of the page that it belongs to, and whose it is if it is one sweep's."""
+    """A figure, its section of the page, whose it is if it is one sweep's, and what is to be seen."""
 
     section: str
     sweep: str | None
     figure: go.Figure
+    title: str
+    caption: str
 
 
-def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) -> None:
+def chapters(sweeps: Sequence[SweepResults]) -> list[Chapter]:
+    """Sweeps by groups that compare.
+
+    Raises:
+        InputError: as `groups.grouped`.
+    """
+    return [Chapter(group.sweeps, rank(group.sweeps), group.apart) for group in groups.grouped(sweeps)]
+
+
+def write(chapters: Sequence[Chapter], path: Path) -> None:
     """Write the report as one HTML file that loads nothing else.
-
-    Args:
-        sweeps: all that were run.
-        ranked: the sweeps with a completed trial, best first.
 
     Raises:
         InputError: the file cannot be written.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("raymu.results").joinpath("report.html.j2").read_text(encoding="utf-8"))
-    sweeps = _best_first(sweeps, ranked)
-    plots: dict[str, list[tuple[str | None, Markup]]] = {}
-    for index, drawing in enumerate(drawings(sweeps, ranked)):
-        plot = drawing.figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=f"plot-{index}",
-            config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-        )
-        plots.setdefault(drawing.section, []).append((drawing.sweep, Markup(plot)))
-    styles = style.styles(sweeps)
+    numbers = itertools.count(1)
     page = template.render(
-        sweeps=sweeps,
-        ranked=ranked,
-        plots=plots,
+        title=verdict.listed(verdict.title(chapter.sweeps) for chapter in chapters),
+        chapters=[_content(chapter, numbers) for chapter in chapters],
         plotlyjs=Markup(get_plotlyjs()),
-        colours={name: style.colour for name, style in styles.items()},
-        references=("original", "retrained") if ranked else (),
-        metrics=tables.shown_columns(entry.figures["tuned"] for entry in ranked),
         metric=lambda column: lambda value: tables.metric(column, number(value)),
-        objective=ranked[0].tuned["objective"] if ranked else "score",
-        headline=headline(ranked),
-        about=about(sweeps, ranked),
-        warnings=list(cautions(sweeps, ranked)),
-        unfinished=[
-            (sweep, _errors(sweep)) for sweep in sweeps if not any(row["status"] == "completed" for row in sweep.rows)
-        ],
-        costs=[cost(sweep) for sweep in sweeps],
-        facts=facts(sweeps),
-        configs=[(entry, yaml.safe_dump(config(entry.tuned), sort_keys=False)) for entry in ranked],
         seconds=seconds,
-        interval=interval,
+        interval=tables.interval,
         place=tables.place,
-        fixed=fixed,
+        fixed=tables.fixed,
     )
     try:
         path.write_text(page, encoding="utf-8")
@@ -87,7 +92,55 @@ def write(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], path: Path) 
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def write_png(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], directory: Path) -> list[Path]:
+def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
+    """What the template shows of a chapter.
+
+    Args:
+        numbers: of the page's figures.
+    """
+    sweeps, ranked = _best_first(chapter.sweeps, chapter.ranked), chapter.ranked
+    drawn = [(one, _plot(one, next(numbers))) for one in drawings(sweeps, ranked)]
+    common = {one.section: plot for one, plot in drawn if one.sweep is None}
+    settings = {entry.sweep.name: yaml.safe_dump(config(entry.tuned), sort_keys=False) for entry in ranked}
+    return {
+        "sweeps": sweeps,
+        "ranked": ranked,
+        "apart": chapter.apart,
+        "headline": verdict.headline(ranked),
+        "verdict": verdict.verdict(sweeps, ranked),
+        "warnings": [
+            *verdict.cautions(sweeps, ranked),
+            *(f"{sweep.name}: no completed trial ({_errors(sweep)})." for sweep in sweeps if not _completed(sweep)),
+        ],
+        "contents": {section: heading for section, heading in SECTIONS.items() if section in {*common, *ALWAYS}},
+        "caption": tables.caption(ranked) if ranked else "",
+        "score": score_name(ranked[0].tuned["objective"]) if ranked else "score",
+        "metrics": tables.shown_columns(entry.figures["tuned"] for entry in ranked),
+        "colours": {name: style.colour for name, style in style.styles(sweeps).items()},
+        "common": common,
+        "methods": {
+            sweep.name: {
+                "config": settings.get(sweep.name),
+                "plots": [plot for one, plot in drawn if one.sweep == sweep.name],
+            }
+            for sweep in sweeps
+        },
+        "costs": [cost(sweep) for sweep in sweeps],
+        "facts": facts(sweeps),
+    }
+
+
+def _plot(drawing: Drawing, number: int) -> dict[str, Any]:
+    plot = drawing.figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=f"plot-{number}",
+        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
+    )
+    return {"number": number, "title": drawing.title, "caption": drawing.caption, "plot": Markup(plot)}
+
+
+def write_png(chapters: Sequence[Chapter], directory: Path) -> list[Path]:
     """Write every figure as a PNG and return the files.
 
     Raises:
@@ -99,11 +152,15 @@ def write_png(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], director
     except ImportError as error:
         raise InputError("PNG figures need Kaleido: pip install 'kaleido>=1'") from error
     paths, tasks = [], []
-    for index, drawing in enumerate(drawings(sweeps, ranked), start=1):
+    drawn = (drawing for chapter in chapters for drawing in drawings(chapter.sweeps, chapter.ranked))
+    for index, drawing in enumerate(drawn, start=1):
         name = "-".join(filter(None, (drawing.section, drawing.sweep)))
         paths.append(directory / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:80]}.png")
-        size = {"width": PNG_WIDTH, "height": drawing.figure.layout.height, "scale": 2}
-        tasks.append({"fig": drawing.figure, "path": paths[-1], "opts": size})
+        height = drawing.figure.layout.height + TITLE_HEIGHT
+        titled = go.Figure(drawing.figure).update_layout(
+            title={"text": html.escape(drawing.title), "x": 0, "xref": "paper"}, margin_t=28 + TITLE_HEIGHT
+        )
+        tasks.append({"fig": titled, "path": paths[-1], "opts": {"width": PNG_WIDTH, "height": height, "scale": 2}})
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Not by plotly, which would have the browser load MathJax from the net. Its own plotly.js is on the disk.
@@ -121,111 +178,73 @@ def write_png(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], director
 def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[Drawing]:
     """Every figure, in the order of the page. What could only be empty is left out."""
     sweeps = _best_first(sweeps, ranked)
+    rows = [row for sweep in sweeps for row in search_rows(sweep)]
+    trials = f"{sum(row['status'] == 'completed' for row in rows):,} completed trials of {len(sweeps)} searches"
+    looked_at = f"{trials}{_images(rows)}, as the search saw them"
     if ranked:
         searched = figures.search_references(sweeps)
-        yield Drawing("comparison", None, figures.comparison(sweeps, ranked))
-        yield Drawing("tradeoff", None, figures.tradeoff(sweeps, ranked, searched))
-        yield Drawing("illusion", None, figures.illusion(sweeps, ranked, searched))
+        drawn = figures.tradeoff(sweeps, ranked, searched)
+        said = (
+            f"{looked_at}. Up and left is better: the shaded field is as good as the retrained model, within the margin"
+            " of retain accuracy that the default objective allows; nothing lies beyond the Pareto front."
+        )
+        yield Drawing("tradeoff", None, drawn, "Retain against probe-forget accuracy", said)
+        drawn = figures.illusion(sweeps, ranked, searched)
+        said = (
+            f"{looked_at}. A trial far above the diagonal denies at the output what a probe still reads from its"
+            " features; one that forgets comes down to the retrained model."
+        )
+        yield Drawing("illusion", None, drawn, "What the output denies and the features tell", said)
+        drawn = figures.comparison(sweeps, ranked)
+        said = (
+            f"{verdict.measured_on(ranked)}. From the open circle (published setting) to the filled one (tuned) a"
+            " method should stay right in retain, and move left, towards the retrained model, in the other two."
+        )
+        yield Drawing("comparison", None, drawn, "Published and tuned settings on test, %", said)
     found = [sweep for sweep in sweeps if search_figures.draws(sweep.rows)]
     if found:
-        yield Drawing("effort", None, search_figures.effort(found))
+        drawn = search_figures.effort(found)
+        said = (
+            f"{len(rows):,} trials of {len(found)} searches. The score on validation that the best of n trials, drawn"
+            " from the search's, can be expected to have (Dodge et al., EMNLP 2019): where lines cross, the order"
+            " depends on the budget. The published setting is left out; an error or a divergence counts as 0, a trial"
+            " that was stopped early at most as the worst completed one."
+        )
+        yield Drawing("effort", None, drawn, "Expected best score by the number of trials", said)
     of = {entry.sweep.name: entry for entry in ranked}
-    for sweep in found:
-        entry = of.get(sweep.name)
-        figure = search_figures.hyperparameters(sweep, entry and entry.tuned, entry and entry.published)
-        yield Drawing("hyperparameters", sweep.name, figure)
-    if found:
-        yield Drawing("cost", None, search_figures.cost(sweeps))
     for sweep in sweeps:
+        entry = of.get(sweep.name)
+        if sweep in found:
+            drawn = search_figures.hyperparameters(sweep, entry and entry.tuned, entry and entry.published)
+            said = (
+                f"{len(search_rows(sweep)):,} trials. Each line from top to bottom is one, the darker the better its"
+                " score on validation, the lowest axis; bars: the share of the score's variance that a hyperparameter"
+                " explains (functional ANOVA)."
+            )
+            yield Drawing("hyperparameters", sweep.name, drawn, "Hyperparameters", said)
         if sweep.features:
-            entry = of.get(sweep.name)
             is_tuned = entry is None or entry.tuned["trial_id"] == sweep.features.get("trial_id")
             drawn = figures.features(sweep.features, "tuned" if is_tuned else "best of the search")
-            yield Drawing("features", sweep.name, drawn)
+            said = (
+                f"t-SNE maps of the same {len(sweep.features['labels']):,} validation images. Where a forgotten class"
+                " (coloured) keeps a cluster to itself, the features still know it."
+            )
+            yield Drawing("features", sweep.name, drawn, "Features before and after", said)
+
+
+def _images(rows: Iterable[Row]) -> str:
+    """Numbers of validation's images in words, of the first row that says them, after a comma."""
+    for row in rows:
+        retain, forget = row.get("val_retain_images"), row.get("val_forget_images")
+        if retain and forget:
+            return f", {retain:,} retain and {forget:,} forget images of validation"
+    return ""
 
 
 def _best_first(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> list[SweepResults]:
     """The ranked sweeps, then the others."""
     places = {entry.sweep.name: place for place, entry in enumerate(ranked)}
     return sorted(sweeps, key=lambda sweep: places.get(sweep.name, len(places)))
-
-
-def headline(ranked: Sequence[Ranked]) -> str:
-    """Who won, or that nobody did, in one sentence."""
-    if not ranked:
-        return "No trial completed, so there is nothing to rank."
-    first = ranked[0]
-    score = f"{first.tuned['objective']} {fixed(first.score.mean)}"
-    if not first.score.runs:
-        return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no place is certain."
-    if first.score.low is not None:
-        score += f", interval {interval(first.score, fixed)}"
-    if len(ranked) == 1:
-        return f"{first.sweep.name}: {score}."
-    rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
-    if rivals:
-        who = " and ".join(rivals) if len(rivals) < MANY else f"{len(rivals)} others"
-        return f"Highest mean: {first.sweep.name} ({score}). Nothing tells it from {who}."
-    second = ranked[1]
-    ahead = f"{fixed(second.behind.mean)} [{fixed(second.behind.low)}, {fixed(second.behind.high)}]"
-    return f"{first.sweep.name} is first ({score}), {ahead} ahead of {second.sweep.name}."
-
-
-def about(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[str, str]:
-    """Scenario, what is forgotten, budget and confirmation, in words."""
-    scenarios = [sweep.identity.get("scenario", {}) for sweep in sweeps]
-    budgets = [sweep.identity.get("protocol", {}) for sweep in sweeps]
-    return {
-        "Scenario": _listed(f"{s.get('name')} ({s.get('dataset')}, {s.get('architecture')})" for s in scenarios),
-        "To forget": _listed(map(_forgotten, scenarios)),
-        "Budget": _listed(
-            f"{b.get('trials')} trials a search, searcher {b.get('searcher')}, scheduler {b.get('scheduler')},"
-            f" objective {b.get('objective')}"
-            for b in budgets
-        ),
-        "Confirmation": _listed(
-            f"{entry.score.runs} runs on {entry.score.originals} originals" if entry.score.runs else "none"
-            for entry in ranked
-        ),
-    }
-
-
-def _forgotten(scenario: Mapping[str, Any]) -> str:
-    if scenario.get("forget_share"):
-        return f"{100 * scenario['forget_share']:g} % of the samples"
-    classes = scenario.get("forget", [])
-    return f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
-
-
-def _listed(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(values)) or "-"
-
-
-def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[str]:
-    """What a reader has to know before the ranking."""
-    yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
-    single = [entry.sweep.name for entry in ranked if not entry.score.runs]
-    if single:
-        who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"
-        yield f"{who} confirmed: these are figures of single runs, the lucky maximum of a search, without an interval."
-    few = [entry for entry in ranked if 0 < entry.score.originals < ENOUGH_ORIGINALS]
-    if few:
-        yield (
-            f"Fewer than {ENOUGH_ORIGINALS} independently trained originals: an interval over so few says little, since"
-            f" most of the variance is between originals; below {FEWEST} no difference is told from none."
-        )
-
-    fallback = [entry.sweep.name for entry in ranked if entry.published is not None and entry.published.get("fallback")]
-    if fallback:
-        who = "" if len(fallback) == len(ranked) else f" ({', '.join(fallback)})"
-        yield f"“Published” is a fallback{who}: nothing is for this dataset, architecture, batch size and head."
-    named = [
-        f"{entry.sweep.name} {entry.published['published']}"
-        for entry in ranked
-        if entry.published is not None and entry.published.get("published")
-    ]
-    if named:
-        yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
 
 
 def cost(sweep: SweepResults) -> Row:
@@ -270,6 +289,10 @@ def _space(sweep: SweepResults) -> str:
     return "; ".join(f"{name} {r['low']:g}..{r['high']:g} {r['scale']}" for name, r in space.items())
 
 
+def _completed(sweep: SweepResults) -> bool:
+    return any(row["status"] == "completed" for row in sweep.rows)
+
+
 def _errors(sweep: SweepResults) -> str:
     """How the trials of a sweep ended of which none completed, and the first error."""
     error = next((row["error"] for row in sweep.rows if row.get("error")), None)
@@ -279,18 +302,6 @@ def _errors(sweep: SweepResults) -> str:
 def config(tuned: Row) -> dict[str, Any]:
     """What `raymu run METHOD --config` needs of a row."""
     return {field: tuned[field] for field in SETTING if field in tuned}
-
-
-def fixed(value: Any) -> str:
-    """A score with three digits, '-' where there is none."""
-    return "-" if number(value) is None else f"{value:.3f}"
-
-
-def interval(estimate: Estimate | None, shown: Callable[[Any], str]) -> str:
-    """'[0.41, 0.45]', its ends as `shown` shows them; empty where there is a single run."""
-    if estimate is None or number(estimate.low) is None or number(estimate.high) is None:
-        return ""
-    return f"[{shown(estimate.low)}, {shown(estimate.high)}]"
 
 
 def seconds(value: Any) -> str:

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from raymu.results.figures import axis_of_names, hover_text, number, search_rows
+from raymu.results.figures import axis_of_names, hover_text, search_rows
 from raymu.results.reader import SweepResults
-from raymu.results.style import GREY, INK, PALE, SHADES, TUNED, add_legend, empty_figure, label, side_by_side, styles
+from raymu.results.style import GREY, INK, PALE, SHADES, TUNED, empty_figure, label, side_by_side, styles
+from raymu.results.tables import number
 from raymu.row import Row
 
 ENOUGH_TRIALS = 10  # fewer say nothing of what matters
@@ -58,7 +59,9 @@ def effort(sweeps: Sequence[SweepResults]) -> go.Figure:
             line={"color": colour, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 8, "maxdisplayed": 8},
             hovertext=[f"{name}<br>{n} trials: {score:.3f}" for n, score in enumerate(best, start=1)], hoverinfo="text",
         )  # fmt: skip
-    return figure.update_layout(xaxis_title="trials", yaxis_title="expected best score (validation)")
+    longest = max(len(draws(sweep.rows)) for sweep in sweeps)
+    whole = {"title": "trials", "tick0": 0, "dtick": max(1, round(longest / 8))}
+    return figure.update_layout(xaxis=whole, yaxis_title="expected best score (validation)")
 
 
 def importance(sweep: SweepResults) -> dict[str, float]:
@@ -172,22 +175,3 @@ def _scaled(value: float, search: Mapping[str, Any]) -> float:
     if search["scale"] == "log":
         value, low, high = math.log(max(value, low / 2)), math.log(low), math.log(high)
     return min(max((value - low) / (high - low), -0.03), 1.03)
-
-
-def cost(sweeps: Sequence[SweepResults]) -> go.Figure:
-    """Seconds that all trials of each search took, in unlearning (full) and in evaluation (pale)."""
-    figure = empty_figure(120 + 28 * len(sweeps), barmode="stack", bargap=0.35)
-    style = [styles(sweeps)[sweep.name] for sweep in sweeps]
-    colours = [its.colour for its in style]
-    for part, column, opacity in (("unlearning", "unlearn_s", 1.0), ("evaluation", "evaluate_s", 0.4)):
-        sums = [sum(number(row.get(column)) or 0.0 for row in search_rows(sweep)) for sweep in sweeps]
-        figure.add_bar(
-            x=sums, y=list(range(len(sweeps))), orientation="h", marker={"color": colours, "opacity": opacity},
-            hovertext=[f"{its.label}, {part}: {seconds:,.1f} s" for its, seconds in zip(style, sums, strict=True)],
-            hoverinfo="text", textposition="none", showlegend=False,
-        )  # fmt: skip
-        add_legend(figure, part, {"color": GREY, "opacity": opacity, "symbol": "square", "size": 11})
-    return figure.update_layout(
-        xaxis={"title": "seconds", "rangemode": "tozero"},
-        yaxis=axis_of_names([its.label for its in style]),
-    )

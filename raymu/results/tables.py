@@ -1,14 +1,18 @@
 """Tables for a terminal."""
 
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from raymu.objective import score_name
+from raymu.results.comparison import Estimate
 from raymu.results.ranking import ACCURACIES, AREAS, MEASURED, Figures, Ranked
 from raymu.row import Row
 
+SCALES = {"removal": "removal: 0 = original, 1 = retrained"}  # what the numbers of a score mean
 COLUMNS = {
     "retain": "retain_acc",
     "forget": "forget_acc",
@@ -20,11 +24,12 @@ COLUMNS = {
 
 def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
     """Models (by name) side by side on test; None stands for a model that is not there."""
-    table = Table(title="On test (accuracies in %)", title_justify="left", box=None, pad_edge=False)
+    score = score_name(objective)
+    table = _table(title("On test", models.values()), score)
     table.add_column("model")
     confirmed = any(figures is not None and figures.score.low is not None for figures in models.values())
     columns = shown_columns(models.values())
-    for heading in (objective, *(["95 %"] if confirmed else []), *columns.values()):
+    for heading in (score, *(["95 %"] if confirmed else []), *columns.values()):
         table.add_column(heading, justify="right")
     for name, figures in models.items():
         score, interval, *values = _cells(figures, columns)
@@ -34,46 +39,97 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
 
 def ranking(ranked: Sequence[Ranked]) -> Table:
     """Sweeps, best first; above them the references of the first."""
-    title = "Tuned, on test (accuracies in %)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table = _table(title("Tuned, on test", _tuned(ranked)), _score_of(ranked), padding=(0, 1, 0, 0))
     headings = ranking_headings(ranked)
     for heading in headings:
         justify: Any = "left" if heading == "method" else "right"
         shown = heading.replace("-", "-\n").replace(" ", "\n") if heading != "95 %" else heading
-        table.add_column(shown, justify=justify, no_wrap=heading in ("method", "95 %"))
+        table.add_column(shown, justify=justify, no_wrap=heading in ("rank", "method", "95 %"))
     for row in ranking_rows(ranked):
         table.add_row(*row)
     return table
 
 
-def latex(ranked: Sequence[Ranked]) -> str:
-    """The ranking as a LaTeX table (package booktabs)."""
+def _score_of(ranked: Sequence[Ranked]) -> str:
+    return score_name(ranked[0].tuned["objective"])
+
+
+def _table(title: str, score: str, **more: Any) -> Table:
+    caption = SCALES.get(score)
+    justify: Any = {"title_justify": "left", "caption_justify": "left"}
+    return Table(title=title, caption=caption, box=None, pad_edge=False, **justify, **more)
+
+
+def title(what: str, models: Iterable[Figures | None]) -> str:
+    """What a table says, with the numbers of images where they are known."""
+    images = {one.images for one in models if one is not None and one.images}
+    counted = ", ".join(f"{retain:,} retain and {forget:,} forget images" for retain, forget in sorted(images))
+    return f"{what}{f', {counted}' if counted else ''} (accuracies in %)"
+
+
+def latex(ranked: Sequence[Ranked], comment: str = "") -> str:
+    """The ranking as a LaTeX table (package booktabs) with a caption; the best score is bold.
+
+    Args:
+        comment: what stands above it, in a line.
+    """
     headings = ranking_headings(ranked)
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in [headings, *ranking_rows(ranked)]]
+    lines = [[_escaped(cell) for cell in row] for row in [headings, *ranking_rows(ranked)]]
+    for line in lines:
+        line[:] = [re.sub(r"(?<=\d)-(?=[\d.])", "--", cell) if at != 1 else cell for at, cell in enumerate(line)]
+    best = lines[3]  # below headings and references
+    best[2] = rf"\textbf{{{best[2]}}}"
+    heading, original, retrained, *methods = (" & ".join(line) + r" \\" for line in lines)
     columns = "".join("l" if heading == "method" else "r" for heading in headings)
     return "\n".join(
         [
+            *([f"% {comment}"] if comment else []),
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escaped(caption(ranked))}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            lines[0],
+            heading,
             r"\midrule",
-            *lines[1:],
+            *(original, retrained),
+            r"\midrule",
+            *methods,
             r"\bottomrule",
             r"\end{tabular}",
+            r"\end{table}",
         ]
     )
 
 
+def caption(ranked: Sequence[Ranked]) -> str:
+    """What a ranking is of, in a sentence."""
+    scenario, score = ranked[0].sweep.identity["scenario"], ranked[0].score
+    what = f"{scenario['name']}, forgetting {forgotten(scenario)}: tuned settings on test"
+    runs = f"means over {score.runs} runs on {score.originals} originals" if score.runs else "single runs"
+    return f"{title(what, _tuned(ranked))}, {runs}{', with 95 % intervals' if score.low is not None else ''}."
+
+
+def forgotten(scenario: Mapping[str, Any]) -> str:
+    """The forget set in words, of a scenario's fields."""
+    if scenario.get("forget_share"):
+        return f"{100 * scenario['forget_share']:g} % of the samples"
+    classes = scenario.get("forget", [])
+    return f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
+
+
+def _tuned(ranked: Sequence[Ranked]) -> list[Figures | None]:
+    return [one.figures["tuned"] for one in ranked]
+
+
 def ranking_headings(ranked: Sequence[Ranked]) -> list[str]:
     """Of what `ranking_rows` gives."""
-    objective = ranked[0].sweep.identity["protocol"]["objective"]
-    columns = shown_columns(one.figures["tuned"] for one in ranked)
-    return ["rank", "method", objective, "95 %", f"published {objective}", *columns.values()]
+    score = _score_of(ranked)
+    return ["rank", "method", score, "95 %", "published", *_ranking_columns(ranked).values()]
 
 
 def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
     """The cells of a ranking: rank, method, the objective with its interval, the published setting's, and metrics."""
-    columns = shown_columns(one.figures["tuned"] for one in ranked)
+    columns = _ranking_columns(ranked)
     models = [("", which, ranked[0].figures[which], "") for which in ("original", "retrained")]
     for one in ranked:
         published = one.figures["published"]
@@ -84,6 +140,11 @@ def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
         score, interval, *values = _cells(figures, columns)
         rows.append([rank, name, score, interval, published_score, *values])
     return rows
+
+
+def _ranking_columns(ranked: Sequence[Ranked]) -> dict[str, str]:
+    """As `shown_columns`, without NCC's, so that 80 characters do."""
+    return {column: heading for column, heading in shown_columns(_tuned(ranked)).items() if heading != "NCC-forget"}
 
 
 def place(entry: Ranked) -> str:
@@ -111,8 +172,8 @@ def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:
         return ["-"] * (len(columns) + 2)
     means = {column: one.mean for column, one in figures.metrics.items()}
     score = figures.score
-    ends = [end for end in (score.low, score.high) if end is not None]
-    interval = "-".join(f"{end:.2f}".lstrip("0") for end in ends)
+    ends = dict.fromkeys(f"{end:.2f}".lstrip("0") for end in (score.low, score.high) if end is not None)
+    interval = "-".join(ends) if len(ends) > 1 else ""  # none where two digits show no width
     return [f"{score.mean:.3f}", interval, *(metric(column, means.get(column)) for column in columns)]
 
 
@@ -167,3 +228,20 @@ def setting(config: Mapping[str, float | str | None]) -> str:
 def percent(value: float | None) -> str:
     """A fraction as a percentage with one digit, '-' where there is none."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def fixed(value: Any) -> str:
+    """A score with three digits, '-' where there is none."""
+    return "-" if number(value) is None else f"{value:.3f}"
+
+
+def interval(estimate: Estimate | None, shown: Callable[[Any], str]) -> str:
+    """'[0.41, 0.45]', its ends as `shown` shows them; empty where there is a single run."""
+    if estimate is None or number(estimate.low) is None or number(estimate.high) is None:
+        return ""
+    return f"[{shown(estimate.low)}, {shown(estimate.high)}]"

@@ -1,0 +1,171 @@
+"""What a ranking says in words: who wins, by how much, how far that is to be trusted, and what to do next."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from scipy.special import ndtri
+
+from raymu.objective import score_name
+from raymu.results import tables
+from raymu.results.comparison import FEWEST, LEVEL, estimate
+from raymu.results.ranking import Ranked
+from raymu.results.reader import SweepResults
+from raymu.results.tables import fixed, interval
+
+ENOUGH_ORIGINALS = 5
+MANY = 4  # names are a number in the headline
+HALF = float(ndtri(1 - LEVEL / 2))  # standard errors of a half interval
+
+
+def headline(ranked: Sequence[Ranked]) -> str:
+    """Who won, or that nobody did, in one sentence."""
+    if not ranked:
+        return "No trial completed, so there is nothing to rank."
+    first = ranked[0]
+    score = f"{score_name(first.tuned['objective'])} {fixed(first.score.mean)}"
+    if not first.score.runs:
+        return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no place is certain."
+    if first.score.low is not None:
+        score += f", interval {interval(first.score, fixed)}"
+    if len(ranked) == 1:
+        return f"{first.sweep.name}: {score}."
+    rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
+    if rivals:
+        who = " and ".join(rivals) if len(rivals) < MANY else f"{len(rivals)} others"
+        return f"Highest mean: {first.sweep.name} ({score}). Nothing tells it from {who}."
+    return f"{first.sweep.name} is first ({score}), {_ahead(ranked[1])}."
+
+
+def title(sweeps: Sequence[SweepResults]) -> str:
+    """What is unlearned, in words."""
+    scenarios = [sweep.identity.get("scenario", {}) for sweep in sweeps]
+    return listed(
+        f"Unlearning {tables.forgotten(one)} of {one.get('dataset')} by {one.get('architecture')} ({one.get('name')})"
+        for one in scenarios
+    )
+
+
+def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[str, str]:
+    """Who wins, by how much, how far that is to be trusted, and what to do next, in words."""
+    budgets = [sweep.identity.get("protocol", {}) for sweep in sweeps]
+    certain = len(ranked) > 1 and all(entry.behind.significant for entry in ranked[1:])
+    said = {
+        "Winner" if certain else "Highest mean": _first(ranked),
+        "Lead": _lead(ranked),
+        "Memory to remove": _memory(sweeps),
+        "Measured on": measured_on(ranked),
+        "Budget": listed(
+            f"{b.get('trials')} trials a search, searcher {b.get('searcher')}, scheduler {b.get('scheduler')},"
+            f" objective {b.get('objective')}"
+            for b in budgets
+        ),
+        "Next": _next(sweeps, ranked),
+    }
+    return {term: value for term, value in said.items() if value}
+
+
+def _first(ranked: Sequence[Ranked]) -> str:
+    if not ranked:
+        return ""
+    first = ranked[0]
+    published = first.figures["published"]
+    before = f"; its published setting: {fixed(published.score.mean)}" if published else ""
+    return f"{first.sweep.name} with {tables.setting(first.tuned['config'])}{before}"
+
+
+def _lead(ranked: Sequence[Ranked]) -> str:
+    rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
+    if len(ranked) < 2:
+        return ""
+    if not ranked[0].score.runs or ranked[0].score.originals < FEWEST:
+        return f"not known: that takes a confirmation on {FEWEST} originals or more"
+    among = f"not separable from {len(rivals)} of {len(ranked) - 1} others" if rivals else "separable from all others"
+    return f"{_ahead(ranked[1])}; {among}"
+
+
+def _ahead(entry: Ranked) -> str:
+    """How far the first is ahead, with an interval."""
+    mean, low, high = map(fixed, entry.behind)
+    return f"{mean} [{low}, {high}] ahead of {entry.sweep.name}"
+
+
+def _memory(sweeps: Sequence[SweepResults]) -> str:
+    """What there is to remove on test, with its interval over images, and over originals where there are several."""
+    found = _memories(sweeps)
+    if not found:
+        return ""
+    first = next(iter(found.values()))  # that was searched on
+    difference, half = first["original"] - first["retrained"], HALF * first["error"]
+    said = (
+        f"the attacker's AUC is {first['original']:.4f} on the original, {first['retrained']:.4f} on the retrained"
+        f" model: {difference:.4f} [{difference - half:.4f}, {difference + half:.4f}]"
+    )
+    over = estimate({(seed, "", 0): one["original"] - one["retrained"] for seed, one in found.items()}, (-1, 1))
+    if over.low is not None:
+        said += f"; over {over.originals} originals {over.mean:.4f} [{over.low:.4f}, {over.high:.4f}]"
+    return said
+
+
+def _memories(sweeps: Sequence[SweepResults]) -> dict[int, Mapping[str, float]]:
+    """Memory on test by original, the one that was searched on first, as far as it is known."""
+    found: dict[int, Mapping[str, float]] = {}
+    for sweep in sweeps:
+        for row in sweep.rows:
+            memory = sweep.references.get(row["scenario_hash"], {}).get("memory") or {}
+            if memory.get("test"):
+                found.setdefault(row.get("model_seed", 0), memory["test"])
+    return found
+
+
+def measured_on(ranked: Sequence[Ranked]) -> str:
+    """Numbers of images, runs and originals, in words."""
+    images = {entry.figures["tuned"].images for entry in ranked if entry.figures["tuned"]}
+    counted = [f"{retain:,} retain and {forget:,} forget images of test" for retain, forget in filter(None, images)]
+    runs = [
+        f"{entry.score.runs} runs on {entry.score.originals} originals" if entry.score.runs else "single runs"
+        for entry in ranked
+    ]
+    return ", ".join(filter(None, [listed(counted) if counted else "", listed(runs) if runs else ""]))
+
+
+def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
+    if not ranked:
+        return "look at the errors: raymu results"
+    first = next(iter(_memories(sweeps).values()), None)
+    if first is not None and first["original"] - first["retrained"] <= HALF * first["error"]:
+        return "forget other or more classes, or train longer: with so little to remove no place says anything"
+    if min(entry.score.originals for entry in ranked) < FEWEST:
+        return "confirm on several originals, or no place is certain: --confirm-originals 5 --confirm-seeds 2"
+    rivals = [entry for entry in ranked[1:] if not entry.behind.significant]
+    keep = "keep its model: raymu export"
+    return f"more originals (--confirm-originals) tell more methods apart; {keep}" if rivals else keep
+
+
+def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[str]:
+    """What a reader has to know before the ranking."""
+    yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
+    single = [entry.sweep.name for entry in ranked if not entry.score.runs]
+    if single:
+        who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"
+        yield f"{who} confirmed: these are figures of single runs, the lucky maximum of a search, without an interval."
+    few = [entry for entry in ranked if 0 < entry.score.originals < ENOUGH_ORIGINALS]
+    if few:
+        yield (
+            f"Fewer than {ENOUGH_ORIGINALS} independently trained originals: an interval over so few says little, since"
+            f" most of the variance is between originals; below {FEWEST} no difference is told from none."
+        )
+    fallback = [entry.sweep.name for entry in ranked if entry.published is not None and entry.published.get("fallback")]
+    if fallback:
+        who = "" if len(fallback) == len(ranked) else f" ({', '.join(fallback)})"
+        yield f"“Published” is a fallback{who}: nothing is for this dataset, architecture, batch size and head."
+    named = [
+        f"{entry.sweep.name} {entry.published['published']}"
+        for entry in ranked
+        if entry.published is not None and entry.published.get("published")
+    ]
+    if named:
+        yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
+
+
+def listed(values: Iterable[str]) -> str:
+    """Values in a line, each once."""
+    return "; ".join(dict.fromkeys(values)) or "-"
