@@ -56,6 +56,8 @@ def tuned(default: float, search: Range, doc: str, bounds: Bounds | None = None)
     Its declared type says whether it is a whole number. It has to be positive if its whole range is; `bounds` say
     otherwise.
     """
+    if not isinstance(search, Range):
+        raise InputError(f"tuned takes a default, a Range and a doc, not {default!r}, {search!r}")
     bounds = bounds or _bounds(search.low)
     if default not in search or search.low not in bounds or search.high not in bounds:
         raise ValueError(f"default {default} or range {search} lies outside")

@@ -8,6 +8,7 @@ for one of them on a command line, in a scenario and in a row. A package brings 
 import functools
 import hashlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -50,7 +51,10 @@ def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     """Everything of a kind by name, or an entry point that loads it: raymu's `own`, then what packages bring, then what
     stands in the user's files which this process has loaded, and in the script or notebook that it runs.
     """
-    packages = _of_packages(f"raymu.{kind.__name__.lower()}s", tuple(sys.path))
+    group = f"raymu.{kind.__name__.lower()}s"
+    packages = _of_packages(group, tuple(sys.path))
+    for name in packages.keys() & own.keys():
+        _warn(f"left out: {packages[name].value} of {group} has the name of raymu's own {name}")
     modules = [sys.modules["__main__"], *_loaded.values()]
     files = {name: one for module in modules for name, one in _defined_in(module, kind, own).items()}
     return {**packages, **own, **files}
@@ -99,6 +103,11 @@ def _of_packages(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
     """Entry points of a group. To look for them takes 20 ms, and a trial asks several times."""
     # Python's own class: where the package importlib_metadata is imported, it finds the entry points as its class.
     return {entry.name: EntryPoint(entry.name, entry.value, entry.group) for entry in entry_points(group=group)}
+
+
+@functools.cache  # once a process
+def _warn(line: str) -> None:
+    logging.getLogger(__name__).warning(line)
 
 
 def _load(kind: Any, entry: EntryPoint, own: Mapping[str, Any]) -> Any:

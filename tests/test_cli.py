@@ -36,8 +36,15 @@ def test_help_of_a_sweep_names_every_flag(raymu) -> None:
     assert "default: the method" in printed.stdout
 
 
-def test_methods_and_scenarios(raymu) -> None:
-    described = {method["name"]: method for method in json.loads(raymu("methods", "--json").stdout)}
+def test_methods_and_scenarios(capsys, monkeypatch) -> None:
+    def printed_by(*arguments: str, width: str = "80") -> str:
+        monkeypatch.setenv("COLUMNS", width)
+        monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        return capsys.readouterr().out
+
+    described = {method["name"]: method for method in json.loads(printed_by("methods", "--json"))}
     assert described["salun"]["hyperparameters"]["lr"] == {
         "default": 1e-2,
         "low": 1e-5,
@@ -45,11 +52,11 @@ def test_methods_and_scenarios(raymu) -> None:
         "scale": "log",
         "doc": "learning rate",
     }
-    names = [scenario["name"] for scenario in json.loads(raymu("scenarios", "--json").stdout)]
+    names = [scenario["name"] for scenario in json.loads(printed_by("scenarios", "--json"))]
     assert names[0] == "digits"
     assert {"cifar10-resnet18", "imagenet-vit_l"} < set(names)
-    printed = {width: raymu("methods", COLUMNS=width).stdout for width in ("40", "120")}
-    for width, text in (*printed.items(), ("40", raymu("scenarios", COLUMNS="40").stdout)):
+    printed = {width: printed_by("methods", width=width) for width in ("40", "120")}
+    for width, text in (*printed.items(), ("40", printed_by("scenarios", "--memory", width="40"))):
         assert max(map(len, text.splitlines())) <= int(width)
     assert "salun" in printed["40"]
     published = [

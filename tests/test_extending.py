@@ -141,20 +141,22 @@ SCENARIO = raymu.Scenario("packed", "digits", "test_resnet", raymu.Recipe(0.05, 
 """
 
 
-def test_a_package_brings_things_by_entry_points(tmp_path, monkeypatch, capsys) -> None:
+def test_a_package_brings_things_by_entry_points(tmp_path, monkeypatch, capsys, caplog) -> None:
     pytest.importorskip("importlib_metadata")  # once imported, as mlflow does, entry points are found as its class
     (tmp_path / "package_that_brings.py").write_text(PACKAGE)
     metadata = tmp_path / "package_that_brings-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: package-that-brings\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text(
-        "[raymu.methods]\nstill = package_that_brings:Still\nbroken = package_that_brings:Missing\n"
+        "[raymu.methods]\nstill = package_that_brings:Still\nsalun = package_that_brings:Still\n"
+        "broken = package_that_brings:Missing\n"
         "number = package_that_brings:NUMBER\nother = package_that_brings\nbare = json\n"
         "[raymu.scenarios]\npacked = package_that_brings:SCENARIO\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     assert "still" in names()
+    assert "left out: package_that_brings:Still of raymu.methods has the name of raymu's own salun" in caplog.text
     assert get("still").name() == "still"
     assert get_scenario("packed").forget == (3,)
     with pytest.raises(InputError, match=r"method broken .* cannot be loaded: AttributeError"):

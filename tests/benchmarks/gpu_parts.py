@@ -455,7 +455,7 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
         scenario = dataclasses.replace(scenario, architecture="test_resnet", cifar_stem=False)
     carried_out_by = Options(checkpoint_s=0.0)
     for which in references.REFERENCES:
-        trained = json.loads((references.train(scenario, which, carried_out_by) / references.TRAINING).read_text())
+        trained = json.loads((references.train(scenario, which, carried_out_by) / references.TRAINING_FILE).read_text())
         report.add(what=which, epochs=epochs, seconds=round(trained["seconds"], 1))
     references.compare(scenario, carried_out_by)
     for which, row in references.metrics(scenario).items():
