@@ -10,6 +10,7 @@ import time
 import pytest
 
 from raymu.cli import main, sweep_main
+from raymu.cli.program import console
 from raymu.evaluation import columns
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
@@ -38,7 +39,7 @@ def test_help_of_a_sweep_names_every_flag(raymu) -> None:
 
 def test_methods_and_scenarios(capsys, monkeypatch) -> None:
     def printed_by(*arguments: str, width: str = "80") -> str:
-        monkeypatch.setenv("COLUMNS", width)
+        monkeypatch.setattr(console, "width", int(width))
         monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
         with pytest.raises(SystemExit, match="0"):
             main()

@@ -27,20 +27,13 @@ class Group(NamedTuple):
 
 
 def grouped(sweeps: Sequence[SweepResults]) -> list[Group]:
-    """Sweeps in groups, in the order in which they are given.
-
-    Raises:
-        InputError: rows do not belong to what stands with them, or a sweep is a copy of another.
-    """
+    """Sweeps in groups, in the order in which they are given."""
     groups: list[Group] = []
     for sweep in sweeps:
-        _check_rows(sweep)
         alike = (one for one in groups if not any(_apart(each, sweep) for each in one.sweeps))
         if (found := next(alike, None)) is None:
             groups.append(found := Group([], _apart(groups[0].sweeps[0], sweep) if groups else ""))
         found.sweeps.append(sweep)
-    for group in groups:
-        _check_copies(group.sweeps)
     return groups
 
 
@@ -48,12 +41,16 @@ def check_comparable(sweeps: Sequence[SweepResults]) -> None:
     """Look whether sweeps are one group.
 
     Raises:
-        InputError: they are not; the message says in which field two differ.
+        InputError: they are not; the message says in which field two differ. Or rows do not belong to what stands with
+            them, or a sweep is a copy of another.
     """
+    for sweep in sweeps:
+        _check_rows(sweep)
     groups = grouped(sweeps)
     if len(groups) > 1:
         one, other = groups[0].sweeps[0].name, groups[1].sweeps[0].name
         raise InputError(f"{one} and {other} cannot be ranked together: {groups[1].apart}")
+    _check_copies(sweeps)
 
 
 def _apart(one: SweepResults, other: SweepResults) -> str:

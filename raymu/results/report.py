@@ -62,7 +62,7 @@ def chapters(sweeps: Sequence[SweepResults]) -> list[Chapter]:
     """Sweeps by groups that compare.
 
     Raises:
-        InputError: as `groups.grouped`.
+        InputError: as `ranking.rank`.
     """
     return [Chapter(group.sweeps, rank(group.sweeps), group.apart) for group in groups.grouped(sweeps)]
 
