@@ -232,7 +232,7 @@ def test_svd_takes_no_layer_whose_input_it_does_not_see(architecture, arguments,
         return
     line = f"{architecture} is not what svd works on: {reason}"
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
-        run_sweep(Sweep(get("svd"), scenario), locate(tmp_path / "sweep"), Resources(), Console())
+        run_sweep(Sweep(get("svd"), scenario), locate(tmp_path / "sweep"), Resources(), Console(), anyway=True)
     assert references.missing(scenario) == list(references.REFERENCES)
 
 
@@ -244,7 +244,7 @@ def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_pa
     monkeypatch.setattr(references, "train", never)
     scenario = make("refused", architecture="volo_d1_224")
     with pytest.raises(InputError, match="volo_d1_224 has no head of one matrix"):
-        run_sweep(Sweep(get("finetune"), scenario), locate(tmp_path / "sweep"), Resources(), Console())
+        run_sweep(Sweep(get("finetune"), scenario), locate(tmp_path / "sweep"), Resources(), Console(), anyway=True)
     monkeypatch.setitem(SCENARIOS, scenario.name, scenario)
     done = CliRunner().invoke(app, ["run", "finetune", "--scenario", "refused", "--out", str(tmp_path / "run")])
     assert isinstance(done.exception, InputError)

@@ -45,21 +45,21 @@ def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
     reason = r"^node \S+: torch cannot use the GPU that Ray gives to trials there: .*NVIDIA driver: .*; torch "
     sweep = Sweep(RandomLabel, quick, Protocol(trials=2))
     with pytest.raises(NodeError, match=reason) as refused:
-        run_sweep(sweep, tmp_path / "results", Resources(), QUIET)
+        run_sweep(sweep, tmp_path / "results", Resources(), QUIET, anyway=True)
     assert f"torch {torch.__version__}, built " in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
     assert references.missing(quick) == ["original", "retrained"]
     # A node that joins later is looked at by the first trial that it is given.
     monkeypatch.setattr("raymu.distributed.nodes.check_gpus", lambda: None)
     with pytest.raises(NodeError, match=reason):
-        run_sweep(sweep, tmp_path / "results", Resources(), QUIET)
+        run_sweep(sweep, tmp_path / "results", Resources(), QUIET, anyway=True)
     assert references.missing(quick) == ["original", "retrained"]
     references.compare(quick)
     with pytest.raises(NodeError, match=reason):
-        run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0.5), QUIET)
+        run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0.5), QUIET, anyway=True)
     assert reader.read(tmp_path / "results") == []
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
-    rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0), QUIET, resume=True)
+    rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0), QUIET, resume=True, anyway=True)
     assert [(row["status"], row["device"], row["cuda"]) for row in rows] == [("completed", "cpu", None)] * 2
 
 

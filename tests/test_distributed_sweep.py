@@ -105,7 +105,9 @@ def test_workers_go_when_the_sweep_is_over(tmp_path) -> None:
     scenario = dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))  # trained above
     sweep = Sweep(RandomLabel, scenario, Protocol(trials=2, max_epochs=2))
     with session(None):
-        rows = run_sweep(sweep, tmp_path / "sweep", Resources(options=Options(workers=2)), Console(quiet=True))
+        rows = run_sweep(
+            sweep, tmp_path / "sweep", Resources(options=Options(workers=2)), Console(quiet=True), anyway=True
+        )
         ended = time.monotonic()
         while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
             assert time.monotonic() < ended + 10

@@ -54,7 +54,7 @@ def by_trial(rows: list[dict]) -> list[list]:
 
 def run(protocol: Protocol, directory: Path, *, resume: bool = False, concurrent: int = 1) -> list[dict]:
     resources = Resources(options=Options(checkpoint_s=0.0), concurrent=concurrent)
-    return run_sweep(steady.sweep(protocol), directory, resources, Console(quiet=True), resume=resume)
+    return run_sweep(steady.sweep(protocol), directory, resources, Console(quiet=True), resume=resume, anyway=True)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "disturbed"))
     with meanwhile(kill):
         try:
-            (row,) = run_sweep(sweep, tmp_path / "rl", resources, Console(quiet=True))
+            (row,) = run_sweep(sweep, tmp_path / "rl", resources, Console(quiet=True), anyway=True)
         finally:
             over.set()
     assert row["status"] == "completed"

@@ -442,7 +442,7 @@ def test_sweeps_say_it_once(mine, tmp_path, monkeypatch) -> None:
     for method in (Finetune, RandomLabel):
         asked = Sweep(method=method, scenario=scenario, protocol=Protocol(trials=1))
         with pytest.raises(Started):
-            driver.run_sweep(asked, tmp_path / method.name(), Resources(), console, data_dir=root)
+            driver.run_sweep(asked, tmp_path / method.name(), Resources(), console, data_dir=root, anyway=True)
     assert console.file.getvalue().splitlines() == SAID
 
 

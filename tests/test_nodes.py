@@ -116,7 +116,12 @@ def test_a_node_has_the_cache_from_the_mirror_and_mirrors_what_it_made(head, own
         start.start()
         with late:
             rows = run_sweep(
-                sweep, tmp_path / "results", Resources(head, concurrent=1), QUIET, mirror=locate(tmp_path / "mirror")
+                sweep,
+                tmp_path / "results",
+                Resources(head, concurrent=1),
+                QUIET,
+                mirror=locate(tmp_path / "mirror"),
+                anyway=True,
             )
         joined(1)
     assert [row["status"] for row in rows] == ["completed"] * 2
@@ -130,11 +135,11 @@ def test_without_a_mirror_nodes_share_the_cache_itself(head, own_cache, tmp_path
     with session(head), node(head, own_cache):
         joined(2)
         with pytest.raises(NodeError, match=r"^node \S+: it does not see .*cache.*--no-mirror"):
-            run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
+            run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, anyway=True)
     assert not references.are_ready(SCENARIO)
     with session(head), node(head):
         joined(2)
-        rows = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, resume=True)
+        rows = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, resume=True, anyway=True)
     assert [row["status"] for row in rows] == ["completed"] * 2
     assert not list(cache.root().glob(".visible*"))
 
@@ -146,7 +151,7 @@ def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(h
     with session(head), node(head, tmp_path / "hidden"):
         joined(2)
         with pytest.raises(NodeError, match=r"^node \S+: it does not see .*hidden/results.*--storage"):
-            run_sweep(sweep, tmp_path / "hidden" / "results", Resources(head), QUIET)
+            run_sweep(sweep, tmp_path / "hidden" / "results", Resources(head), QUIET, anyway=True)
     assert not references.are_ready(SCENARIO)
 
 
@@ -201,7 +206,7 @@ def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_pa
     with session(head), node(head, own_cache, size="64k"):
         joined(2)
         mirror = locate(tmp_path / "mirror")
-        (row,) = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, mirror=mirror)
+        (row,) = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, mirror=mirror, anyway=True)
     assert row["status"] == "error"
     assert "No space left on device" in row["error"]
     assert row["error"].endswith("tried 3 times")
@@ -222,7 +227,7 @@ def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypat
             check(driver, SCENARIO)
         monkeypatch.setattr("raymu.distributed.nodes.check", lambda driver, scenario: None)
         with pytest.raises(NodeError, match=reason):
-            run_sweep(sweep, tmp_path / "results", Resources(head), QUIET)
+            run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, anyway=True)
     assert not reader.read(tmp_path / "results")
 
 
@@ -260,7 +265,7 @@ def test_trials_share_a_gpu_as_its_memory_and_speed_allow(quick, tmp_path, monke
     hook = {"worker_process_setup_hook": believe}
     ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, runtime_env=hook)
     try:
-        rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker="auto"), QUIET)
+        rows = run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker="auto"), QUIET, anyway=True)
     finally:
         ray.shutdown()
     assert [row["status"] for row in rows] == ["completed"] * 4

@@ -195,7 +195,7 @@ def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: 
     with pytest.raises(
         InputError, match=rf"protocol\.{case.split()[0]} is \w+ there, \w+ here \(.*environment"
     ) as said:
-        run_sweep(after, tmp_path / "s", Resources(), Console(quiet=True), resume=True)
+        run_sweep(after, tmp_path / "s", Resources(), Console(quiet=True), resume=True, anyway=True)
     assert "\n" not in str(said.value)
     both = [reader.SweepResults(str(n), one.identity(), {}, {}, None, []) for n, one in enumerate((before, after))]
     with pytest.raises(InputError, match="cannot be ranked together"):

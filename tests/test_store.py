@@ -552,10 +552,12 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
 def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: References) -> None:
     place = s3.place()
     sweep = Sweep(RandomLabel, quick, Protocol(trials=3, confirmation=Confirmation(seeds=1)))
-    rows = run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True))
+    rows = run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True), anyway=True)
     (result,) = reader.load(place)
     assert (result.name, result.rows) == ("rl", rows)
     assert sorted(trials(rows))[:4] == [0, 1, 2, 3]
     assert set(result.references) == {splits.prepare(quick).hash}
     assert result.features is not None
-    assert run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True)) == rows  # it is finished
+    assert (
+        run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True), anyway=True) == rows
+    )  # it is finished

@@ -216,12 +216,13 @@ def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) 
 def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path) -> None:
     command = script("salun", tmp_path)
     before = (swept[0] / "salun" / files.ROWS).read_bytes()
-    again = run(command, "--trials", 12, "--storage", swept[0])
+    asked = ("--trials", 12, "--max-epochs", 4, "--storage", swept[0])
+    again = run(command, *asked)
     assert again.returncode == 0
     assert "tuned setting" in again.stdout
-    refused = run(command, "--trials", 12, "--storage", swept[0], "--forget", 3)
+    refused = run(command, *asked, "--name", "salun", "--forget", 3)
     assert refused.returncode == 2
-    assert "belongs to another sweep: scenario.forget is [8] there, [3] here" in refused.stderr
+    assert "belongs to another sweep: scenario.forget is [1, 3, 5, 8, 9] there, [3] here" in refused.stderr
     assert (swept[0] / "salun" / files.ROWS).read_bytes() == before
 
 
@@ -289,7 +290,7 @@ def test_a_mistake_in_an_edited_script_is_one_clear_line(tmp_path, before, after
 
 def _sweep(sweep: Sweep, directory: Path, *, resume: bool = False) -> list[dict]:
     """One trial at a time, so that what is learnt of those before is the same whenever it is run."""
-    return run_sweep(sweep, directory, Resources(concurrent=1), Console(quiet=True), resume=resume)
+    return run_sweep(sweep, directory, Resources(concurrent=1), Console(quiet=True), resume=resume, anyway=True)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +304,7 @@ def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) 
     storage, printed = swept
     for comparison in references.directory(SCENARIOS["digits"]).glob("comparison-*"):
         shutil.rmtree(comparison)
-    again = run(script("salun", storage.parent), "--trials", 12, "--storage", storage)
+    again = run(script("salun", storage.parent), "--trials", 12, "--max-epochs", 4, "--storage", storage)
     assert again.returncode == 0, again.stderr
     table = printed.stdout[printed.stdout.index("On test") : printed.stdout.index("tuned setting")]
     assert table in again.stdout

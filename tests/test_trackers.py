@@ -59,7 +59,7 @@ def _ray(cache: Path) -> Iterator[None]:
 
 def follow(sweep: Sweep, directory: Path, trackers: Trackers, resume: bool = False) -> Followed:
     console = Console(file=io.StringIO(), width=1000)
-    rows = run_sweep(sweep, directory, Resources(concurrent=2), console, resume=resume, trackers=trackers)
+    rows = run_sweep(sweep, directory, Resources(concurrent=2), console, resume=resume, trackers=trackers, anyway=True)
     searched = [row for row in rows if row["source"] != "confirmation"]
     return Followed(sweep, trackers, searched, console.file.getvalue())
 
