@@ -8,6 +8,7 @@ fail as on a full disk.
 import dataclasses
 import errno
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -45,4 +46,5 @@ def sweep(protocol: Protocol = Protocol(trials=6), scenario: str = "digits") -> 
 
 
 if __name__ == "__main__":
+    sys.argv += ["--name", "steady", "--anyway"]  # whatever its scenario is called and remembers
     sweep_main(lambda: sweep(scenario=os.environ.get("STEADY_SCENARIO", "digits")))

@@ -78,6 +78,9 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
         "2",
         "--max-epochs",
         "6",
+        "--name",
+        "random_label",
+        "--anyway",
     ]
     sweep = subprocess.Popen([*command, "--checkpoint-every", "0"], cwd=tmp_path, text=True, stdout=subprocess.PIPE)
     checkpoints = tmp_path / "raymu-results" / "random_label" / "checkpoints"

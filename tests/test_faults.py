@@ -288,7 +288,11 @@ def test_a_sweep_waits_for_room_on_the_disk_and_ends_in_a_line_where_none_comes(
         return fill(small_disk)
 
     monkeypatch.setattr("raymu.storage.OUTAGE_S", 1.0)
-    monkeypatch.setattr(sys, "argv", ["steady", "--storage", str(small_disk), "--trials", "6", "--concurrent", "1"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["steady", "--storage", str(small_disk), "--trials", "6", "--concurrent", "1", "--name", "steady", "--anyway"],
+    )
     sys.argv += ["--searcher", "quasi_random", "--scheduler", "none", "--checkpoint-every", "0"]
     with meanwhile(fill_after_a_row), pytest.raises(SystemExit) as ended:
         sweep_main(lambda: steady.sweep())
