@@ -194,7 +194,7 @@ def test_the_first_screen_answers_and_the_rest_is_found(browser: Any, page: Path
     bottom = tab.evaluate("document.querySelector('nav').getBoundingClientRect().bottom")
     assert bottom < 900  # verdict, warnings and contents stand above it
     assert tab.locator("dl.verdict dt").all_inner_texts() == [
-        "Highest mean",
+        "Highest",
         "Lead",
         "Measured on",
         "Budget",

@@ -49,7 +49,7 @@ def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[st
     budgets = [sweep.identity.get("protocol", {}) for sweep in sweeps]
     certain = len(ranked) > 1 and all(entry.behind.significant for entry in ranked[1:])
     said = {
-        "Winner" if certain else "Highest mean": _first(ranked),
+        "Winner" if certain else "Highest": _first(ranked),
         "Lead": _lead(ranked),
         "Memory to remove": _memory(sweeps),
         "Measured on": measured_on(ranked),
