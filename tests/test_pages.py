@@ -14,10 +14,10 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 import pages
 
 FIXED = {"original", "retrained", "published"}  # what no search chooses
-POINTS, SCORE, SEARCHED_SCORE = 5, 0.1, 0.25
+POINTS, SCORE = 5, 0.1
 TOLERANCE = (
-    f"accuracies come out to within {POINTS} points and scores to within {SCORE}. Of *tuned*, whose search goes another"
-    f" way there, the score alone compares, to within {SEARCHED_SCORE}."
+    f"accuracies come out to within {POINTS} points and scores to within {SCORE}. The search goes another way there, so of"
+    f" *tuned* no more compares than that it is not below *published*, by more than {SCORE}."
 )
 TEXTS = [page.read_text() for page in pages.PAGES]
 STATED = {command: content for text in TEXTS for command, content in pages.blocks(text).items()}
@@ -71,10 +71,10 @@ def test_the_figures_of_the_pages_come_out_again() -> None:
             continue
         there, here = figures(STATED[command]), figures(printed)
         assert list(here) == list(there)
+        assert here["tuned"][0] >= here["published"][0] - SCORE, command
         for name, numbers in here.items():
-            far = SCORE if name in FIXED else SEARCHED_SCORE
-            assert numbers[0] == pytest.approx(there[name][0], abs=far), f"{command}: {name}"
             if name in FIXED:
+                assert numbers[0] == pytest.approx(there[name][0], abs=SCORE), f"{command}: {name}"
                 assert numbers[1:] == pytest.approx(there[name][1:], abs=POINTS), f"{command}: {name}"
             if "svd" in command and name == "published":  # what the text says of it
                 removal, retain, forget, attack, *_ = numbers

@@ -74,6 +74,7 @@ def followed(quick, quick_references, tmp_path_factory: pytest.TempPathFactory) 
     return follow(sweep, base / "rl", trackers)
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_nothing_is_lost_and_nothing_complained_of(followed: Followed) -> None:
     assert sorted(row["trial_id"] for row in followed.rows) == ["rl-0000", "rl-0001", "rl-0002"]
@@ -93,6 +94,7 @@ def events(directory: Path) -> list[Event]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
     directory = followed.trackers.tensorboard / "rl"
@@ -122,6 +124,7 @@ def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
         assert hyperparameters == pytest.approx({name: row["config"][name] for name in ("lr", "epochs")})
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_mlflow_has_a_run_a_trial(followed: Followed) -> None:
     client = MlflowClient(followed.trackers.mlflow)
@@ -141,6 +144,7 @@ def test_mlflow_has_a_run_a_trial(followed: Followed) -> None:
         assert (run.data.tags["method"], run.data.tags["head"]) == ("random_label", "linear")
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_the_study_has_every_trial(followed: Followed) -> None:
     study = optuna.load_study(study_name="rl", storage=followed.trackers.optuna)
@@ -178,6 +182,7 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     assert [trial.params["lr"] for trial in trials] == [row["config"]["lr"] for row in resumed.rows]
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_sweep_that_has_ended_is_shown_to_a_new_tracker(followed: Followed, tmp_path: Path) -> None:
     uri, url = f"sqlite:///{tmp_path}/mlflow.db", f"sqlite:///{tmp_path}/study.db"
