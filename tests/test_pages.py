@@ -16,8 +16,8 @@ import pages
 FIXED = {"original", "retrained", "published"}  # what no search chooses
 POINTS, SCORE = 5, 0.1
 TOLERANCE = (
-    f"accuracies come out to within {POINTS} points and scores to within {SCORE}. The search goes another way there, so of"
-    f" *tuned* no more compares than that it is not below *published*, by more than {SCORE}."
+    f"accuracies come out to within {POINTS} points and scores to within {SCORE}. The search goes another way there, so"
+    f" of *tuned* no more compares than that it is not below *published*, by more than {SCORE}."
 )
 TEXTS = [page.read_text() for page in pages.PAGES]
 STATED = {command: content for text in TEXTS for command, content in pages.blocks(text).items()}
