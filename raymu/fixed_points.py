@@ -116,15 +116,16 @@ def nothing_to_forget(originals: Sequence[Memories]) -> str:
     can.
 
     Args:
-        originals: of one, of which the interval over images decides, or of several, over which it is.
+        originals: of one or several: each has some, by its interval over images, or all together, over originals.
     """
 
-    def least(split: str) -> float | None:
-        if len(originals) > 1:
-            return over.low if (over := _over(originals, split)) else None
-        return one.interval[0] if (one := originals[0][split]) else None
+    def is_clear(split: str) -> bool:
+        if all(one is not None and one.interval[0] > 0 for one in (memories[split] for memories in originals)):
+            return True
+        over = _over(originals, split)
+        return over is not None and over.low is not None and over.low > 0
 
-    unclear = [split for split in originals[0] if (least(split) or 0.0) <= 0]
+    unclear = [split for split in originals[0] if not is_clear(split)]
     if not unclear:
         return ""
     return (

@@ -139,7 +139,7 @@ def removal(
     It comes from three shares:
 
         kept     1 - (loss - MARGIN) / MARGIN,  loss of retain accuracy against the retrained model
-        memory   (original - model) / (original - retrained),  what the attacker reads of the forget set
+        memory   (original - model) / (original - retrained),  area of the attacker, or 1 - area if more
         answers  1 - abs(model - retrained) / (original - retrained),  the model's own answers on the forget set
 
     Each is at most 1, so damage beyond the retrained model earns nothing. The score is nearly their product, since
@@ -157,8 +157,9 @@ def removal(
     Where there is no memory, the original being read no better than the retrained model, its removal counts as 1.
     """
     kept = 1 - (retain_acc_retrained - retain_acc - MARGIN) / MARGIN
-    to_remove = attack_auc_original - attack_auc_retrained
-    memory = (attack_auc_original - attack_auc) / to_remove if to_remove > 0 else 1.0
+    # Who orders the images the wrong way round reads as much: below 0.5 an area tells what it is short of 1.
+    read, original, retrained = (max(a, 1 - a) for a in (attack_auc, attack_auc_original, attack_auc_retrained))
+    memory = (original - read) / (original - retrained) if original > retrained else 1.0
     # Where samples are forgotten, original and retrained may answer the same.
     answers = 1 - abs(forget_acc - forget_acc_retrained) / max(forget_acc_original - forget_acc_retrained, MARGIN)
     return (math.prod(map(_soft, (kept, memory, answers))) - NOTHING) / (1 - NOTHING)

@@ -131,6 +131,8 @@ def test_the_original_scores_0_and_the_retrained_model_1() -> None:
         ({"retain_acc": 0.96 - 1.5 * MARGIN}, 0.5),
         ({"retain_acc": 0.96 - 2 * MARGIN}, 0.0),
         ({"attack_auc": 0.989}, 0.5),  # half of the memory
+        ({"attack_auc": 0.011}, 0.5),  # as well read, the other way round
+        ({"attack_auc": 0.001, "forget_acc": 0.0}, 0.0),
         ({"attack_auc": 0.5}, 1.0),  # below the retrained model: nothing is earned
         ({"retain_acc": 0.99}, 1.0),
         ({"forget_acc": 0.48}, 0.5),
@@ -240,6 +242,7 @@ def test_what_there_is_to_forget_is_said() -> None:
         ([{"val": None, "test": MEMORY}], "val"),
         ([{"val": MEMORY._replace(retrained=0.995), "test": None}], "val and test"),
         ([{"val": MEMORY}, {"val": MEMORY._replace(retrained=0.951)}], ""),  # alike, but not quite
+        ([{"val": MEMORY}, {"val": MEMORY._replace(retrained=0.91)}], ""),  # each has some, however they differ
         ([{"val": MEMORY}, {"val": MEMORY._replace(retrained=0.98)}], "val"),  # two that differ: nothing is known
     ],
 )
