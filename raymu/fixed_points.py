@@ -24,7 +24,7 @@ Memories = Mapping[str, Memory | None]  # by split; None: not defined
 
 
 def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Row]:
-    """What `references.metrics` says of both references, with their scores.
+    """Rows of both references, as `references.metrics` returns them, with their scores.
 
     Raises:
         InputError: the objective has no score for one.
@@ -35,9 +35,12 @@ def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] =
 
 def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """Rows of both references, as `scored` returns them, and the "memory" between them by split, in JSON's types."""
-    memories = references.memory(scenario, metrics)
-    memory = {split: found and found._asdict() for split, found in memories.items()}
-    return {**scored(scenario, objective, metrics), "memory": memory}
+    return {**scored(scenario, objective, metrics), "memory": in_json(references.memory(scenario, metrics))}
+
+
+def in_json(memories: Memories) -> dict[str, dict[str, Any] | None]:
+    """Fields of memories, by split, in JSON's types."""
+    return {split: found and found._asdict() for split, found in memories.items()}
 
 
 def measured(
@@ -104,7 +107,7 @@ def memory_lines(originals: Sequence[Memories]) -> Iterator[str]:
 
 
 def _over(originals: Sequence[Memories], split: str) -> Estimate | None:
-    """What is to be removed, over originals, with an interval; None where it is not known."""
+    """Memory to remove on a split, over originals, with an interval; None: it is not known."""
     found = [memories[split] for memories in originals]
     runs = {(number, "", 0): one.original - one.retrained for number, one in enumerate(found) if one is not None}
     over = estimate(runs, bounds=(-1, 1)) if runs else None

@@ -204,7 +204,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def score_name(name: str) -> str:
-    """What an objective's score is called: as the objective, but for pareto, whose score is hmean."""
+    """Name of an objective's score: the objective's own, but hmean for pareto."""
     known = OBJECTIVES.get(name)
     return name if known is None or known.maximises is None else known.score.__name__
 

@@ -161,7 +161,7 @@ def memory(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Memo
 
 
 def known_memory(scenario: Scenario) -> dict[str, Memory | None]:
-    """What `memory` returns where the cache knows it, on the data that were prepared last; empty where it does not."""
+    """Memory that the cache knows, on the data that were prepared last, by split; empty: it knows none."""
     known = splits.last_prepared(scenario)
     return memory(known) if known is not None and are_ready(known) else {}
 

@@ -86,12 +86,13 @@ def scenarios(
     known = list(dict(_loadable(scenario.names(), scenario.get)).values())
     memories: list[dict[str, Any]] = [{} for _ in known]
     if memory:
-        from raymu import references
+        from raymu import fixed_points, references
 
         memories = [references.known_memory(task) for task in known]
     if as_json:
-        shown = [{"memory": {s: m and m._asdict() for s, m in found.items()}} if memory else {} for found in memories]
-        tasks = [task.as_dict() | more for task, more in zip(known, shown, strict=True)]
+        tasks = [task.as_dict() for task in known]
+        for task, found in zip(tasks, memories, strict=True) if memory else ():
+            task["memory"] = fixed_points.in_json(found)
         typer.echo(json.dumps(tasks, indent=2))
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -67,14 +67,12 @@ def references(
         rows = [fixed_points.measured(one, scored_by, found, options) for one in tasks]
         memories = [trained.memory(one, found) for one in tasks]
     if as_json:
-        memory = [{split: one and one._asdict() for split, one in each.items()} for each in memories]
-        shown = [{**of, "memory": each} for of, each in zip(rows, memory, strict=True)]
+        shown = [{**of, "memory": fixed_points.in_json(each)} for of, each in zip(rows, memories, strict=True)]
         typer.echo(json.dumps(shown if originals > 1 else shown[0], indent=2))
         return
     console.print(f"{task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
     models = {which: [of[which] for of in rows] for which in rows[0]}
-    several = {which: of if originals > 1 else [] for which, of in models.items()}
-    figures = {which: figures_of(of[0], objective, several[which]) for which, of in models.items()}
+    figures = {which: figures_of(of[0], objective, of if originals > 1 else ()) for which, of in models.items()}
     console.print(tables.comparison(figures, scored_by.name))
     for line in (*fixed_points.memory_lines(memories), fixed_points.nothing_to_forget(memories)):
         console.print(line, highlight=False, soft_wrap=True)

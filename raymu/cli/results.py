@@ -52,7 +52,7 @@ def results(
 
 
 def _heading(number: int, groups: "list[Group]") -> str:
-    """What stands above one of several groups: its sweeps, and why they do not compare with the first ones."""
+    """Heading of a group: its sweeps, and why they do not compare with the first group's; empty for a single group."""
     if len(groups) == 1:
         return ""
     group = groups[number - 1]

@@ -26,7 +26,7 @@ MEASURED = (*ACCURACIES, *AREAS)
 
 
 class Figures(NamedTuple):
-    """What a setting reaches on test: the objective's `score`, as far as they are known MEASURED and the user's
+    """Figures of a setting on test: the objective's `score`, as far as they are known MEASURED and the user's
     `metrics`, and the numbers of retain and forget `images` that they are of; None: not known, as of raymu 0.2.
     """
 
@@ -139,7 +139,7 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
 
 
 def _step(figures: Figures | None) -> float:
-    """What one forget image more or less changes; 0: it is not known."""
+    """Change of a share by one forget image; 0: it is not known."""
     return 0.0 if figures is None or figures.images is None else 1 / figures.images[1]
 
 

@@ -93,7 +93,7 @@ def write(chapters: Sequence[Chapter], path: Path) -> None:
 
 
 def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
-    """What the template shows of a chapter.
+    """Content of a chapter, as the template shows it.
 
     Args:
         numbers: of the page's figures.

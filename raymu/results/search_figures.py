@@ -59,7 +59,7 @@ def effort(sweeps: Sequence[SweepResults]) -> go.Figure:
             line={"color": colour, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 8, "maxdisplayed": 8},
             hovertext=[f"{name}<br>{n} trials: {score:.3f}" for n, score in enumerate(best, start=1)], hoverinfo="text",
         )  # fmt: skip
-    longest = max(len(draws(sweep.rows)) for sweep in sweeps)
+    longest = max(len(line.x) for line in figure.data)
     whole = {"title": "trials", "tick0": 0, "dtick": max(1, round(longest / 8))}
     return figure.update_layout(xaxis=whole, yaxis_title="expected best score (validation)")
 
