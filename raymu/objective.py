@@ -154,12 +154,13 @@ def removal(
 
     and of that how far it is above NOTHING, which is what remains of two shares of 1 and one of 0.
 
-    Where there is no memory, the original being read no better than the retrained model, its removal counts as 1.
+    Where there is no memory, the original being read no better than the retrained model, none can be removed: `memory`
+    is 0 for every model, and so is the score.
     """
     kept = 1 - (retain_acc_retrained - retain_acc - MARGIN) / MARGIN
     # Who orders the images the wrong way round reads as much: below 0.5 an area tells what it is short of 1.
     read, original, retrained = (max(a, 1 - a) for a in (attack_auc, attack_auc_original, attack_auc_retrained))
-    memory = (original - read) / (original - retrained) if original > retrained else 1.0
+    memory = (original - read) / (original - retrained) if original > retrained else 0.0
     # Where samples are forgotten, original and retrained may answer the same.
     answers = 1 - abs(forget_acc - forget_acc_retrained) / max(forget_acc_original - forget_acc_retrained, MARGIN)
     return (math.prod(map(_soft, (kept, memory, answers))) - NOTHING) / (1 - NOTHING)

@@ -146,6 +146,13 @@ def test_a_score_is_nearly_the_product_of_three_shares(changed: dict[str, float]
     assert score(**changed) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("retrained", [0.999, 0.9995])
+@pytest.mark.parametrize("model", [ORIGINAL, RETRAINED, ORIGINAL | {"forget_acc": 0.0}])
+def test_without_memory_nothing_is_removed(model: dict[str, float], retrained: float) -> None:
+    found = REFERENCES | {"retrained": REFERENCES["retrained"] | {"val_attack_auc": retrained}}
+    assert REMOVAL.of({f"val_{key}": value for key, value in model.items()}, found) == 0
+
+
 def test_below_0_a_searcher_sees_which_way_is_up() -> None:
     def seen(**changed: float) -> float:
         return REMOVAL.seen({f"val_{key}": value for key, value in (RETRAINED | changed).items()}, REFERENCES)
@@ -273,7 +280,7 @@ def test_references_are_shown_with_what_there_is_to_forget(raymu, tmp_path) -> N
     for shown in ("original", "retrained", "dead", "untrained", "memory on val", "nothing to forget: on val"):
         assert f"\n{shown}" in printed.stdout
     found = json.loads(raymu(*command, "--json").stdout)
-    assert found["retrained"]["test_score"] == 1
+    assert found["retrained"]["test_score"] == 0  # there is nothing to remove
     assert found["memory"]["val"]["forget_images"] == found["dead"]["val_forget_images"] == 61
     assert {"train_nc1", "val_mia_auc_gap", "score"} <= set(found["untrained"])
 

@@ -10,7 +10,6 @@ from scipy import stats
 
 from raymu.results.comparison import (
     LEVEL,
-    OWN_LEVEL,
     Runs,
     detectable,
     estimate,
@@ -60,12 +59,12 @@ def test_no_interval_has_the_width_0() -> None:
     low, high = estimate(same, step=1 / IMAGES)[1:3]
     assert low == 0
     assert high is not None
-    assert 0.005 < high < stats.binomtest(0, IMAGES).proportion_ci().high  # of 0 of 183 images
+    assert 0.003 < high < stats.binomtest(0, 5 * IMAGES).proportion_ci().high  # of 0 of 5 x 183 images
 
 
 def test_few_images_widen_an_interval() -> None:
     narrow = runs_of(0.5 + 0.001 * noise(5, 1))
-    found, floor = estimate(narrow, step=1 / 100), stats.norm.ppf(0.975) * 0.05
+    found, floor = estimate(narrow, step=1 / 100), stats.norm.ppf(0.975) * 0.05 / 5**0.5
     assert found.high is not None
     assert found.high - found.mean == pytest.approx(floor, rel=0.01)
 
@@ -86,23 +85,25 @@ def test_two_settings_are_compared_by_the_paired_t_test() -> None:
     assert lead.significant
 
 
-def test_many_settings_are_compared_by_tukeys_test_with_their_pooled_error() -> None:
-    """Wherever Welch's test does not ask for more."""
+def test_many_settings_are_compared_by_tukeys_test() -> None:
+    """By the pooled variance, or a setting's own where that is larger."""
     values = 0.5 + 0.01 * noise(5, 6)
     found = leads([runs_of(values[:, [one]]) for one in range(6)])
     residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-    error = np.square(residuals).sum() / 20
-    tukey = stats.studentized_range.ppf(1 - LEVEL, 6, 20) * (error / 5) ** 0.5
-    own = np.square(residuals).sum(0) / 4 * 6 / 5
-    halves = []
+    pooled, own = np.square(residuals).sum() / 20, np.square(residuals).sum(0) / 4 * 6 / 5
+    pooled_degrees = 5 / 6 * own.sum() ** 2 / (np.square(own) / 4).sum()
+    assert pooled_degrees < 20
+    larger = 0
     for one, other in itertools.combinations(range(6), 2):
-        pair = own[[one, other]]
-        degrees = pair.sum() ** 2 / (np.square(pair) / 4).sum()
-        halves.append(max(tukey, stats.t.ppf(1 - OWN_LEVEL / 2, degrees) * (pair.sum() / 5) ** 0.5))
+        parts = [(2 * pooled, pooled_degrees), *((own[at] - pooled, 4) for at in (one, other) if own[at] > pooled)]
+        variance = sum(part for part, _ in parts)
+        degrees = min(variance**2 / sum(part**2 / degrees for part, degrees in parts), pooled_degrees)
+        tukey = stats.studentized_range.ppf(1 - LEVEL, 6, math.floor(4 * degrees) / 4) * (variance / 2 / 5) ** 0.5
+        larger += len(parts) > 1
         lead = found[one, other]
         assert lead.mean == pytest.approx((values[:, one] - values[:, other]).mean())
-        assert (lead.low, lead.high) == pytest.approx((lead.mean - halves[-1], lead.mean + halves[-1]), rel=1e-6)
-    assert tukey in halves
+        assert (lead.low, lead.high) == pytest.approx((lead.mean - tukey, lead.mean + tukey), rel=1e-6)
+    assert 0 < larger < 15
 
 
 def test_seeds_and_forget_sets_are_no_originals() -> None:
@@ -163,10 +164,19 @@ def test_a_design_says_what_it_can_find() -> None:
     assert detectable(12, 2) is None
     assert detectable(1, 5) is None
     found = [detectable(12, originals) for originals in (3, 5, 10)]
-    assert found == pytest.approx([4.0, 2.7, 1.8], abs=0.1)
+    assert found == pytest.approx([4.5, 3.1, 2.0], abs=0.1)
 
 
 # Worlds
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("settings", "originals"), [(2, 10), (3, 5), (6, 4), (12, 3), (12, 10)])
+def test_what_a_design_can_find_is_found(settings: int, originals: int) -> None:
+    values = noise(300, settings, originals, seed=originals)
+    values[:, 0] += detectable(settings, originals) or 0
+    significant = [leads([runs_of(one[:, None]) for one in world])[0, 1].significant for world in values]
+    assert np.mean(significant) == pytest.approx(0.8, abs=0.08)
 
 
 def world(
@@ -178,28 +188,42 @@ def world(
     own_sd: float = 0.0,
     original_sd: float = 0.02,
     lead: float = 0.0,
-    unsteady: float = 1.0,
+    scale: NDArray[np.float64] | None = None,
 ) -> list[Runs]:
-    """Scores of methods as IMAGES images show them: the first is ahead, the last varies more."""
-    scale = np.ones((METHODS, 1, 1))
-    scale[-1] = unsteady
+    """Scores of methods as IMAGES images show them: the first is ahead, and `scale` says how much each varies."""
+    scale = np.ones(METHODS) if scale is None else scale
+    by_method = scale[:, None, None]
     values = 0.5 + random.normal(0, original_sd, (1, originals, 1))
-    values = values + scale * random.normal(0, own_sd, (METHODS, originals, 1))
-    values = values + scale * random.normal(0, seed_sd, (METHODS, originals, seeds))
+    values = values + by_method * random.normal(0, own_sd, (len(scale), originals, 1))
+    values = values + by_method * random.normal(0, seed_sd, (len(scale), originals, seeds))
     values[0] += lead
     return [runs_of(np.round(one * IMAGES) / IMAGES) for one in values]
 
 
+SCALES = {
+    "equal": np.ones(METHODS),
+    "one-10": np.append(np.ones(METHODS - 1), 10),
+    "one-tenth": np.append(np.ones(METHODS - 1), 0.1),
+    "half-2": np.repeat([1, 2.2], METHODS // 2),
+    "half-4": np.repeat([1.0, 4.0], METHODS // 2),
+    "1-to-5": np.geomspace(1, 5, METHODS),
+    "1-to-10": np.geomspace(1, 10, METHODS),
+    "three": np.ones(3),
+    "three-one-5": np.array([1.0, 1, 5]),
+    "six-half-4": np.repeat([1.0, 4.0], 3),
+}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("unsteady", [1, 10])
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 @pytest.mark.parametrize(("originals", "seeds"), [(3, 1), (3, 2), (5, 1), (5, 2), (5, 3)])
-def test_differences_that_are_none_are_seldom_found(originals: int, seeds: int, unsteady: float) -> None:
+def test_differences_that_are_none_are_seldom_found(originals: int, seeds: int, scale: NDArray[np.float64]) -> None:
     random, count = np.random.default_rng(originals * 10 + seeds), 1000
     found = 0
     for number in range(count):
         sd = (0.003, 0.006, 0.01, 0.02)[number % 4]
-        methods = world(random, originals, seeds, seed_sd=sd, unsteady=unsteady)
+        methods = world(random, originals, seeds, seed_sd=sd, scale=scale)
         found += any(lead.low is not None and lead.low * lead.high > 0 for lead in leads(methods).values())
     assert stats.binomtest(found, count, 0.06, alternative="greater").pvalue > 0.01, found / count
 

@@ -38,7 +38,8 @@ TOLERANCE = {"": (1e-5, 1e-5), "cmf": (1e-3, 5e-3), "unsir": (1e-3, 5e-2), "bad_
 # A longer step of influence; and masked gradients that are clipped.
 KNOBS = {"influence-linear": {"scale": 100.0}, "influence-cmf": {"scale": 100.0}}
 KNOBS |= {"salun-linear": {"lr": 0.2, "clip": 0.05}}
-STEPS = {"forget_acc": 0.041, "relearn_epochs": 1.0}  # an image of the 25 to forget, an epoch
+# An image of the 25 to forget, an epoch, and the forget images on both sides of one retain image.
+STEPS = {"forget_acc": 0.041, "relearn_epochs": 1.0, "attack_recall": 0.07}
 ROUNDING = 2e-7  # of the largest weights
 ROUNDED = 3  # times that a model is also evaluated whose weights are rounded anew
 

@@ -91,6 +91,15 @@ def test_best_takes_the_highest_score_the_earliest_of_equals_and_no_setting_twic
     assert selection.tuned(rows)["trial"] == 2
 
 
+def test_of_several_0_what_the_searcher_saw_decides() -> None:
+    rows = [row(trial, 0.9, 1.0, curve=[[1, seen]]) for trial, seen in enumerate((-0.3, -0.4, -0.1, -0.1))]
+    assert [one["trial"] for one in selection.Best(4).choose(rows)] == [2, 3, 0, 1]
+    runs = [
+        again(of, original, 1, 1.0, curve=[[1, seen]]) for of, seen in ((0, -0.3), (2, -0.1)) for original in (1, 2)
+    ]
+    assert selection.tuned([*rows, *runs])["trial"] == 2
+
+
 @pytest.mark.parametrize("status", ["stopped", "diverged", "error"])
 def test_only_a_completed_trial_with_a_score_is_a_candidate(status) -> None:
     rows = [row(0, 0.9, 0.9), row(1, 0.9, 0.1, status=status), row(2, 0.9, 0.1, score=math.nan), row(3, None, None)]
@@ -272,6 +281,10 @@ def test_what_does_not_compare_stands_in_groups() -> None:
     assert [group.names for group in found] == ["first, third", "more"]
     assert found[0].apart == ""
     assert found[1].apart == "protocol.trials is 4 there, 5 here"
+    digest = sweep("digest", first.rows, trials=5)
+    digest.identity["protocol"]["suggestions"] = "0123456789ab"
+    assert grouped([first, digest])[1].apart == "protocol.trials is 4 there, 5 here"
+    assert "suggestions" in grouped([more, digest])[1].apart  # nothing else is known
     assert [len(chapter.ranked) for chapter in report.chapters([first, more, third])] == [2, 1]
 
 
@@ -283,6 +296,7 @@ def test_directories_are_named_by_what_distinguishes_a_sweep() -> None:
     assert name(forget=(5, 3)) == "all-forget-3-5"
     assert name(forget=(), forget_share=0.1) == "all-forget-0.1"
     assert name(name="a/b c", forget=(1,)) == "all-a_b_c-forget-1"
+    assert directory_name("salun", SCENARIO, "hmean") == "salun-hmean"
     assert directory_name("salun-cmf", SCENARIOS["cifar10-resnet18"]) == "salun-cmf-cifar10-resnet18"
     many = [name(name="imagenet-vit_b", forget=tuple(range(start, start + 50))) for start in (0, 1)]
     assert many[0].startswith("all-imagenet-vit_b-forget-50-classes-")

@@ -291,6 +291,24 @@ def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) 
     assert list(verdict.cautions(sweeps, unconfirmed))[-1].startswith("“Published” is a fallback (b)")
 
 
+def test_a_score_of_0_wins_nothing_and_one_above_the_ideal_is_warned_of(sweeps: list[SweepResults]) -> None:
+    first, second, *_ = make_ranked(sweeps)
+
+    def scoring(score: float, entry: Ranked = first) -> Ranked:
+        of = entry.figures | {"tuned": entry.figures["tuned"]._replace(score=Estimate(score, None, None, 9, 3))}
+        ideal = entry.figures["retrained"]._replace(score=Estimate(0.5, None, None, 9, 3))
+        return entry._replace(figures=of | {"retrained": ideal})
+
+    nothing = [scoring(0.0), scoring(0.0, second)]
+    assert verdict.headline(nothing) == "Nobody won: no tuned setting has hmean above 0 on test."
+    said = verdict.verdict(sweeps, nothing)
+    assert not {"Winner", "Highest", "Lead"} & set(said)
+    assert said["Next"].startswith("search longer")
+    above, below = ([scoring(score)] for score in (0.51, 0.5))
+    assert any("above the retrained model (0.500)" in line for line in verdict.cautions(sweeps, above))
+    assert not any("above the retrained" in line for line in verdict.cautions(sweeps, below))
+
+
 def test_what_differs_stands_with_the_names_of_the_sweeps() -> None:
     one, other = make_sweep("a", 0.5, trials=12), make_sweep("b", 0.5, trials=25)
     assert report.facts([one, other])["protocol.trials"] == {"12": ["a"], "25": ["b"]}

@@ -87,8 +87,16 @@ def best(
     if len(found) > 1 and (as_json or as_yaml):
         named = "; ".join(group.names for group in found)
         raise InputError(f"these groups of sweeps do not compare, so name a directory of one of them: {named}")
+    reasons = []
     for number, group in enumerate(found, start=1):
-        rows = selection.best(group.sweeps, method=wanted, rule=rule)
+        try:
+            rows = selection.best(group.sweeps, method=wanted, rule=rule)
+        except selection.NothingCompleted as error:
+            reasons.append(error)
+            if len(reasons) == len(found):
+                raise
+            _print(f"{_heading(number, found)}: {error}")
+            continue
         if as_json:
             typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
         elif as_yaml:

@@ -252,7 +252,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         sweeps, refused = possible(functools.partial(asked, one) for one in defaults)
         for reason in refused:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
-        where = name or directory_name("all", sweeps[0].scenario)
+        where = name or directory_name("all", sweeps[0].scenario, sweeps[0].protocol.objective.name)
         _sweep_and_rank(sweeps, locate(storage), where, given, **options)
 
     return command

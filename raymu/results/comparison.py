@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit  # scipy.stats takes most of a second
+from scipy.special import chdtr, chdtrc, fdtri, ndtri, stdtrit  # scipy.stats takes most of a second
 
 LEVEL = 0.05  # of an interval, and of all differences between the settings of a ranking together
-OWN_LEVEL = 0.015  # of a difference by its two settings' own errors
-UNLIKE = 5.0  # times the usual variance: a setting that varies more shares no error with the others
+UNLIKE = 20.0  # times the usual variance: a setting that varies more shares no error with the others,
+CHANCE = 0.995  # if settings that vary alike seldom differ like that
+FEW = 1 / 3  # share of the settings that may be unlike the others; where more are, they are a part of the usual
 FEWEST = 3  # originals below which no difference is told from none
 POWER = 0.8
 
@@ -52,7 +53,7 @@ class Lead(NamedTuple):
 
 def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0) -> Estimate:
     """The mean over originals with its confidence interval, Student's t over their means. It is at least as wide as the
-    binomial error of the images that were looked at. Below two originals there is none.
+    binomial error of the images that were looked at, each original's its own. Below two originals there is none.
 
     Args:
         runs: at least one value.
@@ -66,7 +67,7 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
     half = stdtrit(count - 1, 1 - LEVEL / 2) * means.std(ddof=1) / count**0.5
     if step:
         share = (mean + step / 2) / (1 + step)
-        half = max(half, ndtri(1 - LEVEL / 2) * (step * share * (1 - share)) ** 0.5)
+        half = max(half, ndtri(1 - LEVEL / 2) * (step / count * share * (1 - share)) ** 0.5)
     if half == 0:
         return Estimate(mean, None, None, len(runs), count)
     low, high = np.clip([mean - half, mean + half], *bounds)
@@ -76,13 +77,12 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
 def leads(settings: Sequence[Runs], step: float = 0.0) -> dict[tuple[int, int], Lead]:
     """Leads of every setting over every later one.
 
-    One additive model of original and setting gives the error, pooled over the settings that vary alike. Two tests have
-    to find a difference:
-
-    - Tukey's (studentized range), by the pooled error; by Games and Howell's (J. Educational Statistics 1976), with
-      the own errors of the two, where one of them varies UNLIKE the others, as a method that sometimes breaks does;
-    - Welch's (Biometrika 1947), by the own errors of the two, at OWN_LEVEL: on few originals a setting that varies may
-      look as if it did not. Two settings alone have one error.
+    One additive model of original and setting gives the error, pooled over the settings; one that varies UNLIKE the
+    others, as a method that sometimes breaks does, is left out of the pool. A setting's variance is the pooled one, or
+    its own if that is larger, so that none is found better because it looks steady on few originals. A difference is
+    tested by Tukey's studentized range, as by Games and Howell (J. Educational Statistics 1976): the two settings'
+    variances, and the degrees of freedom of their sum (Satterthwaite, Biometrics Bulletin 1946). Two settings alone
+    have one error: that is the paired t test.
 
     The error of a difference is at least that of the images which two models answer differently (McNemar, Psychometrika
     1947), if no two originals share them. The share of rankings of equal settings in which any difference is found is
@@ -105,41 +105,56 @@ def detectable(settings: int, originals: int) -> float | None:
     """
     if originals < FEWEST or settings < 2:
         return None
-    least = _range(settings, (settings - 1) * (originals - 1))
-    if settings > 2:
-        least = max(least, stdtrit(2 * (originals - 1), 1 - OWN_LEVEL / 2) * 2**0.5)
-    return float((least + ndtri(POWER) * 2**0.5) / originals**0.5)
+    each = originals - 1
+    degrees, larger = float((settings - 1) * each), 1.0
+    if settings > 2:  # variances that are estimated leave fewer, and the larger of one and the true one is above it
+        degrees, larger = degrees / (1 + 2 / each), float(chdtrc(each + 2, each) + chdtr(each, each))
+    return float((_range(settings, degrees) * larger**0.5 + ndtri(POWER) * 2**0.5) / originals**0.5)
 
 
 class _Error(NamedTuple):
-    """What a setting's value on an original is away from the sum of both: variances and degrees of freedom, pooled over
-    the settings that vary alike, and by setting.
+    """What a setting's value on an original is away from the sum of both: the variance pooled over settings, its
+    degrees of freedom, and by setting how far its own variance is above it, with degrees of freedom.
     """
 
-    alike: NDArray[np.bool_]
     pooled: float
     degrees: float
-    own: NDArray[np.float64]
+    excess: NDArray[np.float64]
     own_degrees: NDArray[np.float64]
 
     @classmethod
     def of(cls, settings: Sequence[Mapping[int, float]], alike: NDArray[np.bool_]) -> "_Error":
+        count = int(alike.sum())
         cells = [(one, original) for one in np.flatnonzero(alike).tolist() for original in settings[one]]
         rows, columns = (np.unique(of, return_inverse=True)[1] for of in zip(*cells, strict=True))
         design = np.hstack([np.eye(rows.max() + 1)[rows], np.eye(columns.max() + 1)[columns]])
         values = np.array([settings[one][original] for one, original in cells])
         fitted, _, rank, _ = np.linalg.lstsq(design, values)
         effects = dict(zip(sorted({original for _, original in cells}), fitted[rows.max() + 1 :], strict=True))
-        degrees = float(len(cells) - rank)
-        own, own_degrees = np.full(len(settings), np.nan), np.zeros(len(settings))
+        own, own_degrees = np.zeros(len(settings)), np.ones(len(settings))
         for one, found in enumerate(settings):
             known = np.array([found[original] - effects[original] for original in found if original in effects])
             if len(known) > 1:
                 # What the effects take of a setting that they were fitted to is given back.
-                own[one] = known.var(ddof=1) * (alike.sum() / (alike.sum() - 1) if alike[one] else 1)
+                own[one] = known.var(ddof=1) * (count / (count - 1) if alike[one] else 1)
                 own_degrees[one] = len(known) - 1
+        degrees = float(len(cells) - rank)
         pooled = float(np.square(values - design @ fitted).sum() / degrees) if degrees else np.nan
-        return cls(alike, pooled, degrees, own, own_degrees)
+        # Settings that vary differently leave fewer.
+        shares, of_each = own[alike] * own_degrees[alike], own_degrees[alike]
+        if shares.any():
+            degrees = min(degrees, (count - 1) / count * shares.sum() ** 2 / (shares**2 / of_each).sum())
+        excess = np.maximum(own - pooled, 0) if len(settings) > 2 else np.zeros(2)
+        return cls(pooled, degrees, excess, own_degrees)
+
+    def of_difference(self, pair: tuple[int, int]) -> tuple[float, float]:
+        """Variance of the difference between two settings on an original, and its degrees of freedom."""
+        excess, degrees = self.excess[list(pair)], self.own_degrees[list(pair)]
+        variance = 2 * self.pooled + excess.sum()
+        if not variance:
+            return 0.0, self.degrees
+        of_sum = variance**2 / ((excess**2 / degrees).sum() + (2 * self.pooled) ** 2 / self.degrees)
+        return float(variance), float(min(of_sum, self.degrees))
 
 
 def _alike(count: int, differences: Mapping[tuple[int, int], Mapping[int, float]]) -> NDArray[np.bool_]:
@@ -150,23 +165,19 @@ def _alike(count: int, differences: Mapping[tuple[int, int], Mapping[int, float]
             variances[one, other] = variances[other, one] = np.var(list(found.values()), ddof=1)
     known = [row[np.isfinite(row)] for row in variances]
     usual = np.array([np.quantile(row, 0.5, method="lower") if len(row) else np.nan for row in known])
-    alike: NDArray[np.bool_] = usual <= UNLIKE * np.quantile(usual[np.isfinite(usual)], 0.5, method="lower")
-    return alike
+    compared: NDArray[np.bool_] = np.isfinite(usual)
+    degrees = max(map(len, differences.values())) - 1
+    times = max(UNLIKE, fdtri(degrees, degrees * (count - 1) / 2, CHANCE))
+    unlike = usual > times * np.quantile(usual[compared], 0.5, method="lower")
+    return compared & ~unlike if unlike.sum() <= FEW * compared.sum() else compared
 
 
 def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: float) -> Lead:
-    mean, count, settings = _mean(found), len(found), len(error.alike)
+    mean, count, settings = _mean(found), len(found), len(error.excess)
     if mean is None or count < FEWEST:
         return Lead(mean, None, None)
-    own = error.own[list(pair)]
-    spread = (own.sum() / count) ** 0.5
-    degrees = min(own.sum() ** 2 / (own**2 / error.own_degrees[list(pair)]).sum(), error.degrees) if spread else np.inf
-    if error.alike[list(pair)].all():
-        half = _range(settings, error.degrees) * (error.pooled / count) ** 0.5
-    else:
-        half = _range(settings, degrees) * spread / 2**0.5
-    if settings > 2:
-        half = max(half, stdtrit(degrees, 1 - OWN_LEVEL / 2) * spread)
+    variance, degrees = error.of_difference(pair)
+    half = _range(settings, degrees) * (variance / 2 / count) ** 0.5
     if step:
         half = max(half, _range(settings, np.inf) * (abs(mean) * step / count / 2) ** 0.5)
     return Lead(mean, float(mean - half), float(mean + half)) if half > 0 else Lead(mean, None, None)
@@ -180,10 +191,10 @@ def _range(settings: int, degrees: float) -> float:
     """What the studentized range of so many means exceeds with a chance of LEVEL; degrees are rounded down to quarters,
     since its quantiles are slow to compute.
     """
-    return _quantile(settings, np.floor(4 * degrees) / 4)
+    return _quantile(settings, np.floor(4 * degrees + 1e-6) / 4)
 
 
-@functools.lru_cache
+@functools.cache
 def _quantile(settings: int, degrees: float) -> float:
     from scipy.stats import studentized_range
 

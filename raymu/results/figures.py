@@ -141,7 +141,7 @@ def _cloud(
     sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: Mapping[str, Row], x: str, y: str
 ) -> go.Figure:
     """Every trial of the searches that has both columns, the tuned settings outlined, and the two references."""
-    figure = empty_figure(480).update_xaxes(tickformat=".0%").update_yaxes(tickformat=".0%")
+    figure = empty_figure(480).update_xaxes(tickformat=".1~%").update_yaxes(tickformat=".1~%")
 
     def add(name: str, rows: Iterable[Row], marker: dict[str, Any], legend: bool = False) -> None:
         rows = _with(rows, x, y)

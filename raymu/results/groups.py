@@ -12,6 +12,7 @@ from raymu.values import content_hash
 
 FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of a sweep's identity
 MODELS = ("original_weights", "retrained_weights")
+DIGESTS = ("protocol.suggestions ", "protocol.decisions ", "evaluation_code ", "objective_code ")
 
 
 class Group(NamedTuple):
@@ -57,7 +58,7 @@ def _apart(one: SweepResults, other: SweepResults) -> str:
     """Why two sweeps, or the rows of one, do not compare; empty where they do."""
     fields = [(field, one.identity.get(field), other.identity.get(field)) for field in FIELDS]
     if found := [said for field, there, here in fields for said in differences(there, here, field)]:
-        return "; ".join(found)
+        return "; ".join([said for said in found if not said.startswith(DIGESTS)] or found)
     models = {(row["scenario_hash"], column): row.get(column) for row in one.rows for column in MODELS}
     for row, column in itertools.product(other.rows, MODELS):
         here, there = row.get(column), models.get((row["scenario_hash"], column))

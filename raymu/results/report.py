@@ -77,7 +77,7 @@ def write(chapters: Sequence[Chapter], path: Path) -> None:
     template = environment.from_string(files("raymu.results").joinpath("report.html.j2").read_text(encoding="utf-8"))
     numbers = itertools.count(1)
     page = template.render(
-        title=verdict.listed(verdict.title(chapter.sweeps) for chapter in chapters),
+        title=verdict.title(chapters[0].sweeps) if len(chapters) == 1 else f"{len(chapters)} rankings of sweeps",
         chapters=[_content(chapter, numbers) for chapter in chapters],
         plotlyjs=Markup(get_plotlyjs()),
         metric=lambda column: lambda value: tables.metric(column, number(value)),
@@ -106,6 +106,7 @@ def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
         "sweeps": sweeps,
         "ranked": ranked,
         "apart": chapter.apart,
+        "title": verdict.title(sweeps),
         "headline": verdict.headline(ranked),
         "verdict": verdict.verdict(sweeps, ranked),
         "warnings": [
@@ -179,7 +180,7 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     """Every figure, in the order of the page. What could only be empty is left out."""
     sweeps = _best_first(sweeps, ranked)
     rows = [row for sweep in sweeps for row in search_rows(sweep)]
-    trials = f"{sum(row['status'] == 'completed' for row in rows):,} completed trials of {len(sweeps)} searches"
+    trials = f"{sum(row['status'] == 'completed' for row in rows):,} completed trials of {_searches(sweeps)}"
     looked_at = f"{trials}{_images(rows)}, as the search saw them"
     if ranked:
         searched = figures.search_references(sweeps)
@@ -205,7 +206,7 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     if found:
         drawn = search_figures.effort(found)
         said = (
-            f"{len(rows):,} trials of {len(found)} searches. The score on validation that the best of n trials, drawn"
+            f"{len(rows):,} trials of {_searches(found)}. The score on validation that the best of n trials, drawn"
             " from the search's, can be expected to have (Dodge et al., EMNLP 2019): where lines cross, the order"
             " depends on the budget. The published setting is left out; an error or a divergence counts as 0, a trial"
             " that was stopped early at most as the worst completed one."
@@ -230,6 +231,10 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
                 " (coloured) keeps a cluster to itself, the features still know it."
             )
             yield Drawing("features", sweep.name, drawn, "Features before and after", said)
+
+
+def _searches(sweeps: Sequence[SweepResults]) -> str:
+    return f"{len(sweeps)} search{'es' if len(sweeps) > 1 else ''}"
 
 
 def _images(rows: Iterable[Row]) -> str:

@@ -61,7 +61,7 @@ def effort(sweeps: Sequence[SweepResults]) -> go.Figure:
         )  # fmt: skip
     longest = max(len(line.x) for line in figure.data)
     whole = {"title": "trials", "tick0": 0, "dtick": max(1, round(longest / 8))}
-    return figure.update_layout(xaxis=whole, yaxis_title="expected best score (validation)")
+    return figure.update_layout(xaxis=whole, yaxis={"title": "expected best score (validation)", "rangemode": "tozero"})
 
 
 def importance(sweep: SweepResults) -> dict[str, float]:

@@ -38,14 +38,16 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Best:
-    """The highest scores of a search; among equals the earliest trial, and no setting twice."""
+    """The highest scores of a search; of several 0 what the searcher saw below decides; among equals the earliest
+    trial, and no setting twice.
+    """
 
     count: int = 1
 
     def choose(self, rows: Iterable[Row]) -> list[Row]:
         """The best `count`, fewer where there are fewer."""
         chosen: list[Row] = []
-        for row in sorted(candidates(rows), key=lambda row: (-row["score"], row["trial"])):
+        for row in sorted(candidates(rows), key=lambda row: (-row["score"], -_seen(row), row["trial"])):
             if len(chosen) < self.count and all(row["config"] != one["config"] for one in chosen):
                 chosen.append(row)
         return chosen
@@ -173,8 +175,11 @@ def tuned(rows: Iterable[Row]) -> Row:
     if not runs:
         return Best().choose(rows)[0]
     of_search = {row["trial_id"]: row for row in candidates(rows)}
-    means = {trial: statistics.fmean(map(score, repeated)) for trial, repeated in runs.items()}
-    return of_search[max(means, key=lambda trial: (means[trial], -of_search[trial]["trial"]))]
+    means = {
+        trial: (statistics.fmean(map(score, repeated)), statistics.fmean(map(_seen, repeated)))
+        for trial, repeated in runs.items()
+    }
+    return of_search[max(means, key=lambda trial: (*means[trial], -of_search[trial]["trial"]))]
 
 
 def published(rows: Iterable[Row]) -> Row | None:
@@ -221,6 +226,11 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
 def score(row: Row) -> float:
     """On validation; 0 where there is none, as of a trial that diverged."""
     return float(row["score"]) if _is_number(row["score"]) else 0.0
+
+
+def _seen(row: Row) -> float:
+    """Score on validation as the searcher saw it at the end, which goes on below 0."""
+    return float(row["curve"][-1][1]) if row["status"] == "completed" and row.get("curve") else score(row)
 
 
 def _is_number(value: Any) -> bool:

@@ -22,6 +22,8 @@ def headline(ranked: Sequence[Ranked]) -> str:
         return "No trial completed, so there is nothing to rank."
     first = ranked[0]
     score = f"{score_name(first.tuned['objective'])} {fixed(first.score.mean)}"
+    if not first.score.mean:
+        return f"Nobody won: no tuned setting has {score_name(first.tuned['objective'])} above 0 on test."
     if not first.score.runs:
         return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no place is certain."
     if first.score.low is not None:
@@ -64,7 +66,7 @@ def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[st
 
 
 def _first(ranked: Sequence[Ranked]) -> str:
-    if not ranked:
+    if not ranked or not ranked[0].score.mean:
         return ""
     first = ranked[0]
     published = first.figures["published"]
@@ -74,7 +76,7 @@ def _first(ranked: Sequence[Ranked]) -> str:
 
 def _lead(ranked: Sequence[Ranked]) -> str:
     rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
-    if len(ranked) < 2:
+    if len(ranked) < 2 or not ranked[0].score.mean:
         return ""
     if not ranked[0].score.runs or ranked[0].score.originals < FEWEST:
         return f"not known: that takes a confirmation on {FEWEST} originals or more"
@@ -133,6 +135,8 @@ def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
     first = next(iter(_memories(sweeps).values()), None)
     if first is not None and first["original"] - first["retrained"] <= HALF * first["error"]:
         return "forget other or more classes, or train longer: with so little to remove no place says anything"
+    if not ranked[0].score.mean:
+        return "search longer (--trials) or wider (--range): no setting removed memory and kept the model"
     if min(entry.score.originals for entry in ranked) < FEWEST:
         return "confirm on several originals, or no place is certain: --confirm-originals 5 --confirm-seeds 2"
     rivals = [entry for entry in ranked[1:] if not entry.behind.significant]
@@ -143,6 +147,19 @@ def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
 def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[str]:
     """What a reader has to know before the ranking."""
     yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
+    if ranked and (ideal := ranked[0].figures["retrained"]):
+        first, best = ranked[0], fixed(ideal.score.mean)
+        if first.score.mean > ideal.score.mean:
+            yield (
+                f"{first.sweep.name} scores above the retrained model ({best}), which is the ideal:"
+                f" {score_name(first.tuned['objective'])} pays for damage, removal does not."
+            )
+    memories = _memories(sweeps).values()
+    if ranked and (without := sum(one["original"] <= one["retrained"] for one in memories)):
+        yield (
+            f"On {without} of {len(memories)} originals the attacker reads the original no better than the retrained"
+            " model: there is nothing to remove, and removal is 0 for every model."
+        )
     single = [entry.sweep.name for entry in ranked if not entry.score.runs]
     if single:
         who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"

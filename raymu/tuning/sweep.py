@@ -13,6 +13,7 @@ import raymu
 from raymu import engines, references
 from raymu.errors import InputError
 from raymu.method import Head, Method, Range, Train
+from raymu.objective import REMOVAL
 from raymu.protocol import Protocol
 from raymu.results import selection
 from raymu.row import Row
@@ -25,12 +26,14 @@ from raymu.values import SCENARIO, content_hash, unknown
 MOST_CLASSES = 10  # classes in the name of a directory
 
 
-def directory_name(what: str, scenario: Scenario) -> str:
-    """Name of a directory for what is tuned on a scenario: with the scenario's name where that is not the default one,
-    and with the forget set where it is not the known scenario's: salun, salun-cifar10-resnet18, all-forget-3-5.
+def directory_name(what: str, scenario: Scenario, objective: str = REMOVAL.name) -> str:
+    """Name of a directory for what is tuned on a scenario: with the names of the scenario and of the objective where
+    these are not the defaults, and with the forget set where it is not the known scenario's: salun,
+    salun-cifar10-resnet18, all-forget-3-5, salun-hmean.
     """
     known = SCENARIOS.get(scenario.name)
     parts = [what, *([scenario.name] if scenario.name != SCENARIO else [])]
+    parts += [objective] if objective != REMOVAL.name else []
     if known is None or (known.forget, known.forget_share) != (scenario.forget, scenario.forget_share):
         classes = [str(one) for one in scenario.forget]
         if len(classes) > MOST_CLASSES:
@@ -113,7 +116,7 @@ class Sweep:
     @property
     def directory(self) -> str:
         """Its directory's name in a storage, unless another is asked for; see `directory_name`."""
-        return directory_name(self.name, self.scenario)
+        return directory_name(self.name, self.scenario, self.protocol.objective.name)
 
     @property
     def ranges(self) -> dict[str, Range]:
