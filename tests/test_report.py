@@ -217,6 +217,7 @@ def test_sweeps_that_do_not_compare_are_chapters(sweeps: list[SweepResults], tmp
     report.write(chapters, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert text.count("<article") == 2
+    assert re.findall(r"href=\"#(g\d-headline)\"", text) == re.findall(r"h2 id=\"(g\d-headline)\"", text)
     assert "Not compared with the first group: other." in text
     assert len(set(re.findall(r'id="(plot-\d+)"', text))) == text.count('<div id="plot-')
 
