@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raymu import devices, plugins, references, splits
+from raymu.cli import main
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
 REPOSITORY = Path(__file__).parent.parent
@@ -79,6 +80,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs to mount a disk")
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)  # a process may have files open that were on it
+
+
+@pytest.fixture
+def in_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Run the `raymu` command like `raymu`, but in this process, which starts nothing; return what it prints."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

@@ -272,23 +272,22 @@ own = dataclasses.replace(SCENARIOS["digits"], name="own", forget=(8,), recipe=R
 """
 
 
-def test_references_are_shown_with_what_there_is_to_forget(raymu, tmp_path) -> None:
+def test_references_are_shown_with_what_there_is_to_forget(raymu, in_process, tmp_path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     command = ("references", "--own", "own.py", "--scenario", "own")
     printed = raymu(*command)
     assert printed.returncode == 0, printed.stderr
     for shown in ("original", "retrained", "dead", "untrained", "memory on val", "nothing to forget: on val"):
         assert f"\n{shown}" in printed.stdout
-    found = json.loads(raymu(*command, "--json").stdout)
+    found = json.loads(in_process(*command, "--json"))
     assert found["retrained"]["test_score"] == 0  # there is nothing to remove
     assert found["memory"]["val"]["forget_images"] == found["dead"]["val_forget_images"] == 61
     assert {"train_nc1", "val_mia_auc_gap", "score"} <= set(found["untrained"])
 
 
-def test_known_memory_is_listed(raymu) -> None:
-    known = json.loads(raymu("scenarios", "--memory", "--json").stdout)
+def test_known_memory_is_listed(in_process) -> None:
+    known = json.loads(in_process("scenarios", "--memory", "--json"))
     assert {"digits", "imagenet-vit_l"} <= {one["name"] for one in known if "memory" in one}
-    assert "--originals has to be at least 1" in raymu("references", "--originals", "0").stderr
 
 
 @pytest.mark.long

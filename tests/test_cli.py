@@ -37,13 +37,10 @@ def test_help_of_a_sweep_names_every_flag(raymu) -> None:
     assert "default: the method" in printed.stdout
 
 
-def test_methods_and_scenarios(capsys, monkeypatch) -> None:
+def test_methods_and_scenarios(in_process, monkeypatch) -> None:
     def printed_by(*arguments: str, width: str = "80") -> str:
         monkeypatch.setattr(console, "width", int(width))
-        monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
-        with pytest.raises(SystemExit, match="0"):
-            main()
-        return capsys.readouterr().out
+        return in_process(*arguments)
 
     described = {method["name"]: method for method in json.loads(printed_by("methods", "--json"))}
     assert described["salun"]["hyperparameters"]["lr"] == {
@@ -121,6 +118,7 @@ def test_methods_and_scenarios(capsys, monkeypatch) -> None:
         (["run", "salun", "--out", "/proc/no"], "cannot write to /proc/no"),
         (["sweep", "salun", "--weights", "x"], "--weights x: digits starts from random weights"),
         (["run", "salun", "--weights", "x", "--out", "x"], "--weights x: digits starts from random weights"),
+        (["references", "--originals", "0"], "--originals has to be at least 1"),
         (["swep"], "No such command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
