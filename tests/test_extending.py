@@ -236,7 +236,7 @@ def test_what_a_file_defines_can_be_swept_by_the_command_line(tmp_path) -> None:
     """Workers do not have the file as a module."""
     (tmp_path / "mine.py").write_text(FILE)
     shell("raymu sweep mine.py --metric mine.py --objective mine.py --trials 2 --scheduler none --storage s", tmp_path)
-    rows = reader.read(tmp_path / "s" / "mine")
+    rows = reader.read(tmp_path / "s" / "mine-keep")
     assert [row["status"] for row in rows] == ["completed"] * 2
     assert all(row["train_length"] > 0 and row["score"] == row["val_retain_acc"] for row in rows)
 
