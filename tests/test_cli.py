@@ -15,7 +15,7 @@ from raymu.evaluation import columns
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results import files, writer
+from raymu.results import files, reader, writer
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
 
@@ -230,6 +230,16 @@ def test_best_of_a_method(raymu, storage) -> None:
     refused = raymu("best", storage, "--method", "scrub")
     assert refused.returncode == 2
     assert "Known: salun" in refused.stderr
+
+
+def test_best_goes_on_where_a_group_has_nothing(in_process, storage, tmp_path) -> None:
+    one = reader.read_all(tmp_path / storage)[0]
+    failed = one | {"trial_id": "b-0", "status": "error", "score": None, "error": "out of memory"}
+    with writer.Store(tmp_path / storage / "before", {"protocol": {"trials": 3}}, resume=False) as rows:
+        rows.append(failed)
+    said = in_process("best", storage)
+    assert "no completed trial to choose from" in said
+    assert "a-0: salun" in said
 
 
 @pytest.mark.long
