@@ -27,12 +27,14 @@ import dataclasses
 
 from raymu.cli import sweep_main
 from raymu.methods.random_label import RandomLabel
+from raymu.objective import HMEAN
+from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.tuning.sweep import Sweep
 
 vit = SCENARIOS["digits-vit"]
 vit = dataclasses.replace(vit, name="vit", recipe=Recipe(lr=0.1, epochs=2, batch_size=32))
-sweep_main(lambda: Sweep(RandomLabel, vit))
+sweep_main(lambda: Sweep(RandomLabel, vit, Protocol(objective=HMEAN)))  # there is no memory to remove
 """
 TRIALS = 6
 
