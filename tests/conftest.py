@@ -86,7 +86,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def in_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run the `raymu` command like `raymu`, but in this process, which starts nothing; return what it prints."""
+    """The `raymu` command in this process, which saves a process's start; it returns what is printed."""
 
     def run(*arguments: str) -> str:
         monkeypatch.chdir(tmp_path)

@@ -87,13 +87,13 @@ def best(
     if len(found) > 1 and (as_json or as_yaml):
         named = "; ".join(group.names for group in found)
         raise InputError(f"these groups of sweeps do not compare, so name a directory of one of them: {named}")
-    reasons = []
+    empty = 0
     for number, group in enumerate(found, start=1):
         try:
             rows = selection.best(group.sweeps, method=wanted, rule=rule)
         except selection.NothingCompleted as error:
-            reasons.append(error)
-            if len(reasons) == len(found):
+            empty += 1
+            if empty == len(found):
                 raise
             _print(f"{_heading(number, found)}: {error}")
             continue

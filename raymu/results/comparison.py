@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.special import chdtr, chdtrc, fdtri, ndtri, stdtrit  # scipy.stats takes most of a second
 
 LEVEL = 0.05  # of an interval, and of all differences between the settings of a ranking together
-UNLIKE = 20.0  # times the usual variance: a setting that varies more shares no error with the others,
-CHANCE = 0.995  # if settings that vary alike seldom differ like that
-FEW = 1 / 3  # share of the settings that may be unlike the others; where more are, they are a part of the usual
+UNLIKE = 20.0  # times the usual variance: a setting that varies more is left out of the pooled error
+CHANCE = 0.995  # with which a setting that varies like the others stays in it
+FEW = 1 / 3  # largest share of the settings that is left out; where more vary like that, none is
 FEWEST = 3  # originals below which no difference is told from none
 POWER = 0.8
 
@@ -113,8 +113,8 @@ def detectable(settings: int, originals: int) -> float | None:
 
 
 class _Error(NamedTuple):
-    """What a setting's value on an original is away from the sum of both: the variance pooled over settings, its
-    degrees of freedom, and by setting how far its own variance is above it, with degrees of freedom.
+    """Variances of the additive model's residuals, with their degrees of freedom: `pooled` over the settings, and for
+    each setting the `excess` of its own variance over the pooled one.
     """
 
     pooled: float
@@ -144,6 +144,7 @@ class _Error(NamedTuple):
         shares, of_each = own[alike] * own_degrees[alike], own_degrees[alike]
         if shares.any():
             degrees = min(degrees, (count - 1) / count * shares.sum() ** 2 / (shares**2 / of_each).sum())
+        # The residuals of two settings alone are the same, so their own variance is the pooled one but for rounding.
         excess = np.maximum(own - pooled, 0) if len(settings) > 2 else np.zeros(2)
         return cls(pooled, degrees, excess, own_degrees)
 
@@ -191,7 +192,7 @@ def _range(settings: int, degrees: float) -> float:
     """What the studentized range of so many means exceeds with a chance of LEVEL; degrees are rounded down to quarters,
     since its quantiles are slow to compute.
     """
-    return _quantile(settings, np.floor(4 * degrees + 1e-6) / 4)
+    return _quantile(settings, np.floor(4 * degrees + 1e-6) / 4)  # rounding may have left a whole number just short
 
 
 @functools.cache

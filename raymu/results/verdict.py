@@ -20,10 +20,10 @@ def headline(ranked: Sequence[Ranked]) -> str:
     """Who won, or that nobody did, in one sentence."""
     if not ranked:
         return "No trial completed, so there is nothing to rank."
-    first = ranked[0]
-    score = f"{score_name(first.tuned['objective'])} {fixed(first.score.mean)}"
-    if not first.score.mean:
-        return f"Nobody won: no tuned setting has {score_name(first.tuned['objective'])} above 0 on test."
+    first, objective = ranked[0], score_name(ranked[0].tuned["objective"])
+    score = f"{objective} {fixed(first.score.mean)}"
+    if not _is_won(ranked):
+        return f"Nobody won: no tuned setting has {objective} above 0 on test."
     if not first.score.runs:
         return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no place is certain."
     if first.score.low is not None:
@@ -51,8 +51,8 @@ def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[st
     budgets = [sweep.identity.get("protocol", {}) for sweep in sweeps]
     certain = len(ranked) > 1 and all(entry.behind.significant for entry in ranked[1:])
     said = {
-        "Winner" if certain else "Highest": _first(ranked),
-        "Lead": _lead(ranked),
+        "Winner" if certain else "Highest": _first(ranked) if _is_won(ranked) else "",
+        "Lead": _lead(ranked) if _is_won(ranked) else "",
         "Memory to remove": _memory(sweeps),
         "Measured on": measured_on(ranked),
         "Budget": listed(
@@ -65,9 +65,12 @@ def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[st
     return {term: value for term, value in said.items() if value}
 
 
+def _is_won(ranked: Sequence[Ranked]) -> bool:
+    """Whether any score is above 0."""
+    return bool(ranked) and ranked[0].score.mean > 0
+
+
 def _first(ranked: Sequence[Ranked]) -> str:
-    if not ranked or not ranked[0].score.mean:
-        return ""
     first = ranked[0]
     published = first.figures["published"]
     before = f"; its published setting: {fixed(published.score.mean)}" if published else ""
@@ -76,7 +79,7 @@ def _first(ranked: Sequence[Ranked]) -> str:
 
 def _lead(ranked: Sequence[Ranked]) -> str:
     rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
-    if len(ranked) < 2 or not ranked[0].score.mean:
+    if len(ranked) < 2:
         return ""
     if not ranked[0].score.runs or ranked[0].score.originals < FEWEST:
         return f"not known: that takes a confirmation on {FEWEST} originals or more"
@@ -135,7 +138,7 @@ def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
     first = next(iter(_memories(sweeps).values()), None)
     if first is not None and first["original"] - first["retrained"] <= HALF * first["error"]:
         return "forget other or more classes, or train longer: with so little to remove no place says anything"
-    if not ranked[0].score.mean:
+    if not _is_won(ranked):
         return "search longer (--trials) or wider (--range): no setting removed memory and kept the model"
     if min(entry.score.originals for entry in ranked) < FEWEST:
         return "confirm on several originals, or no place is certain: --confirm-originals 5 --confirm-seeds 2"
@@ -147,13 +150,12 @@ def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
 def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[str]:
     """What a reader has to know before the ranking."""
     yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
-    if ranked and (ideal := ranked[0].figures["retrained"]):
-        first, best = ranked[0], fixed(ideal.score.mean)
-        if first.score.mean > ideal.score.mean:
-            yield (
-                f"{first.sweep.name} scores above the retrained model ({best}), which is the ideal:"
-                f" {score_name(first.tuned['objective'])} pays for damage, removal does not."
-            )
+    ideal = ranked[0].figures["retrained"] if ranked else None
+    if ideal is not None and ranked[0].score.mean > ideal.score.mean:
+        yield (
+            f"{ranked[0].sweep.name} scores above the retrained model ({fixed(ideal.score.mean)}), which is the ideal:"
+            f" {score_name(ranked[0].tuned['objective'])} pays for damage, removal does not."
+        )
     memories = _memories(sweeps).values()
     if ranked and (without := sum(one["original"] <= one["retrained"] for one in memories)):
         yield (
