@@ -10,6 +10,7 @@ from raymu.evaluation import Metric, profile
 from raymu.method import Method
 from raymu.model_card import WEIGHTS, model_card
 from raymu.objective import Objective
+from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.trial import run_trial
 from raymu.workers import Workers
@@ -64,7 +65,9 @@ def keep(
     cache.save_json(out / ROW, row)
     if model is not None:
         cache.save_tensors(out / WEIGHTS, model.state_dict())
-        (out / CARD).write_text(model_card(row, references.metrics(scenario, metrics), scenario, method.paper))
+        known = references.metrics(scenario, metrics)
+        beside: dict[str, Row] = {which: known[which] for which in references.REFERENCES}
+        (out / CARD).write_text(model_card(row, beside, scenario, method.paper))
     if profiles is not None:
         cache.save_json(out / LAYERS, profiles)
     made = [out / name for name in (ROW, WEIGHTS, CARD, LAYERS) if (out / name).exists()]

@@ -2,11 +2,8 @@
 nothing, a dead and an untrained network (0). Between the first two lies what there is to forget.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import torch
-from torch import nn
 
 from raymu import devices, references
 from raymu.engines import DEFAULTS, Options
@@ -14,7 +11,6 @@ from raymu.errors import InputError
 from raymu.evaluation import Memory, Metric, evaluate, gaps
 from raymu.evaluation.metrics import SPLITS
 from raymu.models import pretrained
-from raymu.models.inference import heads
 from raymu.objective import Objective
 from raymu.results.comparison import Estimate, estimate
 from raymu.row import Row
@@ -24,7 +20,7 @@ Memories = Mapping[str, Memory | None]  # by split; None: not defined
 
 
 def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Row]:
-    """Rows of both references, as `references.metrics` returns them, with their scores.
+    """Rows of both references and of the dead network, as `references.metrics` returns them, with their scores.
 
     Raises:
         InputError: the objective has no score for one.
@@ -34,7 +30,7 @@ def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] =
 
 
 def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """Rows of both references, as `scored` returns them, and the "memory" between them by split, in JSON's types."""
+    """Rows as `scored` returns them, and the "memory" between the references by split, in JSON's types."""
     return {**scored(scenario, objective, metrics), "memory": in_json(references.memory(scenario, metrics))}
 
 
@@ -46,35 +42,21 @@ def in_json(memories: Memories) -> dict[str, dict[str, Any] | None]:
 def measured(
     scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = (), options: Options = DEFAULTS
 ) -> dict[str, Row]:
-    """Rows of all four, with their scores. References that are missing are trained. "dead" is the original with all
-    matrices and kernels but the classifier's set to 0, so that every image has the same features; "untrained" has the
-    weights that training starts from.
+    """Rows of all four, with their scores. References that are missing are trained. "untrained" has the weights that
+    training starts from.
 
     Raises:
         InputError: as `scored`.
     """
     reference = references.load(scenario, references.default_device(), options, metrics)
-    models: dict[str, Callable[[], nn.Module]] = {
-        "dead": lambda: _dead(reference.model()),
-        "untrained": lambda: pretrained.start(reference.scenario, scenario.model_seed).to(reference.data.device),
-    }
     rows = scored(reference.scenario, objective, metrics)
+    untrained = pretrained.start(reference.scenario, scenario.model_seed).to(reference.data.device)
     with devices.cpu_threads(options.threads):
-        for which, make in models.items():
-            row = evaluate(make(), reference.data, reference.baseline, metrics)
-            row |= gaps(row, reference.metrics["retrained"], metrics) | reference.data.images
-            rows[which] = _scored(which, row, reference.metrics, objective)
+        row = evaluate(untrained, reference.data, reference.baseline, metrics)
+    row |= gaps(row, reference.metrics["retrained"], metrics) | reference.data.images
+    rows["untrained"] = _scored("untrained", row, reference.metrics, objective)
     columns = {column: reference.scenario.as_dict()[column] for column in ("forget", "forget_share", "model_seed")}
     return {which: {**columns, "seed": 0, "status": "completed", **row} for which, row in rows.items()}
-
-
-def _dead(model: nn.Module) -> nn.Module:
-    kept = {id(weight) for head in heads(model) for weight in head.parameters()}
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1 and id(weight) not in kept:
-                weight.zero_()
-    return model
 
 
 def _scored(which: str, row: Row, found: Mapping[str, Row], objective: Objective) -> Row:

@@ -1,4 +1,6 @@
-"""The two models everything is compared with: the original, and the one retrained without the forget set."""
+"""The two models everything is compared with: the original, and the one retrained without the forget set. Beside them
+stands a dead network, which no objective should pay for.
+"""
 
 import functools
 import re
@@ -29,6 +31,7 @@ from raymu.evaluation import (
 from raymu.method import Method
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, compatibility, pretrained
+from raymu.models.inference import killed
 from raymu.scenario import Scenario
 from raymu.storage import locate
 from raymu.training import TrainOriginal, carried_out_by, fit
@@ -37,6 +40,7 @@ from raymu.workers import Workers
 
 Which = Literal["original", "retrained"]
 REFERENCES: tuple[Which, ...] = ("original", "retrained")
+DEAD = "dead"  # the original, killed
 
 WEIGHTS = "model.safetensors"
 BASELINE = "baseline.safetensors"
@@ -116,12 +120,15 @@ def train(
 
 
 def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[Metric] = ()) -> Path:
-    """Evaluate the two references unless that is cached; return the directory that holds the outcome. One that is
-    missing is trained first.
+    """Evaluate the two references and a dead network unless that is cached; return the directory that holds the
+    outcome. A reference that is missing is trained first.
 
     Args:
         options: what carries it out.
         further: metrics beside raymu's.
+
+    Raises:
+        InputError: a further metric is no finite number on one of them.
     """
     for which in REFERENCES:
         train(scenario, which, options)
@@ -131,18 +138,21 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         trained = load_models(scenario, options)
         with devices.cpu_threads(options.threads):
             measure = baseline(trained, scenario_data)
-            views = {which: look(model, scenario_data, measure) for which, model in trained.items()}
+            models = {**trained, DEAD: killed(load_model(scenario, "original", options))}
+            views = {which: look(model, scenario_data, measure) for which, model in models.items()}
             try:
                 rows = {which: measured(of_model, further) for which, of_model in views.items()}
             except ValueError as error:  # a metric of the user's
                 raise InputError(str(error)) from error
-            to_forget = memories(*views.values())
+            to_forget = memories(*(views[which] for which in REFERENCES))
         if entry is None:
             return
         cache.save_tensors(entry / BASELINE, measure)
-        found = {which: row | gaps(row, rows["retrained"], further) for which, row in rows.items()}
+        found = {
+            which: row | gaps(row, rows["retrained"], further) | scenario_data.images for which, row in rows.items()
+        }
         for which in REFERENCES:
-            found[which] |= {**scenario_data.images, "weights": weights_digest(scenario, which)}
+            found[which]["weights"] = weights_digest(scenario, which)
         cache.save_json(entry / METRICS_FILE, found)
         cache.save_json(entry / MEMORY_FILE, to_forget)
 
@@ -150,7 +160,9 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
 
 
 def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dict[str, Any]]:
-    """What `evaluate` said of each reference, the gaps to the retrained one, and a digest of its `weights`."""
+    """What `evaluate` said of each reference and of the dead network, the gaps to the retrained model, and a digest of
+    a reference's `weights`.
+    """
     metrics: dict[str, dict[str, Any]] = _compared(scenario, further, METRICS_FILE)
     return metrics
 
@@ -219,7 +231,9 @@ def _of_both(scenario: Scenario, what: str, *codes: str) -> Path:
 
 def evaluation_code() -> str:
     """A digest of the code that evaluates: rows and references compare only where it is the same."""
-    return source.digest(evaluate, evaluate_quickly, baseline, gaps, memories, splits.load, within=source.EVALUATION)
+    return source.digest(
+        evaluate, evaluate_quickly, baseline, gaps, memories, killed, splits.load, within=source.EVALUATION
+    )
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ DEVICE = references.default_device()
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes for all tests, since most of them keep one core busy; none but this for those that were chosen."""
-    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return 2 if everything and "not cluster" in config.option.markexpr else 0
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -271,7 +271,7 @@ def test_the_latex_table_has_all_cells_and_escapes_names() -> None:
     assert r"b\&b" in text
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in lines} == {8}
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_what_does_not_compare_stands_in_groups() -> None:

@@ -16,7 +16,7 @@ from ray.autoscaler._private.fake_multi_node import node_provider
 
 from raymu import references
 from raymu.results import reader
-from raymu.scenario import Scenario
+from raymu.scenario import SCENARIOS
 
 HEAD, WORKER = "10.77.0.2", "10.77.0.3"  # of tests/machines.sh
 FILLED_IN = {
@@ -42,12 +42,12 @@ pytestmark = [
 
 
 @pytest.fixture
-def server(tmp_path: Path, cache: Path, digits: Scenario) -> Path:
+def server(tmp_path: Path, cache: Path) -> Path:
     """The home directory on machines that one can log in to. What raymu needs is installed there, raymu is not, and
     nothing can be downloaded. The references are there, since other tests train them as well.
     """
     home = tmp_path / "server"
-    references.load(digits, torch.device("cpu"))
+    references.load(SCENARIOS["digits"], torch.device("cpu"))
     shutil.copytree(cache, home / ".cache" / "raymu")
     (home / ".ssh").mkdir(parents=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh" / "host_key"], check=True)

@@ -15,7 +15,7 @@ import yaml
 from raymu.errors import InputError
 from raymu.results import figures, report, search_figures, style, verdict
 from raymu.results.comparison import Estimate, Lead
-from raymu.results.ranking import Figures, Ranked
+from raymu.results.ranking import FIXED, Figures, Ranked
 from raymu.results.reader import SweepResults
 from raymu.trial import unmeasured
 
@@ -33,6 +33,7 @@ REFERENCES = {
     "original": {f"{split}_{metric}": 0.95 for split in ("val", "test") for metric in ACCURACIES},
     "retrained": {f"{split}_{metric}": 0.8 for split in ("val", "test") for metric in ACCURACIES}
     | {"val_forget_acc": 0.0, "test_forget_acc": 0.0, "test_ncc_forget_acc": None},
+    "dead": {f"{split}_{metric}": 0.1 for split in ("val", "test") for metric in ACCURACIES},
 }
 
 
@@ -105,7 +106,7 @@ def make_ranked(sweeps: list[SweepResults], runs: int = 3) -> list[Ranked]:
         if search:
             best, published = max(search, key=lambda row: row["score"]), search[0]
             of = {"tuned": figures_of(best, best["score"]), "published": figures_of(published, published["score"])}
-            of |= {which: figures_of(REFERENCES[which]) for which in ("original", "retrained")}
+            of |= {which: figures_of(REFERENCES[which]) for which in FIXED}
             ranked.append(Ranked(0, 0, 0, UNKNOWN, sweep, best, published, of))
     ranked.sort(key=lambda entry: -entry.score.mean)
     return [entry._replace(rank=i, first=1, last=len(ranked)) for i, entry in enumerate(ranked, start=1)]

@@ -43,6 +43,18 @@ def heads(model: Any) -> list[Any]:
     return [layer for layer in layers if _outputs(layer) == _outputs(layers[-1])]  # what precedes makes features
 
 
+def killed(model: nn.Module) -> nn.Module:
+    """The model with all its matrices and kernels but the classifier's set to 0, so that every image has the same
+    features.
+    """
+    kept = {id(weight) for head in heads(model) for weight in head.parameters()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1 and id(weight) not in kept:
+                weight.zero_()
+    return model
+
+
 def _outputs(layer: Any) -> int:
     size: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return size

@@ -23,6 +23,7 @@ ACCURACIES = (
 )
 AREAS = ("test_attack_auc",)
 MEASURED = (*ACCURACIES, *AREAS)
+FIXED = ("original", "retrained", "dead")  # models that no search chooses
 
 
 class Figures(NamedTuple):
@@ -45,7 +46,7 @@ class Ranked(NamedTuple):
         behind: how far the sweep with the highest mean is ahead of it.
         tuned: the search's row of the setting that the sweep ends with.
         published: the search's row of the published setting, if it completed.
-        figures: by "original", "retrained", "published" (None if it did not complete) and "tuned".
+        figures: by FIXED, "published" and "tuned"; None for what is not known or did not complete.
     """
 
     rank: int
@@ -144,14 +145,14 @@ def _step(figures: Figures | None) -> float:
 
 
 def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dict[str, Figures | None]:
-    """Figures of the references of these runs."""
+    """Figures of the FIXED models of these runs."""
     of_scenario = {row["scenario_hash"]: row for row in runs}
     found: dict[str, Figures | None] = {}
-    for which in ("original", "retrained"):
+    for which in FIXED:
         rows = [
             {**row, "test_score": None, **sweep.references[scenario][which], "status": "completed", "seed": 0}
             for scenario, row in of_scenario.items()
-            if scenario in sweep.references
+            if which in sweep.references.get(scenario, {})
         ]
         found[which] = figures_of(rows[0], objective, rows) if rows else None
     return found

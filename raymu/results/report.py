@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from raymu.errors import InputError
 from raymu.objective import score_name
-from raymu.results import figures, groups, search_figures, style, tables, verdict
+from raymu.results import figures, groups, ranking, search_figures, style, tables, verdict
 from raymu.results.figures import search_rows
 from raymu.results.ranking import Ranked, rank
 from raymu.results.reader import SweepResults
@@ -84,6 +84,7 @@ def write(chapters: Sequence[Chapter], path: Path) -> None:
         seconds=seconds,
         interval=tables.interval,
         place=tables.place,
+        fixed_points=ranking.FIXED,
         fixed=tables.fixed,
     )
     try:

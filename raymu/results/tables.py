@@ -9,10 +9,13 @@ from rich.table import Table
 
 from raymu.objective import score_name
 from raymu.results.comparison import Estimate
-from raymu.results.ranking import ACCURACIES, AREAS, MEASURED, Figures, Ranked
+from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
 from raymu.row import Row
 
-SCALES = {"removal": "removal: 0 = original, 1 = retrained"}  # what the numbers of a score mean
+SCALES = {  # what the numbers of a score mean
+    "removal": "removal: 0 = original and dead network, 1 = retrained",
+    "hmean": "hmean: pays for damage, as to the dead network, whose kernels are 0",
+}
 COLUMNS = {
     "retain": "retain_acc",
     "forget": "forget_acc",
@@ -77,9 +80,9 @@ def latex(ranked: Sequence[Ranked], comment: str = "") -> str:
     lines = [[_escaped(cell) for cell in row] for row in [headings, *ranking_rows(ranked)]]
     for line in lines:
         line[:] = [re.sub(r"(?<=\d)-(?=[\d.])", "--", cell) if at != 1 else cell for at, cell in enumerate(line)]
-    best = lines[3]  # below headings and references
+    best = lines[1 + len(FIXED)]  # below headings and references
     best[2] = rf"\textbf{{{best[2]}}}"
-    heading, original, retrained, *methods = (" & ".join(line) + r" \\" for line in lines)
+    heading, *models = (" & ".join(line) + r" \\" for line in lines)
     columns = "".join("l" if heading == "method" else "r" for heading in headings)
     return "\n".join(
         [
@@ -91,9 +94,9 @@ def latex(ranked: Sequence[Ranked], comment: str = "") -> str:
             r"\toprule",
             heading,
             r"\midrule",
-            *(original, retrained),
+            *models[: len(FIXED)],
             r"\midrule",
-            *methods,
+            *models[len(FIXED) :],
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -130,7 +133,7 @@ def ranking_headings(ranked: Sequence[Ranked]) -> list[str]:
 def ranking_rows(ranked: Sequence[Ranked]) -> list[list[str]]:
     """The cells of a ranking: rank, method, the objective with its interval, the published setting's, and metrics."""
     columns = _ranking_columns(ranked)
-    models = [("", which, ranked[0].figures[which], "") for which in ("original", "retrained")]
+    models = [("", which, ranked[0].figures[which], "") for which in FIXED]
     for one in ranked:
         published = one.figures["published"]
         shown = "-" if published is None else f"{published.score.mean:.3f}"
