@@ -1,5 +1,6 @@
 """Architectures: networks by name, which a scenario builds with its own number of classes."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,22 @@ class Architecture(Travels, ABC):
         """
         if pretrained:
             raise InputError(f"{self.name} is no architecture of timm, which alone has pretrained weights")
+
+
+@dataclass(frozen=True)
+class Made(Architecture):
+    """Architecture that a function or a class makes, which is called with `num_classes` and `in_chans`, if it has
+    parameters of these names, and with the scenario's `model_args`.
+    """
+
+    name: str
+    make: Callable[..., nn.Module]
+
+    def build(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> nn.Module:
+        """See Architecture."""
+        takes = inspect.signature(self.make).parameters
+        known = {"num_classes": num_classes, "in_chans": shape[0]}
+        return self.make(**{name: value for name, value in known.items() if name in takes}, **arguments)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def measured(
     untrained = pretrained.start(reference.scenario, scenario.model_seed).to(reference.data.device)
     with devices.cpu_threads(options.threads):
         row = evaluate(untrained, reference.data, reference.baseline, metrics)
-    row |= gaps(row, reference.metrics["retrained"], metrics) | reference.data.images
+    row |= gaps(row, reference.metrics.get("retrained"), metrics) | reference.data.images
     rows["untrained"] = _scored("untrained", row, reference.metrics, objective)
     columns = {column: reference.scenario.as_dict()[column] for column in ("forget", "forget_share", "model_seed")}
     return {which: {**columns, "seed": 0, "status": "completed", **row} for which, row in rows.items()}

@@ -58,6 +58,11 @@ class Objective(source.Travels):
         functions = (self.score, self.maximises or self.score)
         return tuple(dict.fromkeys(name for function in functions for name in _parameters(function)))
 
+    @property
+    def compares(self) -> bool:
+        """Whether it compares with the retrained model."""
+        return any(name.endswith(("_retrained", "_gap")) for name in self.columns)
+
     def of(self, row: Mapping[str, Any], references: References, split: str = "val") -> float:
         """Score of a row on a split, in [0, 1]; see `seen`."""
         return max(0.0, self.seen(row, references, split))
@@ -202,6 +207,11 @@ OBJECTIVES: dict[str, Objective] = {
         Objective(hmean, name="pareto", forgets=("classes",), maximises=both),
     )
 }
+
+
+def default(has_retrained: bool) -> Objective:
+    """Objective of a scenario for which nobody asks for another: hmean where there is no retrained model."""
+    return REMOVAL if has_retrained else HMEAN
 
 
 def score_name(name: str) -> str:

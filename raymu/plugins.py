@@ -87,6 +87,11 @@ def load(path: Path) -> ModuleType:
     return _loaded.setdefault(name, sys.modules[name])
 
 
+def add(module: ModuleType) -> None:
+    """Have what a module defines found by name from now on."""
+    sys.modules[module.__name__] = _loaded[module.__name__] = module
+
+
 def loaded() -> list[ModuleType]:
     """The user's files that this process has loaded."""
     return list(_loaded.values())

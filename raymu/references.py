@@ -30,7 +30,7 @@ from raymu.evaluation import (
 )
 from raymu.method import Method
 from raymu.methods.retrain import Retrain
-from raymu.models import architectures, compatibility, pretrained
+from raymu.models import architectures, compatibility, given, pretrained
 from raymu.models.inference import killed
 from raymu.scenario import Scenario
 from raymu.storage import locate
@@ -50,6 +50,11 @@ PROFILES_FILE = "profiles.json"
 TRAINING_FILE = "training.json"
 
 
+def of(scenario: Scenario) -> tuple[Which, ...]:
+    """References that a scenario has: both, or the original alone."""
+    return REFERENCES if scenario.has_retrained else REFERENCES[:1]
+
+
 def directory(scenario: Scenario) -> Path:
     """Where everything that belongs to the scenario and its data is cached."""
     scenario = scenario if scenario.data else splits.prepared(scenario)
@@ -59,11 +64,19 @@ def directory(scenario: Scenario) -> Path:
 
 def entry_of(scenario: Scenario, which: Which) -> Path:
     """Where a reference is cached, named by all that decides its weights beside the scenario: the code that splits the
-    data and trains on them, the architecture's, and the weights that training starts from.
+    data and trains on them, the architecture's, and the weights that training starts from. Of one that was trained
+    elsewhere the scenario says the weights.
     """
+    if own := _own(scenario, which):
+        return directory(scenario) / f"{which}-{own}"
     code = source.digest(TrainOriginal, fit, splits.load, within=source.TRAINING)
     made_by = [code, architectures.code_of(scenario), pretrained.digest(scenario)]
     return directory(scenario) / f"{which}-{content_hash(made_by)}"
+
+
+def _own(scenario: Scenario, which: Which) -> str:
+    """Digest of a reference that was trained elsewhere; empty: raymu trains it."""
+    return scenario.original if which == "original" else scenario.retrained
 
 
 def weights_digest(scenario: Scenario, which: Which) -> str:
@@ -76,7 +89,7 @@ def weights_digest(scenario: Scenario, which: Which) -> str:
 
 def missing(scenario: Scenario) -> list[Which]:
     """The references that are still to be trained."""
-    return [which for which in REFERENCES if not cache.find(entry_of(scenario, which))]
+    return [which for which in of(scenario) if not cache.find(entry_of(scenario, which))]
 
 
 def are_ready(scenario: Scenario, further: Sequence[Metric] = ()) -> bool:
@@ -103,6 +116,10 @@ def train(
 
     def build(entry: Path | None) -> None:
         compatibility.check(scenario)
+        if own := _own(scenario, which):
+            if entry is not None:
+                cache.save_tensors(entry / WEIGHTS, given.weights(own))
+            return
         scenario_data = load_data(scenario, options)
         model = pretrained.start(scenario, scenario.model_seed).to(scenario_data.device)
         kind = TrainOriginal if which == "original" else Retrain
@@ -130,7 +147,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
     Raises:
         InputError: a further metric is no finite number on one of them.
     """
-    for which in REFERENCES:
+    for which in of(scenario):
         train(scenario, which, options)
 
     def build(entry: Path | None) -> None:
@@ -144,14 +161,14 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
                 rows = {which: measured(of_model, further) for which, of_model in views.items()}
             except ValueError as error:  # a metric of the user's
                 raise InputError(str(error)) from error
-            to_forget = memories(*(views[which] for which in REFERENCES))
+            to_forget = memories(*(views[which] for which in REFERENCES)) if scenario.has_retrained else {}
         if entry is None:
             return
         cache.save_tensors(entry / BASELINE, measure)
         found = {
-            which: row | gaps(row, rows["retrained"], further) | scenario_data.images for which, row in rows.items()
+            which: row | gaps(row, rows.get("retrained"), further) | scenario_data.images for which, row in rows.items()
         }
-        for which in REFERENCES:
+        for which in of(scenario):
             found[which]["weights"] = weights_digest(scenario, which)
         cache.save_json(entry / METRICS_FILE, found)
         cache.save_json(entry / MEMORY_FILE, to_forget)
@@ -168,7 +185,7 @@ def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dic
 
 
 def memory(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Memory | None]:
-    """Memory of the original on "val" and on "test"; None where it is not defined."""
+    """Memory of the original on "val" and on "test"; None where it is not defined, empty without a retrained model."""
     return {split: found and Memory(*found) for split, found in _compared(scenario, further, MEMORY_FILE).items()}
 
 
@@ -192,7 +209,7 @@ def profiles(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, list[
         if entry is not None:
             cache.save_json(entry / PROFILES_FILE, found)
 
-    for which in REFERENCES:
+    for which in of(scenario):
         train(scenario, which, options)
     entry = Workers().once(_of_both(scenario, "profiles", source.digest(profile, within=source.EVALUATION)), build)
     profiles: dict[str, list[dict[str, Any]]] = cache.load_json(entry / PROFILES_FILE)
@@ -208,8 +225,8 @@ def load_model(scenario: Scenario, which: Which, options: Options = DEFAULTS) ->
 
 
 def load_models(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, nn.Module]:
-    """Both references, by name."""
-    return {which: load_model(scenario, which, options) for which in REFERENCES}
+    """The references, by name."""
+    return {which: load_model(scenario, which, options) for which in of(scenario)}
 
 
 def _compared(scenario: Scenario, further: Sequence[Metric], file: str) -> Any:
@@ -225,7 +242,7 @@ def _comparison(scenario: Scenario, further: Sequence[Metric]) -> Path:
 
 def _of_both(scenario: Scenario, what: str, *codes: str) -> Path:
     """Where something is cached that some code says of both references, which have to be there."""
-    weights = [weights_digest(scenario, which) for which in REFERENCES]
+    weights = [weights_digest(scenario, which) for which in of(scenario)]
     return directory(scenario) / f"{what}-{content_hash([*codes, *weights])}"
 
 
@@ -262,7 +279,7 @@ class References:
         """State of an engine at the end of the method, if the retrained reference was trained alike; else None."""
         recipe = self.scenario.recipe
         anew = Retrain(lr=recipe.lr, epochs=recipe.epochs)
-        if method != anew or seed != self.scenario.model_seed:
+        if method != anew or seed != self.scenario.model_seed or self.scenario.retrained:
             return None
         entry = entry_of(self.scenario, "retrained")
         training = cache.load_json(entry / TRAINING_FILE)

@@ -12,6 +12,8 @@ from raymu.data.published import DATASETS
 from raymu.errors import InputError
 from raymu.values import NOT_NEGATIVE, POSITIVE, SHARE, Bounds, conform, content_hash
 
+LATER = ("original", "retrained", "train_share")  # fields that hashes did not always have
+NONE = "none"  # in the place of a retrained model
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
 
@@ -62,11 +64,13 @@ class Scenario:
         pretrained: timm's name, with its tag, of the weights that both references start from, such as
             "vit_base_patch16_224.mae"; empty: from random ones. They must not have seen a label (see
             `raymu.models.pretrained`).
+        original: digest of an original that was trained elsewhere (see `raymu.models.given`); empty: one is trained.
+        retrained: likewise of a retrained model; or "none": there is none, and nothing is compared with it.
         cifar_stem: replace a ResNet's 7x7 stride-2 stem and its max-pooling by one 3x3 stride-1 convolution.
         recipe: how the references are trained.
         forget: the classes to forget, all their samples.
         forget_share: instead of classes, so large a share (in 0..1) of the training samples, drawn evenly.
-        val_share: share of the training images held out for validation.
+        val_share: share of the training images held out for validation, unless the dataset brings such a set.
         test_share: share held out for test; 0 where the dataset brings a test set.
         train_share: share of the other training images that models are trained on, in (0, 1].
         seed: draws the split, and the samples to forget.
@@ -90,6 +94,8 @@ class Scenario:
     forget_share: float = 0.0
     model_args: tuple[tuple[str, Any], ...] = ()
     pretrained: str = ""
+    original: str = ""
+    retrained: str = ""
     cifar_stem: bool = False
     val_share: float = 0.1
     test_share: float = 0.0
@@ -135,10 +141,11 @@ class Scenario:
         return f"class{'es' if len(self.forget) > 1 else ''} {', '.join(map(str, self.forget))}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields in JSON's types; but train_share only where it says something, since hashes are older than it."""
+        """All fields in JSON's types; but LATER ones only where they say something, since hashes are older."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.train_share == 1:
-            del fields["train_share"]
+        for field in dataclasses.fields(self):
+            if field.name in LATER and fields[field.name] == field.default:
+                del fields[field.name]
         return {
             **fields,
             "dataset": self.dataset_name,
@@ -147,6 +154,11 @@ class Scenario:
             "forget": list(self.forget),
             "model_args": dict(self.model_args),
         }
+
+    @property
+    def has_retrained(self) -> bool:
+        """Whether there is a retrained model to compare with."""
+        return self.retrained != NONE
 
     @property
     def dataset_name(self) -> str:
@@ -302,19 +314,3 @@ SCENARIOS = {
         _imagenet("h", "vit_huge_patch14_224", "mae", dataclasses.replace(_FINE_TUNING, epochs=50, lr=4e-5)),
     )
 }
-
-
-def names() -> list[str]:
-    """Scenarios of raymu, then of installed packages, by name."""
-    known = plugins.all_of(Scenario, SCENARIOS)
-    return [*SCENARIOS, *(name for name in known if name not in SCENARIOS)]
-
-
-def get(name: str) -> Scenario:
-    """Scenario of that name, of raymu, of a package or in a file of the user's (see `raymu.plugins`).
-
-    Raises:
-        InputError: there is none; the message names the nearest.
-    """
-    found: Scenario = plugins.find(Scenario, name, SCENARIOS)
-    return found

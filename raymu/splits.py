@@ -193,13 +193,18 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
     parts = dataset.load(dataset.entry(scenario.data), scenario.transform, device, processes)
     train = parts["train"]
     count = len(train.labels)
-    num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))
-    if not num_test and "test" not in parts:
+    brought = {part: split for part, split in parts.items() if part != "train"}
+    num_val = 0 if "val" in brought else round(count * scenario.val_share)
+    num_test = round(count * scenario.test_share)
+    if not num_test and "test" not in brought:
         raise InputError(f"{dataset.name} brings no test set (a directory or shards val); set a test_share")
     order = _stratified(_draw(train.images.keys, scenario.seed, "split"), train.labels.cpu().numpy())
 
     def split(part: Labelled, rows: NDArray[np.int64]) -> Split:
         return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
+
+    def whole(part: Labelled) -> Split:
+        return split(part, np.arange(len(part.labels)))
 
     test, val, rest = np.split(order, [num_test, num_test + num_val])
     rest = rest[: round(len(rest) * scenario.train_share)]  # in this order every beginning is stratified as well
@@ -207,8 +212,8 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
         **_forget_set(
             scenario,
             split(train, rest),
-            split(train, val),
-            split(train, test) if num_test else split(parts["test"], np.arange(len(parts["test"].labels))),
+            whole(brought["val"]) if "val" in brought else split(train, val),
+            split(train, test) if num_test else whole(brought["test"]),
         ),
         num_classes=dataset.num_classes,
     )

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import nn
 
-from raymu import cache, devices, engines, evaluation, export, methods, references, source, splits
+from raymu import cache, devices, engines, evaluation, export, methods, references, scenarios, source, splits
 from raymu import objective as objectives
-from raymu import scenario as scenarios
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.options import ENGINES
 from raymu.errors import InputError
@@ -198,7 +197,7 @@ class Trial:
             chosen.from_config(config, **kind),
             task,
             seed=row.get("seed", 0) if seed is None else seed,
-            objective=objective or objectives.get(row.get("objective", REMOVAL.name)),
+            objective=objective or objectives.get(row.get("objective", objectives.default(task.has_retrained).name)),
             metrics=tuple(map(metrics.get, row.get("metrics", {}))),
             options=options or options_of(row),
             layers=layers,
@@ -280,7 +279,7 @@ def evaluate(
     found = references.load(splits.prepare(scenario, data_dir), references.default_device(), options, metrics)
     with devices.cpu_threads(options.threads):
         row = evaluation.evaluate(model.to(found.data.device), found.data, found.baseline, metrics)
-    return row | gaps(row, found.metrics["retrained"], metrics)
+    return row | gaps(row, found.metrics.get("retrained"), metrics)
 
 
 def scenario_of(row: Mapping[str, Any]) -> Scenario:

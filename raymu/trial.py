@@ -14,7 +14,7 @@ from raymu.evaluation import Metric, columns, evaluate, evaluate_quickly, gaps
 from raymu.evaluation.metrics import check_new
 from raymu.method import Method
 from raymu.models import pretrained
-from raymu.objective import REMOVAL, Objective
+from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.row import IDENTITY, Columns, Row, row_of
 from raymu.scenario import Scenario
 from raymu.workers import Workers
@@ -93,7 +93,7 @@ def run_trial(
 
     try:
         reference = references.load(scenario, references.default_device(), options, metrics)
-        for which in references.REFERENCES:
+        for which in references.of(scenario):
             row[f"{which}_weights"] = reference.metrics[which]["weights"]
         row.update(reference.data.images)
         started = kept = time.perf_counter()  # what a process loads once is no trial's own time
@@ -113,7 +113,7 @@ def run_trial(
         def measure(found: Callable[[], Row]) -> None:
             before = time.perf_counter()
             row.update(found())
-            row.update(gaps(row, reference.metrics["retrained"], metrics))
+            row.update(gaps(row, reference.metrics.get("retrained"), metrics))
             seen = objective.seen(row, reference.metrics)
             row["score"] = max(0.0, seen)
             row["curve"].append([engine.epoch, seen])
@@ -186,6 +186,11 @@ def check(scenario: Scenario, method: type[Method], objective: Objective, metric
     objective.check(measured(metrics), "in a trial")
     splits.check_forget(scenario)
     scenario.network.check(scenario.pretrained)
+    if not scenario.has_retrained and objective.compares:
+        raise InputError(
+            f"objective {objective.name} compares with a retrained model, which {scenario.name} does not have: use"
+            f" {HMEAN.name}"
+        )
     if scenario.forget_share:
         if method.classes_only:
             raise InputError(f"{method.name()} forgets classes; it cannot forget single samples")

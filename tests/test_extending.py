@@ -26,7 +26,7 @@ from raymu.methods import get, names
 from raymu.methods.salun import SalUn
 from raymu.objective import get as get_objective
 from raymu.results import reader
-from raymu.scenario import get as get_scenario
+from raymu.scenarios import get as get_scenario
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text()
 

@@ -21,7 +21,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "run splits",
     "method checkpoints",
     "methods models",
-    "evaluation engines results",
+    "evaluation engines results scenarios",
     "training",
     "references protocol model_card",
     "trial fixed_points",

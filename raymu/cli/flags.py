@@ -17,9 +17,11 @@ MethodFlag = Annotated[
     str | None,
     typer.Option(help="Only among the trials of this method: its name, or a file of your own that defines it."),
 ]
+OBJECTIVE_HELP = "Of the score. (default: removal, or hmean where there is no retrained model)"
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to unlearn; see: raymu scenarios")]
-ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
+SCENARIO_HELP = "What to unlearn: a name (see: raymu scenarios), or a file of yours (.toml)."
+ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help=SCENARIO_HELP)]
+ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number or name: 3 or 0,1,2 or tench")]
 ShareFlag = Annotated[
     float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
 ]
@@ -27,7 +29,8 @@ OwnFlag = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE",
-        help="A file of yours with the dataset, architecture, metric or objective that a row names. May be repeated.",
+        help="A file of yours (.py, .toml) with the scenario, dataset, architecture, metric or objective that a row"
+        " names. May be repeated.",
     ),
 ]
 MetricFlag = Annotated[
@@ -67,7 +70,14 @@ def with_forget(scenario: "Scenario", forget: str | None, share: float | None) -
         return dataclasses.replace(scenario, forget=(), forget_share=share)
     if forget is None:
         return scenario
-    return dataclasses.replace(scenario, forget=numbers_in("--forget", forget), forget_share=0.0)
+    return dataclasses.replace(scenario, forget=classes_in(scenario, forget), forget_share=0.0)
+
+
+def classes_in(scenario: "Scenario", text: str) -> tuple[int, ...]:
+    """Numbers of the classes that a flag's text names, as in "tench,church" or "0,1,2"."""
+    source = scenario.source
+    named = [text] if text in source.class_names else text.split(",")
+    return tuple(source.class_number(name.strip()) for name in named)
 
 
 def numbers_in(flag: str, text: str) -> tuple[int, ...]:
@@ -80,10 +90,10 @@ def numbers_in(flag: str, text: str) -> tuple[int, ...]:
 
 def load_own(files: list[Path] | None) -> None:
     """Load the user's files, whose things are found by their names from then on."""
-    from raymu import plugins
+    from raymu import scenarios
 
     for file in files or []:
-        plugins.load(file)
+        scenarios.load(file)
 
 
 def text_of(path: Path | None) -> str | None:

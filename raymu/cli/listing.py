@@ -81,9 +81,9 @@ def scenarios(
     ] = False,
 ) -> None:
     """List the scenarios: what has to be forgotten."""
-    from raymu import scenario
+    from raymu import scenarios as there
 
-    known = list(dict(_loadable(scenario.names(), scenario.get)).values())
+    known = list(dict(_loadable(there.names(), there.get)).values())
     memories: list[dict[str, Any]] = [{} for _ in known]
     if memory:
         from raymu import fixed_points, references

@@ -11,6 +11,8 @@ from raymu.cli.flags import (
     DataFlag,
     ForgetFlag,
     JsonFlag,
+    OBJECTIVE_HELP,
+    SCENARIO_HELP,
     MetricFlag,
     OwnFlag,
     ShareFlag,
@@ -24,11 +26,11 @@ from raymu.values import SCENARIO, Bounds, checked
 
 @app.command()
 def references(
-    scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = SCENARIO,
+    scenario: Annotated[str, typer.Option(help=SCENARIO_HELP)] = SCENARIO,
     forget: ForgetFlag = None,
     forget_share: ShareFlag = None,
     originals: Annotated[int, typer.Option(help="Number of originals, trained independently of each other.")] = 1,
-    objective: Annotated[str, typer.Option(help="Of the score.")] = "removal",
+    objective: Annotated[str | None, typer.Option(help=OBJECTIVE_HELP)] = None,
     metric: MetricFlag = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,
@@ -49,13 +51,13 @@ def references(
     from raymu.models import compatibility, pretrained
     from raymu.results import tables
     from raymu.results.ranking import figures_of
-    from raymu.scenario import get
+    from raymu.scenarios import get
     from raymu.trial import check
 
     load_own(own)
     checked("--originals", originals, int, Bounds(1))
-    task, scored_by, further = with_forget(get(scenario), forget, forget_share), objectives.get(objective), metric or []
-    found = [metrics.get(one) for one in further]
+    task, found = with_forget(get(scenario), forget, forget_share), [metrics.get(one) for one in metric or []]
+    scored_by = objectives.get(objective) if objective else objectives.default(task.has_retrained)
     options = Options(threads=cpus_per_trial, cores=cpus_per_trial)
     check(task, Retrain, scored_by, found)
     pretrained.prepare(task, weights_file)
@@ -72,7 +74,7 @@ def references(
         return
     console.print(f"{task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
     models = {which: [of[which] for of in rows] for which in rows[0]}
-    figures = {which: figures_of(of[0], objective, of if originals > 1 else ()) for which, of in models.items()}
+    figures = {which: figures_of(of[0], scored_by.name, of if originals > 1 else ()) for which, of in models.items()}
     console.print(tables.comparison(figures, scored_by.name))
     for line in (*fixed_points.memory_lines(memories), fixed_points.nothing_to_forget(memories)):
         console.print(line, highlight=False, soft_wrap=True)

@@ -51,7 +51,7 @@ def run(
     forget_share: ShareFlag = None,
     head: Annotated[str | None, typer.Option(help=f"{HEAD_HELP} (default: the row's, or linear)")] = None,
     train: Annotated[str | None, typer.Option(help=f"{TRAIN_HELP} (default: the row's, or all)")] = None,
-    objective: Annotated[str | None, typer.Option(help="Of the score. (default: the row's, or removal)")] = None,
+    objective: Annotated[str | None, typer.Option(help=OBJECTIVE_HELP.replace("(default: ", "(default: the row's, or "))] = None,
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,
@@ -67,7 +67,7 @@ def run(
     """Unlearn once and keep the model. One worker does without Ray."""
     from raymu import objective as objectives
     from raymu.methods import get as get_method
-    from raymu.scenario import get as get_scenario
+    from raymu.scenarios import get as get_scenario
     from raymu.study import Trial, options_of, scenario_of
 
     load_own(own)

@@ -12,6 +12,7 @@ import typer.core
 from raymu.cli.flags import (
     CPUS_HELP,
     HEAD_HELP,
+    SCENARIO_HELP,
     TRAIN_HELP,
     CheckpointingFlag,
     DataFlag,
@@ -23,6 +24,7 @@ from raymu.cli.flags import (
     WeightsFlag,
     WorkersFlag,
     ZeroFlag,
+    classes_in,
     numbers_in,
     text_of,
     with_forget,
@@ -62,7 +64,7 @@ class _Methods(typer.core.TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         from raymu import methods
-        from raymu.scenario import get as get_scenario
+        from raymu.scenarios import get as get_scenario
         from raymu.tuning.sweep import Sweep
 
         sweep = Sweep(methods.get(cmd_name), get_scenario(SCENARIO))
@@ -99,7 +101,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu.distributed.session import Resources
     from raymu.evaluation import metrics
     from raymu.protocol import Confirmation, Protocol
-    from raymu.scenario import get as get_scenario
+    from raymu.scenarios import get as get_scenario
     from raymu.storage import locate
     from raymu.study import possible
     from raymu.tuning.sweep import Sweep, directory_name
@@ -110,7 +112,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     heads, trains = {sweep.head for sweep in defaults}, {sweep.train for sweep in defaults}
 
     def command(
-        scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = default.scenario.name,
+        scenario: Annotated[str, typer.Option(help=SCENARIO_HELP)] = default.scenario.name,
         forget: ForgetFlag = None,
         forget_share: ShareFlag = None,
         head: Annotated[str | None, typer.Option(help=HEAD_HELP)] = default.head if len(heads) == 1 else None,
@@ -136,8 +138,12 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             str, typer.Option(help="Draws the suggestions and everything random in a trial; 0,1,2 are three searches.")
         ] = ",".join(map(str, budget.search_seeds)),
         objective: Annotated[
-            str, typer.Option(help="What is maximised on validation: removal, hmean, weighted, pareto.")
-        ] = budget.objective.name,
+            str | None,
+            typer.Option(
+                help="What is maximised on validation: removal, hmean, weighted, pareto."
+                f" (default: {budget.objective.name}; hmean where there is no retrained model)"
+            ),
+        ] = None,
         confirm_seeds: Annotated[
             int, typer.Option(help="Number of seeds on which the best settings run again. (0: nothing is confirmed)")
         ] = budget.confirmation.seeds,
@@ -197,7 +203,8 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         ] = None,
     ) -> None:
         chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
-        forget_sets = tuple(numbers_in("--confirm-forget", text) for text in confirm_forget or [])
+        usual = budget.objective if chosen.has_retrained else objectives.default(has_retrained=False)
+        forget_sets = tuple(classes_in(chosen, text) for text in confirm_forget or [])
         protocol = Protocol(
             trials,
             max_epochs,
@@ -205,7 +212,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             searcher,  # type: ignore[arg-type]
             scheduler,  # type: ignore[arg-type]
             numbers_in("--seed", seed),
-            default.protocol.objective if objective == budget.objective.name else objectives.get(objective),
+            usual if objective in (None, usual.name) else objectives.get(objective),
             Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
             (*budget.metrics, *map(metrics.get, metric or [])),
         )

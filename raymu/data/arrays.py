@@ -24,6 +24,7 @@ from raymu.errors import InputError
 from raymu.values import content_hash, unknown
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
+PARTS = ("train", "val", "test")
 READ_WITH = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
 
 
@@ -37,8 +38,8 @@ class ArrayDataset(Dataset):
     """Images that are kept in memory as arrays.
 
     `size` is the height and the width of an image. `read(directory)` returns uint8 images (N, C, H, W) and int64
-    labels (N,) as `train_images`, `train_labels` and, where the dataset brings its own test set, `test_images`,
-    `test_labels`. It raises InputError where it can't. `files` says whether it reads files of that directory.
+    labels (N,) as `train_images`, `train_labels` and, where the dataset brings its own test or validation set,
+    `test_images`, `test_labels`, `val_images`, `val_labels`. It raises InputError where it can't. `files` says whether it reads files of that directory.
     """
 
     size: int
@@ -103,7 +104,7 @@ class ArrayDataset(Dataset):
             for key, array in arrays.items():
                 np.save(unfinished / f"{key}.npy", array, allow_pickle=False)
 
-        counts = {part: len(arrays[f"{part}_labels"]) for part in ("train", "test") if f"{part}_labels" in arrays}
+        counts = {part: len(arrays[f"{part}_labels"]) for part in PARTS if f"{part}_labels" in arrays}
         data = self.described(digest.hexdigest()[:12], counts)
         cache.once(self.entry(data), build)
         self.remember(data, reader=self._reader, directory=directory)
@@ -112,14 +113,16 @@ class ArrayDataset(Dataset):
     def _check(self, arrays: Arrays) -> None:
         if not isinstance(arrays, Mapping):
             raise InputError(f"{self.name}: read has to return arrays by name, not {type(arrays).__name__}")
-        known = {f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")}
+        known = {f"{part}_{kind}" for part in PARTS for kind in ("images", "labels")}
         for key in arrays.keys() - known:
             raise InputError(f"{self.name}: {unknown('array', key, sorted(known))}")
         if not (len(self.mean) == len(self.std) == self.channels and np.isfinite(self.mean).all()):
             raise InputError(f"{self.name}: mean and std have to be {self.channels} finite numbers, one a channel")
         if not (np.isfinite(self.std).all() and min(self.std) > 0):
             raise InputError(f"{self.name}: std has to be above 0, not {self.std}")
-        for part in ("train", "test") if {"test_images", "test_labels"} & arrays.keys() else ("train",):
+        for part in PARTS:
+            if part != "train" and not {f"{part}_images", f"{part}_labels"} & arrays.keys():
+                continue
             images, labels = (np.asarray(arrays.get(f"{part}_{kind}", ())) for kind in ("images", "labels"))
             wanted = (len(labels), *self.format_of_arrays.shape)
             if not len(labels) or images.dtype != np.uint8 or images.shape != wanted:
@@ -144,6 +147,6 @@ class ArrayDataset(Dataset):
         }
         return {
             part: Labelled(Pixels(arrays[f"{part}_images"], self.mean, self.std), arrays[f"{part}_labels"])
-            for part in ("train", "test")
+            for part in PARTS
             if f"{part}_images" in arrays
         }

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from raymu import cache, source
 from raymu.data.images import Images
-from raymu.values import Bounds, checked
+from raymu.errors import InputError
+from raymu.values import Bounds, checked, unknown
 
 READ_BY = "; read by "  # stands between what the data are and the digest of their reader
 
@@ -42,19 +43,41 @@ class Dataset(source.Travels, ABC):
         name: what stands in rows, and what `Scenario.dataset` may be if raymu or a package brings it.
         num_classes: their labels are 0, 1, ... num_classes - 1.
         channels: of an image.
+        class_names: of 0, 1, ... in this order; empty: they have none.
 
     Raises:
-        InputError: a number below 1, or another type.
+        InputError: a number below 1, another type, or not a name for each class.
     """
 
     name: str
     num_classes: int
     channels: int
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, kind in {"name": str, "num_classes": int, "channels": int}.items():
+        kinds = {"name": str, "num_classes": int, "channels": int, "class_names": tuple[str, ...]}
+        for name, kind in kinds.items():
             value = checked(f"dataset: {name}", getattr(self, name), kind, Bounds(1))
             object.__setattr__(self, name, value)
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise InputError(f"dataset: {len(self.class_names)} class names for {self.num_classes} classes")
+
+    def class_number(self, named: str) -> int:
+        """Number of a class, of its name or of its number as a text; a name comes first.
+
+        Raises:
+            InputError: there is none of that name, or several; the message says the nearest name.
+        """
+        found = [number for number, name in enumerate(self.class_names) if name == named]
+        if len(found) > 1:
+            raise InputError(f"the classes {', '.join(map(str, found))} of {self.name} are called {named!r}: say which")
+        if found:
+            return found[0]
+        try:
+            return int(checked("class", named, int, Bounds(0)))
+        except InputError:
+            known = list(self.class_names) or [f"0..{self.num_classes - 1}: its classes have no names"]
+            raise InputError(unknown(f"class of {self.name}", named, known)) from None
 
     @abstractmethod
     def format(self, transform: Transform) -> Format:
@@ -91,7 +114,7 @@ class Dataset(source.Travels, ABC):
 
     @abstractmethod
     def load(self, entry: Path, transform: Transform, device: torch.device, processes: int) -> dict[str, Labelled]:
-        """The parts "train" and, where the dataset brings one, "test".
+        """The parts "train" and, where the dataset brings them, "val" and "test".
 
         Args:
             processes: how many decode images, if they have to be decoded.
@@ -123,8 +146,9 @@ class Dataset(source.Travels, ABC):
 
     def described(self, digest: str, counts: Mapping[str, int]) -> str:
         """Text for `Scenario.data`: the digest of the data, and the numbers of images and classes."""
-        test = f" and {counts['test']:,} test" if "test" in counts else ""
-        return f"{digest}: {counts['train']:,} training{test} images of {self.num_classes:,} classes"
+        kinds = {"train": "training", "val": "validation", "test": "test"}
+        parts = " and ".join(f"{counts[part]:,} {kind}" for part, kind in kinds.items() if part in counts)
+        return f"{digest}: {parts} images of {self.num_classes:,} classes"
 
 
 def write_json(path: Path, content: Any) -> None:

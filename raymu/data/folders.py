@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +20,28 @@ locations: dict[str, dict[str, str]] = {}  # content of LOCATION by the entry's 
 class EncodedDataset(Dataset):
     """Colour images that stay encoded, as a folder or as shards (see `raymu.data.index`), in timm's format for the
     scenario's architecture. The cache remembers where they are.
+
+    Attributes:
+        location: where they are: a directory or URI; empty: where `--data-dir` says, or where they were last.
+        preprocessing: what is seen otherwise than the architecture says, in timm's words: (("crop_pct", 1.0),).
     """
 
     channels: int = 3
+    location: str = ""
+    preprocessing: tuple[tuple[str, Any], ...] = ()
+
+    def _seen(self, transform: Transform) -> dict[str, Any]:
+        """How an image becomes a network's input (see Architecture)."""
+        return {**transform(), **dict(self.preprocessing)}
 
     def format(self, transform: Transform) -> Format:
         """See Dataset."""
-        known = transform()
+        known = self._seen(transform)
         return Format(known["input_size"], known["mean"], known["std"])
 
     def reader(self, transform: Transform) -> str:
         """See Dataset."""
-        known = transform()
+        known = self._seen(transform)
         return content_hash([super().reader(transform), {name: str(known[name]) for name in sorted(known)}])
 
     def prepare(self, directory: Path | str | None, asked: str) -> str:
@@ -40,7 +51,7 @@ class EncodedDataset(Dataset):
         from raymu.storage import locate
 
         if directory is None:
-            directory = self._location(asked)
+            directory = self.location or self._location(asked)
             if (location := locate(directory)).local and not Path(location.path).is_dir():
                 raise InputError(f"{self.name} is no longer in {location}; say with --data-dir where it is")
         location = locate(directory)
@@ -89,7 +100,7 @@ class EncodedDataset(Dataset):
         copies = None if locate(where).local else cache.root() / "shards" / known["index"]
         return {
             part: Labelled(
-                Encoded(found, where, copies, transform(), device, processes),
+                Encoded(found, where, copies, self._seen(transform), device, processes),
                 torch.from_numpy(np.array(found.labels)).to(device),
             )
             for part, found in index.load(index.directory(known["index"])).items()

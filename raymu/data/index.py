@@ -33,6 +33,7 @@ from raymu.errors import InputError
 from raymu.storage import Location
 
 NOTES = "notes.json"
+CLASSES = "classes.json"
 CONTENTS = 2**26  # bytes, which take a second
 SAMPLE = 1024
 READ_AHEAD = 2**23  # bytes; on object storage a request for each header would take longer than to read all
@@ -86,6 +87,9 @@ def build(location: Location) -> Path:
         ignored, parts = Ignored(), dict[str, Index]()
         ignored.update(listing.ignored)
         for part, files in listing.parts.items():
+            if listing.classes is None and part != "train" and not _has_labels(location, files[0]):
+                ignored.add("shards without labels", files[0].path)
+                continue
             if listing.classes is None:
                 images, left_out = _read_shards(location, files)
                 ignored.update(left_out)
@@ -97,10 +101,14 @@ def build(location: Location) -> Path:
                     f" is named <key>.{' or .'.join(SUFFIXES)}, with its class number as <key>.cls; {ignored}"
                 )
             parts[part] = _arrays(location, files, images)
-            for name, array in parts[part]._asdict().items():
-                np.save(entry / f"{part}-{name}.npy", array, allow_pickle=False)
         check_classes(location, listing, {part: index.labels for part, index in parts.items()}, ignored)
         _decode(location, parts)
+        if "test" not in parts and "val" in parts:
+            parts["test"] = parts.pop("val")
+        for part, index in parts.items():
+            for name, array in index._asdict().items():
+                np.save(entry / f"{part}-{name}.npy", array, allow_pickle=False)
+        cache.save_json(entry / CLASSES, listing.classes or [])
         cache.save_json(entry / NOTES, [str(ignored)] * bool(ignored) + class_order(listing.classes))
 
     return cache.once(directory(digest_of_listing(location, listing)), fill)
@@ -110,6 +118,12 @@ def notes(entry: Path) -> list[str]:
     """Lines for whoever uses the data of an index: what was left out, and which number each class folder has."""
     lines: list[str] = cache.load_json(entry / NOTES)
     return lines
+
+
+def classes(entry: Path) -> list[str]:
+    """Names of the class folders of an index, in the order of their numbers; empty of shards."""
+    names: list[str] = cache.load_json(entry / CLASSES)
+    return names
 
 
 def directory(name: str) -> Path:
@@ -179,7 +193,7 @@ def _error(content: bytes) -> str:
 
 
 def load(entry: Path) -> dict[str, Index]:
-    """The parts of an index, "train" and perhaps "test", mapped into memory."""
+    """The parts of an index, "train" and perhaps "val" and "test", mapped into memory."""
     return {
         part: Index(*(np.load(entry / f"{part}-{name}.npy", mmap_mode="r") for name in Index._fields))
         for part in PARTS
@@ -223,6 +237,13 @@ def _read_shards(location: Location, files: list[File]) -> tuple[list[_Image], I
             images += found
             ignored.update(left_out)
     return images, ignored
+
+
+def _has_labels(location: Location, file: File) -> bool:
+    """Whether any member of a shard is a label."""
+    with _readable(f"{location / file.path}"), _open(location, file) as content:
+        with tarfile.open(fileobj=content, mode="r:") as archive:
+            return any(member.name.lower().endswith(".cls") for member in archive)
 
 
 def _read_shard(location: Location, position: int, file: File) -> tuple[list[_Image], Ignored]:

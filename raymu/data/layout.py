@@ -6,8 +6,9 @@ in shards (tar files, as WebDataset makes them) the number of the class stands b
     train/<class>/<key>.JPEG              val/<class>/<key>.JPEG
     train-*.tar (or train/*.tar)          val-*.tar (or val/*.tar), with members <key>.jpg and <key>.cls
 
-The second part may be called `validation` or `test` as well; the first of them that is there is read. Both parts have
-the same layout and the same classes. A key may be there once a class.
+`val` may be called `validation` as well. Where there is `test` beside it, it is what models are chosen on, and else what
+they are tested on. All parts have the same layout and the same classes. A key may be there once a class. Shards of a
+held-out part that have no labels are left out.
 
 Folders are numbered from 0 in the order of their names as text, as torchvision's ImageFolder numbers them; where all
 names are numbers, in numeric order, so that folders 0, 1, ..., 10 are classes 0, 1, ..., 10. Links are followed.
@@ -34,7 +35,7 @@ from raymu.storage import Location
 
 JPEG = ("jpg", "jpeg")
 SUFFIXES = (*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")
-PARTS = {"train": ("train",), "test": ("val", "validation", "test")}  # the first that is there
+PARTS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}  # the first name that is there
 CLUTTER = ("__MACOSX", "@eaDir", "lost+found")  # folders that systems make; they are treated as hidden
 SHARDS = ("tar",)
 HIDDEN = "hidden"
@@ -105,10 +106,10 @@ def list_images(location: Location) -> _Listing:
         raise InputError(
             f"{location} has neither images train/<class>/*.JPEG nor shards train-*.tar; {folders.ignored}"
         )
-    if "test" in other.parts and "test" not in chosen.parts:
+    if elsewhere := [files[0].path for part, files in other.parts.items() if part not in chosen.parts]:
         raise InputError(
             f"{location}: the training set ({chosen.parts['train'][0].path}, ...) and the held-out set"
-            f" ({other.parts['test'][0].path}, ...) are not of one layout; both have to be folders, or shards"
+            f" ({elsewhere[0]}, ...) are not of one layout; both have to be folders, or shards"
         )
     return chosen
 

@@ -21,7 +21,7 @@ import raymu
 from raymu import cache, devices, modules, plugins, source, splits
 from raymu.data import folders
 from raymu.errors import InputError, NodeError
-from raymu.models import pretrained
+from raymu.models import given, pretrained
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate, mendable, patiently, read_bytes, write_bytes
 
@@ -165,7 +165,7 @@ def returned(call: Any) -> Any:
 
 
 def prepare(driver: Driver, scenario: Scenario) -> None:
-    """Settle, and have the scenario's data and pretrained weights here.
+    """Settle, and have the scenario's data and the weights that it begins with here.
 
     Raises:
         NodeError: this node is not fit; says which it is and why.
@@ -181,6 +181,7 @@ def prepare(driver: Driver, scenario: Scenario) -> None:
 def _have_data(scenario: Scenario) -> None:
     splits.prepared(scenario)
     pretrained.prepare(scenario)
+    given.prepare(scenario)
 
 
 _seen: dict[str, list[str]] = {}  # by mark: a process looks once

@@ -55,7 +55,7 @@ def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tenso
     """What `evaluate` compares a model with.
 
     Args:
-        references: the "original" and the "retrained" model.
+        references: the "original" and, where there is one, the "retrained" model.
 
     Returns:
         Of SPLITS `{split}_original` and `{split}_retrained`, the reference's features (N, D) of all images of the
@@ -149,9 +149,11 @@ def memories(original: Sequence[OfModel], retrained: Sequence[OfModel]) -> dict[
     return found
 
 
-def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any], metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """`{column}_gap`: the metric minus the retrained model's. 0 means: as if never learnt. None where one is None."""
-    pairs = {key: (row[key], retrained[key]) for key in columns(metrics)}
+def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any] | None, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
+    """`{column}_gap`: the metric minus the retrained model's. 0 means: as if never learnt. None where one is None, or
+    there is no retrained model.
+    """
+    pairs = {key: (row[key], retrained[key] if retrained else None) for key in columns(metrics)}
     return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
 
 

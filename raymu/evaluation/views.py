@@ -118,7 +118,11 @@ class OfSplit(OfModel):
 
     @property
     def retrained(self) -> Tensor:
-        """Features (n, D) that the retrained model has of `both`."""
+        """Features (n, D) that the retrained model has of `both`.
+
+        Raises:
+            Undefined: there is no retrained model.
+        """
         return self._of_reference("retrained")
 
     @property
@@ -158,6 +162,8 @@ class OfSplit(OfModel):
 
     def _of_reference(self, which: str) -> Tensor:
         assert self._references is not None
-        features = self._references[f"{self.split}_{which}"]
+        features = self._references.get(f"{self.split}_{which}")
+        if features is None:
+            raise Undefined(f"there is no {which} model")
         sizes = [len(part) for part in getattr(self.data, self.split)]
         return torch.cat([self.workers.shard(part) for part in features.split(sizes)])

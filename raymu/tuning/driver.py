@@ -230,7 +230,7 @@ class _Run:
         done = self._rows.read()
         for scenario in scenarios:
             metrics = references.metrics(scenario, further)
-            for which in references.REFERENCES:
+            for which in references.of(scenario):
                 column, weights = f"{which}_weights", metrics[which]["weights"]
                 rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
                 if any(row[column] != weights for row in rows):

@@ -1,0 +1,74 @@
+"""Models that were trained elsewhere: a user's own original, and perhaps a retrained model, in the place of those that
+raymu would train.
+
+A scenario names one by a digest of its weights, which are copied into the cache, so that other nodes have them and the
+file may be moved.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raymu import cache
+from raymu.errors import InputError
+from raymu.models import architectures, checkpoint
+from raymu.scenario import NONE, Scenario
+
+FILE = "model.safetensors"
+
+
+def keep(scenario: Scenario, file: Path, rows: Sequence[int] = ()) -> str:
+    """Digest of a file's weights, 12 hex digits, for `Scenario.original` or `Scenario.retrained`.
+
+    Args:
+        scenario: whose architecture they have to fit.
+        file: safetensors, or what `torch.save` wrote of a state dict.
+        rows: the outputs of the file's classifier that the scenario's classes are, in the order of the classes; empty:
+            it has these classes alone.
+
+    Raises:
+        InputError: the file cannot be read, or does not fit.
+    """
+    model = architectures.build(scenario, 0)
+    fitting = checkpoint.load(model, file, scenario.architecture_name, rows)
+    digest = _digest(fitting)
+    cache.once(_entry(digest), lambda unfinished: cache.save_tensors(unfinished / FILE, fitting))
+    return digest
+
+
+def weights(digest: str) -> dict[str, Tensor]:
+    """The weights of that digest, on the CPU.
+
+    Raises:
+        InputError: they are neither in the cache nor in its mirror.
+    """
+    entry = _entry(digest)
+    if not cache.find(entry):
+        raise InputError(f"the weights {digest} are not in the cache any more: name the scenario's file again")
+    return cache.load_tensors(entry / FILE, torch.device("cpu"))
+
+
+def prepare(scenario: Scenario) -> None:
+    """Have the models that a scenario brings in the cache, and in its mirror.
+
+    Raises:
+        InputError: see `weights`.
+    """
+    for digest in (scenario.original, scenario.retrained):
+        if digest not in ("", NONE):
+            weights(digest)
+
+
+def _entry(digest: str) -> Path:
+    return cache.root() / "weights" / f"given-{digest}"
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:12]
