@@ -15,7 +15,6 @@ Every field of `Scenario` may stand there. Paths begin at the file's directory.
 
 import dataclasses
 import importlib
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,7 +114,7 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     rows = checked("original_rows", content.get("original_rows", ()), tuple[int, ...], NOT_NEGATIVE)
     if rows and len(rows) != task.source.num_classes:
         raise InputError(f"original_rows names {len(rows)} outputs, the data have {task.source.num_classes} classes")
-    models = {}
+    models = dict[str, Any]()
     for which, chosen in (("original", rows), ("retrained", ())):
         file = checked(which, content.get(which, ""), str)
         models[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser(), chosen)

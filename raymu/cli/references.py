@@ -8,11 +8,11 @@ import typer
 
 from raymu.cli.flags import (
     CPUS_HELP,
+    OBJECTIVE_HELP,
+    SCENARIO_HELP,
     DataFlag,
     ForgetFlag,
     JsonFlag,
-    OBJECTIVE_HELP,
-    SCENARIO_HELP,
     MetricFlag,
     OwnFlag,
     ShareFlag,

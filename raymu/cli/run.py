@@ -10,6 +10,7 @@ import typer
 from raymu.cli.flags import (
     CPUS_HELP,
     HEAD_HELP,
+    OBJECTIVE_HELP,
     TRAIN_HELP,
     WORKERS_HELP,
     CheckpointingFlag,
@@ -51,7 +52,7 @@ def run(
     forget_share: ShareFlag = None,
     head: Annotated[str | None, typer.Option(help=f"{HEAD_HELP} (default: the row's, or linear)")] = None,
     train: Annotated[str | None, typer.Option(help=f"{TRAIN_HELP} (default: the row's, or all)")] = None,
-    objective: Annotated[str | None, typer.Option(help=OBJECTIVE_HELP.replace("(default: ", "(default: the row's, or "))] = None,
+    objective: Annotated[str | None, typer.Option(help=f"{OBJECTIVE_HELP} Of a row: the row's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draws everything random. (default: the row's, or 0)")] = None,
     data_dir: DataFlag = None,
     weights_file: WeightsFlag = None,

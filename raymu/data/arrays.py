@@ -39,7 +39,8 @@ class ArrayDataset(Dataset):
 
     `size` is the height and the width of an image. `read(directory)` returns uint8 images (N, C, H, W) and int64
     labels (N,) as `train_images`, `train_labels` and, where the dataset brings its own test or validation set,
-    `test_images`, `test_labels`, `val_images`, `val_labels`. It raises InputError where it can't. `files` says whether it reads files of that directory.
+    `test_images`, `test_labels`, `val_images`, `val_labels`. It raises InputError where it can't. `files` says whether
+    it reads files of that directory.
     """
 
     size: int

@@ -87,16 +87,9 @@ def _arrays(name: str, path: Path, names: tuple[str, ...], seen: Mapping[str, An
     read = partial(npz.read, str(path), npz.stamp(path))
     found = npz.describe(path)
     names = names or found.class_names
-    return ArrayDataset(
-        name,
-        len(names) or found.classes,
-        found.channels,
-        found.size,
-        *(_of_channels(field, seen[field], found.channels) for field in ("mean", "std")),
-        read,
-        files=False,
-        class_names=names,
-    )
+    mean, std = (_of_channels(field, seen[field], found.channels) for field in ("mean", "std"))
+    classes = len(names) or found.classes
+    return ArrayDataset(name, classes, found.channels, found.size, mean, std, read, files=False, class_names=names)
 
 
 def _of_channels(field: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:

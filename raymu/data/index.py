@@ -241,9 +241,12 @@ def _read_shards(location: Location, files: list[File]) -> tuple[list[_Image], I
 
 def _has_labels(location: Location, file: File) -> bool:
     """Whether any member of a shard is a label."""
-    with _readable(f"{location / file.path}"), _open(location, file) as content:
-        with tarfile.open(fileobj=content, mode="r:") as archive:
-            return any(member.name.lower().endswith(".cls") for member in archive)
+    with (
+        _readable(f"{location / file.path}"),
+        _open(location, file) as content,
+        tarfile.open(fileobj=content) as shard,
+    ):
+        return any(member.name.lower().endswith(".cls") for member in shard)
 
 
 def _read_shard(location: Location, position: int, file: File) -> tuple[list[_Image], Ignored]:

@@ -6,9 +6,9 @@ in shards (tar files, as WebDataset makes them) the number of the class stands b
     train/<class>/<key>.JPEG              val/<class>/<key>.JPEG
     train-*.tar (or train/*.tar)          val-*.tar (or val/*.tar), with members <key>.jpg and <key>.cls
 
-`val` may be called `validation` as well. Where there is `test` beside it, it is what models are chosen on, and else what
-they are tested on. All parts have the same layout and the same classes. A key may be there once a class. Shards of a
-held-out part that have no labels are left out.
+`val` may be called `validation` as well. Where there is a `test` beside it, models are chosen on it, and else they are
+tested on it. All parts have the same layout and the same classes. A key may be there once a class. Shards of a held-out
+part that have no labels are left out.
 
 Folders are numbered from 0 in the order of their names as text, as torchvision's ImageFolder numbers them; where all
 names are numbers, in numeric order, so that folders 0, 1, ..., 10 are classes 0, 1, ..., 10. Links are followed.

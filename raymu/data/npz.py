@@ -1,8 +1,8 @@
 """Arrays of images and labels in an npz file.
 
-`train_images` and `train_labels`, perhaps `val_...` and `test_...`; or `x_train` and `y_train`, and so on; or `images` and
-`labels` alone. Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); labels are whole numbers (N,). `classes` may
-hold the names of the classes.
+`train_images` and `train_labels`, perhaps `val_...` and `test_...`; or `x_train` and `y_train`, and so on; or `images`
+and `labels` alone. Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); labels are whole numbers (N,). `classes`
+may hold the names of the classes.
 """
 
 import zipfile

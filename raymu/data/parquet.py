@@ -1,9 +1,10 @@
 """Images in parquet files, as the Hugging Face hub has them, copied into shards once.
 
-Below a directory lie `train-*.parquet`, perhaps `validation-*` and `test-*`, or folders of these names. One column holds
-encoded images (bytes, or a struct with `bytes`), another one labels.
+Below a directory lie `train-*.parquet`, perhaps `validation-*` and `test-*`, or folders of these names. One column
+holds encoded images (bytes, or a struct with `bytes`), another one labels.
 """
 
+import contextlib
 import io
 import json
 import re
@@ -69,7 +70,7 @@ def _columns(schema: Any, path: Path) -> _Columns:
         found = found or [name for name in schema.names if name in names]
         if len(found) != 1:
             raise InputError(f"{path} needs one column of images and one of labels, not {', '.join(schema.names)}")
-        return found[0]
+        return str(found[0])
 
     image, label = one("Image", "image", "img"), one("ClassLabel", "label", "labels")
     return _Columns(image, label, tuple(said.get(label, {}).get("names") or ()))
@@ -88,21 +89,16 @@ def _rows(file: Any, columns: _Columns, path: Path) -> Iterator[tuple[bytes, int
 
 def _write(entry: Path, part: str, rows: Iterable[tuple[bytes, int]]) -> None:
     """Write images and labels into shards of a part."""
-    archive: tarfile.TarFile | None = None
-    written, shard = PER_SHARD, 0
-    try:
+    with contextlib.ExitStack() as opened:
+        written, shard = PER_SHARD, 0
         for number, (content, label) in enumerate(rows):
             if written >= PER_SHARD:
-                if archive is not None:
-                    archive.close()
-                archive, written, shard = tarfile.open(entry / f"{part}-{shard:05d}.tar", "w"), 0, shard + 1
-            assert archive is not None
+                opened.close()
+                archive = opened.enter_context(tarfile.open(entry / f"{part}-{shard:05d}.tar", "w"))
+                written, shard = 0, shard + 1
             suffix = "png" if content.startswith(b"\x89PNG") else "webp" if content[8:12] == b"WEBP" else "jpg"
             for name, data in ((f"{number:08d}.{suffix}", content), (f"{number:08d}.cls", str(label).encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
                 written += len(data)
-    finally:
-        if archive is not None:
-            archive.close()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raymu.errors import Undefined
 from raymu.evaluation.moments import Moments
 from raymu.models.inference import head_matrix
 from raymu.splits import Data

@@ -4,7 +4,7 @@ import difflib
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -55,7 +55,7 @@ def read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load(model: nn.Module, path: Path, what: str) -> dict[str, Tensor]:
+def load(model: nn.Module, path: Path, what: str, rows: Sequence[int] = ()) -> dict[str, Tensor]:
     """A file's state dict that fits the model exactly: its names, shapes and types, on the CPU. The model is not
     changed.
 
@@ -65,6 +65,7 @@ def load(model: nn.Module, path: Path, what: str) -> dict[str, Tensor]:
 
     Args:
         what: what the model is, in messages: "resnet18".
+        rows: the outputs of the file's head that are the model's, in its order; empty: all.
 
     Raises:
         InputError: see `read`; or it does not fit, for all the reasons that are named.
@@ -84,6 +85,10 @@ def load(model: nn.Module, path: Path, what: str) -> dict[str, Tensor]:
             given[name] = counter if counter is not None and is_usable else torch.zeros((), dtype=torch.long)
         elif name not in given and (known := [twin for twin in twins[name] if twin in given]):
             given[name] = given[known[0]]
+    for name in _of_heads(model) & given.keys() if rows else ():
+        if max(rows) >= len(given[name]):
+            raise InputError(f"{path}: its head has the outputs 0..{len(given[name]) - 1}, so none is {max(rows)}")
+        given[name] = given[name][list(rows)]
     if misfits := list(_misfits(model, expected, given)):
         raise InputError(f"{path} does not fit {what}: {'; '.join(misfits)}")
     return {name: given[name].detach().to(weight.dtype).contiguous() for name, weight in expected.items()}
@@ -189,8 +194,7 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
     if 2 * len(missing) > len(expected):
         yield f"it is another architecture's, with {_some(unknown)}, but without {_some(missing)}"
         return
-    places = {layer: name for name, layer in model.named_modules()}
-    ends = {name: layer for layer in heads(model) for name in expected if name.startswith(f"{places[layer]}.")}
+    ends = _of_heads(model)
     if absent := [name for name in missing if name in ends]:
         yield f"it has no head ({_some(absent)})"
     if others := [name for name in missing if name not in ends]:
@@ -220,6 +224,12 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
     for name, (first, *_) in _twins(expected).items():
         if name != first and name in known and not torch.equal(given[name], given[first]):
             yield f"{first} and {name} are one weight of the network, but differ"
+
+
+def _of_heads(model: nn.Module) -> set[str]:
+    """Names of the weights of its classifier's last layers."""
+    ends = {id(weight) for layer in heads(model) for weight in layer.parameters()}
+    return {name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in ends}
 
 
 def _some(names: Iterable[str]) -> str:
