@@ -89,7 +89,7 @@ def read(path: Path) -> Scenario:
 def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     _known("field", content, FIELDS)
     name = checked("name", content["name"], str)
-    network = _architecture(checked("architecture", content.get("architecture"), str), directory)
+    network = architecture_of(checked("architecture", content.get("architecture"), str), directory)
     arguments = _table(content, "model_args")
     if ("data" in content) == ("dataset" in content):
         raise InputError("it needs a table [data], or the name of a dataset that raymu knows (dataset = ...)")
@@ -123,7 +123,7 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     return dataclasses.replace(task, **models)
 
 
-def _architecture(name: str, directory: Path) -> str | Architecture:
+def architecture_of(name: str, directory: Path) -> str | Architecture:
     """Architecture by name, or what stands in a module: "resnet20.py:resnet20", "torchvision.models:resnet18"."""
     module, _, attribute = name.partition(":")
     if not attribute:

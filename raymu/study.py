@@ -20,6 +20,7 @@ from raymu.evaluation.layers import check_blocks
 from raymu.evaluation.metrics import check_new
 from raymu.method import Method
 from raymu.models import compatibility, pretrained
+from raymu.models.inference import extract
 from raymu.objective import REMOVAL, Objective
 from raymu.results import reader
 from raymu.results.files import MIRROR
@@ -280,6 +281,25 @@ def evaluate(
     with devices.cpu_threads(options.threads):
         row = evaluation.evaluate(model.to(found.data.device), found.data, found.baseline, metrics)
     return row | gaps(row, found.metrics.get("retrained"), metrics)
+
+
+def accuracies(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, tuple[float, int]]:
+    """Share of the held-out images that the original is right on, in [0, 1], and their number, on "validation" and on
+    "test". An original that is missing is trained.
+
+    Raises:
+        InputError: the scenario's data are missing.
+    """
+    task = splits.prepare(scenario)
+    data, model = references.load_data(task, options), references.load_model(task, "original", options)
+    found = {}
+    with devices.cpu_threads(options.threads):
+        for name, parts in (("validation", data.val), ("test", data.test)):
+            said = extract(model, data, *parts)
+            right = sum(int((one.logits.argmax(1) == one.labels).sum()) for one in said)
+            count = sum(len(one.labels) for one in said)
+            found[name] = (right / count, count)
+    return found
 
 
 def scenario_of(row: Mapping[str, Any]) -> Scenario:

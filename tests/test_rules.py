@@ -22,7 +22,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "method checkpoints",
     "methods models",
     "evaluation engines results scenarios",
-    "training",
+    "training drafts",
     "references protocol model_card",
     "trial fixed_points",
     "export distributed",

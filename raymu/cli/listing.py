@@ -79,10 +79,26 @@ def scenarios(
     memory: Annotated[
         bool, typer.Option("--memory", help="How much there is to forget, as far as the cache knows references.")
     ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a scenario file (.toml) for your own images, from what is found."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --init: your images, a directory, a URI or an npz file.")
+    ] = None,
+    original: Annotated[Path | None, typer.Option(help="With --init: the weights of your trained model.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="With --init: timm's name of the model, or your own, resnet20.py:ResNet20.")
+    ] = None,
 ) -> None:
-    """List the scenarios: what has to be forgotten."""
+    """List the scenarios: what has to be forgotten. Or write a file with one of yours."""
     from raymu import scenarios as there
 
+    if init is not None:
+        _init(init, data, original, architecture)
+        return
+    if data or original or architecture:
+        raise InputError("--data, --original and --architecture go with --init FILE")
     known = list(dict(_loadable(there.names(), there.get)).values())
     memories: list[dict[str, Any]] = [{} for _ in known]
     if memory:
@@ -111,6 +127,34 @@ def scenarios(
             " known, raymu references --scenario NAME trains both",
             highlight=False,
         )
+
+
+def _init(path: Path, data: str | None, original: Path | None, architecture: str | None) -> None:
+    """Write a scenario file, read it, and say how often its original is right."""
+    from raymu.drafts import draft
+    from raymu.scenarios import SUFFIX, read
+    from raymu.study import accuracies
+
+    if path.suffix != SUFFIX or data is None:
+        raise InputError("--init takes a file NAME.toml, and --data where your images are")
+    text = draft(data, original, architecture, path.parent)
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    console.print(f"{path}:\n\n{text}", markup=False, highlight=False, soft_wrap=True)
+    task = read(path)
+    if original is None:
+        return
+    for part, (accuracy, images) in accuracies(task).items():
+        console.print(f"original: {100 * accuracy:.2f} % of {images:,} {part} images right", highlight=False)
+    console.print(
+        f"If you know it to be better, it sees other images than it was trained on: look at mean, std, size and crop"
+        f" in {path}, and at the order of the classes.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _loadable(names: Iterable[str], get: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:

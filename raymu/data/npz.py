@@ -23,14 +23,15 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what numpy r
 
 
 class Description(NamedTuple):
-    """What a file holds: the number of classes, their names (none: it does not say), channels and the height and width
-    of an image.
+    """What a file holds: the number of classes, their names (none: it does not say), channels, height and width of an
+    image, and whether it brings a test set.
     """
 
     classes: int
     class_names: tuple[str, ...]
     channels: int
     size: int
+    has_test: bool
 
 
 def describe(path: Path) -> Description:
@@ -40,14 +41,16 @@ def describe(path: Path) -> Description:
         InputError: it is no such file, or its images are not square.
     """
     shapes = _shapes(path)
-    images, labels = _parts(shapes, path)["train"]
+    parts = _parts(shapes, path)
+    images, labels = parts["train"]
     _, height, width, channels = _with_channels(shapes[images], f"{path}: {images}")
     if height != width:
         raise InputError(f"{path}: its images have {height} x {width} pixels; arrays have to be square")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = tuple(map(str, file[CLASSES])) if CLASSES in shapes else ()
-            return Description(int(_labels(file[labels], f"{path}: {labels}").max()) + 1, names, channels, height)
+            classes = int(_labels(file[labels], f"{path}: {labels}").max()) + 1
+            return Description(classes, names, channels, height, "test" in parts)
     except InputError:
         raise
     except UNREADABLE as error:

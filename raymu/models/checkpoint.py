@@ -85,7 +85,7 @@ def load(model: nn.Module, path: Path, what: str, rows: Sequence[int] = ()) -> d
             given[name] = counter if counter is not None and is_usable else torch.zeros((), dtype=torch.long)
         elif name not in given and (known := [twin for twin in twins[name] if twin in given]):
             given[name] = given[known[0]]
-    for name in _of_heads(model) & given.keys() if rows else ():
+    for name in of_heads(model) & given.keys() if rows else ():
         if max(rows) >= len(given[name]):
             raise InputError(f"{path}: its head has the outputs 0..{len(given[name]) - 1}, so none is {max(rows)}")
         given[name] = given[name][list(rows)]
@@ -194,7 +194,7 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
     if 2 * len(missing) > len(expected):
         yield f"it is another architecture's, with {_some(unknown)}, but without {_some(missing)}"
         return
-    ends = _of_heads(model)
+    ends = of_heads(model)
     if absent := [name for name in missing if name in ends]:
         yield f"it has no head ({_some(absent)})"
     if others := [name for name in missing if name not in ends]:
@@ -226,7 +226,7 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
             yield f"{first} and {name} are one weight of the network, but differ"
 
 
-def _of_heads(model: nn.Module) -> set[str]:
+def of_heads(model: nn.Module) -> set[str]:
     """Names of the weights of its classifier's last layers."""
     ends = {id(weight) for layer in heads(model) for weight in layer.parameters()}
     return {name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in ends}
