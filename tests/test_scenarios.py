@@ -1,0 +1,273 @@
+"""Scenario files: a user's own model, images and words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+from safetensors.torch import save_file
+
+from raymu import drafts, references, scenarios, splits
+from raymu.data import npz
+from raymu.errors import InputError
+from raymu.methods.random_label import RandomLabel
+from raymu.models import given
+from raymu.models.inference import extract
+from raymu.objective import HMEAN
+from raymu.study import Trial, accuracies
+
+CPU = torch.device("cpu")
+CLASSES = ("dark", "grey", "light")
+PER_CLASS = {"train": 12, "val": 4, "test": 5}
+NETWORK = """
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self, num_classes, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, 2)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().mean((2, 3)))
+
+def small(num_classes):
+    return Small(num_classes)
+
+answer = 42
+"""
+FILE = """
+architecture = "net:small"
+original = "{original}"
+retrained = "none"
+forget = ["grey"]
+
+[data]
+format = "{format}"
+path = "{path}"
+{more}
+"""
+
+
+def pixels(part: str) -> np.ndarray:
+    """Images (N, 16, 16, 3) of three brightnesses, class by class."""
+    random = np.random.default_rng(len(part))
+    means = np.repeat((60, 128, 200), PER_CLASS[part])
+    return random.normal(means[:, None, None, None], 10, (len(means), 16, 16, 3)).clip(0, 255).astype(np.uint8)
+
+
+def labels(part: str) -> np.ndarray:
+    return np.repeat(np.arange(3), PER_CLASS[part])
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A directory with a network, its weights in two files, and the same images as folders, arrays and parquet."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    space: dict[str, Any] = {}
+    exec(NETWORK, space)
+    torch.manual_seed(0)
+    model = space["Small"](3)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    wrapped = {f"module.{name}": weight for name, weight in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "model.pth")
+    arrays: dict[str, np.ndarray] = {"classes": np.array(CLASSES)}
+    (tmp_path / "hub").mkdir()
+    for part in PER_CLASS:
+        images, numbers = pixels(part), labels(part)
+        arrays |= {f"x_{part}": images, f"y_{part}": numbers}
+        rows = []
+        for number, (image, label) in enumerate(zip(images, numbers, strict=True)):
+            path = tmp_path / "photos" / part / CLASSES[label] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+            rows.append({"image": {"bytes": path.read_bytes(), "path": None}, "label": int(label)})
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(CLASSES)}}
+        table = pyarrow.Table.from_pylist(rows)
+        said = {"huggingface": json.dumps({"info": {"features": features}})}
+        parquet.write_table(table.replace_schema_metadata(said), tmp_path / "hub" / f"{part}-00000-of-00001.parquet")
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    return tmp_path
+
+
+PATHS = {"folders": "photos", "npz": "arrays.npz", "parquet": "hub"}
+EXACT = "size = 16\ncrop_pct = 1.0"  # photographs as they are
+
+
+def write(own: Path, kind: str = "npz", *, original: str = "model.safetensors", more: str = "", **changes: str) -> Path:
+    text = FILE.format(original=original, format=kind, path=PATHS[kind], more=more or EXACT * (kind != "npz"))
+    for old, new in changes.items():
+        text = text.replace(f"{old} = ", f"{new} = ", 1) if new else text
+    (own / "own.toml").write_text(text)
+    return own / "own.toml"
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_the_same_images_in_every_format(own, kind) -> None:
+    task = splits.prepare(scenarios.get(str(write(own, kind))))
+    assert (task.name, task.dataset_name, task.forget) == ("own", "own", (1,))
+    assert task.source.class_names == CLASSES
+    data = splits.load(task, CPU)
+    assert (len(data.train), data.num_classes) == (36, 3)  # nothing of the training set is held out
+    assert [len(part) for part in (*data.val, *data.test)] == [8, 4, 10, 5]
+    seen = data.test.forget.read()
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in task.format[1:])
+    shown = pixels("test")[labels("test") == 1].transpose(0, 3, 1, 2)
+    assert sorted((seen * std + mean).mul(255).round().int().flatten(1).sum(1).tolist()) == sorted(
+        shown.reshape(len(shown), -1).astype(int).sum(1).tolist()
+    )
+
+
+def test_a_model_is_known_by_its_weights_whatever_holds_them(own) -> None:
+    first, second = (scenarios.read(write(own, original=file)) for file in ("model.safetensors", "model.pth"))
+    assert first.original == second.original != ""
+    assert first.hash == second.hash
+    (own / "model.safetensors").unlink()  # it was copied
+    model = references.load_model(splits.prepare(first), "original")
+    assert torch.equal(model.fc.bias, torch.load(own / "model.pth")["state_dict"]["module.fc.bias"])
+    again = scenarios.Scenario.from_dict(first.as_dict())
+    assert (again.original, again.has_retrained) == (first.original, False)
+
+
+def test_outputs_of_a_larger_head(own) -> None:
+    space: dict[str, Any] = {}
+    exec(NETWORK, space)
+    large = space["Small"](7)
+    save_file(large.state_dict(), own / "large.safetensors")
+    path = write(own, original="large.safetensors")
+    with pytest.raises(InputError, match="its head has 7 classes, the data 3"):
+        scenarios.read(path)
+    path.write_text("original_rows = [5, 0, 2]\n" + path.read_text())
+    task = splits.prepare(scenarios.read(path))
+    data = splits.load(task, CPU)
+    (said,) = extract(references.load_model(task, "original"), data, data.test.forget)
+    with torch.no_grad():
+        assert torch.allclose(said.logits, large.eval()(data.test.forget.read())[:, [5, 0, 2]], atol=1e-6)
+    path.write_text(path.read_text().replace("[5, 0, 2]", "[5, 0, 7]"))
+    with pytest.raises(InputError, match=r"large.safetensors: its head has the outputs 0..6, so none is 7"):
+        scenarios.read(path)
+
+
+def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
+    task = splits.prepare(scenarios.read(write(own)))
+    trial = Trial(RandomLabel(lr=0.01, epochs=1), task, objective=HMEAN)
+    row, model = trial.run()
+    assert row["status"] == "completed", row["error"]
+    assert model is not None
+    assert (row["retrained_weights"], row["test_cka_retrained"], row["test_retain_acc_gap"]) == (None, None, None)
+    keep, forget = row["val_retain_acc"], 1 - row["val_probe_forget_acc"]
+    assert row["score"] == pytest.approx(2 * keep * forget / (keep + forget) if keep + forget else 0)
+    assert set(references.metrics(task)) == {"original", "dead"}
+    assert references.memory(task) == {}
+    with pytest.raises(InputError, match="removal compares with a retrained model, which own does not have: use hmean"):
+        Trial(RandomLabel(), task)
+
+
+def test_an_original_is_right_as_often_as_it_says(own) -> None:
+    task = scenarios.read(write(own))
+    model = references.load_model(splits.prepare(task), "original").eval()
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in task.format[1:])
+    with torch.no_grad():
+        said = model((torch.tensor(pixels("test").transpose(0, 3, 1, 2)) / 255 - mean) / std).argmax(1)
+    right = float((said == torch.tensor(labels("test"))).float().mean())
+    assert accuracies(task)["test"] == (pytest.approx(right), 15)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("forget =", "forgett =", "unknown field 'forgett'; did you mean 'forget'"),
+        ('"grey"', '"gray"', "unknown class of own 'gray'; did you mean 'grey'"),
+        ('"grey"', "7", "forget class 7 is outside the data"),
+        ('"npz"', '"zip"', r"unknown format of \[data\] 'zip'"),
+        ("arrays.npz", "array.npz", "cannot read .*array.npz: No such file"),
+        ("net:small", "net:smal", "unknown function of net 'smal'; did you mean 'small'"),
+        ("net:small", "net:answer", "unknown function of net 'answer'"),
+        ("net:small", "nett:small", "architecture nett:small: ModuleNotFoundError"),
+        ("net:small", "resnet81", "unknown architecture 'resnet81'"),
+        ("net:small", "resnet18", "model.safetensors does not fit resnet18: it is another architecture's"),
+        ('"model.safetensors"', '"net.py"', "net.py is no checkpoint"),
+        ('"model.safetensors"', "3", "original has to be a text, not 3"),
+        ('retrained = "none"', "", r"\[recipe\] needs lr: it says how the retrained model is trained"),
+        ("[data]", "[data]\nmean = [123.7, 116.3, 103.5]", "mean is of pixels from 0 to 1, .*: divide by 255"),
+        ("[data]", "[data]\nstd = [0.2, 0, 0.2]", "std is of pixels from 0 to 1"),
+        ("[data]", "[data]\nmean = [0.5]", r"mean has 1 numbers, the images have 3 channels"),
+        ("[data]", '[data]\nclasses = ["grey", "b"]', "its head has 3 classes, the data 2"),
+        ("[data]", "[data]\nformats = 1", r"unknown field of \[data\] 'formats'"),
+        ("[data]", "[data", "is no TOML"),
+        ("[data]", "[recipe]\nlearning_rate = 1\n[data]", r"unknown field of \[recipe\] 'learning_rate'"),
+    ],
+)
+def test_a_mistake_is_one_line(own, before, after, message) -> None:
+    path = write(own)
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+    def begin() -> None:
+        Trial(RandomLabel(), scenarios.get(str(path)), objective=HMEAN).prepared()
+
+    with pytest.raises(InputError, match=message) as raised:
+        begin()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x_train": np.zeros((36, 16, 16, 3), np.float32)}, "x_train have to be uint8"),
+        ({"x_train": np.zeros((36, 16, 20, 3), np.uint8)}, "have 16 x 20 pixels; arrays have to be square"),
+        ({"x_train": np.zeros((36, 16), np.uint8)}, "have to be .N, H, W."),
+        ({"y_train": np.zeros((36, 3), np.int64)}, r"have to be whole numbers .N,., not int64 \(36, 3\)"),
+        ({"y_train": np.zeros(36, np.int64)}, "no train image is of class 1"),
+        ({"y_train": np.array([None] * 36)}, "cannot be read: Object arrays cannot be loaded"),
+    ],
+)
+def test_arrays_that_cannot_work(own, changed, message) -> None:
+    with np.load(own / "arrays.npz") as file:
+        np.savez(own / "arrays.npz", **{**file, **changed})
+    with pytest.raises(InputError, match=message):
+        splits.prepare(scenarios.read(write(own)))
+
+
+def test_arrays_are_read_anew_once_they_were_changed(own) -> None:
+    before = splits.prepare(scenarios.read(write(own)))
+    with np.load(own / "arrays.npz") as file:
+        np.savez(own / "arrays.npz", **{**file, "x_test": 255 - file["x_test"]})
+    after = splits.prepare(scenarios.read(write(own)))
+    assert before.data != after.data
+    assert splits.prepare(scenarios.read(write(own))).data == after.data
+
+
+def test_layouts_of_arrays() -> None:
+    shown = pixels("val")
+    assert np.array_equal(npz._images(shown, ""), npz._images(shown.transpose(0, 3, 1, 2), ""))
+    assert npz._images(shown[..., 0], "").shape == (12, 1, 16, 16)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_a_file_is_drafted_from_what_is_found(own, kind) -> None:
+    text = drafts.draft(str(own / PATHS[kind]), own / "model.pth", "net:small", own)
+    (own / "drafted.toml").write_text(text)
+    task = scenarios.read(own / "drafted.toml")
+    assert (task.name, task.forget, task.source.class_names) == ("drafted", (0,), CLASSES)
+    assert given.weights(task.original).keys() == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+    assert task.format.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_draft_takes_the_architecture_that_a_file_is_named_after(tmp_path) -> None:
+    path = tmp_path / "best-resnet18d-v2.pth"
+    assert drafts._named_after(path) == "resnet18d"
+    with pytest.raises(InputError, match="say what the network is: --architecture"):
+        drafts._named_after(tmp_path / "best.pth")
+
+
+def test_what_a_row_names_is_found_by_the_file(own) -> None:
+    scenarios.load(write(own))
+    assert scenarios.get("own").forget == (1,)
+    assert scenarios.Scenario.from_dict(scenarios.get("own").as_dict()).source.class_names == CLASSES
