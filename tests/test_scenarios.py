@@ -19,7 +19,9 @@ from raymu.methods.random_label import RandomLabel
 from raymu.models import given
 from raymu.models.inference import extract
 from raymu.objective import HMEAN
+from raymu.protocol import Confirmation, Protocol
 from raymu.study import Trial, accuracies
+from raymu.tuning.sweep import Sweep
 
 CPU = torch.device("cpu")
 CLASSES = ("dark", "grey", "light")
@@ -164,6 +166,9 @@ def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
     assert row["score"] == pytest.approx(2 * keep * forget / (keep + forget) if keep + forget else 0)
     assert set(references.metrics(task)) == {"original", "dead"}
     assert references.memory(task) == {}
+    several = Protocol(objective=HMEAN, confirmation=Confirmation(seeds=1, originals=3))
+    with pytest.raises(InputError, match="own has one original, which was trained elsewhere: --confirm-originals 0"):
+        Sweep(RandomLabel, task, several)
     with pytest.raises(InputError, match="removal compares with a retrained model, which own does not have: use hmean"):
         Trial(RandomLabel(), task)
 

@@ -92,6 +92,10 @@ class Sweep:
         if not isinstance(self.protocol, Protocol):
             raise InputError(f"a protocol is a raymu.Protocol, not {self.protocol!r}")
         check(self.scenario, self.method, self.protocol.objective, self.protocol.metrics)
+        if self.scenario.original and self.protocol.confirmation.originals:
+            raise InputError(
+                f"{self.scenario.name} has one original, which was trained elsewhere: --confirm-originals 0 confirms on it"
+            )
         for other in self._forget_sets()[1:]:
             check(other, self.method, self.protocol.objective, self.protocol.metrics)
         if self.protocol.scheduler != "none":
