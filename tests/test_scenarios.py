@@ -167,7 +167,7 @@ def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
     assert set(references.metrics(task)) == {"original", "dead"}
     assert references.memory(task) == {}
     several = Protocol(objective=HMEAN, confirmation=Confirmation(seeds=1, originals=3))
-    with pytest.raises(InputError, match="own has one original, which was trained elsewhere: --confirm-originals 0"):
+    with pytest.raises(InputError, match="own has one original, trained elsewhere: --confirm-originals 0"):
         Sweep(RandomLabel, task, several)
     with pytest.raises(InputError, match="removal compares with a retrained model, which own does not have: use hmean"):
         Trial(RandomLabel(), task)

@@ -94,7 +94,7 @@ class Sweep:
         check(self.scenario, self.method, self.protocol.objective, self.protocol.metrics)
         if self.scenario.original and self.protocol.confirmation.originals:
             raise InputError(
-                f"{self.scenario.name} has one original, which was trained elsewhere: --confirm-originals 0 confirms on it"
+                f"{self.scenario.name} has one original, trained elsewhere: --confirm-originals 0 confirms on it"
             )
         for other in self._forget_sets()[1:]:
             check(other, self.method, self.protocol.objective, self.protocol.metrics)
