@@ -66,6 +66,7 @@ class Data:
         probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
             learn them itself.
         forgotten: the classes that have to be forgotten; none where samples are.
+        classes: the dataset's number of each label, where these are others: labels count the scenario's classes from 0.
         workers: who share the work on it.
     """
 
@@ -76,6 +77,7 @@ class Data:
     test: HeldOut
     num_classes: int
     forgotten: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
     workers: Workers = field(default_factory=Workers)
 
     @property
@@ -89,6 +91,10 @@ class Data:
         parts = {"val_retain": self.val.retain, "val_forget": self.val.forget}
         parts |= {"test_retain": self.test.retain, "test_forget": self.test.forget}
         return {f"{part}_images": len(split) for part, split in parts.items()}
+
+    def numbers_of(self, labels: Tensor) -> list[int]:
+        """The dataset's numbers of the classes that labels (N,) stand for."""
+        return [self.classes[label] for label in labels.tolist()] if self.classes else labels.tolist()
 
     def is_forgotten(self, classes: Tensor) -> Tensor:
         """Which of these classes have to be forgotten (bool)."""

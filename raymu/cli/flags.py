@@ -34,6 +34,7 @@ MetricFlag = Annotated[
     list[str] | None,
     typer.Option(help="Measure another one: its name, or the file of your own. May be repeated."),
 ]
+LayersFlag = Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")]
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[

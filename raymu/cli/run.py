@@ -16,6 +16,7 @@ from raymu.cli.flags import (
     DataFlag,
     DeepSpeedFlag,
     ForgetFlag,
+    LayersFlag,
     MethodFlag,
     OffloadFlag,
     OwnFlag,
@@ -62,7 +63,7 @@ def run(
     gradient_checkpointing: CheckpointingFlag = False,
     deepspeed: DeepSpeedFlag = None,
     own: OwnFlag = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
+    layers: LayersFlag = False,
 ) -> None:
     """Unlearn once and keep the model. One worker does without Ray."""
     from raymu import objective as objectives
