@@ -81,7 +81,8 @@ def keep(
 
 def load(path: Path, scenario: Scenario) -> nn.Module:
     """A model of the scenario's architecture, in eval mode, with the weights of a file that any code wrote, or of a
-    directory that `keep` filled. Where they are those of a CMF head, the model has one.
+    directory that `keep` filled. Where they are those of a CMF head, the model has one. Where the scenario is of some
+    classes alone and the head is of all, only their outputs are kept.
 
     Raises:
         InputError: see `raymu.models.checkpoint.load` and `made_by`.
@@ -89,8 +90,9 @@ def load(path: Path, scenario: Scenario) -> nn.Module:
     path, _ = made_by(path)
     model = architectures.build(scenario, scenario.model_seed)
     if checkpoint.read(path).keys() >= OF_CMF and not model.state_dict().keys() >= OF_CMF:
-        model = CMF(model, scenario.source.num_classes, temperature=1.0)  # which its weights have in them
-    model.load_state_dict(checkpoint.load(model, path, f"{scenario.architecture_name} on {scenario.dataset_name}"))
+        model = CMF(model, scenario.num_classes, temperature=1.0)  # which its weights have in them
+    what = f"{scenario.architecture_name} on {scenario.dataset_name}"
+    model.load_state_dict(checkpoint.load(model, path, what, scenario.classes, scenario.source.num_classes))
     return model.eval()
 
 

@@ -102,24 +102,34 @@ class Data:
 
 
 def check_forget(scenario: Scenario) -> None:
-    """Look whether the forget set makes sense for the data.
+    """Look whether the classes that are used and the forget set make sense for the data.
 
     Raises:
-        InputError: a class that the data does not have, none, or all of them; a share outside 0..1; or both.
+        InputError: a class that the data does not have, none, or all of them; a share outside 0..1; or both; a
+            forgotten class that is not used.
     """
+    known = range(scenario.source.num_classes)
+    for one in scenario.classes:
+        if one not in known:
+            raise InputError(f"class {one} is outside the data: {scenario.dataset_name} has 0..{known[-1]}")
+    if len(scenario.classes) == len(known):
+        raise InputError(f"these classes are all that {scenario.dataset_name} has: leave them out")
     if scenario.forget_share:
         if scenario.forget:
             raise InputError("forget classes or a share of the samples, not both")
         if not 0 < scenario.forget_share < 1:
             raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
         return
-    classes = range(scenario.source.num_classes)
     for forgotten in scenario.forget:
-        if forgotten not in classes:
+        if forgotten not in known:
             raise InputError(
-                f"forget class {forgotten} is outside the data: {scenario.dataset_name} has 0..{classes[-1]}"
+                f"forget class {forgotten} is outside the data: {scenario.dataset_name} has 0..{known[-1]}"
             )
-    if not 0 < len(set(scenario.forget)) < len(classes):
+        if scenario.classes and forgotten not in scenario.classes:
+            raise InputError(
+                f"forget class {forgotten} is not among the classes {', '.join(map(str, scenario.classes))}"
+            )
+    if not 0 < len(scenario.forget) < scenario.num_classes:
         raise InputError("the forget set needs at least one class, and has to leave at least one")
 
 
@@ -197,12 +207,14 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
     dataset, scenario = scenario.source, prepared(scenario)
     processes = torch.get_num_threads() if processes is None else processes
     parts = dataset.load(dataset.entry(scenario.data), scenario.transform, device, processes)
+    parts = {name: part._replace(labels=_renumbered(part.labels, scenario.classes)) for name, part in parts.items()}
     train = parts["train"]
-    count = len(train.labels)
-    num_val, num_test = (round(count * share) for share in (scenario.val_share, scenario.test_share))
+    rows = _used(train)
+    num_val, num_test = (round(len(rows) * share) for share in (scenario.val_share, scenario.test_share))
     if not num_test and "test" not in parts:
         raise InputError(f"{dataset.name} brings no test set (a directory or shards val); set a test_share")
-    order = _stratified(_draw(train.images.keys, scenario.seed, "split"), train.labels.cpu().numpy())
+    drawn, labels = _draw(train.images.keys[rows], scenario.seed, "split"), train.labels.cpu().numpy()[rows]
+    order = rows[_stratified(drawn, labels)]
 
     def split(part: Labelled, rows: NDArray[np.int64]) -> Split:
         return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
@@ -214,10 +226,24 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
             scenario,
             split(train, rest),
             split(train, val),
-            split(train, test) if num_test else split(parts["test"], np.arange(len(parts["test"].labels))),
+            split(train, test) if num_test else split(parts["test"], _used(parts["test"])),
         ),
-        num_classes=dataset.num_classes,
+        num_classes=scenario.num_classes,
+        classes=scenario.classes,
     )
+
+
+def _renumbered(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Labels (N,) that count these classes from 0, and are -1 elsewhere; without classes those that they are."""
+    if not classes:
+        return labels
+    numbers = torch.tensor(classes, device=labels.device)
+    return torch.where(torch.isin(labels, numbers), torch.searchsorted(numbers, labels), -1)
+
+
+def _used(part: Labelled) -> NDArray[np.int64]:
+    """Rows of the images that have a label."""
+    return np.flatnonzero(part.labels.cpu().numpy() >= 0)
 
 
 def _draw(keys: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint64]:
@@ -243,7 +269,8 @@ def _stratified(drawn: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray
 def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> dict[str, Any]:
     """What of the three splits is to be forgotten, as fields of Data."""
     if scenario.forget:
-        classes = torch.tensor(scenario.forget, device=train.labels.device)
+        forgotten = tuple(_renumbered(torch.tensor(scenario.forget), scenario.classes).tolist())
+        classes = torch.tensor(forgotten, device=train.labels.device)
         chosen, *held_out = (torch.isin(split.targets, classes) for split in (train, val, test))
         parts = {
             name: HeldOut(split.subset(~forget), split.subset(forget))
@@ -255,7 +282,7 @@ def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> di
                     f"the {name} split has {len(part.forget)} images of {scenario.forgotten} and {len(part.retain)} of"
                     " the others; there has to be one of each"
                 )
-        return {"train": train, "forget": chosen, "forgotten": scenario.forget, "probed": train, **parts}
+        return {"train": train, "forget": chosen, "forgotten": forgotten, "probed": train, **parts}
     count = round(scenario.forget_share * len(train))
     if not 2 <= count < len(train):
         raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")

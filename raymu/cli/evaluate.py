@@ -9,6 +9,7 @@ import typer
 
 from raymu.cli.flags import (
     CPUS_HELP,
+    ClassesFlag,
     DataFlag,
     ForgetFlag,
     JsonFlag,
@@ -16,6 +17,7 @@ from raymu.cli.flags import (
     MetricFlag,
     OwnFlag,
     ShareFlag,
+    TrainShareFlag,
     WeightsFlag,
     load_own,
     with_forget,
@@ -43,6 +45,8 @@ def evaluate(
     ] = None,
     forget: ForgetFlag = None,
     forget_share: ShareFlag = None,
+    classes: ClassesFlag = None,
+    train_share: TrainShareFlag = None,
     objective: Annotated[str | None, typer.Option(help="Of the score. (default: the directory's, or removal)")] = None,
     metric: MetricFlag = None,
     data_dir: DataFlag = None,
@@ -114,7 +118,7 @@ def evaluate(
         shown: dict[str, Any] = {**rows, "memory": fixed_points.in_json(memory)}
         typer.echo(json.dumps(shown | ({"layers": profiles} if layers else {}), indent=2))
     else:
-        console.print(f"{checkpoint} on {task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
+        console.print(f"{checkpoint} on {task.title}", highlight=False, soft_wrap=True)
         figures = {which: figures_of(one, scored_by.name) for which, one in rows.items()}
         console.print(tables.comparison(figures, scored_by.name))
         for line in (*fixed_points.memory_lines([memory]), fixed_points.nothing_to_forget([memory])):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymu.errors import InputError
-from raymu.values import checked
+from raymu.values import checked, given_values
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.scenario import Scenario
@@ -22,6 +22,12 @@ ScenarioFlag = Annotated[str | None, typer.Option("--scenario", help="What to un
 ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by number: 3 or 0,1,2")]
 ShareFlag = Annotated[
     float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
+]
+ClassesFlag = Annotated[
+    str | None, typer.Option(help="Use the images of these classes alone, for a dry run, by number: 0,1,2,3,4")
+]
+TrainShareFlag = Annotated[
+    float | None, typer.Option("--train-share", help="Train on this share of the training images alone: 0.1")
 ]
 OwnFlag = Annotated[
     list[Path] | None,
@@ -69,6 +75,12 @@ def with_forget(scenario: "Scenario", forget: str | None, share: float | None) -
     if forget is None:
         return scenario
     return dataclasses.replace(scenario, forget=numbers_in("--forget", forget), forget_share=0.0)
+
+
+def with_subset(scenario: "Scenario", classes: str | None, train_share: float | None) -> "Scenario":
+    """Scenario with a part of its data, if flags ask for one."""
+    chosen = None if classes is None else numbers_in("--classes", classes)
+    return dataclasses.replace(scenario, **given_values({"classes": chosen, "train_share": train_share}))
 
 
 def numbers_in(flag: str, text: str) -> tuple[int, ...]:

@@ -8,15 +8,18 @@ import typer
 
 from raymu.cli.flags import (
     CPUS_HELP,
+    ClassesFlag,
     DataFlag,
     ForgetFlag,
     JsonFlag,
     MetricFlag,
     OwnFlag,
     ShareFlag,
+    TrainShareFlag,
     WeightsFlag,
     load_own,
     with_forget,
+    with_subset,
 )
 from raymu.cli.program import app, console
 from raymu.values import SCENARIO, Bounds, checked
@@ -27,6 +30,8 @@ def references(
     scenario: Annotated[str, typer.Option(help="What to unlearn; see: raymu scenarios")] = SCENARIO,
     forget: ForgetFlag = None,
     forget_share: ShareFlag = None,
+    classes: ClassesFlag = None,
+    train_share: TrainShareFlag = None,
     originals: Annotated[int, typer.Option(help="Number of originals, trained independently of each other.")] = 1,
     objective: Annotated[str, typer.Option(help="Of the score.")] = "removal",
     metric: MetricFlag = None,
@@ -54,7 +59,11 @@ def references(
 
     load_own(own)
     checked("--originals", originals, int, Bounds(1))
-    task, scored_by, further = with_forget(get(scenario), forget, forget_share), objectives.get(objective), metric or []
+    task, scored_by, further = (
+        with_forget(with_subset(get(scenario), classes, train_share), forget, forget_share),
+        objectives.get(objective),
+        metric or [],
+    )
     found = [metrics.get(one) for one in further]
     options = Options(threads=cpus_per_trial, cores=cpus_per_trial)
     check(task, Retrain, scored_by, found)
@@ -70,7 +79,7 @@ def references(
         shown = [{**of, "memory": fixed_points.in_json(each)} for of, each in zip(rows, memories, strict=True)]
         typer.echo(json.dumps(shown if originals > 1 else shown[0], indent=2))
         return
-    console.print(f"{task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
+    console.print(f"{task.title}", highlight=False, soft_wrap=True)
     models = {which: [of[which] for of in rows] for which in rows[0]}
     figures = {which: figures_of(of[0], objective, of if originals > 1 else ()) for which, of in models.items()}
     console.print(tables.comparison(figures, scored_by.name))

@@ -4,7 +4,7 @@ import difflib
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raymu.errors import InputError
+from raymu.models.cmf import CMF
 from raymu.models.inference import heads
 
 WRAPPERS = (  # what training code puts around a state dict and before its names; of several the first is taken
@@ -55,7 +56,7 @@ def read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load(model: nn.Module, path: Path, what: str) -> dict[str, Tensor]:
+def load(model: nn.Module, path: Path, what: str, kept: Sequence[int] = (), among: int = 0) -> dict[str, Tensor]:
     """A file's state dict that fits the model exactly: its names, shapes and types, on the CPU. The model is not
     changed.
 
@@ -65,6 +66,8 @@ def load(model: nn.Module, path: Path, what: str) -> dict[str, Tensor]:
 
     Args:
         what: what the model is, in messages: "resnet18".
+        kept: outputs of a head that alone are kept, as those of the model; empty: all.
+        among: number of outputs of such a head; one that has only those of the model is taken whole.
 
     Raises:
         InputError: see `read`; or it does not fit, for all the reasons that are named.
@@ -84,6 +87,8 @@ def load(model: nn.Module, path: Path, what: str) -> dict[str, Tensor]:
             given[name] = counter if counter is not None and is_usable else torch.zeros((), dtype=torch.long)
         elif name not in given and (known := [twin for twin in twins[name] if twin in given]):
             given[name] = given[known[0]]
+    if kept:
+        given |= {name: given[name][list(kept)] for name in _ends(model) if name in given and len(given[name]) == among}
     if misfits := list(_misfits(model, expected, given)):
         raise InputError(f"{path} does not fit {what}: {'; '.join(misfits)}")
     return {name: given[name].detach().to(weight.dtype).contiguous() for name, weight in expected.items()}
@@ -189,8 +194,7 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
     if 2 * len(missing) > len(expected):
         yield f"it is another architecture's, with {_some(unknown)}, but without {_some(missing)}"
         return
-    places = {layer: name for name, layer in model.named_modules()}
-    ends = {name: layer for layer in heads(model) for name in expected if name.startswith(f"{places[layer]}.")}
+    ends = _ends(model)
     if absent := [name for name in missing if name in ends]:
         yield f"it has no head ({_some(absent)})"
     if others := [name for name in missing if name not in ends]:
@@ -220,6 +224,13 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
     for name, (first, *_) in _twins(expected).items():
         if name != first and name in known and not torch.equal(given[name], given[first]):
             yield f"{first} and {name} are one weight of the network, but differ"
+
+
+def _ends(model: nn.Module) -> list[str]:
+    """Names of a model's tensors that have a row for each output."""
+    places = {layer: name for name, layer in model.named_modules()}
+    layers = [*heads(model), *(heads(model.backbone) if isinstance(model, CMF) else [])]
+    return [name for layer in layers for name in model.state_dict() if name.startswith(f"{places[layer]}.")]
 
 
 def _some(names: Iterable[str]) -> str:
