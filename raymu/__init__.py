@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from raymu.scenario import Recipe as Recipe
     from raymu.scenario import Scenario as Scenario
     from raymu.study import Trial as Trial
-    from raymu.study import evaluate as evaluate
     from raymu.study import figures as figures
     from raymu.study import tune as tune
     from raymu.tuning.sweep import Sweep as Sweep
+    from raymu.unlearned import evaluate as evaluate
+    from raymu.unlearned import samples as samples
 
 __version__ = "0.2.0"
 
@@ -51,8 +52,9 @@ _PLACES = {
     "raymu.results.selection": ("best",),
     "raymu.run": ("Run",),
     "raymu.scenario": ("SCENARIOS", "Recipe", "Scenario"),
-    "raymu.study": ("Trial", "evaluate", "figures", "tune"),
+    "raymu.study": ("Trial", "figures", "tune"),
     "raymu.tuning.sweep": ("Sweep",),
+    "raymu.unlearned": ("evaluate", "samples"),
 }
 
 # Before Ray is imported, which reads it once: who joins a cluster needs the token as well.

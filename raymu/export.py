@@ -1,7 +1,9 @@
-"""One trial whose model is kept."""
+"""Models in files: a trial's that is kept, and those that are read back or come from elsewhere."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch import nn
 
 from raymu import cache, devices, references
 from raymu.engines import Options
@@ -9,6 +11,8 @@ from raymu.errors import InputError
 from raymu.evaluation import Metric, profile
 from raymu.method import Method
 from raymu.model_card import WEIGHTS, model_card
+from raymu.models import architectures, checkpoint
+from raymu.models.cmf import CMF
 from raymu.objective import Objective
 from raymu.row import Row
 from raymu.scenario import Scenario
@@ -18,6 +22,7 @@ from raymu.workers import Workers
 ROW = "row.json"
 CARD = "README.md"
 LAYERS = "layers.json"
+OF_CMF = {"mu", "head.weight"}  # names of its buffers
 
 
 def make_room(out: Path) -> None:
@@ -72,3 +77,46 @@ def keep(
         cache.save_json(out / LAYERS, profiles)
     made = [out / name for name in (ROW, WEIGHTS, CARD, LAYERS) if (out / name).exists()]
     cache.save_json(out / cache.HASHES, {path.name: cache.hash_of(path) for path in made})
+
+
+def load(path: Path, scenario: Scenario) -> nn.Module:
+    """A model of the scenario's architecture, in eval mode, with the weights of a file that any code wrote, or of a
+    directory that `keep` filled. Where they are those of a CMF head, the model has one. Where the scenario is of some
+    classes alone and the head is of all, only their outputs are kept.
+
+    Raises:
+        InputError: see `raymu.models.checkpoint.load` and `made_by`.
+    """
+    path, _ = made_by(path)
+    model = architectures.build(scenario, scenario.model_seed)
+    if checkpoint.read(path).keys() >= OF_CMF and not model.state_dict().keys() >= OF_CMF:
+        model = CMF(model, scenario.num_classes, temperature=1.0)  # which its weights have in them
+    what = f"{scenario.architecture_name} on {scenario.dataset_name}"
+    model.load_state_dict(checkpoint.load(model, path, what, scenario.classes, scenario.source.num_classes))
+    return model.eval()
+
+
+def made_by(path: Path) -> tuple[Path, Row]:
+    """File with a model's weights, and the row of the trial that `keep` kept with it: of the directory, or of the file
+    in it. Of a file from elsewhere the row is empty.
+
+    Raises:
+        InputError: the directory is no such, or its row is damaged.
+    """
+    is_directory = path.is_dir()
+    directory = path if is_directory else path.parent
+    if not is_directory and not (path.name == WEIGHTS and (directory / ROW).exists()):
+        return path, {}
+    try:
+        row = cache.load_json(directory / ROW)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} has no {ROW} of `raymu run` or `raymu export`; name the file with the weights"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read {directory / ROW}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{directory / ROW} is damaged: {error}") from error
+    if not isinstance(row, dict) or "scenario_hash" not in row:
+        raise InputError(f"{directory / ROW} is no row of a trial")
+    return directory / WEIGHTS, row

@@ -19,6 +19,24 @@ from raymu.scenario import Scenario
 Memories = Mapping[str, Memory | None]  # by split; None: not defined
 
 
+def with_score(which: str, row: Row, found: Mapping[str, Row], objective: Objective) -> Row:
+    """A row with its scores on validation and on test.
+
+    Args:
+        which: model it is of, in messages.
+        found: rows of the references.
+
+    Raises:
+        InputError: the objective has no score for it.
+    """
+    try:
+        score, test_score = (objective.of(row, found, split) for split in SPLITS)
+    except Exception as error:  # whatever an objective of the user's raises
+        said = f"{type(error).__name__}: {error}"
+        raise InputError(f"objective {objective.name} on the {which} model: {said}") from error
+    return row | {"score": score, "test_score": test_score}
+
+
 def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Row]:
     """Rows of both references and of the dead network, as `references.metrics` returns them, with their scores.
 
@@ -26,7 +44,7 @@ def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] =
         InputError: the objective has no score for one.
     """
     found = references.metrics(scenario, metrics)
-    return {which: _scored(which, row, found, objective) for which, row in found.items()}
+    return {which: with_score(which, row, found, objective) for which, row in found.items()}
 
 
 def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
@@ -54,18 +72,15 @@ def measured(
     with devices.cpu_threads(options.threads):
         row = evaluate(untrained, reference.data, reference.baseline, metrics)
     row |= gaps(row, reference.metrics.get("retrained"), metrics) | reference.data.images
-    rows["untrained"] = _scored("untrained", row, reference.metrics, objective)
-    columns = {column: reference.scenario.as_dict()[column] for column in ("forget", "forget_share", "model_seed")}
-    return {which: {**columns, "seed": 0, "status": "completed", **row} for which, row in rows.items()}
+    rows["untrained"] = with_score("untrained", row, reference.metrics, objective)
+    return {which: as_trial(row, reference.scenario, metrics) for which, row in rows.items()}
 
 
-def _scored(which: str, row: Row, found: Mapping[str, Row], objective: Objective) -> Row:
-    try:
-        score, test_score = (objective.of(row, found, split) for split in SPLITS)
-    except Exception as error:  # whatever an objective of the user's raises
-        said = f"{type(error).__name__}: {error}"
-        raise InputError(f"objective {objective.name} on the {which} model: {said}") from error
-    return row | {"score": score, "test_score": test_score}
+def as_trial(row: Row, scenario: Scenario, metrics: Sequence[Metric] = ()) -> Row:
+    """A row with the columns that a trial's has as well, of a model that no trial made."""
+    columns = {column: scenario.as_dict()[column] for column in ("forget", "forget_share", "model_seed")}
+    measured_by = {"metrics": {one.name: one.code() for one in metrics}} if metrics else {}
+    return {**columns, **measured_by, "seed": 0, "status": "completed", **row}
 
 
 def memory_lines(originals: Sequence[Memories]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from raymu.results.ranking import AREAS
 from raymu.results.tables import COLUMNS, metric
 from raymu.row import Row
 from raymu.scenario import Scenario
+from raymu.values import subset_in_words
 
 WEIGHTS = "model.safetensors"
 VERSIONS = ("raymu", "torch", "timm", "safetensors")
@@ -37,6 +38,8 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
     head = "class-mean features (CMF) as head" if row["head"] == "cmf" else "its own linear head"
     part = "" if row["train"] == "all" else "; its classifier alone was changed, the features are the original's"
     config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]
+    subset = subset_in_words(scenario.classes, scenario.train_share)
+    of_data = f"{_escaped(scenario.dataset_name)}{f' ({subset})' if subset else ''}"
     versions = [f"{package} {importlib.metadata.version(package)}" for package in VERSIONS]
     models = {**(references or {}), "this model": row}
     columns = [f"test_{column}" for column in COLUMNS.values()]
@@ -54,7 +57,7 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
             f"{_front_matter(row, scenario)}\n---\n",
             f"# {_escaped(row['method'])} on {_escaped(scenario.name)}, without {scenario.forgotten}\n",
             f"An image classifier, {_escaped(scenario.pretrained or scenario.architecture_name)} trained on"
-            f" {_escaped(scenario.dataset_name)}, that was made to forget {scenario.forgotten} by"
+            f" {of_data}, that was made to forget {scenario.forgotten} by"
             f" {_escaped(row['method'])} ({_escaped(paper)}), with {head}{part}."
             " Made with raymu.\n",
             "## What it still knows\n",
@@ -138,17 +141,18 @@ def _snippet(row: Row, scenario: Scenario) -> str:
     dataset, seen, network = scenario.source, scenario.format, scenario.network
     given = dict(scenario.model_args)
     if is_timms := isinstance(network, Timm) and network.make is None:
-        given = network.arguments(dataset.num_classes, seen.shape, **given)
+        given = network.arguments(scenario.num_classes, seen.shape, **given)
     arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     shape = f"(N, {', '.join(map(str, seen.shape))})"
     is_cmf = row["head"] == "cmf"
+    order = f", of the classes {', '.join(map(str, scenario.classes))}," if scenario.classes else ""
     lines = [*(["import timm"] if is_timms else []), "import torch", "from safetensors.torch import load_file"]
     if is_cmf:
         lines += ["", "from raymu.models.cmf import CMF"]
     if is_timms:
         lines += ["", f"model = timm.create_model({network.name!r}{arguments})"]
     else:  # in a file of whoever trained it
-        call = f"build({dataset.num_classes}, {tuple(seen.shape)}{arguments})"
+        call = f"build({scenario.num_classes}, {tuple(seen.shape)}{arguments})"
         lines += ["", f"# the architecture {network.name}, an object of raymu's, has to be at hand", f"model = {call}"]
     if scenario.cifar_stem:
         lines += [
@@ -157,7 +161,7 @@ def _snippet(row: Row, scenario: Scenario) -> str:
         ]
     if is_cmf:
         lines += [
-            f"model = CMF(model, num_classes={dataset.num_classes}, temperature={row['config']['temperature']!r})"
+            f"model = CMF(model, num_classes={scenario.num_classes}, temperature={row['config']['temperature']!r})"
         ]
     lines += [
         f'model.load_state_dict(load_file("{WEIGHTS}"))',
@@ -168,7 +172,7 @@ def _snippet(row: Row, scenario: Scenario) -> str:
         "",
         "",
         "def logits(images):",
-        f'    """Logits (N, {dataset.num_classes}) of images {shape} with values in 0..1."""',
+        f'    """Logits (N, {scenario.num_classes}){order} of images {shape} with values in 0..1."""',
         "    with torch.no_grad():",
         "        return model((images - mean) / std)",
     ]

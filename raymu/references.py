@@ -118,7 +118,7 @@ def train(
         compatibility.check(scenario)
         if own := _own(scenario, which):
             if entry is not None:
-                cache.save_tensors(entry / WEIGHTS, given.weights(own))
+                cache.save_tensors(entry / WEIGHTS, given.weights(scenario, own))
             return
         scenario_data = load_data(scenario, options)
         model = pretrained.start(scenario, scenario.model_seed).to(scenario_data.device)

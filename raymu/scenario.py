@@ -10,9 +10,9 @@ from raymu.architecture import Architecture, Timm
 from raymu.data.dataset import Dataset, Format
 from raymu.data.published import DATASETS
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, POSITIVE, SHARE, Bounds, conform, content_hash
+from raymu.values import NOT_NEGATIVE, POSITIVE, SHARE, Bounds, conform, content_hash, subset_in_words
 
-LATER = ("original", "retrained", "train_share")  # fields that hashes did not always have
+LATER = ("original", "retrained", "train_share", "classes")  # fields that hashes did not always have
 NONE = "none"  # in the place of a retrained model
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -73,6 +73,8 @@ class Scenario:
         val_share: share of the training images held out for validation, unless the dataset brings such a set.
         test_share: share held out for test; 0 where the dataset brings a test set.
         train_share: share of the other training images that models are trained on, in (0, 1].
+        classes: the classes whose images alone are used, in all splits; empty: all. A model has an output for each, in
+            the order of their numbers. Everywhere else a class has its number in the dataset.
         seed: draws the split, and the samples to forget.
         model_seed: draws the initial weights and the order of training images of the references: which of several
             originals, trained independently of each other on the same images, is meant.
@@ -100,6 +102,7 @@ class Scenario:
     val_share: float = 0.1
     test_share: float = 0.0
     train_share: float = 1.0
+    classes: tuple[int, ...] = ()
     seed: int = 0
     model_seed: int = 0
     data: str = ""
@@ -107,10 +110,15 @@ class Scenario:
     def __post_init__(self) -> None:
         share, number = Bounds(0, 1), NOT_NEGATIVE
         shares = {"forget_share": share, "val_share": share, "test_share": share, "train_share": SHARE}
-        conform(self, "scenario: ", **shares, forget=number, seed=number, model_seed=number)
+        conform(self, "scenario: ", **shares, forget=number, classes=number, seed=number, model_seed=number)
         if self.val_share + self.test_share >= 1:
             raise InputError("scenario: val_share and test_share leave nothing to train on")
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
+        if twice := [one for one in self.classes if self.classes.count(one) > 1]:
+            raise InputError(f"scenario: class {twice[0]} is there twice in classes")
+        if len(self.classes) == 1:
+            raise InputError(f"scenario: a classifier needs two classes, not class {self.classes[0]} alone")
+        object.__setattr__(self, "classes", tuple(sorted(self.classes)))
         if not isinstance(self.recipe, Recipe):
             raise InputError(f"scenario: recipe has to be a Recipe, not {self.recipe!r}")
         object.__setattr__(self, "model_args", _arguments(self.model_args))
@@ -140,6 +148,12 @@ class Scenario:
             return f"{100 * self.forget_share:g} % of the samples"
         return f"class{'es' if len(self.forget) > 1 else ''} {', '.join(map(str, self.forget))}"
 
+    @property
+    def title(self) -> str:
+        """What has to be forgotten, in a line: "digits (classes 0, 1, 2 alone), forgetting class 1"."""
+        subset = subset_in_words(self.classes, self.train_share)
+        return f"{self.name}{f' ({subset})' if subset else ''}, forgetting {self.forgotten}"
+
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types; but LATER ones only where they say something, since hashes are older."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -147,11 +161,10 @@ class Scenario:
             if field.name in LATER and fields[field.name] == field.default:
                 del fields[field.name]
         return {
-            **fields,
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()},
             "dataset": self.dataset_name,
             "architecture": self.architecture_name,
             "recipe": dataclasses.asdict(self.recipe),
-            "forget": list(self.forget),
             "model_args": dict(self.model_args),
         }
 
@@ -181,6 +194,11 @@ class Scenario:
             return self.dataset
         found: Dataset = plugins.find(Dataset, self.dataset, DATASETS)
         return found
+
+    @property
+    def num_classes(self) -> int:
+        """Number of its classes, and of its models' outputs."""
+        return len(self.classes) or self.source.num_classes
 
     @property
     def format(self) -> Format:

@@ -94,7 +94,7 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     if ("data" in content) == ("dataset" in content):
         raise InputError("it needs a table [data], or the name of a dataset that raymu knows (dataset = ...)")
     kept = {field: content[field] for field in content if field not in OWN}
-    for which in ("original", "retrained", "forget"):
+    for which in ("original", "retrained", "forget", "classes"):
         kept.pop(which, None)
     task = Scenario(
         **kept
@@ -109,18 +109,19 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     if "data" in content:
         described = formats.dataset(name, _table(content, "data"), directory, task.transform)
         task = dataclasses.replace(task, dataset=described)
-    forget = checked("forget", content.get("forget", ()), tuple[Any, ...])
-    task = dataclasses.replace(task, forget=tuple(task.source.class_number(str(one)) for one in forget))
+    said = dict[str, Any]()
+    for field in ("forget", "classes"):
+        named = checked(field, content.get(field, ()), tuple[Any, ...])
+        said[field] = tuple(task.source.class_number(str(one)) for one in named)
     rows = checked("original_rows", content.get("original_rows", ()), tuple[int, ...], NOT_NEGATIVE)
     if rows and len(rows) != task.source.num_classes:
         raise InputError(f"original_rows names {len(rows)} outputs, the data have {task.source.num_classes} classes")
-    models = dict[str, Any]()
     for which, chosen in (("original", rows), ("retrained", ())):
         file = checked(which, content.get(which, ""), str)
-        models[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser(), chosen)
-    if models["original"] == NONE:
+        said[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser(), chosen)
+    if said["original"] == NONE:
         raise InputError("original is a file; left out, it is trained by [recipe]")
-    return dataclasses.replace(task, **models)
+    return dataclasses.replace(task, **said)
 
 
 def architecture_of(name: str, directory: Path) -> str | Architecture:

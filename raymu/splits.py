@@ -66,6 +66,7 @@ class Data:
         probed: what a probe is fitted on: the training split; where samples are forgotten, without them, or it would
             learn them itself.
         forgotten: the classes that have to be forgotten; none where samples are.
+        classes: the dataset's number of each label, where these are others: labels count the scenario's classes from 0.
         workers: who share the work on it.
     """
 
@@ -76,6 +77,7 @@ class Data:
     test: HeldOut
     num_classes: int
     forgotten: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
     workers: Workers = field(default_factory=Workers)
 
     @property
@@ -90,30 +92,44 @@ class Data:
         parts |= {"test_retain": self.test.retain, "test_forget": self.test.forget}
         return {f"{part}_images": len(split) for part, split in parts.items()}
 
+    def numbers_of(self, labels: Tensor) -> list[int]:
+        """The dataset's numbers of the classes that labels (N,) stand for."""
+        return [self.classes[label] for label in labels.tolist()] if self.classes else labels.tolist()
+
     def is_forgotten(self, classes: Tensor) -> Tensor:
         """Which of these classes have to be forgotten (bool)."""
         return torch.isin(classes, torch.tensor(self.forgotten, dtype=classes.dtype, device=classes.device))
 
 
 def check_forget(scenario: Scenario) -> None:
-    """Look whether the forget set makes sense for the data.
+    """Look whether the classes that are used and the forget set make sense for the data.
 
     Raises:
-        InputError: a class that the data does not have, none, or all of them; a share outside 0..1; or both.
+        InputError: a class that the data does not have, none, or all of them; a share outside 0..1; or both; a
+            forgotten class that is not used.
     """
+    known = range(scenario.source.num_classes)
+    for one in scenario.classes:
+        if one not in known:
+            raise InputError(f"class {one} is outside the data: {scenario.dataset_name} has 0..{known[-1]}")
+    if len(scenario.classes) == len(known):
+        raise InputError(f"these classes are all that {scenario.dataset_name} has: leave them out")
     if scenario.forget_share:
         if scenario.forget:
             raise InputError("forget classes or a share of the samples, not both")
         if not 0 < scenario.forget_share < 1:
             raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
         return
-    classes = range(scenario.source.num_classes)
     for forgotten in scenario.forget:
-        if forgotten not in classes:
+        if forgotten not in known:
             raise InputError(
-                f"forget class {forgotten} is outside the data: {scenario.dataset_name} has 0..{classes[-1]}"
+                f"forget class {forgotten} is outside the data: {scenario.dataset_name} has 0..{known[-1]}"
             )
-    if not 0 < len(set(scenario.forget)) < len(classes):
+        if scenario.classes and forgotten not in scenario.classes:
+            raise InputError(
+                f"forget class {forgotten} is not among the classes {', '.join(map(str, scenario.classes))}"
+            )
+    if not 0 < len(scenario.forget) < scenario.num_classes:
         raise InputError("the forget set needs at least one class, and has to leave at least one")
 
 
@@ -191,20 +207,21 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
     dataset, scenario = scenario.source, prepared(scenario)
     processes = torch.get_num_threads() if processes is None else processes
     parts = dataset.load(dataset.entry(scenario.data), scenario.transform, device, processes)
+    parts = {name: part._replace(labels=_renumbered(part.labels, scenario.classes)) for name, part in parts.items()}
     train = parts["train"]
-    count = len(train.labels)
-    brought = {part: split for part, split in parts.items() if part != "train"}
-    num_val = 0 if "val" in brought else round(count * scenario.val_share)
-    num_test = round(count * scenario.test_share)
+    rows, brought = _used(train), {part: split for part, split in parts.items() if part != "train"}
+    num_val = 0 if "val" in brought else round(len(rows) * scenario.val_share)
+    num_test = round(len(rows) * scenario.test_share)
     if not num_test and "test" not in brought:
         raise InputError(f"{dataset.name} brings no test set (a directory or shards val); set a test_share")
-    order = _stratified(_draw(train.images.keys, scenario.seed, "split"), train.labels.cpu().numpy())
+    drawn, labels = _draw(train.images.keys[rows], scenario.seed, "split"), train.labels.cpu().numpy()[rows]
+    order = rows[_stratified(drawn, labels)]
 
     def split(part: Labelled, rows: NDArray[np.int64]) -> Split:
         return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
 
     def whole(part: Labelled) -> Split:
-        return split(part, np.arange(len(part.labels)))
+        return split(part, _used(part))
 
     test, val, rest = np.split(order, [num_test, num_test + num_val])
     rest = rest[: round(len(rest) * scenario.train_share)]  # in this order every beginning is stratified as well
@@ -215,8 +232,22 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
             whole(brought["val"]) if "val" in brought else split(train, val),
             split(train, test) if num_test else whole(brought["test"]),
         ),
-        num_classes=dataset.num_classes,
+        num_classes=scenario.num_classes,
+        classes=scenario.classes,
     )
+
+
+def _renumbered(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Labels (N,) that count these classes from 0, and are -1 elsewhere; without classes those that they are."""
+    if not classes:
+        return labels
+    numbers = torch.tensor(classes, device=labels.device)
+    return torch.where(torch.isin(labels, numbers), torch.searchsorted(numbers, labels), -1)
+
+
+def _used(part: Labelled) -> NDArray[np.int64]:
+    """Rows of the images that have a label."""
+    return np.flatnonzero(part.labels.cpu().numpy() >= 0)
 
 
 def _draw(keys: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint64]:
@@ -242,7 +273,8 @@ def _stratified(drawn: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray
 def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> dict[str, Any]:
     """What of the three splits is to be forgotten, as fields of Data."""
     if scenario.forget:
-        classes = torch.tensor(scenario.forget, device=train.labels.device)
+        forgotten = tuple(_renumbered(torch.tensor(scenario.forget), scenario.classes).tolist())
+        classes = torch.tensor(forgotten, device=train.labels.device)
         chosen, *held_out = (torch.isin(split.targets, classes) for split in (train, val, test))
         parts = {
             name: HeldOut(split.subset(~forget), split.subset(forget))
@@ -254,7 +286,7 @@ def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> di
                     f"the {name} split has {len(part.forget)} images of {scenario.forgotten} and {len(part.retain)} of"
                     " the others; there has to be one of each"
                 )
-        return {"train": train, "forget": chosen, "forgotten": scenario.forget, "probed": train, **parts}
+        return {"train": train, "forget": chosen, "forgotten": forgotten, "probed": train, **parts}
     count = round(scenario.forget_share * len(train))
     if not 2 <= count < len(train):
         raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import nn
 
-from raymu import cache, devices, engines, evaluation, export, methods, references, scenarios, source, splits
+from raymu import cache, devices, engines, export, methods, references, scenarios, splits
 from raymu import objective as objectives
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.options import ENGINES
 from raymu.errors import InputError
-from raymu.evaluation import Metric, gaps, metrics
+from raymu.evaluation import Metric, metrics
 from raymu.evaluation.layers import check_blocks
-from raymu.evaluation.metrics import check_new
 from raymu.method import Method
 from raymu.models import compatibility, pretrained
 from raymu.models.inference import extract
@@ -253,34 +252,6 @@ class Trial:
             shutil.rmtree(out / MIRROR)
         row: Row = cache.load_json(out / export.ROW)
         return row
-
-
-def evaluate(
-    model: nn.Module,
-    scenario: Scenario,
-    metrics: Sequence[Metric] = (),
-    options: Options = DEFAULTS,
-    data_dir: Path | str | None = None,
-) -> Row:
-    """All metrics of a model, and their gaps to the retrained one: to the last digit those of a trial with the same
-    options on the same CPU. References that are missing are trained.
-
-    Args:
-        model: of the scenario's architecture; it is moved to the device that measures it, and stays as it is.
-        metrics: what is measured beside raymu's own metrics.
-        options: what carries it out.
-        data_dir: where the dataset's original files are.
-
-    Raises:
-        InputError: the scenario's data are missing, or torch's defaults were changed.
-    """
-    check_new(metrics)
-    source.read_anew()
-    devices.check_defaults()
-    found = references.load(splits.prepare(scenario, data_dir), references.default_device(), options, metrics)
-    with devices.cpu_threads(options.threads):
-        row = evaluation.evaluate(model.to(found.data.device), found.data, found.baseline, metrics)
-    return row | gaps(row, found.metrics.get("retrained"), metrics)
 
 
 def accuracies(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, tuple[float, int]]:

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from raymu.errors import InputError
 
 SCENARIO, STORAGE = "digits", "raymu-results"  # where nobody says another one
+MOST_NAMED = 10  # classes of a subset
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,15 @@ def unknown(kind: str, name: Any, known: list[str]) -> str:
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
+
+
+def subset_in_words(classes: Sequence[int], train_share: float) -> str:
+    """Part of a dataset: "classes 0, 1, 2 alone, 10 % of the training images"; empty: all of it."""
+    first = ", ".join(map(str, classes[:MOST_NAMED]))
+    more = f", ... ({len(classes)} in all)" if len(classes) > MOST_NAMED else ""
+    said = [f"classes {first}{more} alone"] if classes else []
+    said += [f"{100 * train_share:g} % of the training images"] if train_share < 1 else []
+    return ", ".join(said)
 
 
 def given_values(values: Mapping[str, Any]) -> dict[str, Any]:

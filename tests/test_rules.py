@@ -26,7 +26,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "references protocol model_card",
     "trial fixed_points",
     "export distributed",
-    "tuning",
+    "tuning unlearned",
     "study",
     "cli",
     "__init__ __main__",  # the names that a script or a shell begins with

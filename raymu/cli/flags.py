@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raymu.errors import InputError
-from raymu.values import checked
+from raymu.values import checked, given_values
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.scenario import Scenario
@@ -25,6 +25,12 @@ ForgetFlag = Annotated[str | None, typer.Option(help="Classes to forget, by numb
 ShareFlag = Annotated[
     float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
 ]
+ClassesFlag = Annotated[
+    str | None, typer.Option(help="Use the images of these classes alone, for a dry run, by number: 0,1,2,3,4")
+]
+TrainShareFlag = Annotated[
+    float | None, typer.Option("--train-share", help="Train on this share of the training images alone: 0.1")
+]
 OwnFlag = Annotated[
     list[Path] | None,
     typer.Option(
@@ -37,6 +43,7 @@ MetricFlag = Annotated[
     list[str] | None,
     typer.Option(help="Measure another one: its name, or the file of your own. May be repeated."),
 ]
+LayersFlag = Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")]
 HEAD_HELP = "The model's own linear head, or cmf: class-mean features."
 TRAIN_HELP = "Train all weights, or the classifier alone (the control)."
 DataFlag = Annotated[
@@ -78,6 +85,12 @@ def classes_in(scenario: "Scenario", text: str) -> tuple[int, ...]:
     source = scenario.source
     named = [text] if text in source.class_names else text.split(",")
     return tuple(source.class_number(name.strip()) for name in named)
+
+
+def with_subset(scenario: "Scenario", classes: str | None, train_share: float | None) -> "Scenario":
+    """Scenario with a part of its data, if flags ask for one."""
+    chosen = None if classes is None else classes_in(scenario, classes)
+    return dataclasses.replace(scenario, **given_values({"classes": chosen, "train_share": train_share}))
 
 
 def numbers_in(flag: str, text: str) -> tuple[int, ...]:

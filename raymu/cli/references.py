@@ -10,15 +10,18 @@ from raymu.cli.flags import (
     CPUS_HELP,
     OBJECTIVE_HELP,
     SCENARIO_HELP,
+    ClassesFlag,
     DataFlag,
     ForgetFlag,
     JsonFlag,
     MetricFlag,
     OwnFlag,
     ShareFlag,
+    TrainShareFlag,
     WeightsFlag,
     load_own,
     with_forget,
+    with_subset,
 )
 from raymu.cli.program import app, console
 from raymu.values import SCENARIO, Bounds, checked
@@ -29,6 +32,8 @@ def references(
     scenario: Annotated[str, typer.Option(help=SCENARIO_HELP)] = SCENARIO,
     forget: ForgetFlag = None,
     forget_share: ShareFlag = None,
+    classes: ClassesFlag = None,
+    train_share: TrainShareFlag = None,
     originals: Annotated[int, typer.Option(help="Number of originals, trained independently of each other.")] = 1,
     objective: Annotated[str | None, typer.Option(help=OBJECTIVE_HELP)] = None,
     metric: MetricFlag = None,
@@ -56,7 +61,8 @@ def references(
 
     load_own(own)
     checked("--originals", originals, int, Bounds(1))
-    task, found = with_forget(get(scenario), forget, forget_share), [metrics.get(one) for one in metric or []]
+    task = with_forget(with_subset(get(scenario), classes, train_share), forget, forget_share)
+    found = [metrics.get(one) for one in metric or []]
     scored_by = objectives.get(objective) if objective else objectives.default(task.has_retrained)
     options = Options(threads=cpus_per_trial, cores=cpus_per_trial)
     check(task, Retrain, scored_by, found)
@@ -72,7 +78,7 @@ def references(
         shown = [{**of, "memory": fixed_points.in_json(each)} for of, each in zip(rows, memories, strict=True)]
         typer.echo(json.dumps(shown if originals > 1 else shown[0], indent=2))
         return
-    console.print(f"{task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
+    console.print(f"{task.title}", highlight=False, soft_wrap=True)
     models = {which: [of[which] for of in rows] for which in rows[0]}
     figures = {which: figures_of(of[0], scored_by.name, of if originals > 1 else ()) for which, of in models.items()}
     console.print(tables.comparison(figures, scored_by.name))

@@ -14,20 +14,24 @@ from raymu.cli.flags import (
     TRAIN_HELP,
     WORKERS_HELP,
     CheckpointingFlag,
+    ClassesFlag,
     DataFlag,
     DeepSpeedFlag,
     ForgetFlag,
+    LayersFlag,
     MethodFlag,
     OffloadFlag,
     OwnFlag,
     ScenarioFlag,
     ShareFlag,
     StorageArgument,
+    TrainShareFlag,
     WeightsFlag,
     ZeroFlag,
     load_own,
     text_of,
     with_forget,
+    with_subset,
 )
 from raymu.cli.given import read_row
 from raymu.cli.program import app, console
@@ -50,6 +54,8 @@ def run(
     scenario: ScenarioFlag = None,
     forget: ForgetFlag = None,
     forget_share: ShareFlag = None,
+    classes: ClassesFlag = None,
+    train_share: TrainShareFlag = None,
     head: Annotated[str | None, typer.Option(help=f"{HEAD_HELP} (default: the row's, or linear)")] = None,
     train: Annotated[str | None, typer.Option(help=f"{TRAIN_HELP} (default: the row's, or all)")] = None,
     objective: Annotated[str | None, typer.Option(help=f"{OBJECTIVE_HELP} Of a row: the row's.")] = None,
@@ -63,7 +69,7 @@ def run(
     gradient_checkpointing: CheckpointingFlag = False,
     deepspeed: DeepSpeedFlag = None,
     own: OwnFlag = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Probe every block, not the last features alone.")] = False,
+    layers: LayersFlag = False,
 ) -> None:
     """Unlearn once and keep the model. One worker does without Ray."""
     from raymu import objective as objectives
@@ -86,7 +92,11 @@ def run(
     trial = Trial.of(
         row,
         method=get_method(method),
-        scenario=with_forget(scenario_of(row) if scenario is None else get_scenario(scenario), forget, forget_share),
+        scenario=with_forget(
+            with_subset(scenario_of(row) if scenario is None else get_scenario(scenario), classes, train_share),
+            forget,
+            forget_share,
+        ),
         head=head,
         train=train,
         objective=None if objective is None else objectives.get(objective),
@@ -106,7 +116,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
 
     trial = trial.prepared(data_dir, weights)
     name, task, objective = trial.method.name(), trial.scenario, trial.objective.name
-    console.print(f"{name} on {task.name}, forgetting {task.forgotten}", highlight=False, soft_wrap=True)
+    console.print(f"{name} on {task.title}", highlight=False, soft_wrap=True)
     for line in splits.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     missing = references.missing(task)

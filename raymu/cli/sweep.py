@@ -15,12 +15,14 @@ from raymu.cli.flags import (
     SCENARIO_HELP,
     TRAIN_HELP,
     CheckpointingFlag,
+    ClassesFlag,
     DataFlag,
     DeepSpeedFlag,
     ForgetFlag,
     MetricFlag,
     OffloadFlag,
     ShareFlag,
+    TrainShareFlag,
     WeightsFlag,
     WorkersFlag,
     ZeroFlag,
@@ -28,6 +30,7 @@ from raymu.cli.flags import (
     numbers_in,
     text_of,
     with_forget,
+    with_subset,
 )
 from raymu.cli.program import app, console, run_program
 from raymu.errors import InputError
@@ -115,6 +118,8 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         scenario: Annotated[str, typer.Option(help=SCENARIO_HELP)] = default.scenario.name,
         forget: ForgetFlag = None,
         forget_share: ShareFlag = None,
+        classes: ClassesFlag = None,
+        train_share: TrainShareFlag = None,
         head: Annotated[str | None, typer.Option(help=HEAD_HELP)] = default.head if len(heads) == 1 else None,
         train: Annotated[str | None, typer.Option(help=TRAIN_HELP)] = default.train if len(trains) == 1 else None,
         data_dir: DataFlag = None,
@@ -221,7 +226,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             its_head: Any = head or one.head
             return Sweep(
                 method=one.method,
-                scenario=with_forget(chosen, forget, forget_share),
+                scenario=with_forget(with_subset(chosen, classes, train_share), forget, forget_share),
                 protocol=protocol,
                 space={**one.space, **_parse_ranges(one.method, its_head, ranges or [])},
                 head=its_head,
@@ -322,7 +327,7 @@ def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resou
     protocol, location = sweep.protocol, storage / (name or sweep.directory)
     score = score_name(protocol.objective.name)
     console.print(
-        f"tuning {sweep.name} on {sweep.scenario.name}, forgetting {sweep.scenario.forgotten}:"
+        f"tuning {sweep.name} on {sweep.scenario.title}:"
         f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
         highlight=False,
         soft_wrap=True,

@@ -14,6 +14,7 @@ from torch import Tensor
 from raymu.data.decoding import Request, Unread, decoders
 from raymu.data.images import Images
 from raymu.data.index import Index
+from raymu.data.layout import SHARDS, suffix_of
 
 PER_REQUEST = 8  # images
 WINDOW = 16  # shards
@@ -95,6 +96,13 @@ class Encoded(Images):
         file = torch.from_numpy(self._index.file[rows.numpy()])
         window = place[file] // self._window
         return order[window[order].argsort(stable=True)]
+
+    def key(self, position: int) -> str:
+        """See Images: class/key, where the class is its folder's name, or of a shard its number."""
+        index = self._index
+        file, key = index.files[index.file[position]].decode(), index.keys[position].decode()
+        is_shard = suffix_of(file) in SHARDS
+        return f"{index.labels[position] if is_shard else file.split('/')[1]}/{key}"
 
     def _begin(self, rows: Tensor, seeds: Tensor | None) -> _Batch:
         chosen = rows.cpu().numpy()

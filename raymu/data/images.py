@@ -40,6 +40,10 @@ class Images(ABC):
         """The order (N,) in which images at these positions (N,), on the CPU, are read in training: a random one."""
         return torch.randperm(len(rows), generator=random)
 
+    def key(self, position: int) -> str:
+        """Key of an image, for people: the number of its row."""
+        return str(position)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """What a model sees of pixels (B, C, H, W), uint8, on the device of `mean`."""
         return pixels.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)

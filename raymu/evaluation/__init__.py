@@ -5,6 +5,7 @@ from raymu.evaluation.attack import Memory
 from raymu.evaluation.evaluate import baseline, evaluate, evaluate_quickly, gaps, look, measured, memories
 from raymu.evaluation.layers import profile
 from raymu.evaluation.metrics import Metric, columns
+from raymu.evaluation.samples import samples
 from raymu.evaluation.tsne import tsne
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "measured",
     "memories",
     "profile",
+    "samples",
     "tsne",
 ]

@@ -28,8 +28,11 @@ def tsne(models: Mapping[str, nn.Module], data: Data) -> dict[str, Any]:
         `labels` of the images (N,), the `forget` classes, and for every model `x` and `y` (N,), as lists.
     """
     parts = [_some(data.val.retain, RETAIN_IMAGES), _some(data.val.forget, FORGET_IMAGES)]
-    labels = torch.cat([part.targets for part in parts]).tolist()
-    found: dict[str, Any] = {"labels": labels, "forget": list(data.forgotten)}
+    labels = data.numbers_of(torch.cat([part.targets for part in parts]))
+    found: dict[str, Any] = {
+        "labels": labels,
+        "forget": data.numbers_of(torch.tensor(data.forgotten, dtype=torch.long)),
+    }
     for name, model in models.items():
         read = [data.workers.gather(said.features) for said in extract(model, data, *parts)]
         found[name] = data.workers.broadcast(_place(torch.cat(read).cpu().numpy()) if data.workers.rank == 0 else None)

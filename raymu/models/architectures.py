@@ -51,8 +51,8 @@ def build(scenario: Scenario, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         given = "".join(f", {name}={value!r}" for name, value in arguments.items())
-        with refusal(scenario, f"cannot be built with num_classes={dataset.num_classes}{given}"):
-            model: Any = network.build(dataset.num_classes, scenario.format.shape, **arguments)
+        with refusal(scenario, f"cannot be built with num_classes={scenario.num_classes}{given}"):
+            model: Any = network.build(scenario.num_classes, scenario.format.shape, **arguments)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"build returned {model!r}, no torch.nn.Module")
         if scenario.cifar_stem:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raymu.errors import InputError
+from raymu.models.cmf import CMF
 from raymu.models.inference import heads
 
 WRAPPERS = (  # what training code puts around a state dict and before its names; of several the first is taken
@@ -55,7 +56,7 @@ def read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load(model: nn.Module, path: Path, what: str, rows: Sequence[int] = ()) -> dict[str, Tensor]:
+def load(model: nn.Module, path: Path, what: str, kept: Sequence[int] = (), among: int = 0) -> dict[str, Tensor]:
     """A file's state dict that fits the model exactly: its names, shapes and types, on the CPU. The model is not
     changed.
 
@@ -65,7 +66,8 @@ def load(model: nn.Module, path: Path, what: str, rows: Sequence[int] = ()) -> d
 
     Args:
         what: what the model is, in messages: "resnet18".
-        rows: the outputs of the file's head that are the model's, in its order; empty: all.
+        kept: outputs of a head that alone are kept, as those of the model, in this order; empty: all.
+        among: number of outputs of such a head; one that has only those of the model is taken whole. 0: any number.
 
     Raises:
         InputError: see `read`; or it does not fit, for all the reasons that are named.
@@ -85,10 +87,11 @@ def load(model: nn.Module, path: Path, what: str, rows: Sequence[int] = ()) -> d
             given[name] = counter if counter is not None and is_usable else torch.zeros((), dtype=torch.long)
         elif name not in given and (known := [twin for twin in twins[name] if twin in given]):
             given[name] = given[known[0]]
-    for name in of_heads(model) & given.keys() if rows else ():
-        if max(rows) >= len(given[name]):
-            raise InputError(f"{path}: its head has the outputs 0..{len(given[name]) - 1}, so none is {max(rows)}")
-        given[name] = given[name][list(rows)]
+    for name in of_heads(model) if kept else ():
+        if name in given and len(given[name]) == (among or len(given[name])):
+            if max(kept) >= len(given[name]):
+                raise InputError(f"{path}: its head has the outputs 0..{len(given[name]) - 1}, so none is {max(kept)}")
+            given[name] = given[name][list(kept)]
     if misfits := list(_misfits(model, expected, given)):
         raise InputError(f"{path} does not fit {what}: {'; '.join(misfits)}")
     return {name: given[name].detach().to(weight.dtype).contiguous() for name, weight in expected.items()}
@@ -226,10 +229,11 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
             yield f"{first} and {name} are one weight of the network, but differ"
 
 
-def of_heads(model: nn.Module) -> set[str]:
-    """Names of the weights of its classifier's last layers."""
-    ends = {id(weight) for layer in heads(model) for weight in layer.parameters()}
-    return {name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in ends}
+def of_heads(model: nn.Module) -> list[str]:
+    """Names of a model's tensors that have a row for each output."""
+    places = {layer: name for name, layer in model.named_modules()}
+    layers = [*heads(model), *(heads(model.backbone) if isinstance(model, CMF) else [])]
+    return [name for layer in layers for name in model.state_dict() if name.startswith(f"{places[layer]}.")]
 
 
 def _some(names: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ def check(scenario: Scenario, method: type[Method] | None = None) -> None:
     shape = tuple(scenario.format.shape)
     exact = dataclasses.replace(scenario.recipe, precision="fp32")
     alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0, recipe=exact)
-    _try_out(alike, shape, scenario.source.num_classes)
+    _try_out(alike, shape, scenario.num_classes)
     if method is not None:
         with torch.no_grad(), refusal(scenario, f"is not what {method.name()} works on"):
             method.check_model(functools.partial(sample, alike, shape))

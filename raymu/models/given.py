@@ -39,16 +39,14 @@ def keep(scenario: Scenario, file: Path, rows: Sequence[int] = ()) -> str:
     return digest
 
 
-def weights(digest: str) -> dict[str, Tensor]:
-    """The weights of that digest, on the CPU.
+def weights(scenario: Scenario, digest: str) -> dict[str, Tensor]:
+    """The weights of that digest, on the CPU: for the scenario's classes alone, where it has not all of them.
 
     Raises:
         InputError: they are neither in the cache nor in its mirror.
     """
-    entry = _entry(digest)
-    if not cache.find(entry):
-        raise InputError(f"the weights {digest} are not in the cache any more: name the scenario's file again")
-    return cache.load_tensors(entry / FILE, torch.device("cpu"))
+    model, among = architectures.build(scenario, 0), scenario.source.num_classes
+    return checkpoint.load(model, _found(digest), scenario.architecture_name, scenario.classes, among)
 
 
 def prepare(scenario: Scenario) -> None:
@@ -59,7 +57,15 @@ def prepare(scenario: Scenario) -> None:
     """
     for digest in (scenario.original, scenario.retrained):
         if digest not in ("", NONE):
-            weights(digest)
+            _found(digest)
+
+
+def _found(digest: str) -> Path:
+    """File with the weights of that digest."""
+    entry = _entry(digest)
+    if not cache.find(entry):
+        raise InputError(f"the weights {digest} are not in the cache any more: name the scenario's file again")
+    return entry / FILE
 
 
 def _entry(digest: str) -> Path:

@@ -121,7 +121,7 @@ def _load(scenario: Scenario, model: nn.Module, path: Path) -> None:
         pretrained = {name: tensor for name, tensor in tensors.items() if not is_new(name)}
         head = {name: tensor for name, tensor in model.state_dict().items() if is_new(name)}
         arguments = Timm(scenario.architecture_name).arguments(
-            scenario.source.num_classes, scenario.format.shape, **dict(scenario.model_args)
+            scenario.num_classes, scenario.format.shape, **dict(scenario.model_args)
         )
         # Of as many classes as the model, so that timm is strict.
         given: dict[str, Any] = {"state_dict": pretrained | head, "num_classes": arguments["num_classes"]}

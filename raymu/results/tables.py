@@ -11,6 +11,7 @@ from raymu.objective import score_name
 from raymu.results.comparison import Estimate
 from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
 from raymu.row import Row
+from raymu.values import subset_in_words
 
 SCALES = {  # what the numbers of a score mean
     "removal": "removal: 0 = original and dead network, 1 = retrained",
@@ -107,7 +108,7 @@ def latex(ranked: Sequence[Ranked], comment: str = "") -> str:
 def caption(ranked: Sequence[Ranked]) -> str:
     """What a ranking is of, in a sentence."""
     scenario, score = ranked[0].sweep.identity["scenario"], ranked[0].score
-    what = f"{scenario['name']}, forgetting {forgotten(scenario)}: tuned settings on test"
+    what = f"{scenario['name']}{subset(scenario)}, forgetting {forgotten(scenario)}: tuned settings on test"
     runs = f"means over {score.runs} runs on {score.originals} originals" if score.runs else "single runs"
     return f"{title(what, _tuned(ranked))}, {runs}{', with 95 % intervals' if score.low is not None else ''}."
 
@@ -118,6 +119,12 @@ def forgotten(scenario: Mapping[str, Any]) -> str:
         return f"{100 * scenario['forget_share']:g} % of the samples"
     classes = scenario.get("forget", [])
     return f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
+
+
+def subset(scenario: Mapping[str, Any]) -> str:
+    """The part of the data that is used, in brackets, of a scenario's fields; empty: all."""
+    said = subset_in_words(scenario.get("classes", ()), scenario.get("train_share", 1))
+    return f" ({said})" if said else ""
 
 
 def _tuned(ranked: Sequence[Ranked]) -> list[Figures | None]:

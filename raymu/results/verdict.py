@@ -41,7 +41,8 @@ def title(sweeps: Sequence[SweepResults]) -> str:
     """What is unlearned, in words."""
     scenarios = [sweep.identity.get("scenario", {}) for sweep in sweeps]
     return listed(
-        f"Unlearning {tables.forgotten(one)} of {one.get('dataset')} by {one.get('architecture')} ({one.get('name')})"
+        f"Unlearning {tables.forgotten(one)} of {one.get('dataset')}{tables.subset(one)} by {one.get('architecture')}"
+        f" ({one.get('name')})"
         for one in scenarios
     )
 

@@ -28,18 +28,25 @@ MOST_CLASSES = 10  # classes in the name of a directory
 
 def directory_name(what: str, scenario: Scenario, objective: str = REMOVAL.name) -> str:
     """Name of a directory for what is tuned on a scenario: with the names of the scenario and of the objective where
-    these are not the defaults, and with the forget set where it is not the known scenario's: salun,
-    salun-cifar10-resnet18, all-forget-3-5, salun-hmean.
+    these are not the defaults, and with the forget set and the part of the data where these are not the known
+    scenario's: salun, salun-cifar10-resnet18, all-forget-3-5, salun-hmean, salun-forget-3-classes-0-1-3-train-0.1.
     """
     known = SCENARIOS.get(scenario.name)
     parts = [what, *([scenario.name] if scenario.name != SCENARIO else [])]
     parts += [objective] if objective != REMOVAL.name else []
     if known is None or (known.forget, known.forget_share) != (scenario.forget, scenario.forget_share):
-        classes = [str(one) for one in scenario.forget]
-        if len(classes) > MOST_CLASSES:
-            classes = [f"{len(classes)}-classes", content_hash(scenario.forget)]
-        parts += ["forget", *(classes or [f"{scenario.forget_share:g}"])]
+        parts += ["forget", *(_in_name(scenario.forget) or [f"{scenario.forget_share:g}"])]
+    if scenario.classes != (known.classes if known else ()):
+        parts += ["classes", *_in_name(scenario.classes)]
+    if scenario.train_share != (known.train_share if known else 1):
+        parts += ["train", f"{scenario.train_share:g}"]
     return re.sub(r"[^\w.+-]", "_", "-".join(parts))
+
+
+def _in_name(classes: Sequence[int]) -> list[str]:
+    if len(classes) > MOST_CLASSES:
+        return [f"{len(classes)}-classes", content_hash(classes)]
+    return [str(one) for one in classes]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""A model that anybody's code unlearned, measured as a trial's is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from raymu import devices, evaluation, export, fixed_points, references, source, splits
+from raymu.engines import DEFAULTS, Options
+from raymu.errors import InputError
+from raymu.evaluation import Metric, gaps
+from raymu.evaluation.layers import check_blocks
+from raymu.evaluation.metrics import check_new
+from raymu.evaluation.samples import check_room, write
+from raymu.objective import Objective
+from raymu.row import Row
+from raymu.scenario import Scenario
+
+UNLEARNED = "unlearned"  # its name beside the references
+Model = nn.Module | Path | str
+
+
+def evaluate(
+    model: Model,
+    scenario: Scenario,
+    metrics: Sequence[Metric] = (),
+    options: Options = DEFAULTS,
+    data_dir: Path | str | None = None,
+    objective: Objective | None = None,
+) -> Row:
+    """All metrics of a model, and their gaps to the retrained one: to the last digit those of a trial with the same
+    options on the same CPU. References that are missing are trained.
+
+    Args:
+        model: of the scenario's architecture, however it was unlearned; it is moved to the device that measures it, and
+            stays as it is. Or where it is: a file with its weights, or a directory of `Trial.keep`.
+        metrics: what is measured beside raymu's own metrics.
+        options: what carries it out.
+        data_dir: where the dataset's original files are.
+        objective: what `score` and `test_score` are of; None: the row has none.
+
+    Raises:
+        InputError: the scenario's data are missing, the weights are not those of its architecture, or torch's defaults
+            were changed.
+        Diverged: the model's features or logits are not finite.
+    """
+    check_new(metrics)
+    model = _model(model, scenario)
+    found = _references(scenario, metrics, options, data_dir)
+    with devices.cpu_threads(options.threads):
+        row = evaluation.evaluate(model.to(found.data.device), found.data, found.baseline, metrics)
+    row |= gaps(row, found.metrics.get("retrained"), metrics) | found.data.images
+    return row if objective is None else fixed_points.with_score(UNLEARNED, row, found.metrics, objective)
+
+
+def layers(
+    model: Model, scenario: Scenario, options: Options = DEFAULTS, data_dir: Path | str | None = None
+) -> dict[str, list[Row]]:
+    """Depth profiles (see `raymu.evaluation.profile`) of the "original", the "retrained" and the "unlearned" model.
+
+    Args:
+        model, scenario, options, data_dir: see `evaluate`.
+
+    Raises:
+        InputError: see `evaluate`; or timm does not say what the blocks of the architecture are.
+        Undefined: the output of a block is not finite.
+    """
+    check_blocks(scenario)
+    model = _model(model, scenario)
+    found = _references(scenario, (), options, data_dir)
+    profiles = references.profiles(found.scenario, options)
+    with devices.cpu_threads(options.threads):
+        return {**profiles, UNLEARNED: evaluation.profile(model.to(found.data.device), found.data)}
+
+
+def samples(
+    model: Model,
+    scenario: Scenario,
+    options: Options = DEFAULTS,
+    data_dir: Path | str | None = None,
+    out: Path | None = None,
+) -> list[Row]:
+    """What is still known of every held-out forget image (see `raymu.evaluation.samples`).
+
+    Args:
+        model, scenario, options, data_dir: see `evaluate`.
+        out: a file NAME.csv that it is written to as well, beside NAME.png with the images that the probe still names.
+
+    Raises:
+        InputError: see `evaluate`; or the files cannot be written.
+        Diverged: see `evaluate`.
+    """
+    if out is not None:
+        check_room(out)
+    model = _model(model, scenario)
+    found = _references(scenario, (), options, data_dir)
+    with devices.cpu_threads(options.threads):
+        rows = evaluation.samples(evaluation.look(model.to(found.data.device), found.data))
+    if out is not None:
+        try:
+            write(rows, found.data, out)
+        except OSError as error:
+            raise InputError(f"cannot write to {out}: {error.strerror}") from error
+    return rows
+
+
+def _model(model: Model, scenario: Scenario) -> nn.Module:
+    return model if isinstance(model, nn.Module) else export.load(Path(model), scenario)
+
+
+def _references(
+    scenario: Scenario, metrics: Sequence[Metric], options: Options, data_dir: Path | str | None
+) -> references.References:
+    source.read_anew()
+    devices.check_defaults()
+    return references.load(splits.prepare(scenario, data_dir), references.default_device(), options, metrics)
