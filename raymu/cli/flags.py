@@ -26,7 +26,7 @@ ShareFlag = Annotated[
     float | None, typer.Option("--forget-share", help="Forget no class, but this share of the training samples: 0.01")
 ]
 ClassesFlag = Annotated[
-    str | None, typer.Option(help="Use the images of these classes alone, for a dry run, by number: 0,1,2,3,4")
+    str | None, typer.Option(help="Use the images of these classes alone, for a dry run, by number or name: 0,1,2,3,4")
 ]
 TrainShareFlag = Annotated[
     float | None, typer.Option("--train-share", help="Train on this share of the training images alone: 0.1")
