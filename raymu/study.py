@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import nn
 
-from raymu import cache, devices, engines, evaluation, export, methods, references, source, splits
+from raymu import cache, devices, engines, evaluation, export, methods, reference_models, source, splits
 from raymu import objective as objectives
 from raymu import scenario as scenarios
 from raymu.engines import DEFAULTS, Options
@@ -277,7 +277,9 @@ def evaluate(
     check_new(metrics)
     source.read_anew()
     devices.check_defaults()
-    found = references.load(splits.prepare(scenario, data_dir), references.default_device(), options, metrics)
+    found = reference_models.load(
+        splits.prepare(scenario, data_dir), reference_models.default_device(), options, metrics
+    )
     with devices.cpu_threads(options.threads):
         row = evaluation.evaluate(model.to(found.data.device), found.data, found.baseline, metrics)
     return row | gaps(row, found.metrics["retrained"], metrics)

@@ -24,7 +24,7 @@ from raymu.distributed.session import Resources
 from raymu.errors import InputError, StorageError
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
-from raymu.references import References
+from raymu.reference_models import References
 from raymu.results import files, reader, writer
 from raymu.results.writer import Store
 from raymu.scenario import Scenario

@@ -42,7 +42,7 @@ def references(
     """
     from raymu import fixed_points, splits
     from raymu import objective as objectives
-    from raymu import references as trained
+    from raymu import reference_models as trained
     from raymu.engines import Options
     from raymu.evaluation import metrics
     from raymu.methods.retrain import Retrain
