@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from raymu.objective import Objective as Objective
     from raymu.protocol import Confirmation as Confirmation
     from raymu.protocol import Protocol as Protocol
+    from raymu.results.outputs import figures as figures
+    from raymu.results.outputs import load as load
+    from raymu.results.outputs import report as report
     from raymu.results.ranking import rank as rank
-    from raymu.results.reader import load as load
-    from raymu.results.reader import table as table
     from raymu.results.selection import best as best
     from raymu.run import Run as Run
     from raymu.scenario import SCENARIOS as SCENARIOS
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from raymu.scenario import Scenario as Scenario
     from raymu.study import Trial as Trial
     from raymu.study import evaluate as evaluate
-    from raymu.study import figures as figures
+    from raymu.study import references as references
     from raymu.study import tune as tune
     from raymu.tuning.sweep import Sweep as Sweep
 
@@ -46,12 +47,12 @@ _PLACES = {
     "raymu.method": ("Clipped", "Method", "Range", "fixed", "tuned"),
     "raymu.objective": ("Objective",),
     "raymu.protocol": ("Confirmation", "Protocol"),
+    "raymu.results.outputs": ("figures", "load", "report"),
     "raymu.results.ranking": ("rank",),
-    "raymu.results.reader": ("load", "table"),
     "raymu.results.selection": ("best",),
     "raymu.run": ("Run",),
     "raymu.scenario": ("SCENARIOS", "Recipe", "Scenario"),
-    "raymu.study": ("Trial", "evaluate", "figures", "tune"),
+    "raymu.study": ("Trial", "evaluate", "references", "tune"),
     "raymu.tuning.sweep": ("Sweep",),
 }
 

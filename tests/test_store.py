@@ -25,7 +25,7 @@ from raymu.errors import InputError, StorageError
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
 from raymu.reference_models import References
-from raymu.results import files, reader, writer
+from raymu.results import files, outputs, reader, writer
 from raymu.results.writer import Store
 from raymu.scenario import Scenario
 from raymu.storage import locate
@@ -226,7 +226,7 @@ def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
         with Store(locate(storage) / name, IDENTITY, resume=False) as rows:
             rows.append(row(0, sweep="?", config=config, curve=[[1, 0.5]]))
             rows.append(row(1, None, "error", sweep="?", config=config, curve=[]))
-    table = reader.table(storage)
+    table = outputs.load(storage)
     assert list(table["sweep"]) == ["all/scrub", "all/scrub", "salun", "salun"]
     assert list(table["config.lr"]) == [0.2, 0.2, 0.1, 0.1]
     assert list(table["config.alpha"].fillna(-1)) == [3, 3, -1, -1]
