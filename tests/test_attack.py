@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from raymu import evaluation, fixed_points, reference_models, splits
+from raymu import evaluation, fixed_points, reference_models, splits, study
 from raymu.distributed.session import Resources
 from raymu.errors import InputError, Undefined
 from raymu.evaluation import attack
@@ -20,6 +20,7 @@ from raymu.models.inference import extract, heads
 from raymu.objective import MARGIN, REMOVAL
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Scenario
+from raymu.scenario import get as get_scenario
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 
@@ -283,6 +284,7 @@ def test_references_are_shown_with_what_there_is_to_forget(raymu, in_process, tm
     assert found["retrained"]["test_score"] == 0  # there is nothing to remove
     assert found["memory"]["val"]["forget_images"] == found["dead"]["val_forget_images"] == 61
     assert {"train_nc1", "val_mia_auc_gap", "score"} <= set(found["untrained"])
+    assert found == study.references(get_scenario("own"))
 
 
 def test_known_memory_is_listed(in_process) -> None:

@@ -233,6 +233,12 @@ def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
     assert list(table["curve"]) == [[[1, 0.5]], [], [[1, 0.5]], []]
     assert table["score"].mean() == 0.5
     assert "config" not in table
+    with pytest.raises(InputError, match="or where they are stored; this is a DataFrame"):
+        outputs.figures(table)
+    with pytest.raises(InputError, match="or where they are stored; this is a dict"):
+        outputs.load(table.to_dict("records"))
+    _, second = reader.load(storage)
+    assert list(outputs.load(second)["sweep"]) == list(outputs.load([second])["sweep"]) == ["salun", "salun"]
 
 
 def test_where_nothing_is_there_is_no_sweep(storage: str) -> None:

@@ -143,8 +143,9 @@ def loaded(results: Results) -> list[SweepResults]:
     if isinstance(results, Path | str | Location):
         return load(results)
     sweeps = [results] if isinstance(results, SweepResults) else list(results)
-    if wrong := next((one for one in sweeps if not isinstance(one, SweepResults)), None):
-        raise InputError(f"sweeps are what raymu.tune returns, or a directory with them, not {type(wrong).__name__}")
+    if not all(isinstance(one, SweepResults) for one in sweeps):
+        kind = type(sweeps[0] if isinstance(results, list | tuple) else results).__name__
+        raise InputError(f"results are what raymu.tune returns, or where they are stored; this is a {kind}")
     return sweeps
 
 

@@ -235,9 +235,8 @@ class _Run:
                 rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
                 if any(row[column] != weights for row in rows):
                     raise InputError(
-                        f"the {which} model of the rows so far is not the one in"
-                        f" {reference_models.directory(scenario)}, which was trained elsewhere or anew: choose another"
-                        " --name"
+                        f"the {which} model of the rows is not the one in {reference_models.directory(scenario)},"
+                        " which was trained elsewhere or anew: choose another --name"
                     )
 
     def _train_missing(self, scenarios: Sequence[Scenario]) -> None:
@@ -247,13 +246,9 @@ class _Run:
         started, count = time.monotonic(), len(missing)
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
             options, kept = self._slots.options, self._rows.directory / CHECKPOINTS / OF_REFERENCES
+            entry_of = reference_models.entry_of
             train = [
-                (
-                    reference_models.train,
-                    *one,
-                    options,
-                    Checkpoints(kept / one[0].hash / reference_models.entry_of(*one).name),
-                )
+                (reference_models.train, *one, options, Checkpoints(kept / one[0].hash / entry_of(*one).name))
                 for one in missing
             ]
             further = self._sweep.protocol.metrics
@@ -388,6 +383,7 @@ class _Run:
                         storage_path=scratch,
                         name=self._sweep.method.name(),
                         verbose=0,
+                        progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks would clear the cell
                         failure_config=tune.FailureConfig(max_failures=0),  # the recorder says what is tried again
                         callbacks=[recorder, *followers],
                     ),
