@@ -75,7 +75,7 @@ def executed(place: Path) -> Any:
     content = notebook()
     before = content.metadata.copy()  # the client adds the version of Python
     resources = {"metadata": {"path": str(place)}}
-    NotebookClient(content, timeout=600, record_timing=False, resources=resources).execute()
+    NotebookClient(content, timeout=600, record_timing=False, coalesce_streams=True, resources=resources).execute()
     content.metadata = before
     return content
 
