@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from raymu.objective import Objective as Objective
     from raymu.protocol import Confirmation as Confirmation
     from raymu.protocol import Protocol as Protocol
+    from raymu.results.outputs import figures as figures
+    from raymu.results.outputs import load as load
+    from raymu.results.outputs import report as report
     from raymu.results.ranking import rank as rank
-    from raymu.results.reader import load as load
-    from raymu.results.reader import table as table
     from raymu.results.selection import best as best
     from raymu.run import Run as Run
     from raymu.scenario import SCENARIOS as SCENARIOS
     from raymu.scenario import Recipe as Recipe
     from raymu.scenario import Scenario as Scenario
     from raymu.study import Trial as Trial
-    from raymu.study import figures as figures
+    from raymu.study import references as references
     from raymu.study import tune as tune
     from raymu.tuning.sweep import Sweep as Sweep
     from raymu.unlearned import evaluate as evaluate
@@ -47,12 +48,12 @@ _PLACES = {
     "raymu.method": ("Clipped", "Method", "Range", "fixed", "tuned"),
     "raymu.objective": ("Objective",),
     "raymu.protocol": ("Confirmation", "Protocol"),
+    "raymu.results.outputs": ("figures", "load", "report"),
     "raymu.results.ranking": ("rank",),
-    "raymu.results.reader": ("load", "table"),
     "raymu.results.selection": ("best",),
     "raymu.run": ("Run",),
     "raymu.scenario": ("SCENARIOS", "Recipe", "Scenario"),
-    "raymu.study": ("Trial", "figures", "tune"),
+    "raymu.study": ("Trial", "references", "tune"),
     "raymu.tuning.sweep": ("Sweep",),
     "raymu.unlearned": ("evaluate", "samples"),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from raymu import cache, devices, references
+from raymu import cache, devices, reference_models
 from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.evaluation import Metric, profile
@@ -63,15 +63,15 @@ def keep(
     profiles = None
     if layers and model is not None:
         with devices.cpu_threads(options.threads):
-            loaded = references.load(scenario, references.default_device(), options, metrics)
-            profiles = {**references.profiles(scenario, options), method.name(): profile(model, loaded.data)}
+            loaded = reference_models.load(scenario, reference_models.default_device(), options, metrics)
+            profiles = {**reference_models.profiles(scenario, options), method.name(): profile(model, loaded.data)}
     if Workers().rank > 0:
         return
     cache.save_json(out / ROW, row)
     if model is not None:
         cache.save_tensors(out / WEIGHTS, model.state_dict())
-        known = references.metrics(scenario, metrics)
-        beside: dict[str, Row] = {which: known[which] for which in references.REFERENCES}
+        known = reference_models.metrics(scenario, metrics)
+        beside: dict[str, Row] = {which: known[which] for which in reference_models.REFERENCES}
         (out / CARD).write_text(model_card(row, beside, scenario, method.paper))
     if profiles is not None:
         cache.save_json(out / LAYERS, profiles)

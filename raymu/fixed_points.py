@@ -5,7 +5,7 @@ nothing, a dead and an untrained network (0). Between the first two lies what th
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raymu import devices, references
+from raymu import devices, reference_models
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import InputError
 from raymu.evaluation import Memory, Metric, evaluate, gaps
@@ -38,18 +38,18 @@ def with_score(which: str, row: Row, found: Mapping[str, Row], objective: Object
 
 
 def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Row]:
-    """Rows of both references and of the dead network, as `references.metrics` returns them, with their scores.
+    """Rows of both references and of the dead network, as `reference_models.metrics` returns them, with their scores.
 
     Raises:
         InputError: the objective has no score for one.
     """
-    found = references.metrics(scenario, metrics)
+    found = reference_models.metrics(scenario, metrics)
     return {which: with_score(which, row, found, objective) for which, row in found.items()}
 
 
 def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
     """Rows as `scored` returns them, and the "memory" between the references by split, in JSON's types."""
-    return {**scored(scenario, objective, metrics), "memory": in_json(references.memory(scenario, metrics))}
+    return {**scored(scenario, objective, metrics), "memory": in_json(reference_models.memory(scenario, metrics))}
 
 
 def in_json(memories: Memories) -> dict[str, dict[str, Any] | None]:
@@ -66,7 +66,7 @@ def measured(
     Raises:
         InputError: as `scored`.
     """
-    reference = references.load(scenario, references.default_device(), options, metrics)
+    reference = reference_models.load(scenario, reference_models.default_device(), options, metrics)
     rows = scored(reference.scenario, objective, metrics)
     untrained = pretrained.start(reference.scenario, scenario.model_seed).to(reference.data.device)
     with devices.cpu_threads(options.threads):

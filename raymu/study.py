@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import nn
 
-from raymu import cache, devices, engines, export, methods, references, scenarios, splits
+from raymu import cache, devices, engines, export, fixed_points, methods, reference_models, scenarios, source, splits
 from raymu import objective as objectives
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.options import ENGINES
@@ -18,6 +18,7 @@ from raymu.errors import InputError
 from raymu.evaluation import Metric, metrics
 from raymu.evaluation.layers import check_blocks
 from raymu.method import Method
+from raymu.methods.retrain import Retrain
 from raymu.models import compatibility, pretrained
 from raymu.models.inference import extract
 from raymu.objective import REMOVAL, Objective
@@ -30,9 +31,7 @@ from raymu.storage import Location, locate
 from raymu.trial import check, run_trial
 from raymu.values import NOT_NEGATIVE, SCENARIO, STORAGE, checked, given_values, unknown
 
-if TYPE_CHECKING:  # Ray and Plotly take seconds, which a trial alone does not need
-    import plotly.graph_objects as go
-
+if TYPE_CHECKING:  # Ray takes seconds, which a trial alone does not need
     from raymu.distributed.session import Resources
     from raymu.tuning.sweep import Sweep
     from raymu.tuning.trackers.settings import Trackers
@@ -67,13 +66,14 @@ def tune(
         weights_file: a safetensors file with the scenario's pretrained weights.
         resources: what a trial has, and how many run at once.
         trackers: where its searches are shown as well.
-        console: where progress is shown; None: standard output.
+        console: where progress is shown; None: standard output, in a notebook one output of the cell.
 
     Raises:
         InputError, StorageError, KeyboardInterrupt: see `raymu.tuning.driver.run_sweep`.
     """
     from raymu.distributed.session import Resources
     from raymu.tuning.driver import run_sweep
+    from raymu.tuning.progress import default_console
 
     where = locate(storage)
     directory = where / (name or sweep.directory)
@@ -81,7 +81,7 @@ def tune(
         sweep,
         directory,
         resources or Resources(),
-        console or Console(),
+        console or default_console(),
         data_dir=data_dir,
         weights_file=weights_file,
         mirror=where / MIRROR if mirror else None,
@@ -111,19 +111,6 @@ def possible(makers: "Iterable[Callable[[], Sweep]]") -> "tuple[list[Sweep], lis
     if twice := [one for one in names if names.count(one) > 1]:
         raise InputError(f"two of the sweeps are {twice[0]}: one of a method, head and trained part is ranked")
     return sweeps, refused
-
-
-def figures(results: Path | str | Location | Sequence[SweepResults]) -> "dict[str, go.Figure]":
-    """The report's figures by name, such as "tradeoff" and "hyperparameters of salun".
-
-    Args:
-        results: sweeps that can be ranked, or where they are stored.
-    """
-    from raymu.results import ranking, report
-
-    sweeps = reader.loaded(results)
-    drawn = report.drawings(sweeps, ranking.rank(sweeps))
-    return {f"{one.section} of {one.sweep}" if one.sweep else one.section: one.figure for one in drawn}
 
 
 @dataclass(frozen=True)
@@ -254,6 +241,38 @@ class Trial:
         return row
 
 
+def references(
+    scenario: Scenario,
+    objective: Objective = REMOVAL,
+    metrics: Sequence[Metric] = (),
+    options: Options = DEFAULTS,
+    data_dir: Path | str | None = None,
+    weights_file: Path | None = None,
+) -> dict[str, Any]:
+    """Rows of the "original", the "retrained", a "dead" and an "untrained" network with their scores, and the "memory"
+    to remove by split (None where it is not defined), in JSON's types. References that are missing are trained.
+
+    Args:
+        objective: of the scores.
+        metrics: what is measured beside raymu's own metrics.
+        options: what carries it out.
+        data_dir: where the dataset's original files are.
+        weights_file: a safetensors file with the scenario's pretrained weights.
+
+    Raises:
+        InputError: scenario, objective and metrics do not go together, or data or weights are missing.
+    """
+    source.read_anew()
+    devices.check_defaults()
+    check(scenario, Retrain, objective, metrics)
+    pretrained.prepare(scenario, weights_file)
+    compatibility.check(scenario)
+    scenario = splits.prepare(scenario, data_dir)
+    splits.check_split(scenario)
+    rows = fixed_points.measured(scenario, objective, metrics, options)
+    return {**rows, "memory": fixed_points.in_json(reference_models.memory(scenario, metrics))}
+
+
 def accuracies(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, tuple[float, int]]:
     """Share of the held-out images that the original is right on, in [0, 1], and their number, on "validation" and on
     "test". An original that is missing is trained.
@@ -262,7 +281,7 @@ def accuracies(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, tup
         InputError: the scenario's data are missing.
     """
     task = splits.prepare(scenario)
-    data, model = references.load_data(task, options), references.load_model(task, "original", options)
+    data, model = reference_models.load_data(task, options), reference_models.load_model(task, "original", options)
     found = {}
     with devices.cpu_threads(options.threads):
         for name, parts in (("validation", data.val), ("test", data.test)):

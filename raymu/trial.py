@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from raymu import devices, engines, memory, references, source, splits
+from raymu import devices, engines, memory, reference_models, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
@@ -82,7 +82,7 @@ def run_trial(
     devices.check_defaults()
     started, workers = time.perf_counter(), Workers()
     scenario = splits.prepared(scenario)
-    here = devices.describe(references.default_device(), scenario.recipe.precision, options.gpu_share)
+    here = devices.describe(reference_models.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options) | here
     unlearned: torch.nn.Module | None = None
     spared_s = 0.0
@@ -92,8 +92,8 @@ def run_trial(
         row["unlearn_s"] = row["wall_s"] + spared_s - row["evaluate_s"]
 
     try:
-        reference = references.load(scenario, references.default_device(), options, metrics)
-        for which in references.of(scenario):
+        reference = reference_models.load(scenario, reference_models.default_device(), options, metrics)
+        for which in reference_models.of(scenario):
             row[f"{which}_weights"] = reference.metrics[which]["weights"]
         row.update(reference.data.images)
         started = kept = time.perf_counter()  # what a process loads once is no trial's own time
@@ -143,10 +143,10 @@ def run_trial(
             started -= row["wall_s"]
 
         with devices.cpu_threads(options.threads):
-            memory.reset_peak(references.default_device())
+            memory.reset_peak(reference_models.default_device())
             engine.run(method, end_of_epoch)
             row["epochs"], row["images"], spared_s = engine.epoch, engine.images, engine.spared_s
-            row["peak_mem"] = memory.peak(references.default_device()) if known is None else None
+            row["peak_mem"] = memory.peak(reference_models.default_device()) if known is None else None
             if engine.epoch != method.total_epochs:
                 raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
             measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
@@ -230,7 +230,7 @@ def blank_row(
         deepspeed=options.deepspeed,
         config=method.config,
         method_code=engines.code_of(type(method)),
-        evaluation_code=references.evaluation_code(),
+        evaluation_code=reference_models.evaluation_code(),
         objective_code=objective.code(),
         metrics={one.name: one.code() for one in metrics},
         objective=objective.name,

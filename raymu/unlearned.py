@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from raymu import devices, evaluation, export, fixed_points, references, source, splits
+from raymu import devices, evaluation, export, fixed_points, reference_models, source, splits
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import InputError
 from raymu.evaluation import Metric, gaps
@@ -68,7 +68,7 @@ def layers(
     check_blocks(scenario)
     model = _model(model, scenario)
     found = _references(scenario, (), options, data_dir)
-    profiles = references.profiles(found.scenario, options)
+    profiles = reference_models.profiles(found.scenario, options)
     with devices.cpu_threads(options.threads):
         return {**profiles, UNLEARNED: evaluation.profile(model.to(found.data.device), found.data)}
 
@@ -110,7 +110,9 @@ def _model(model: Model, scenario: Scenario) -> nn.Module:
 
 def _references(
     scenario: Scenario, metrics: Sequence[Metric], options: Options, data_dir: Path | str | None
-) -> references.References:
+) -> reference_models.References:
     source.read_anew()
     devices.check_defaults()
-    return references.load(splits.prepare(scenario, data_dir), references.default_device(), options, metrics)
+    return reference_models.load(
+        splits.prepare(scenario, data_dir), reference_models.default_device(), options, metrics
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from raymu import devices, plugins, references, splits
+from raymu import devices, plugins, reference_models, splits
 from raymu.cli import main
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 
 REPOSITORY = Path(__file__).parent.parent
-DEVICE = references.default_device()
+DEVICE = reference_models.default_device()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -50,8 +50,8 @@ def quick() -> Scenario:
 
 
 @pytest.fixture(scope="session")
-def quick_references(quick: Scenario) -> references.References:
-    return references.load(quick, DEVICE)
+def quick_references(quick: Scenario) -> reference_models.References:
+    return reference_models.load(quick, DEVICE)
 
 
 @pytest.fixture(scope="session")

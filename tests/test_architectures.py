@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from raymu import cache, engines, references, splits
+from raymu import cache, engines, reference_models, splits
 from raymu.cli import app
 from raymu.data import arrays, published
 from raymu.distributed.session import Resources
@@ -144,7 +144,7 @@ def test_features_times_matrix_are_the_logits_of_timms_own_model(kind, of_kind) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_passes_before_training(kind, of_kind) -> None:
-    """Saved, read, differentiated and trained: `references.train` asks the same."""
+    """Saved, read, differentiated and trained: `reference_models.train` asks the same."""
     compatibility.check(of_kind(kind))
 
 
@@ -169,7 +169,7 @@ def test_two_heads_are_two_halves_of_one_matrix(of_kind) -> None:
 def test_every_kind_unlearns_and_is_measured_as_it_answers(kind, of_kind) -> None:
     scenario = of_kind(kind)
     images = splits.load(scenario, CPU)
-    original = references.load_model(scenario, "original").state_dict()
+    original = reference_models.load_model(scenario, "original").state_dict()
     heads = {"head", "fc", "classifier", "head_dist"}
     for method, options in (
         ("gradient_ascent", {}),  # clips the gradient of all weights
@@ -203,14 +203,14 @@ def test_what_cannot_work_is_one_line_before_anything_is_trained(case, make, mon
     def never(*arguments: Any, **rest: Any) -> None:
         raise AssertionError("it is trained")
 
-    monkeypatch.setattr(references, "fit", never)
+    monkeypatch.setattr(reference_models, "fit", never)
     size, changes, line = REFUSED[case]
     scenario = make(case, size, **changes)
     with pytest.raises(InputError, match=re.escape(line)) as refused:
-        references.train(scenario, "original")
+        reference_models.train(scenario, "original")
     assert scenario.architecture in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
-    assert references.missing(scenario) == list(references.REFERENCES)
+    assert reference_models.missing(scenario) == list(reference_models.REFERENCES)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_svd_takes_no_layer_whose_input_it_does_not_see(architecture, arguments,
     line = f"{architecture} is not what svd works on: {reason}"
     with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
         run_sweep(Sweep(get("svd"), scenario), locate(tmp_path / "sweep"), Resources(), Console(), anyway=True)
-    assert references.missing(scenario) == list(references.REFERENCES)
+    assert reference_models.missing(scenario) == list(reference_models.REFERENCES)
 
 
 def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_path, monkeypatch) -> None:
@@ -241,7 +241,7 @@ def test_a_sweep_and_a_run_refuse_it_before_ray_and_before_training(make, tmp_pa
         raise AssertionError("too late")
 
     monkeypatch.setattr(driver, "session", never)
-    monkeypatch.setattr(references, "train", never)
+    monkeypatch.setattr(reference_models, "train", never)
     scenario = make("refused", architecture="volo_d1_224")
     with pytest.raises(InputError, match="volo_d1_224 has no head of one matrix"):
         run_sweep(Sweep(get("finetune"), scenario), locate(tmp_path / "sweep"), Resources(), Console(), anyway=True)

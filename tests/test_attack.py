@@ -11,7 +11,7 @@ from rich.console import Console
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from raymu import evaluation, fixed_points, references, splits
+from raymu import evaluation, fixed_points, reference_models, splits, study
 from raymu.distributed.session import Resources
 from raymu.errors import InputError, Undefined
 from raymu.evaluation import attack
@@ -20,6 +20,7 @@ from raymu.models.inference import extract, heads
 from raymu.objective import MARGIN, REMOVAL
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Scenario
+from raymu.scenario import get as get_scenario
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 
@@ -188,7 +189,7 @@ def test_an_objective_reads_the_references_columns() -> None:
 def check_scores(scenario: Scenario) -> None:
     """What the objective says of models whose worth is known."""
     rows = fixed_points.measured(scenario, REMOVAL)
-    trained = references.load(scenario, references.default_device())
+    trained = reference_models.load(scenario, reference_models.default_device())
     for score in ("score", "test_score"):
         assert rows["original"][score] == pytest.approx(0, abs=0.02)
         assert rows["retrained"][score] >= 0.95
@@ -283,6 +284,7 @@ def test_references_are_shown_with_what_there_is_to_forget(raymu, in_process, tm
     assert found["retrained"]["test_score"] == 0  # there is nothing to remove
     assert found["memory"]["val"]["forget_images"] == found["dead"]["val_forget_images"] == 61
     assert {"train_nc1", "val_mia_auc_gap", "score"} <= set(found["untrained"])
+    assert found == study.references(get_scenario("own"))
 
 
 def test_known_memory_is_listed(in_process) -> None:
@@ -294,18 +296,18 @@ def test_known_memory_is_listed(in_process) -> None:
 def test_the_embedded_default_has_memory_to_remove() -> None:
     """On five originals it is above three standard errors on either split (measured: 3.1 to 5.0)."""
     digits = SCENARIOS["digits"]
-    references.load(digits, references.default_device())
-    for split, found in references.memory(digits).items():
+    reference_models.load(digits, reference_models.default_device())
+    for split, found in reference_models.memory(digits).items():
         assert found is not None
         assert (found.original - found.retrained) / found.error > 3, split
         assert found.forget_images > 300
-        row = references.metrics(digits)
-        assert found[:2] == tuple(row[which][f"{split}_attack_auc"] for which in references.REFERENCES)
+        row = reference_models.metrics(digits)
+        assert found[:2] == tuple(row[which][f"{split}_attack_auc"] for which in reference_models.REFERENCES)
 
 
 def test_forgotten_samples_are_told_by_the_models_confidence(quick) -> None:
     samples = dataclasses.replace(quick, name="samples", forget=(), forget_share=0.1)
-    reference = references.load(samples, references.default_device())
+    reference = reference_models.load(samples, reference_models.default_device())
     data, model = reference.data, reference.model()
     retain, forget = extract(model, data, data.val.retain, data.val.forget)
     told = [attack.log_odds(part.logits, part.labels.unsqueeze(1)).squeeze(1) for part in (retain, forget)]

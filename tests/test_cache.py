@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_store import s3
 
-from raymu import cache, references, splits
+from raymu import cache, reference_models, splits
 from raymu.storage import Location, locate, read_if_there, write_bytes
 
 __all__ = ["s3"]  # a fixture
@@ -85,25 +85,25 @@ def test_what_was_damaged_is_built_anew(tmp_path: Path, blow: str) -> None:
 def test_what_stands_in_the_place_of_another_is_built_anew(quick, quick_references, tmp_path, monkeypatch) -> None:
     shutil.copytree(cache.base(), tmp_path / "cache")
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    original, retrained = (references.entry_of(quick, which) for which in references.REFERENCES)
+    original, retrained = (reference_models.entry_of(quick, which) for which in reference_models.REFERENCES)
     original.rename(tmp_path / "aside")
     retrained.rename(original)
     (tmp_path / "aside").rename(retrained)
-    assert references.missing(quick) == ["original", "retrained"]
+    assert reference_models.missing(quick) == ["original", "retrained"]
 
 
 def test_a_damaged_reference_is_trained_again(quick, quick_references, tmp_path, monkeypatch) -> None:
     shutil.copytree(cache.base(), tmp_path / "cache")
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    assert references.are_ready(quick)
-    weights = references.entry_of(quick, "original") / references.WEIGHTS
+    assert reference_models.are_ready(quick)
+    weights = reference_models.entry_of(quick, "original") / reference_models.WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1  # a single bit of a weight
     weights.write_bytes(content)
-    os.utime(references.entry_of(quick, "original") / cache.HASHES)  # another process would look for itself
-    assert references.missing(quick) == ["original"]
-    references.train(quick, "original")
-    assert references.missing(quick) == []
+    os.utime(reference_models.entry_of(quick, "original") / cache.HASHES)  # another process would look for itself
+    assert reference_models.missing(quick) == ["original"]
+    reference_models.train(quick, "original")
+    assert reference_models.missing(quick) == []
     trained = cache.load_tensors(weights, torch.device("cpu"))
     for name, tensor in quick_references.original.items():
         assert torch.equal(trained[name], tensor)
@@ -188,12 +188,12 @@ def test_a_mirror_that_refuses_is_the_machines_failure(mirrored, tmp_path, monke
 def test_references_are_trained_once_for_all_clusters(quick, quick_references, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(cache, "mirror", locate(tmp_path / "storage"))
     monkeypatch.setattr(cache, "_mirrored", set())
-    assert references.are_ready(quick)
+    assert reference_models.are_ready(quick)
     splits.prepared(splits.prepare(quick))
     another_machine(tmp_path / "second", monkeypatch)
     prepared = splits.prepare(quick)
-    assert references.are_ready(prepared)
-    assert references.metrics(prepared) == quick_references.metrics
+    assert reference_models.are_ready(prepared)
+    assert reference_models.metrics(prepared) == quick_references.metrics
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:
@@ -203,10 +203,10 @@ def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:
 
 def test_references_are_what_they_say(quick, quick_references) -> None:
     """Trained once, loaded as they were, and the retrained one never saw the forget class."""
-    assert references.missing(quick) == []
-    entry = references.entry_of(quick, "original")
+    assert reference_models.missing(quick) == []
+    entry = reference_models.entry_of(quick, "original")
     stamp = entry.stat().st_mtime_ns
-    references.train(quick, "original")
+    reference_models.train(quick, "original")
     assert entry.stat().st_mtime_ns == stamp
     assert cache.load_json(entry / "scenario.json") == splits.prepare(quick).as_dict()
     assert quick_references.metrics["retrained"]["test_forget_acc"] == 0.0

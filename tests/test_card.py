@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
-from raymu import methods, references, splits
+from raymu import methods, reference_models, splits
 from raymu.model_card import model_card
 from raymu.models import architectures, inference
 from raymu.results.tables import COLUMNS, metric
@@ -76,7 +76,7 @@ def test_the_card_of_a_run_loads_its_model_and_tells_its_figures(raymu, tmp_path
     printed = raymu("run", "random_label", "--config", "setting.yaml", "--out", "out")
     assert printed.returncode == 0, printed.stderr
     row = json.loads((tmp_path / "out" / "row.json").read_text())
-    known = references.metrics(digits)
+    known = reference_models.metrics(digits)
     card = model_card(row, known, digits, PAPER)
     assert (tmp_path / "out" / "README.md").read_text() == card
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_parity import CASES, SCENARIO, in_workers, setting
 
-from raymu import cache, engines, references
+from raymu import cache, engines, reference_models
 from raymu.checkpoints import Checkpoints, State
 from raymu.engines import Engine, Options
 from raymu.evaluation import columns
@@ -146,14 +146,14 @@ def test_a_reference_goes_on_from_its_last_epoch(last, patience, digits, tmp_pat
     monkeypatch.setattr(Checkpoints, "save", die(save, after=last))
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "interrupted"))
     with pytest.raises(Killed):
-        references.train(scenario, "original", options)
-    entry = references.train(scenario, "original", options)
+        reference_models.train(scenario, "original", options)
+    entry = reference_models.train(scenario, "original", options)
     assert not list(entry.parent.glob(".*.training"))
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "whole"))
     monkeypatch.setattr(Checkpoints, "save", save)
-    whole = references.train(scenario, "original", options)
+    whole = reference_models.train(scenario, "original", options)
     assert whole != entry
-    for name in (references.WEIGHTS, "scenario.json"):
+    for name in (reference_models.WEIGHTS, "scenario.json"):
         assert (whole / name).read_bytes() == (entry / name).read_bytes()
     trained, undisturbed = (cache.load_json(one / "training.json") for one in (entry, whole))
     assert trained["epochs"] == undisturbed["epochs"]
@@ -171,10 +171,10 @@ def test_a_reference_does_not_go_on_from_that_of_another_scenario(digits, tmp_pa
         monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / place))
         monkeypatch.setattr(Checkpoints, "clear", lambda self: None)  # as if it had died after its last epoch
         if before is not None:
-            references.train(before, "retrained", options, kept)
+            reference_models.train(before, "retrained", options, kept)
         monkeypatch.setattr(Checkpoints, "clear", clear)
-        entry = references.train(other, "retrained", options, kept)
-        trained.append((entry / references.WEIGHTS).read_bytes())
+        entry = reference_models.train(other, "retrained", options, kept)
+        trained.append((entry / reference_models.WEIGHTS).read_bytes())
     assert trained[0] == trained[1]
 
 

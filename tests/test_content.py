@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import raymu
-from raymu import cache, engines, methods, modules, references, source, splits, study
+from raymu import cache, engines, methods, modules, reference_models, source, splits, study
 from raymu.architecture import Timm
 from raymu.cli import app
 from raymu.data import arrays, dataset, folders, published
@@ -45,9 +45,9 @@ QUICK = Recipe(lr=0.05, epochs=1, batch_size=16)
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
-    references.release()
+    reference_models.release()
     yield tmp_path / "cache"
-    references.release()
+    reference_models.release()
 
 
 @pytest.fixture
@@ -555,9 +555,9 @@ def test_what_differs_from_process_to_process_changes_no_digest(tmp_path) -> Non
         "CONSOLE, ENVIRONMENT = Console(), os.environ\ndef work():\n    return LOCK, RANDOM, CONSOLE, ENVIRONMENT\n"
     )
     (tmp_path / "own_of_a_test.py").write_text(text)
-    say = "from raymu import references, source; from raymu.data.published import DATASETS; import own_of_a_test as o; "
-    say += "DATASETS['mine'] = o; "
-    say += "print(source.digest(o.work), references.evaluation_code(), source.digest(training.fit))"
+    say = "from raymu import reference_models, source, training; from raymu.data.published import DATASETS; "
+    say += "import own_of_a_test as o; DATASETS['mine'] = o; "
+    say += "print(source.digest(o.work), reference_models.evaluation_code(), source.digest(training.fit))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", before + say], cwd=tmp_path, capture_output=True, text=True, check=True,
@@ -583,16 +583,16 @@ def test_packages_of_another_environment_are_no_code_of_the_users(tmp_path, monk
 
 
 def test_a_dataset_that_is_registered_changes_no_reference(striped, monkeypatch) -> None:
-    before = references.entry_of(splits.prepare(striped), "original")
+    before = reference_models.entry_of(splits.prepare(striped), "original")
     monkeypatch.setitem(published.DATASETS, "another", published.DATASETS["digits"])
-    assert references.entry_of(splits.prepare(striped), "original") == before
+    assert reference_models.entry_of(splits.prepare(striped), "original") == before
 
 
 def test_images_that_are_normalised_otherwise_train_other_references(striped, monkeypatch) -> None:
-    before = references.entry_of(splits.prepare(striped), "original")
+    before = reference_models.entry_of(splits.prepare(striped), "original")
     changed = dataclasses.replace(published.DATASETS[striped.dataset], mean=(0.1,))
     monkeypatch.setitem(published.DATASETS, striped.dataset, changed)
-    assert references.entry_of(splits.prepare(striped), "original") != before
+    assert reference_models.entry_of(splits.prepare(striped), "original") != before
 
 
 def test_what_a_program_fills_while_it_runs_changes_no_digest() -> None:
@@ -678,10 +678,10 @@ def test_code_that_nobody_can_read_is_this_process_s_own(monkeypatch) -> None:
 
 def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped, monkeypatch) -> None:
     before, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
-    weights = references.entry_of(splits.prepare(striped), "original") / references.WEIGHTS
+    weights = reference_models.entry_of(splits.prepare(striped), "original") / reference_models.WEIGHTS
     trained_ns = weights.stat().st_mtime_ns
     monkeypatch.setattr(sys.modules["raymu.evaluation.metrics"], "nc4", lambda own, ncc, workers: 0.75)
-    references.release()
+    reference_models.release()
     after, _ = run_trial(striped, RandomLabel(lr=1e-3, epochs=1), seed=0)
     assert (after["val_nc4"], after["val_nc4_gap"]) == (0.75, 0.0)
     assert before["evaluation_code"] != after["evaluation_code"]
@@ -772,18 +772,20 @@ def test_nothing_of_an_original_is_used_for_another(striped) -> None:
     """Its entry is replaced as a whole, hashes included, as where it was trained elsewhere."""
     scenario = splits.prepare(striped)
     before, _ = run_trial(scenario, methods.get("salun")(lr=1e-3, epochs=1), seed=0)
-    entry = references.entry_of(scenario, "original")
+    entry = reference_models.entry_of(scenario, "original")
     other = dataclasses.replace(scenario, model_seed=1)
     shutil.rmtree(entry)
-    shutil.copytree(references.train(other, "original"), entry)
+    shutil.copytree(reference_models.train(other, "original"), entry)
     said = cache.load_json(entry / cache.HASHES)
     cache.save_json(entry / cache.HASHES, said | {cache.ENTRY: str(entry.relative_to(cache.root()))})
-    references.release()
+    reference_models.release()
     after, _ = run_trial(scenario, methods.get("salun")(lr=1e-3, epochs=1), seed=0)
-    expected = cache.load_tensors(entry / references.WEIGHTS, CPU)
-    assert torch.equal(references.load(scenario, CPU).original["fc.weight"], expected["fc.weight"])
-    assert after["original_weights"] == references.weights_digest(scenario, "original") != before["original_weights"]
-    assert len(list(references.directory(scenario).glob("computed-*"))) == 2
+    expected = cache.load_tensors(entry / reference_models.WEIGHTS, CPU)
+    assert torch.equal(reference_models.load(scenario, CPU).original["fc.weight"], expected["fc.weight"])
+    assert (
+        after["original_weights"] == reference_models.weights_digest(scenario, "original") != before["original_weights"]
+    )
+    assert len(list(reference_models.directory(scenario).glob("computed-*"))) == 2
     with pytest.raises(InputError, match="original_weights"):
         selection.tuned([{**one, "source": "search", "trial": 0, "protocol_hash": "p"} for one in (before, after)])
 
@@ -837,17 +839,17 @@ def test_an_edited_architecture_of_ones_own_has_references_of_its_own(striped, t
     registered = sys.modules["timm.models._registry"]
     monkeypatch.setitem(registered._model_entrypoints, "tiny_of_a_test", tiny_of_a_test)
     scenario = splits.prepare(dataclasses.replace(striped, architecture="tiny_of_a_test"))
-    before = references.entry_of(scenario, "original")
-    assert references.entry_of(scenario, "original") == before
+    before = reference_models.entry_of(scenario, "original")
+    assert reference_models.entry_of(scenario, "original") == before
     monkeypatch.setattr(sys.modules[__name__], "ACTIVATION", torch.nn.Tanh)
-    seen = [before, references.entry_of(scenario, "original")]
+    seen = [before, reference_models.entry_of(scenario, "original")]
     assert seen[0] != seen[1]
     for seed in (1, 2, 1):
         body = Tiny(4, 1).body
         body.load_state_dict({name: torch.full_like(weight, seed) for name, weight in body.state_dict().items()})
         torch.save(body.state_dict(), file)
         source.read_anew()
-        seen.append(references.entry_of(scenario, "original"))
+        seen.append(reference_models.entry_of(scenario, "original"))
     assert len(set(seen)) == 4
     assert seen[2] == seen[4]
 
@@ -856,7 +858,7 @@ def test_a_program_that_changed_torchs_defaults_is_refused(striped, monkeypatch)
     """References in float64 would lie in the cache for all."""
     monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
     with pytest.raises(InputError, match=r"torch's defaults are torch\.float64 on cpu: raymu needs float32"):
-        references.train(striped, "original")
+        reference_models.train(striped, "original")
 
 
 class Weighted:

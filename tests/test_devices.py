@@ -9,7 +9,7 @@ import ray
 import torch
 from rich.console import Console
 
-from raymu import devices, references
+from raymu import devices, reference_models
 from raymu.distributed.nodes import settle
 from raymu.distributed.session import Resources
 from raymu.engines import DEFAULTS
@@ -48,13 +48,13 @@ def test_a_gpu_that_torch_cannot_use_is_refused_before_anything_is_trained(
         run_sweep(sweep, tmp_path / "results", Resources(), QUIET, anyway=True)
     assert f"torch {torch.__version__}, built " in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
-    assert references.missing(quick) == ["original", "retrained"]
+    assert reference_models.missing(quick) == ["original", "retrained"]
     # A node that joins later is looked at by the first trial that it is given.
     monkeypatch.setattr("raymu.distributed.nodes.check_gpus", lambda: None)
     with pytest.raises(NodeError, match=reason):
         run_sweep(sweep, tmp_path / "results", Resources(), QUIET, anyway=True)
-    assert references.missing(quick) == ["original", "retrained"]
-    references.compare(quick)
+    assert reference_models.missing(quick) == ["original", "retrained"]
+    reference_models.compare(quick)
     with pytest.raises(NodeError, match=reason):
         run_sweep(sweep, tmp_path / "results", Resources(gpus_per_worker=0.5), QUIET, anyway=True)
     assert reader.read(tmp_path / "results") == []
@@ -71,7 +71,7 @@ def test_a_trial_that_was_given_no_gpu_uses_none(monkeypatch: pytest.MonkeyPatch
     def device(driver) -> str:
         settle(driver)
         torch.cuda.is_available = lambda: True  # as if the machine had one
-        return references.default_device().type
+        return reference_models.default_device().type
 
     from raymu.distributed.nodes import driving
 
@@ -79,7 +79,7 @@ def test_a_trial_that_was_given_no_gpu_uses_none(monkeypatch: pytest.MonkeyPatch
         assert ray.get(device.remote(driver)) == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv(devices.VISIBLE, raising=False)
-    assert references.default_device().type == "cuda"
+    assert reference_models.default_device().type == "cuda"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import ray
 import steady
 from rich.console import Console
 
-from raymu import references, splits
+from raymu import reference_models, splits
 from raymu.checkpoints import Checkpoints
 from raymu.cli import sweep_main
 from raymu.distributed import nodes, retries
@@ -211,12 +211,14 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
             over.set()
     assert row["status"] == "completed"
     assert killed  # the second may have ended before it was its turn
-    entries = [references.entry_of(splits.prepared(scenario), which) for which in references.REFERENCES]
+    entries = [reference_models.entry_of(splits.prepared(scenario), which) for which in reference_models.REFERENCES]
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "whole"))
-    references.compare(scenario)
-    for which, entry in zip(references.REFERENCES, entries, strict=True):
-        whole = references.entry_of(splits.prepared(scenario), which)
-        assert (whole / references.WEIGHTS).read_bytes() == (entry / references.WEIGHTS).read_bytes(), killed
+    reference_models.compare(scenario)
+    for which, entry in zip(reference_models.REFERENCES, entries, strict=True):
+        whole = reference_models.entry_of(splits.prepared(scenario), which)
+        assert (whole / reference_models.WEIGHTS).read_bytes() == (entry / reference_models.WEIGHTS).read_bytes(), (
+            killed
+        )
     assert list((tmp_path / "rl" / "checkpoints").iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raymu import methods, references
+from raymu import methods, reference_models
 from raymu.data import published
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
@@ -52,8 +52,8 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
 
 @pytest.fixture(scope="module")
 def original(scenario: Scenario) -> dict[str, float]:
-    references.compare(scenario)
-    return references.metrics(scenario)["original"]
+    reference_models.compare(scenario)
+    return reference_models.metrics(scenario)["original"]
 
 
 def unlearned(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from raymu import references
+from raymu import reference_models
 from raymu.cli.program import main
 from raymu.data import folders, index, published
 from raymu.data.layout import SUFFIXES
@@ -457,7 +457,7 @@ def test_a_run_says_it_and_names_an_image_that_it_cannot_read(mine, tmp_path, mo
     assert end.value.code == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line in SAID] == SAID
     Image.new("F", (2, 2)).save(mine[1] / "train" / "cat" / "z.jpg", "TIFF")
-    references.release()
+    reference_models.release()
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(SystemExit) as end:
         main()

@@ -11,7 +11,7 @@ from conftest import DEVICE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from raymu import evaluation, memory, references, splits
+from raymu import evaluation, memory, reference_models, splits
 from raymu.data.images import Pixels
 from raymu.errors import Diverged, InputError, Undefined
 from raymu.evaluation import accuracy, columns
@@ -335,7 +335,7 @@ def test_evaluate_gives_each_metric_what_belongs_to_it(quick_references, trained
     """Every metric that is no accuracy, put together by hand from images of the three splits."""
     loaded = quick_references.data
     row = evaluation.evaluate(trained, loaded, quick_references.baseline)
-    retrained = references.load_model(quick_references.scenario, "retrained", 1)
+    retrained = reference_models.load_model(quick_references.scenario, "retrained", 1)
 
     def said(model, *parts):
         index = torch.cat([part.index for part in parts])
@@ -490,11 +490,14 @@ def test_a_metric_of_the_users_is_measured_beside_the_others(quick, quick_refere
     assert look["train_largest"] is None
     assert evaluation.gaps(row, row, own)["test_confidence_gap"] == 0
 
-    before = references.entry_of(quick, "original")
-    both = references.metrics(quick), references.compare(quick, further=own) and references.metrics(quick, own)
-    assert references.missing(quick) == []  # nothing is trained again
-    assert references.entry_of(quick, "original") == before
-    for which in references.REFERENCES:
+    before = reference_models.entry_of(quick, "original")
+    both = (
+        reference_models.metrics(quick),
+        reference_models.compare(quick, further=own) and reference_models.metrics(quick, own),
+    )
+    assert reference_models.missing(quick) == []  # nothing is trained again
+    assert reference_models.entry_of(quick, "original") == before
+    for which in reference_models.REFERENCES:
         assert both[0][which].items() <= both[1][which].items()
     assert both[1]["original"]["test_confidence"] == pytest.approx(row["test_confidence"])
 

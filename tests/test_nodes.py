@@ -21,7 +21,7 @@ from test_lost_nodes import cluster_of
 from test_store import Server, s3
 from torch.nn.functional import cross_entropy
 
-from raymu import cache, memory, references
+from raymu import cache, memory, reference_models
 from raymu.data import published
 from raymu.distributed import nodes, retries
 from raymu.distributed.nodes import check, driving, settle
@@ -125,7 +125,7 @@ def test_a_node_has_the_cache_from_the_mirror_and_mirrors_what_it_made(head, own
             )
         joined(1)
     assert [row["status"] for row in rows] == ["completed"] * 2
-    assert references.are_ready(SCENARIO)  # the driver has had them, too
+    assert reference_models.are_ready(SCENARIO)  # the driver has had them, too
     assert not list((tmp_path / "results").glob(".visible*"))
 
 
@@ -136,7 +136,7 @@ def test_without_a_mirror_nodes_share_the_cache_itself(head, own_cache, tmp_path
         joined(2)
         with pytest.raises(NodeError, match=r"^node \S+: it does not see .*cache.*--no-mirror"):
             run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, anyway=True)
-    assert not references.are_ready(SCENARIO)
+    assert not reference_models.are_ready(SCENARIO)
     with session(head), node(head):
         joined(2)
         rows = run_sweep(sweep, tmp_path / "results", Resources(head), QUIET, resume=True, anyway=True)
@@ -152,7 +152,7 @@ def test_results_that_a_node_cannot_see_are_refused_before_anything_is_trained(h
         joined(2)
         with pytest.raises(NodeError, match=r"^node \S+: it does not see .*hidden/results.*--storage"):
             run_sweep(sweep, tmp_path / "hidden" / "results", Resources(head), QUIET, anyway=True)
-    assert not references.are_ready(SCENARIO)
+    assert not reference_models.are_ready(SCENARIO)
 
 
 def test_a_driver_that_lost_its_sweep_leaves_the_mark_of_the_other(head, tmp_path) -> None:
@@ -198,7 +198,7 @@ def test_an_outage_that_does_not_end_is_said(head, s3: Server, monkeypatch) -> N
 @pytest.mark.long
 def test_a_full_disk_of_a_node_is_a_failure_of_its_trial(head, own_cache, tmp_path, monkeypatch) -> None:
     """Not the end of the sweep. The node joins later, and has no room for the data."""
-    references.compare(SCENARIO)
+    reference_models.compare(SCENARIO)
     # The data are mirrored, the node is not looked at.
     monkeypatch.setattr(nodes, "check", lambda driver, scenario: nodes._have_data(scenario))
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
@@ -218,7 +218,7 @@ def test_a_node_with_another_raymu_is_named(head, own_cache, tmp_path, monkeypat
     shutil.copytree(REPOSITORY / "raymu", tmp_path / "other" / "raymu")
     with (tmp_path / "other" / "raymu" / "errors.py").open("a") as file:
         file.write("# edited\n")
-    references.compare(SCENARIO)
+    reference_models.compare(SCENARIO)
     sweep = Sweep(RandomLabel, SCENARIO, Protocol(trials=2))
     reason = r"^node \S+: raymu is \w{12} there, \w{12} where the sweep was started$"
     with session(head), node(head, PYTHONPATH=str(tmp_path / "other")):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from test_encoded import CLASSES, SCENARIO, write_photos, write_shards
 
-from raymu import cache, references, splits, training
+from raymu import cache, reference_models, splits, training
 from raymu.data import folders, published
 from raymu.engines.optimizers import DECOUPLED_DECAY
 from raymu.engines.pytorch import Engine
@@ -259,7 +259,7 @@ def test_both_references_and_retrain_start_from_them_and_unlearning_goes_on(file
         optimizers.append(optimizer)
         return epochs(engine, count, lr, optimizer)
 
-    monkeypatch.setattr(references, "fit", spied_fit)
+    monkeypatch.setattr(reference_models, "fit", spied_fit)
     monkeypatch.setattr(Engine, "epochs", spied_epochs)
     row, model = run_trial(TUNED, Retrain.from_config(Retrain.published_config(TUNED)), seed=TUNED.model_seed)
     assert row["status"] == "completed", row["traceback"]
@@ -269,7 +269,7 @@ def test_both_references_and_retrain_start_from_them_and_unlearning_goes_on(file
         assert all(
             torch.equal(tensor, network_weights()[name]) for name, tensor in start.items() if name.startswith("blocks")
         )
-    retrained = references.load_model(TUNED, "retrained").state_dict()
+    retrained = reference_models.load_model(TUNED, "retrained").state_dict()
     assert all(torch.equal(tensor, retrained[name]) for name, tensor in model.state_dict().items())
-    written = json.loads((references.entry_of(TUNED, "original") / "scenario.json").read_text())
+    written = json.loads((reference_models.entry_of(TUNED, "original") / "scenario.json").read_text())
     assert written["pretrained"] == NAME

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from ray.autoscaler._private import readonly
 from ray.autoscaler._private.fake_multi_node import node_provider
 
-from raymu import references
+from raymu import reference_models
 from raymu.results import reader
 from raymu.scenario import SCENARIOS
 
@@ -47,7 +47,7 @@ def server(tmp_path: Path, cache: Path) -> Path:
     nothing can be downloaded. The references are there, since other tests train them as well.
     """
     home = tmp_path / "server"
-    references.load(SCENARIOS["digits"], torch.device("cpu"))
+    reference_models.load(SCENARIOS["digits"], torch.device("cpu"))
     shutil.copytree(cache, home / ".cache" / "raymu")
     (home / ".ssh").mkdir(parents=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / ".ssh" / "host_key"], check=True)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from raymu.errors import InputError
-from raymu.results import figures, report, search_figures, style, verdict
+from raymu.results import figures, outputs, report, search_figures, style, verdict
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.ranking import FIXED, Figures, Ranked
 from raymu.results.reader import SweepResults
@@ -221,6 +221,19 @@ def test_sweeps_that_do_not_compare_are_chapters(sweeps: list[SweepResults], tmp
     assert re.findall(r"href=\"#(g\d-headline)\"", text) == re.findall(r"h2 id=\"(g\d-headline)\"", text)
     assert "Not compared with the first group: other." in text
     assert len(set(re.findall(r'id="(plot-\d+)"', text))) == text.count('<div id="plot-')
+
+
+def test_figures_say_their_titles_and_a_page_is_a_link(sweeps: list[SweepResults], tmp_path: Path) -> None:
+    drawn = list(report.drawings(sweeps, make_ranked(sweeps)))
+    plots = outputs.Plots(drawn)
+    assert len(plots) == len(drawn)
+    assert plots["tradeoff"].layout.title.text == "Retain against probe-forget accuracy"
+    assert plots["tradeoff"].layout.height == drawn[0].figure.layout.height
+    assert drawn[0].figure.layout.title.text is None
+    assert {"illusion", "hyperparameters of salun"} <= plots.keys()
+    assert repr(plots).startswith("Plots(tradeoff, illusion, comparison, ")
+    link = outputs.Page(Path("<b>&") / "a page.html", [])._repr_html_()
+    assert link == '<a href="%3Cb%3E%26/a%20page.html" target="_blank">&lt;b&gt;&amp;/a page.html</a>'
 
 
 @pytest.mark.long

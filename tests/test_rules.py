@@ -23,7 +23,7 @@ FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the l
     "methods models",
     "evaluation engines results scenarios",
     "training drafts",
-    "references protocol model_card",
+    "reference_models protocol model_card",
     "trial fixed_points",
     "export distributed",
     "tuning unlearned",

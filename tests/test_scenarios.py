@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import save_file
 
-from raymu import drafts, references, scenarios, splits
+from raymu import drafts, reference_models, scenarios, splits
 from raymu.data import npz
 from raymu.errors import InputError
 from raymu.methods.random_label import RandomLabel
@@ -130,7 +130,7 @@ def test_a_model_is_known_by_its_weights_whatever_holds_them(own) -> None:
     assert first.original == second.original != ""
     assert first.hash == second.hash
     (own / "model.safetensors").unlink()  # it was copied
-    model = references.load_model(splits.prepare(first), "original")
+    model = reference_models.load_model(splits.prepare(first), "original")
     assert torch.equal(model.fc.bias, torch.load(own / "model.pth")["state_dict"]["module.fc.bias"])
     again = scenarios.Scenario.from_dict(first.as_dict())
     assert (again.original, again.has_retrained) == (first.original, False)
@@ -147,7 +147,7 @@ def test_outputs_of_a_larger_head(own) -> None:
     path.write_text("original_rows = [5, 0, 2]\n" + path.read_text())
     task = splits.prepare(scenarios.read(path))
     data = splits.load(task, CPU)
-    (said,) = extract(references.load_model(task, "original"), data, data.test.forget)
+    (said,) = extract(reference_models.load_model(task, "original"), data, data.test.forget)
     with torch.no_grad():
         assert torch.allclose(said.logits, large.eval()(data.test.forget.read())[:, [5, 0, 2]], atol=1e-6)
     path.write_text(path.read_text().replace("[5, 0, 2]", "[5, 0, 7]"))
@@ -164,8 +164,8 @@ def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
     assert (row["retrained_weights"], row["test_cka_retrained"], row["test_retain_acc_gap"]) == (None, None, None)
     keep, forget = row["val_retain_acc"], 1 - row["val_probe_forget_acc"]
     assert row["score"] == pytest.approx(2 * keep * forget / (keep + forget) if keep + forget else 0)
-    assert set(references.metrics(task)) == {"original", "dead"}
-    assert references.memory(task) == {}
+    assert set(reference_models.metrics(task)) == {"original", "dead"}
+    assert reference_models.memory(task) == {}
     several = Protocol(objective=HMEAN, confirmation=Confirmation(seeds=1, originals=3))
     with pytest.raises(InputError, match="own has one original, trained elsewhere: --confirm-originals 0"):
         Sweep(RandomLabel, task, several)
@@ -175,7 +175,7 @@ def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
 
 def test_an_original_is_right_as_often_as_it_says(own) -> None:
     task = scenarios.read(write(own))
-    model = references.load_model(splits.prepare(task), "original").eval()
+    model = reference_models.load_model(splits.prepare(task), "original").eval()
     mean, std = (torch.tensor(one).view(3, 1, 1) for one in task.format[1:])
     with torch.no_grad():
         said = model((torch.tensor(pixels("test").transpose(0, 3, 1, 2)) / 255 - mean) / std).argmax(1)

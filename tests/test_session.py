@@ -9,7 +9,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from raymu import references, splits
+from raymu import reference_models, splits
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster
 from raymu.engines import Options
 from raymu.errors import InputError
@@ -105,13 +105,13 @@ def test_a_busy_gpu_is_not_shared_whatever_the_lengths_of_trials(lost, trials, c
 def test_every_reference_has_checkpoints_of_its_own(monkeypatch, digits, tmp_path) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(driver, "side_by_side", lambda node, slots, some: calls.extend(some))
-    monkeypatch.setattr(references, "missing", lambda scenario: list(references.REFERENCES))
+    monkeypatch.setattr(reference_models, "missing", lambda scenario: list(reference_models.REFERENCES))
     run: Any = driver._Run.__new__(driver._Run)
     run._slots, run._driver, run._console = SimpleNamespace(options=Options()), None, Console(quiet=True)
     run._rows, run._sweep = SimpleNamespace(directory=locate(tmp_path)), SimpleNamespace(protocol=Protocol())
     digits = splits.prepare(digits)
     run._train_missing([digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))])
-    places = [call[-1].location.path for call in calls if call[0] is references.train]
+    places = [call[-1].location.path for call in calls if call[0] is reference_models.train]
     assert len(places) == len(set(places)) == 6
 
 

@@ -24,8 +24,8 @@ from raymu.distributed.session import Resources
 from raymu.errors import InputError, StorageError
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
-from raymu.references import References
-from raymu.results import files, reader, writer
+from raymu.reference_models import References
+from raymu.results import files, outputs, reader, writer
 from raymu.results.writer import Store
 from raymu.scenario import Scenario
 from raymu.storage import locate
@@ -226,13 +226,19 @@ def test_the_table_has_all_trials_and_all_columns(storage: str) -> None:
         with Store(locate(storage) / name, IDENTITY, resume=False) as rows:
             rows.append(row(0, sweep="?", config=config, curve=[[1, 0.5]]))
             rows.append(row(1, None, "error", sweep="?", config=config, curve=[]))
-    table = reader.table(storage)
+    table = outputs.load(storage)
     assert list(table["sweep"]) == ["all/scrub", "all/scrub", "salun", "salun"]
     assert list(table["config.lr"]) == [0.2, 0.2, 0.1, 0.1]
     assert list(table["config.alpha"].fillna(-1)) == [3, 3, -1, -1]
     assert list(table["curve"]) == [[[1, 0.5]], [], [[1, 0.5]], []]
     assert table["score"].mean() == 0.5
     assert "config" not in table
+    with pytest.raises(InputError, match="or where they are stored; this is a DataFrame"):
+        outputs.figures(table)
+    with pytest.raises(InputError, match="or where they are stored; this is a dict"):
+        outputs.load(table.to_dict("records"))
+    _, second = reader.load(storage)
+    assert list(outputs.load(second)["sweep"]) == list(outputs.load([second])["sweep"]) == ["salun", "salun"]
 
 
 def test_where_nothing_is_there_is_no_sweep(storage: str) -> None:

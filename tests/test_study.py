@@ -1,59 +1,19 @@
-"""docs/python.md, line by line: the application as a script or a notebook calls it."""
+"""The application as a script calls it; docs/python.ipynb is run by test_docs.py."""
 
-import re
+import dataclasses
+import json
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from safetensors.torch import load_file
 
 import raymu
-from raymu import devices
+from raymu import devices, fixed_points, objective, reference_models
 from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.method import Method
 from raymu.methods.salun import SalUn
 from raymu.methods.ssd import SSD
 from raymu.study import possible
-
-PAGE = (REPOSITORY / "docs" / "python.md").read_text()
-
-two_sweeps = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def said(tmp_path_factory) -> dict:
-    """What the page's lines leave behind, in one directory."""
-    here = tmp_path_factory.mktemp("notebook")
-    said: dict = {"here": here}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        for block in re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
-            exec(block, said)  # the page asserts, too
-    return said
-
-
-@two_sweeps
-def test_the_page_tunes_and_looks(said) -> None:
-    assert [result.name for result in said["results"]] == ["random_label", "salun"]
-    assert sorted(said["table"]["trial"]) == [0, 0, 1, 1, 2, 2]
-    assert raymu.table(said["here"] / "study").equals(said["table"])
-    assert {one.sweep.name for one in said["ranked"]} == {"random_label", "salun"}
-    assert {"tradeoff", "comparison", "hyperparameters of salun"} <= said["figures"].keys()
-
-
-@two_sweeps
-def test_the_page_has_models(said) -> None:
-    row, model = said["row"], said["model"]
-    assert {key: said["measured"][key] for key in raymu.evaluation.columns()} == {
-        key: row[key] for key in raymu.evaluation.columns()
-    }
-    assert said["measured"]["test_probe_forget_acc_gap"] == row["test_probe_forget_acc_gap"]
-    kept = load_file(said["here"] / "unlearned" / "model.safetensors")
-    assert kept.keys() == model.state_dict().keys()
-    again, other = said["trial"].run()
-    assert all(torch.equal(weight, kept[name]) for name, weight in other.state_dict().items())
-    assert (again["seed"], again["config"]["epochs"]) == (1, 2)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -75,3 +35,30 @@ def test_sweeps_that_make_no_sense_are_left_out(digits) -> None:
         possible([make(SalUn, "all")] * 2)
     with pytest.raises(InputError, match="ssd"):
         possible([make(SSD, "classifier")])
+
+
+def test_references_are_the_four_networks_and_what_there_is_to_forget(quick, quick_references) -> None:
+    found = raymu.references(quick)
+    memory = found.pop("memory")
+    known = quick_references.metrics
+    assert list(found) == [*known, "untrained"]
+    assert all({column: found[which][column] for column in row} == row for which, row in known.items())
+    for which, row in found.items():
+        assert row["test_score"] == objective.REMOVAL.of(row, known, "test"), which
+    assert (found["original"]["score"], found["retrained"]["score"]) == (0, 1)
+    assert memory == {split: one._asdict() for split, one in reference_models.memory(quick_references.scenario).items()}
+    assert json.loads(json.dumps([found, memory])) == [found, memory]
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "message"),
+    [
+        ({"forget": (10,)}, {}, "forget class 10 is outside the data"),
+        ({"forget": (), "forget_share": 0.1}, {"objective": objective.get("hmean")}, "use removal"),
+        ({}, {"weights_file": "x"}, "quick starts from random weights"),
+    ],
+)
+def test_references_that_make_no_sense_are_refused(changes, given, message, quick, monkeypatch) -> None:
+    monkeypatch.setattr(fixed_points, "measured", None)  # nothing may get that far
+    with pytest.raises(InputError, match=message):
+        raymu.references(dataclasses.replace(quick, **changes), **given)

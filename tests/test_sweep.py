@@ -19,7 +19,7 @@ import pytest
 from conftest import REPOSITORY
 from rich.console import Console
 
-from raymu import methods, references, splits
+from raymu import methods, reference_models, splits
 from raymu.data import published
 from raymu.distributed.session import Resources, session
 from raymu.engines import DEFAULTS
@@ -114,7 +114,9 @@ def test_the_comparison_is_printed(swept) -> None:
 @pytest.mark.long
 def test_a_second_sweep_of_another_method_trains_no_reference(swept, tmp_path) -> None:
     scenario = SCENARIOS["digits"]
-    models = [references.entry_of(scenario, which) / references.WEIGHTS for which in references.REFERENCES]
+    models = [
+        reference_models.entry_of(scenario, which) / reference_models.WEIGHTS for which in reference_models.REFERENCES
+    ]
     before = [model.stat().st_mtime_ns for model in models]
     printed = run(script("random_label", tmp_path), "--trials", 2, "--storage", swept[0])
     assert printed.returncode == 0, printed.stderr
@@ -169,7 +171,7 @@ def test_ranking_rules_and_report_from_the_command_line(swept, raymu, tmp_path) 
     front = json.loads(raymu("best", storage, "--rule", "pareto", "--json").stdout)
     assert [row["trial"] for row in front] == [row["trial"] for row in selection.ParetoFront().choose(rows)]
     constrained = json.loads(raymu("best", storage, "--rule", "constrained:0.5", "--json").stdout)
-    original = references.metrics(SCENARIOS["digits"])["original"]
+    original = reference_models.metrics(SCENARIOS["digits"])["original"]
     assert constrained["trial"] == selection.Constrained(original, 0.5).choose(rows)[0]["trial"]
     for rule, message in (
         ("cheapest", "confirmed at least twice"),
@@ -305,7 +307,7 @@ def local_ray() -> Iterator[None]:
 @pytest.mark.long
 def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) -> None:
     storage, printed = swept
-    for comparison in references.directory(SCENARIOS["digits"]).glob("comparison-*"):
+    for comparison in reference_models.directory(SCENARIOS["digits"]).glob("comparison-*"):
         shutil.rmtree(comparison)
     again = run(script("salun", storage.parent), "--trials", 12, "--max-epochs", 4, "--storage", storage)
     assert again.returncode == 0, again.stderr

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from raymu import cache, references, splits, training
+from raymu import cache, reference_models, splits, training
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.pytorch import Engine
 from raymu.evaluation import columns
@@ -113,13 +113,13 @@ def test_retraining_is_the_retrained_reference(quick, quick_references, monkeypa
     """
     method = Retrain.from_config(Retrain.published_config(quick))
     row, model = run_trial(quick, method, seed=quick.model_seed)
-    monkeypatch.setattr(references.References, "retrained", lambda *arguments: None)
+    monkeypatch.setattr(reference_models.References, "retrained", lambda *arguments: None)
     anew, trained = run_trial(quick, method, seed=quick.model_seed)
     for key in (*columns(), "images", "epochs", "status", "score", "curve"):
         assert row[key] == anew[key]
     assert all(torch.equal(weight, trained.state_dict()[name]) for name, weight in model.state_dict().items())
     assert row["peak_mem"] is None
-    training = cache.load_json(references.entry_of(quick_references.scenario, "retrained") / "training.json")
+    training = cache.load_json(reference_models.entry_of(quick_references.scenario, "retrained") / "training.json")
     assert row["unlearn_s"] == pytest.approx(training["seconds"], abs=1)
 
 
@@ -138,12 +138,12 @@ def test_retraining_otherwise_is_another_model(quick, quick_references, changed)
 def test_a_reference_whose_patience_lasted_is_what_retraining_makes(quick, quick_references, ended) -> None:
     """Patience keeps the weights of the best epoch: they are the last ones, or others."""
     recipe = replace(quick.recipe, patience=9)
-    entry = references.entry_of(quick_references.scenario, "retrained")
+    entry = reference_models.entry_of(quick_references.scenario, "retrained")
     training = cache.load_json(entry / "training.json")
     epochs = recipe.epochs + (ended or 0)
     patient = replace(quick_references, scenario=replace(quick_references.scenario, recipe=recipe))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(references, "entry_of", lambda *arguments: entry)
+        patch.setattr(reference_models, "entry_of", lambda *arguments: entry)
         patch.setattr(cache, "load_json", lambda path: {**training, "epochs": epochs})
         state = patient.retrained(Retrain(lr=recipe.lr, epochs=recipe.epochs), quick.model_seed, DEFAULTS)
     assert (state is None) == (ended is not None)
@@ -157,7 +157,7 @@ def test_a_trial_that_a_scheduler_looks_at_is_trained(quick, quick_references) -
 
 def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:
     honest, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=1), seed=0)
-    load = references.load
+    load = reference_models.load
 
     def poisoned(*arguments):
         reference = load(*arguments)
@@ -165,7 +165,7 @@ def test_poisoned_test_labels_change_no_score(quick, monkeypatch) -> None:
         poisoned = replace(retain, labels=(retain.labels + 1) % 10)
         return replace(reference, data=replace(reference.data, test=splits.HeldOut(poisoned, forget)))
 
-    monkeypatch.setattr(references, "load", poisoned)
+    monkeypatch.setattr(reference_models, "load", poisoned)
     row, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=1), seed=0)
     assert row["status"] == "completed", row["traceback"]
     assert row["test_retain_acc"] != honest["test_retain_acc"]

@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from test_parity import CASES, SCENARIO, setting, unlearned
 
-from raymu import references
+from raymu import reference_models
 from raymu.distributed import retries
 from raymu.distributed.nodes import Driver, driving
 from raymu.distributed.session import Slots, session
@@ -165,7 +165,7 @@ def test_deepspeed_works_in_a_second_group(first) -> None:
 
 def loads() -> float:
     scenario = dataclasses.replace(SCENARIO, name="loads", recipe=Recipe(lr=0.05, epochs=1))
-    loaded = references.load(scenario, torch.device("cpu"), OPTIONS)
+    loaded = reference_models.load(scenario, torch.device("cpu"), OPTIONS)
     count = torch.ones(())
     loaded.data.workers.sum(count)
     return count.item()

@@ -69,7 +69,7 @@ def evaluate(
 
     References that are missing are trained.
     """
-    from raymu import export, fixed_points, references, splits, unlearned
+    from raymu import export, fixed_points, reference_models, splits, unlearned
     from raymu import objective as objectives
     from raymu.engines import Options
     from raymu.evaluation import metrics
@@ -103,7 +103,7 @@ def evaluate(
     task = splits.prepare(task, data_dir)
     splits.check_split(task)
     try:
-        with console.status("training the references" if references.missing(task) else "measuring the model"):
+        with console.status("training the references" if reference_models.missing(task) else "measuring the model"):
             measured = unlearned.evaluate(model, task, found, options, objective=scored_by)
             profiles = unlearned.layers(model, task, options) if layers else None
     except (Diverged, Undefined) as error:
@@ -112,7 +112,7 @@ def evaluate(
         which: fixed_points.as_trial(one, task, found)
         for which, one in {**fixed_points.scored(task, scored_by, found), unlearned.UNLEARNED: measured}.items()
     }
-    memory = references.memory(task, found)
+    memory = reference_models.memory(task, found)
     _compare(row, rows, task, scored_by, options)
     if as_json:
         shown: dict[str, Any] = {**rows, "memory": fixed_points.in_json(memory)}
@@ -136,7 +136,7 @@ def _compare(
     row: "Row", rows: "Mapping[str, Row]", task: "Scenario", objective: "Objective", options: "Options"
 ) -> None:
     """Warn where the row of the trial that made the model says otherwise."""
-    from raymu import references
+    from raymu import reference_models
     from raymu.study import differences_to
     from raymu.unlearned import UNLEARNED
 
@@ -145,9 +145,9 @@ def _compare(
     if row["scenario_hash"] != task.hash:
         typer.echo(f"note: the model was made by a trial on another scenario, {row['scenario']}", err=True)
         return
-    weights = {f"{which}_weights": rows[which]["weights"] for which in references.REFERENCES}
+    weights = {f"{which}_weights": rows[which]["weights"] for which in reference_models.REFERENCES}
     made_with = {
-        "evaluation_code": references.evaluation_code(),
+        "evaluation_code": reference_models.evaluation_code(),
         "objective": objective.name,
         "objective_code": objective.code(),
         "metrics": rows[UNLEARNED].get("metrics", {}),

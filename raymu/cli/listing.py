@@ -102,9 +102,9 @@ def scenarios(
     known = list(dict(_loadable(there.names(), there.get)).values())
     memories: list[dict[str, Any]] = [{} for _ in known]
     if memory:
-        from raymu import fixed_points, references
+        from raymu import fixed_points, reference_models
 
-        memories = [references.known_memory(task) for task in known]
+        memories = [reference_models.known_memory(task) for task in known]
     if as_json:
         tasks = [task.as_dict() for task in known]
         for task, found in zip(tasks, memories, strict=True) if memory else ():

@@ -47,17 +47,13 @@ def references(
 
     Beside original and retrained model stand a dead and an untrained network, which no objective should pay for.
     """
-    from raymu import fixed_points, splits
+    from raymu import fixed_points, reference_models, study
     from raymu import objective as objectives
-    from raymu import references as trained
     from raymu.engines import Options
     from raymu.evaluation import metrics
-    from raymu.methods.retrain import Retrain
-    from raymu.models import compatibility, pretrained
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.scenarios import get
-    from raymu.trial import check
 
     load_own(own)
     checked("--originals", originals, int, Bounds(1))
@@ -65,21 +61,16 @@ def references(
     found = [metrics.get(one) for one in metric or []]
     scored_by = objectives.get(objective) if objective else objectives.default(task.has_retrained)
     options = Options(threads=cpus_per_trial, cores=cpus_per_trial)
-    check(task, Retrain, scored_by, found)
-    pretrained.prepare(task, weights_file)
-    compatibility.check(task)
-    task = splits.prepare(task, data_dir)
-    splits.check_split(task)
     tasks = [dataclasses.replace(task, model_seed=task.model_seed + number) for number in range(originals)]
     with console.status("training and measuring the references"):
-        rows = [fixed_points.measured(one, scored_by, found, options) for one in tasks]
-        memories = [trained.memory(one, found) for one in tasks]
+        rows = [study.references(tasks[0], scored_by, found, options, data_dir, weights_file)]
+        rows += [study.references(one, scored_by, found, options) for one in tasks[1:]]  # on the same data
     if as_json:
-        shown = [{**of, "memory": fixed_points.in_json(each)} for of, each in zip(rows, memories, strict=True)]
-        typer.echo(json.dumps(shown if originals > 1 else shown[0], indent=2))
+        typer.echo(json.dumps(rows if originals > 1 else rows[0], indent=2))
         return
-    console.print(f"{task.title}", highlight=False, soft_wrap=True)
-    models = {which: [of[which] for of in rows] for which in rows[0]}
+    memories = [reference_models.memory(one, found) for one in tasks]
+    console.print(task.title, highlight=False, soft_wrap=True)
+    models = {which: [of[which] for of in rows] for which in rows[0] if which != "memory"}
     figures = {which: figures_of(of[0], scored_by.name, of if originals > 1 else ()) for which, of in models.items()}
     console.print(tables.comparison(figures, scored_by.name))
     for line in (*fixed_points.memory_lines(memories), fixed_points.nothing_to_forget(memories)):

@@ -26,12 +26,13 @@ def results(
 ) -> None:
     """Print every trial's row, or the ranking; sweeps that do not compare one group after the other."""
     from raymu.results import groups, ranking, reader, tables
+    from raymu.results.outputs import load
 
     if as_json:
         typer.echo(json.dumps(reader.read_all(storage), indent=2))
         return
     if as_csv:
-        typer.echo(reader.table(storage).to_csv(index=False), nl=False)
+        typer.echo(load(storage).to_csv(index=False), nl=False)
         return
     found = groups.grouped(reader.load(storage))
     for number, group in enumerate(found, start=1):
@@ -129,12 +130,9 @@ def report(
     png: Annotated[Path | None, typer.Option(help="Write every figure into this directory, too.")] = None,
 ) -> None:
     """Write a page with the ranking, the figures and the best settings."""
-    from raymu.results import reader
-    from raymu.results import report as page
+    from raymu.results import outputs
 
-    chapters = page.chapters(reader.load(storage))
-    page.write(chapters, out)
-    console.print(f"report: {out}", highlight=False, soft_wrap=True)
-    if png is not None:
-        for path in page.write_png(chapters, png):
-            console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+    page = outputs.report(storage, out, png)
+    console.print(f"report: {page.path}", highlight=False, soft_wrap=True)
+    for path in page.figures:
+        console.print(f"figure: {path}", highlight=False, soft_wrap=True)

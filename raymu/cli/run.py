@@ -109,7 +109,7 @@ def run(
 
 def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str | None, weights: Path | None) -> None:
     """Run a trial, keep its model and print how it went; beside what a given row says of it."""
-    from raymu import cache, export, references, splits
+    from raymu import cache, export, reference_models, splits
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.study import differences_to
@@ -119,7 +119,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
     console.print(f"{name} on {task.title}", highlight=False, soft_wrap=True)
     for line in splits.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    missing = references.missing(task)
+    missing = reference_models.missing(task)
     with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         row = trial.keep(out)
     if row["status"] == "error":

@@ -319,7 +319,7 @@ def _can_find(methods: int, originals: int) -> str:
 
 def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resources: Any, **options: Any) -> bool:
     """Run a sweep and print how it went; return whether a trial completed."""
-    from raymu import references
+    from raymu import reference_models
     from raymu.objective import score_name
     from raymu.results import ranking, reader, tables
     from raymu.study import tune
@@ -368,7 +368,7 @@ def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resou
         f" {end.tuned['score']:.3f} on validation)",
         f"trials: {counts}",
         f"results: {location}",
-        f"references: {references.directory(sweep.scenario)}",
+        f"references: {reference_models.directory(sweep.scenario)}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return True

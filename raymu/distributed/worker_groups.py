@@ -14,7 +14,7 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raymu import memory, references
+from raymu import memory, reference_models
 from raymu.distributed import nodes, retries
 from raymu.distributed.session import Slots
 from raymu.engines.options import Options
@@ -127,7 +127,7 @@ class _Worker:
 
 
 def _join(address: str, rank: int, size: int) -> None:
-    references.release()  # it was shared with others, and has to be loaded by all of these together
+    reference_models.release()  # it was shared with others, and has to be loaded by all of these together
     backend = "cpu:gloo,cuda:nccl" if ray.get_gpu_ids() else "gloo"
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=size)
 

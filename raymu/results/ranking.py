@@ -10,7 +10,7 @@ from raymu import objective as objectives
 from raymu.results import selection
 from raymu.results.comparison import Cell, Estimate, Lead, Runs, estimate, leads
 from raymu.results.groups import check_comparable
-from raymu.results.reader import SweepResults
+from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import Row
 
 ACCURACIES = (
@@ -71,17 +71,21 @@ class Ranked(NamedTuple):
         return figures.score
 
 
-def rank(sweeps: Sequence[SweepResults]) -> list[Ranked]:
+def rank(results: Results) -> list[Ranked]:
     """Rank sweeps by the mean of their tuned setting's objective on test, best first.
 
     Means and intervals come from the confirmation alone, and so does what is significant (`comparison.leads`). The
     places from `first` to `last` of all sweeps hold together (Mohamad, Goeman and van Zwet, Computational Statistics
     and Data Analysis 2019). A sweep in which no trial completed is left out.
 
+    Args:
+        results: sweeps, or where they are stored.
+
     Raises:
         InputError: two sweeps differ in protocol or scenario, or one is a copy of the other, or rows do not belong to
             the protocol that stands with them; the message says in which field.
     """
+    sweeps = loaded(results)
     check_comparable(sweeps)
     ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from raymu.errors import InputError
 from raymu.results.files import (
@@ -25,9 +25,6 @@ from raymu.results.files import (
 )
 from raymu.row import Row
 from raymu.storage import DamagedError, Location, locate, mendable
-
-if TYPE_CHECKING:
-    import pandas
 
 
 class SweepResults(NamedTuple):
@@ -53,6 +50,9 @@ class SweepResults(NamedTuple):
     features: dict[str, Any] | None
     rows: list[Row]
     missing: str = ""
+
+
+Results = Path | str | Location | SweepResults | Sequence[SweepResults]  # a sweep, several, or where they are stored
 
 
 def read(location: Path | str | Location) -> list[Row]:
@@ -134,13 +134,19 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
     return _told_apart(results)
 
 
-def loaded(results: Path | str | Location | Sequence[SweepResults]) -> list[SweepResults]:
+def loaded(results: Results) -> list[SweepResults]:
     """Sweeps, or those that are stored somewhere.
 
     Raises:
-        InputError: there is no sweep, or the storage cannot be read.
+        InputError: there is no sweep, the storage cannot be read, or these are no sweeps.
     """
-    return load(results) if isinstance(results, Path | str | Location) else list(results)
+    if isinstance(results, Path | str | Location):
+        return load(results)
+    sweeps = [results] if isinstance(results, SweepResults) else list(results)
+    if not all(isinstance(one, SweepResults) for one in sweeps):
+        kind = type(sweeps[0] if isinstance(results, list | tuple) else results).__name__
+        raise InputError(f"results are what raymu.tune returns, or where they are stored; this is a {kind}")
+    return sweeps
 
 
 def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
@@ -192,24 +198,3 @@ def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) 
     if ended is None:
         return f"the sweep has not ended; {rows} rows so far"
     return "" if rows == ended["rows"] else f"{rows} of its {ended['rows']} rows are there"
-
-
-def table(results: Path | str | Location | Sequence[SweepResults]) -> "pandas.DataFrame":
-    """All rows of sweeps: a line a trial, a column a field, NaN or None where it has none.
-
-    `sweep` is the sweep's name as in `load`. The setting has a column a hyperparameter: `config.lr`, `config.epochs`.
-
-    Args:
-        results: sweeps, or where they are stored.
-
-    Raises:
-        InputError: there is no sweep, or the storage cannot be read.
-    """
-    import pandas
-
-    rows = [
-        {**row, "sweep": sweep.name, **{f"config.{name}": value for name, value in row["config"].items()}}
-        for sweep in loaded(results)
-        for row in sweep.rows
-    ]
-    return pandas.DataFrame(rows).drop(columns="config", errors="ignore")

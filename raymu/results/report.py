@@ -159,10 +159,9 @@ def write_png(chapters: Sequence[Chapter], directory: Path) -> list[Path]:
         name = "-".join(filter(None, (drawing.section, drawing.sweep)))
         paths.append(directory / f"{index:02d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:80]}.png")
         height = drawing.figure.layout.height + TITLE_HEIGHT
-        titled = go.Figure(drawing.figure).update_layout(
-            title={"text": html.escape(drawing.title), "x": 0, "xref": "paper"}, margin_t=28 + TITLE_HEIGHT
+        tasks.append(
+            {"fig": titled(drawing), "path": paths[-1], "opts": {"width": PNG_WIDTH, "height": height, "scale": 2}}
         )
-        tasks.append({"fig": titled, "path": paths[-1], "opts": {"width": PNG_WIDTH, "height": height, "scale": 2}})
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Not by plotly, which would have the browser load MathJax from the net. Its own plotly.js is on the disk.
@@ -175,6 +174,12 @@ def write_png(chapters: Sequence[Chapter], directory: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot write to {directory}: {error.strerror}") from error
     return paths
+
+
+def titled(drawing: Drawing) -> go.Figure:
+    """Copy of a figure that says its title."""
+    title = {"text": html.escape(drawing.title), "x": 0, "xref": "paper"}
+    return go.Figure(drawing.figure).update_layout(title=title, margin_t=28 + TITLE_HEIGHT)
 
 
 def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[Drawing]:

@@ -5,16 +5,14 @@ Each rule has `choose(rows)`: of the rows of one sweep, those it takes, best fir
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from raymu.errors import InputError
 from raymu.objective import pair
-from raymu.results.reader import SweepResults, loaded
+from raymu.results.reader import Results, loaded
 from raymu.row import COMPARABLE, Row
-from raymu.storage import Location
 from raymu.values import unknown
 
 RULES = ("tuned", "pareto", "cheapest", "constrained")
@@ -111,9 +109,7 @@ class Cheapest:
         return [row for row in candidates(rows) if row["trial_id"] == cheapest]
 
 
-def best(
-    results: Path | str | Location | Sequence[SweepResults], *, method: str | None = None, rule: str = "tuned"
-) -> list[Row]:
+def best(results: Results, *, method: str | None = None, rule: str = "tuned") -> list[Row]:
     """Rows that a rule chooses, on validation: from each sweep, and then from these.
 
     Args:

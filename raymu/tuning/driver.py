@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from raymu import engines, environment, fixed_points, references, source, splits
+from raymu import engines, environment, fixed_points, reference_models, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.distributed import nodes
 from raymu.distributed.retries import Retries, in_flight
@@ -225,33 +225,34 @@ class _Run:
         """
         further = self._sweep.protocol.metrics
         self._train_missing(
-            [scenario for scenario in dict.fromkeys(scenarios) if not references.are_ready(scenario, further)]
+            [scenario for scenario in dict.fromkeys(scenarios) if not reference_models.are_ready(scenario, further)]
         )
         done = self._rows.read()
         for scenario in scenarios:
-            metrics = references.metrics(scenario, further)
-            for which in references.of(scenario):
+            metrics = reference_models.metrics(scenario, further)
+            for which in reference_models.of(scenario):
                 column, weights = f"{which}_weights", metrics[which]["weights"]
                 rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
                 if any(row[column] != weights for row in rows):
                     raise InputError(
-                        f"the {which} model of the rows so far is not the one in {references.directory(scenario)},"
+                        f"the {which} model of the rows is not the one in {reference_models.directory(scenario)},"
                         " which was trained elsewhere or anew: choose another --name"
                     )
 
     def _train_missing(self, scenarios: Sequence[Scenario]) -> None:
         if not scenarios:
             return
-        missing = [(scenario, which) for scenario in scenarios for which in references.missing(scenario)]
+        missing = [(scenario, which) for scenario in scenarios for which in reference_models.missing(scenario)]
         started, count = time.monotonic(), len(missing)
         with self._console.status(f"training {count} references" if missing else "comparing the references"):
             options, kept = self._slots.options, self._rows.directory / CHECKPOINTS / OF_REFERENCES
+            entry_of = reference_models.entry_of
             train = [
-                (references.train, *one, options, Checkpoints(kept / one[0].hash / references.entry_of(*one).name))
+                (reference_models.train, *one, options, Checkpoints(kept / one[0].hash / entry_of(*one).name))
                 for one in missing
             ]
             further = self._sweep.protocol.metrics
-            for calls in (train, [(references.compare, one, options, further) for one in scenarios]):
+            for calls in (train, [(reference_models.compare, one, options, further) for one in scenarios]):
                 side_by_side(self._driver, self._slots, calls)
         if missing:
             self._console.print(
@@ -266,7 +267,7 @@ class _Run:
         """
         scenario, protocol = self._sweep.scenario, self._sweep.protocol
         fixed_points.scored(scenario, protocol.objective, protocol.metrics)
-        memories = [references.memory(scenario, protocol.metrics)]
+        memories = [reference_models.memory(scenario, protocol.metrics)]
         for line in fixed_points.memory_lines(memories):
             _print_once(self._console, line)
         if nothing := fixed_points.nothing_to_forget(memories):
@@ -382,6 +383,7 @@ class _Run:
                         storage_path=scratch,
                         name=self._sweep.method.name(),
                         verbose=0,
+                        progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks would clear the cell
                         failure_config=tune.FailureConfig(max_failures=0),  # the recorder says what is tried again
                         callbacks=[recorder, *followers],
                     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import tune
 
-from raymu import memory, references
+from raymu import memory, reference_models
 from raymu.checkpoints import Checkpoints
 from raymu.distributed import nodes
 from raymu.distributed.worker_groups import WorkerError, for_all, in_group
@@ -61,12 +61,12 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
     more = {}
     if task.projected and model is not None:
         with contextlib.suppress(Exception):  # a row is never lost for a picture
-            compared = {**references.load_models(task.scenario, options), "tuned": model}
-            device, further = references.default_device(), sweep.protocol.metrics
-            loaded = references.load(task.scenario, device, options, further)
+            compared = {**reference_models.load_models(task.scenario, options), "tuned": model}
+            device, further = reference_models.default_device(), sweep.protocol.metrics
+            loaded = reference_models.load(task.scenario, device, options, further)
             more["features"] = {"trial_id": task.confirms, **tsne(compared, loaded.data)}
     if Workers().rank == 0:
-        tune.report(_result(row) | {"gpu": memory.share(references.default_device())} | more)
+        tune.report(_result(row) | {"gpu": memory.share(reference_models.default_device())} | more)
 
 
 def _result(row: Row) -> dict[str, Any]:

@@ -1,13 +1,46 @@
-"""What a person sees while a sweep runs: a live line on a terminal, plain lines elsewhere."""
+"""What a person sees while a sweep runs: a live line on a terminal and in a notebook, plain lines elsewhere."""
 
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.status import Status
 
 from raymu.results.tables import setting
 from raymu.row import Row
+
+
+def default_console() -> Console:
+    """Console of this process: standard output, or the output of a notebook's cell."""
+    console = Console()
+    return NotebookConsole() if console.is_jupyter else console
+
+
+class NotebookConsole(Console):
+    """Console of a notebook: lines as plain text, and one output of the cell that changes. Rich's own makes an output
+    of every line, and needs ipywidgets for what changes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(force_terminal=False, force_jupyter=False)  # ipykernel sets FORCE_COLOR
+        self._shown: Any = None
+
+    def show(self, text: str) -> None:
+        """Show a text in the place of what was shown before."""
+        from IPython.display import display
+
+        content = {"text/plain": text}
+        if self._shown is None:
+            self._shown = display(content, raw=True, display_id=True)
+        else:
+            self._shown.update(content, raw=True)
+
+    def status(self, status: Any, **how: Any) -> Status:
+        """See rich: what is going on, while a body runs."""
+        self.show(f"{status} ...")
+        return super().status(status, **how)
 
 
 class SweepProgress:
@@ -22,6 +55,7 @@ class SweepProgress:
 
     def __init__(self, console: Console, what: str, trials: int, done: int) -> None:
         self._console = console
+        self._what = what
         self._trials = trials
         self._done = self._done_before = done
         self._running: set[str] = set()
@@ -62,16 +96,22 @@ class SweepProgress:
         line = f"{row['trial_id']}  {row['status']:9}  score {shown}  {setting(row['config'])}"
         if row["error"]:
             line += f"  ({row['error']})"
-        if not self._console.is_terminal:
-            line = f"[{self._done}/{self._trials}, {self._state()}]  {line}"
-        if is_best or row["error"] or not self._console.is_terminal:
+        is_live = self._console.is_terminal or isinstance(self._console, NotebookConsole)
+        if not is_live:
+            line = f"[{self._progress()}]  {line}"
+        if is_best or row["error"] or not is_live:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
+        if isinstance(self._console, NotebookConsole):
+            self._console.show(f"{self._what}: {self._progress()}")
         self._bar.update(self._task, completed=self._done, state=self._state())
 
+    def _progress(self) -> str:
+        return f"{self._done}/{self._trials}" + (f", {state}" if (state := self._state()) else "")
+
     def _state(self) -> str:
-        parts = [f"{len(self._running)} running"]
+        parts = [f"{len(self._running)} running"] if self._running else []
         if self._best is not None:
             parts.append(f"best {self._best:.3f}")
         finished = self._done - self._done_before
@@ -88,3 +128,6 @@ class SweepProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        self._running.clear()
+        self._started = None
+        self._show()  # what a notebook keeps

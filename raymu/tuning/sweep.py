@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import raymu
-from raymu import engines, references
+from raymu import engines, reference_models
 from raymu.errors import InputError
 from raymu.method import Head, Method, Range, Train
 from raymu.objective import REMOVAL
@@ -260,7 +260,7 @@ class Sweep:
             "raymu": raymu.__version__,
             "method": self.method.name(),
             "method_code": engines.code_of(self.method),
-            "evaluation_code": references.evaluation_code(),
+            "evaluation_code": reference_models.evaluation_code(),
             "objective_code": self.protocol.objective.code(),
             "head": self.head,
             "train": self.train,

@@ -19,7 +19,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from raymu import devices, references, splits
+from raymu import devices, reference_models, splits
 from raymu.evaluation import attack, look
 from raymu.evaluation.views import OfModel, OfSplit
 from raymu.scenario import SCENARIOS, Recipe, Scenario
@@ -68,11 +68,11 @@ def thinned(data: splits.Data) -> splits.Data:
 
 def measured(scenario: Scenario) -> Iterator[tuple[str, str, float, float]]:
     """(split, figure, separation, shift) of a scenario."""
-    references.compare(scenario)
-    data, models = splits.load(scenario, DEVICE), references.load_models(scenario)
-    views: list[Sequence[OfModel]] = [look(models[which], data) for which in references.REFERENCES]
+    reference_models.compare(scenario)
+    data, models = splits.load(scenario, DEVICE), reference_models.load_models(scenario)
+    views: list[Sequence[OfModel]] = [look(models[which], data) for which in reference_models.REFERENCES]
     views.append(look(models["original"], thinned(data)))
-    memory = references.memory(scenario)
+    memory = reference_models.memory(scenario)
     for original, retrained, fewer in zip(*views, strict=True):
         if not all(isinstance(one, OfSplit) for one in (original, retrained, fewer)):
             continue

@@ -52,7 +52,7 @@ from raymu.devices import cpu_threads
 from raymu.engines import Engine, Options
 from raymu.methods.finetune import Finetune
 from raymu.models import architectures
-from raymu.references import default_device
+from raymu.reference_models import default_device
 from raymu.scenario import Recipe, Scenario
 from raymu.splits import Data, HeldOut, Split
 

@@ -26,7 +26,7 @@ from probe import cheap, strong
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from raymu import devices, engines, memory, references, splits
+from raymu import devices, engines, memory, reference_models, splits
 from raymu.data import arrays, folders, published
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
@@ -37,7 +37,7 @@ from raymu.splits import Data, Split
 from raymu.trial import run_trial
 from raymu.tuning.samplers import random as random_sampler
 
-DEVICE = references.default_device()
+DEVICE = reference_models.default_device()
 REPOSITORY = Path(__file__).parent.parent.parent
 TESTS = ("probe", "metrics", "engine", "method", "trial", "data", "encoded")
 FIGURES = ("val_retain_acc", "val_forget_acc", "val_probe_forget_acc", "test_probe_forget_acc", "val_mia_auc", "score")
@@ -454,11 +454,13 @@ def cifar10(report: Any, options: argparse.Namespace) -> None:
     if options.tiny:
         scenario = dataclasses.replace(scenario, architecture="test_resnet", cifar_stem=False)
     carried_out_by = Options(checkpoint_s=0.0)
-    for which in references.REFERENCES:
-        trained = json.loads((references.train(scenario, which, carried_out_by) / references.TRAINING_FILE).read_text())
+    for which in reference_models.REFERENCES:
+        trained = json.loads(
+            (reference_models.train(scenario, which, carried_out_by) / reference_models.TRAINING_FILE).read_text()
+        )
         report.add(what=which, epochs=epochs, seconds=round(trained["seconds"], 1))
-    references.compare(scenario, carried_out_by)
-    for which, row in references.metrics(scenario).items():
+    reference_models.compare(scenario, carried_out_by)
+    for which, row in reference_models.metrics(scenario).items():
         report.add(what=which, **{key: row[key] for key in OF_PAPER})
     names = FIVE[:1] if options.tiny else FIVE
     for round_, name, head in itertools.product(range(2 if options.tiny else 5), names, ("linear", "cmf")):

@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raymu import devices, references, splits
+from raymu import devices, reference_models, splits
 from raymu.models import architectures
 from raymu.scenario import Recipe, Scenario
 
 CLASSES, PER_CLASS, PER_SHARD = 1000, {"train": 20, "val": 2}, 1000
 BATCH = 128
-DEVICE = references.default_device()
+DEVICE = reference_models.default_device()
 
 
 # The simulated ImageNet

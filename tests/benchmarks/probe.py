@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymu import devices, methods, references, splits
+from raymu import devices, methods, reference_models, splits
 from raymu.engines import Options
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.probe import LDAProbe, LinearProbe
@@ -28,7 +28,7 @@ from raymu.models import inference
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.trial import run_trial
 
-DEVICE = references.default_device()
+DEVICE = reference_models.default_device()
 LONG_SGD = 150
 EPOCHS = (20, LONG_SGD)
 
@@ -55,7 +55,7 @@ def cifar10(directory: Path, threads: int) -> Features:
         val_share=0.02,
     )
     splits.prepare(scenario, directory)
-    model = references.load_model(scenario, "original", Options(threads))
+    model = reference_models.load_model(scenario, "original", Options(threads))
     loaded = splits.load(scenario, DEVICE)
     train, *test = inference.extract(model, loaded, loaded.train, *loaded.test)
     held_out = inference.Outputs(*(torch.cat(parts) for parts in zip(*test, strict=True)))

@@ -17,7 +17,7 @@ from typing import Any
 
 from raymu import methods, splits
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import files, ranking, reader, writer
+from raymu.results import files, outputs, ranking, reader, writer
 from raymu.scenario import SCENARIOS
 from raymu.trial import run_trial
 from raymu.tuning.sweep import Sweep
@@ -80,7 +80,7 @@ def main() -> None:
         storage = Path(directory)
         write(storage, options.rows)
         measure("load", lambda: reader.load(storage))
-        measure("table", lambda: reader.table(storage))
+        measure("table", lambda: outputs.load(storage))
         sweeps = reader.load(storage)
         measure("rank", lambda: ranking.rank(sweeps))
 

@@ -33,7 +33,7 @@ from unittest.mock import MagicMock
 
 from rich.console import Console
 
-from raymu import references, splits
+from raymu import reference_models, splits
 from raymu.distributed.session import Resources
 from raymu.engines.pytorch import Engine
 from raymu.method import Method, Range, Step, tuned
@@ -168,7 +168,7 @@ def main() -> None:
     options = arguments.parse_args()
     scenario = SCENARIOS["digits"]
     splits.prepare(scenario)
-    references.compare(scenario)
+    reference_models.compare(scenario)
     protocol = Protocol(
         trials=options.trials // options.searches,
         searcher=options.searcher,

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from raymu import references, splits
+from raymu import reference_models, splits
 from raymu.distributed.session import Resources, session
 from raymu.engines.pytorch import Engine
 from raymu.errors import Diverged
@@ -76,8 +76,8 @@ def main() -> None:
     larger = dataclasses.replace(digits, name="digits-resnet10t", architecture="resnet10t")
     for scenario in (digits, larger):
         splits.prepare(scenario)
-        for which in references.REFERENCES:
-            references.train(scenario, which)
+        for which in reference_models.REFERENCES:
+            reference_models.train(scenario, which)
 
     print("the runner's share:")
     for scenario in (digits, larger):

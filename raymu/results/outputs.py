@@ -1,0 +1,90 @@
+"""What results become: a DataFrame, figures, a page. A notebook shows each."""
+
+import html
+import urllib.parse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas
+import plotly.graph_objects as go
+
+from raymu.results import ranking, reader
+from raymu.results.reader import Results
+from raymu.results.report import Drawing, chapters, drawings, titled, write, write_png
+
+
+class Page(NamedTuple):
+    """A report that was written: its `path`, and its `figures` as PNG."""
+
+    path: Path
+    figures: list[Path]
+
+    def _repr_html_(self) -> str:
+        """Link, for a notebook."""
+        return f'<a href="{urllib.parse.quote(str(self.path))}" target="_blank">{html.escape(str(self.path))}</a>'
+
+
+class Plots(dict[str, go.Figure]):
+    """Figures with their titles, by section and sweep."""
+
+    def __init__(self, drawings: Iterable[Drawing]) -> None:
+        super().__init__(
+            (f"{one.section} of {one.sweep}" if one.sweep else one.section, titled(one)) for one in drawings
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self)})"
+
+    def _ipython_display_(self) -> None:
+        """Draw all, in a notebook."""
+        for figure in self.values():
+            figure.show()
+
+
+def load(results: Results) -> pandas.DataFrame:
+    """All rows of sweeps: a line a trial, a column a field, NaN or None where it has none.
+
+    `sweep` is the sweep's name. The setting has a column a hyperparameter: `config.lr`, `config.epochs`.
+
+    Args:
+        results: sweeps, or where they are stored.
+
+    Raises:
+        InputError: there is no sweep, or the storage cannot be read.
+    """
+    rows = [
+        {**row, "sweep": sweep.name, **{f"config.{name}": value for name, value in row["config"].items()}}
+        for sweep in reader.loaded(results)
+        for row in sweep.rows
+    ]
+    return pandas.DataFrame(rows).drop(columns="config", errors="ignore")
+
+
+def figures(results: Results) -> Plots:
+    """The report's figures by name, such as "tradeoff" and "hyperparameters of salun". A notebook draws each, or all.
+
+    Args:
+        results: sweeps that can be ranked, or where they are stored.
+
+    Raises:
+        InputError: they cannot be ranked.
+    """
+    sweeps = reader.loaded(results)
+    return Plots(drawings(sweeps, ranking.rank(sweeps)))
+
+
+def report(results: Results, out: Path | str = "report.html", png: Path | str | None = None) -> Page:
+    """The page with the ranking, the figures and the best settings, after it was written. A notebook shows its link.
+
+    Args:
+        results: sweeps, or where they are stored; those that do not compare are chapters.
+        out: the page, one file.
+        png: a directory for every figure.
+
+    Raises:
+        InputError: a file cannot be written, or what figures as PNG need is missing.
+    """
+    found = chapters(reader.loaded(results))
+    write(found, Path(out))
+    return Page(Path(out), [] if png is None else write_png(found, Path(png)))
