@@ -46,6 +46,11 @@ class Location:
         """Whether it is a directory of this machine, which can be locked and appended to."""
         return isinstance(self.filesystem, LocalFileSystem)
 
+    def is_same(self, other: "Location") -> bool:
+        """Whether both are one directory, also by way of a link."""
+        real = [os.path.realpath(one.path) if one.local else one.path for one in (self, other)]
+        return real[0] == real[1] and self.filesystem.equals(other.filesystem)
+
     def __truediv__(self, name: str) -> "Location":
         place, mark, query = (self.shown, "", "") if self.local else self.shown.partition("?")
         shown = f"{place.rstrip('/')}/{name if self.local else quote(name)}{mark}{query}"

@@ -14,6 +14,7 @@ from raymu.results.comparison import (
     detectable,
     estimate,
     leads,
+    unpaired,
 )
 
 IMAGES = 183
@@ -138,6 +139,21 @@ def test_equal_differences_are_no_certain_ones() -> None:
     assert not leads([first, second])[0, 1].significant
     assert not leads([first, second], step=1 / IMAGES)[0, 1].significant
     assert leads([first, runs_of(np.full((3, 1), 0.3))], step=1 / IMAGES)[0, 1].significant
+
+
+def test_settings_on_other_originals_are_compared_by_welchs_test() -> None:
+    first, second = 0.5 + 0.05 * noise(6, 1), 0.45 + 0.01 * noise(4, 1, seed=1)
+    lead = unpaired(runs_of(first), runs_of(second))
+    expected = stats.ttest_ind(first[:, 0], second[:, 0], equal_var=False).confidence_interval(1 - LEVEL)
+    assert (lead.low, lead.high) == pytest.approx(tuple(expected), rel=1e-6)
+    repeated = unpaired(runs_of(np.repeat(first, 3, axis=1)), runs_of(second))
+    assert repeated == pytest.approx(lead)  # seeds are no originals
+    assert unpaired(runs_of(first[:2]), runs_of(second))[1:] == (None, None)
+    same = runs_of(np.full((3, 1), 0.5))
+    assert unpaired(same, same) == (0, None, None)
+    found = unpaired(same, same, step=1 / IMAGES)
+    assert found.high is not None
+    assert found.high == pytest.approx(stats.t.ppf(0.975, 4) * (2 * 0.25 / 3 / IMAGES) ** 0.5, rel=1e-3)
 
 
 def test_missing_runs_leave_the_comparison_on_what_both_have() -> None:

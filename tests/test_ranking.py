@@ -10,7 +10,7 @@ import pytest
 from raymu.errors import InputError
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import ranking, report, selection, tables
+from raymu.results import groups, ranking, report, selection, tables
 from raymu.results.groups import grouped
 from raymu.results.ranking import rank
 from raymu.results.reader import SweepResults
@@ -259,6 +259,20 @@ def test_a_protocol_that_was_tampered_with_is_noticed(part, change) -> None:
         sweeps.append(honest._replace(identity=honest.identity | {part: honest.identity[part] | change}))
     with pytest.raises(InputError, match=f"was changed after the sweep: it says {part}_hash"):
         rank(sweeps)
+
+
+def test_a_sweep_that_was_changed_is_never_ranked_and_hides_no_other(caplog) -> None:
+    honest, changed = confirmed("honest", 0.5), confirmed("changed", 0.1, seed=1)
+    changed.identity["protocol"]["trials"] = 9
+    assert [sweep.name for sweep in groups.sound([changed, honest])] == ["honest"]
+    assert caplog.messages[0].startswith(
+        "left out: changed/sweep.json was changed after the sweep: it says protocol_hash"
+    )
+    (chapter,) = report.chapters([changed, honest])
+    assert [entry.sweep.name for entry in chapter.ranked] == ["honest"]
+    with pytest.raises(InputError, match="was changed after the sweep"):
+        groups.sound([changed])
+    assert groups.sound([changed._replace(identity={}), honest]) == [honest]
 
 
 def test_the_latex_table_has_all_cells_and_escapes_names() -> None:

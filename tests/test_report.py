@@ -16,7 +16,7 @@ from raymu.errors import InputError
 from raymu.results import figures, outputs, report, search_figures, style, verdict
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.ranking import FIXED, Figures, Ranked
-from raymu.results.reader import SweepResults
+from raymu.results.reader import SweepResults, search_rows
 from raymu.trial import unmeasured
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -102,7 +102,7 @@ def make_ranked(sweeps: list[SweepResults], runs: int = 3) -> list[Ranked]:
 
     ranked = []
     for sweep in sweeps:
-        search = [row for row in figures.search_rows(sweep) if row["status"] == "completed"]
+        search = [row for row in search_rows(sweep) if row["status"] == "completed"]
         if search:
             best, published = max(search, key=lambda row: row["score"]), search[0]
             of = {"tuned": figures_of(best, best["score"]), "published": figures_of(published, published["score"])}

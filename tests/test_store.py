@@ -400,6 +400,83 @@ def test_what_is_not_json_is_said(tmp_path: Path) -> None:
         reader.load(tmp_path)
 
 
+def _kept(directory: Path, name: str) -> None:
+    with Store(directory, {**IDENTITY, "method": name}, resume=False) as rows:
+        rows.append(row(0, trial_id=f"{name}-0", method=name, protocol_hash="p"))
+        rows.put(files.REFERENCES, {})
+        rows.end(1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        (files.SWEEP, b"", "sweep.json is damaged"),
+        (files.SWEEP, b'{"method": "salun"', "sweep.json is damaged"),
+        (files.SWEEP, b"[]", "sweep.json is damaged (it is no JSON object)"),
+        (files.SWEEP, b'{"method": "salun", "protocol": {"trials": 9}}', "its checksum does not fit"),
+        (files.SWEEP, b'{"raymu": "0.1.0"}', "its checksum does not fit"),
+        (files.SWEEP, b"\xff\xfe", "sweep.json is damaged"),
+        (files.ROWS, b"{}\n", "line 1 of rows.jsonl is damaged"),
+        (files.ROWS, b"\x00\n", "line 1 of rows.jsonl is damaged"),
+        (files.REFERENCES, b"{", "references.json is damaged"),
+        (files.ENDED, b"{}", "ended.json is damaged"),
+    ],
+)
+def test_a_damaged_sweep_hides_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, content: bytes, reason: str
+) -> None:
+    for name in ("a", "b", "c"):
+        _kept(tmp_path / name, name)
+    (tmp_path / "b" / file).write_bytes(content)
+    assert [sweep.name for sweep in reader.load(tmp_path)] == ["a", "c"]
+    assert [row["method"] for row in reader.read_all(tmp_path)] == ["a", "c"]
+    (said,) = {line for line in caplog.messages if "left out" in line}
+    assert said.startswith(f"left out: cannot read {tmp_path}/b: ")
+    assert reason in said
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}/b: "):  # who names it wants it
+        reader.load(tmp_path / "b")
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "c" / files.SWEEP).write_bytes(b"")
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}/b: .*, and 1 more sweeps there cannot be read"):
+        reader.load(tmp_path)
+
+
+def test_a_row_of_the_first_version_that_is_none_hides_no_other_sweep(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its files have no checksums."""
+    _kept(tmp_path / "a", "a")
+    old = shutil.copytree(Path(__file__).parent / "raymu-0.1" / "finetune", tmp_path / "old")
+    assert [sweep.name for sweep in reader.load(tmp_path)] == ["a", "old"]
+    with open(old / files.ROWS, "a") as file:
+        file.write("{}\n")
+    assert [sweep.name for sweep in reader.load(tmp_path)] == ["a"]
+    assert "line 4 of rows.jsonl is damaged (it has no number of a trial)" in caplog.text
+    (old / files.SWEEP).unlink()
+    (old / files.SWEEP).symlink_to(tmp_path / "nowhere")
+    assert [sweep.name for sweep in reader.load(tmp_path)] == ["a"]
+    assert "sweep.json is gone" in caplog.text
+
+
+def test_a_storage_that_goes_away_is_no_damaged_sweep(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what is ranked would depend on a network."""
+    place = locate(s3.place())
+    for name in ("a", "b"):
+        with Store(place / name, IDENTITY, resume=False) as rows:
+            rows.append(row(0, trial_id=name))
+    reads, once = files.read_bytes, iter([None])
+
+    def fails_once(directory, name):
+        if directory.name == "b" and next(once, 0) is None:
+            raise OSError("Could not connect")
+        return reads(directory, name)
+
+    monkeypatch.setattr(files, "read_bytes", fails_once)
+    with pytest.raises(InputError, match="Could not connect"):
+        reader.load(place)
+    assert [sweep.name for sweep in reader.load(place)] == ["a", "b"]
+
+
 def test_a_directory_has_one_writer(tmp_path: Path) -> None:
     with Store(tmp_path, IDENTITY, resume=False), pytest.raises(InputError, match="in use"):
         Store(f"file://{tmp_path}", IDENTITY, resume=True)

@@ -23,29 +23,44 @@ def results(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_ranking: Annotated[bool, typer.Option("--ranking", help="Rank the sweeps instead.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print the ranking as a LaTeX table.")] = False,
+    equal: Annotated[
+        str | None,
+        typer.Option(
+            "--at-equal",
+            metavar="images|hours",
+            help="Rank what each search had found when it had spent as much as the cheapest one did in all.",
+        ),
+    ] = None,
 ) -> None:
     """Print every trial's row, or the ranking; sweeps that do not compare one group after the other."""
-    from raymu.results import groups, ranking, reader, tables
+    from raymu.results import cost, groups, ranking, reader, tables
     from raymu.results.outputs import load
 
+    is_ranking = as_ranking or as_latex
+    if equal is not None and not is_ranking:
+        raise InputError("--at-equal is for a ranking: give --ranking or --latex as well")
     if as_json:
         typer.echo(json.dumps(reader.read_all(storage), indent=2))
         return
     if as_csv:
         typer.echo(load(storage).to_csv(index=False), nl=False)
         return
-    found = groups.grouped(reader.load(storage))
+    sweeps = reader.load(storage)
+    found = groups.grouped(groups.sound(sweeps) if is_ranking else sweeps)
     for number, group in enumerate(found, start=1):
         heading = _heading(number, found)
-        if not as_ranking and not as_latex:
+        if not is_ranking:
             _print(heading)
             console.print(tables.trials([row for sweep in group.sweeps for row in sweep.rows]), highlight=False)
-        elif ranked := ranking.rank(group.sweeps):
+            continue
+        chosen, note = (group.sweeps, "") if equal is None else cost.at_equal(group.sweeps, equal)
+        if ranked := ranking.rank(chosen):
             if as_latex:
-                typer.echo(tables.latex(ranked, comment=heading))
+                typer.echo(tables.latex(ranked, comment=heading, note=note))
             else:
                 _print(heading)
                 console.print(tables.ranking(ranked))
+                _print(note)
         elif len(found) == 1:
             raise InputError(f"no completed trial in {storage}")
         else:
@@ -125,14 +140,22 @@ def name_of(method: str | None) -> str | None:
 
 @app.command()
 def report(
-    storage: StorageArgument = STORAGE,
+    storages: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STORAGE]...",
+            help="A sweep's directory or URI, or one above it. Of several: what changed since the first.",
+            show_default=STORAGE,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page, one file.")] = Path("report.html"),
     png: Annotated[Path | None, typer.Option(help="Write every figure into this directory, too.")] = None,
 ) -> None:
-    """Write a page with the ranking, the figures and the best settings."""
+    """Write a page with the ranking, the figures and the best settings; or with storages side by side."""
     from raymu.results import outputs
 
-    page = outputs.report(storage, out, png)
+    first, *others = storages or [STORAGE]
+    page = outputs.report(first, out, png, beside=others)
     console.print(f"report: {page.path}", highlight=False, soft_wrap=True)
     for path in page.figures:
         console.print(f"figure: {path}", highlight=False, soft_wrap=True)

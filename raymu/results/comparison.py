@@ -60,14 +60,12 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
         bounds: of a value.
         step: what one image more or less changes, such as 1 / images for an accuracy; 0: it is not known.
     """
-    means = np.array(list(_by_original(runs).values()))
+    means = np.array(list(by_original(runs).values()))
     mean, count = float(means.mean()), len(means)
     if count < 2:
         return Estimate(mean, None, None, len(runs), count)
     half = stdtrit(count - 1, 1 - LEVEL / 2) * means.std(ddof=1) / count**0.5
-    if step:
-        share = (mean + step / 2) / (1 + step)
-        half = max(half, ndtri(1 - LEVEL / 2) * (step / count * share * (1 - share)) ** 0.5)
+    half = max(half, ndtri(1 - LEVEL / 2) * _binomial(mean, count, step) ** 0.5)
     if half == 0:
         return Estimate(mean, None, None, len(runs), count)
     low, high = np.clip([mean - half, mean + half], *bounds)
@@ -92,11 +90,31 @@ def leads(settings: Sequence[Runs], step: float = 0.0) -> dict[tuple[int, int], 
         step: what one image more or less changes; 0: it is not known.
     """
     pairs = list(itertools.combinations(range(len(settings)), 2))
-    differences = {pair: _by_original(_differences(*(settings[one] for one in pair))) for pair in pairs}
+    differences = {pair: by_original(_differences(*(settings[one] for one in pair))) for pair in pairs}
     if max(map(len, differences.values()), default=0) < FEWEST:
         return {pair: Lead(_mean(found.values()), None, None) for pair, found in differences.items()}
-    error = _Error.of([_by_original(runs) for runs in settings], _alike(len(settings), differences))
+    error = _Error.of([by_original(runs) for runs in settings], _alike(len(settings), differences))
     return {pair: _lead(pair, list(found.values()), error, step) for pair, found in differences.items()}
+
+
+def unpaired(first: Runs, second: Runs, step: float = 0.0) -> Lead:
+    """Lead of one setting over another that ran on other originals: Welch's t test (Biometrika 1947) over the means of
+    each one's originals. Either error is at least the binomial one of its images.
+
+    Args:
+        first, second: at least one value each.
+        step: what one image more or less changes; 0: it is not known.
+    """
+    means = [np.array(list(by_original(runs).values())) for runs in (first, second)]
+    lead = float(means[0].mean() - means[1].mean())
+    if min(map(len, means)) < FEWEST:
+        return Lead(lead, None, None)
+    errors = np.array([max(one.var(ddof=1) / len(one), _binomial(one.mean(), len(one), step)) for one in means])
+    if not errors.any():
+        return Lead(lead, None, None)
+    degrees = errors.sum() ** 2 / sum(error**2 / (len(one) - 1) for error, one in zip(errors, means, strict=True))
+    half = float(stdtrit(degrees, 1 - LEVEL / 2) * errors.sum() ** 0.5)
+    return Lead(lead, lead - half, lead + half)
 
 
 def detectable(settings: int, originals: int) -> float | None:
@@ -184,6 +202,12 @@ def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: fl
     return Lead(mean, float(mean - half), float(mean + half)) if half > 0 else Lead(mean, None, None)
 
 
+def _binomial(mean: float, count: int, step: float) -> float:
+    """Variance of a mean over originals that the images alone make; 0 where their number is not known."""
+    share = (mean + step / 2) / (1 + step)
+    return step / count * share * (1 - share)
+
+
 def _mean(values: Collection[float]) -> float | None:
     return float(np.mean(list(values))) if values else None
 
@@ -207,7 +231,7 @@ def _differences(runs: Runs, others: Runs) -> dict[Cell, float]:
     return {cell: runs[cell] - others[cell] for cell in sorted(runs.keys() & others.keys())}
 
 
-def _by_original(runs: Runs) -> dict[int, float]:
+def by_original(runs: Runs) -> dict[int, float]:
     """Means over the runs on each original; every original counts the same."""
     originals: dict[int, list[float]] = {}
     for (original, _, _), value in sorted(runs.items()):

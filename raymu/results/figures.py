@@ -15,15 +15,10 @@ from raymu.objective import MARGIN, score_name
 from raymu.results import tables
 from raymu.results.comparison import Estimate
 from raymu.results.ranking import Ranked
-from raymu.results.reader import SweepResults
+from raymu.results.reader import SweepResults, search_rows
 from raymu.results.style import COLOURS, GREEN, GREY, INK, TUNED, add_legend, empty_figure, side_by_side, styles
 from raymu.results.tables import number
 from raymu.row import Row
-
-
-def search_rows(sweep: SweepResults) -> list[Row]:
-    """The rows of the search, the published setting included; no confirmation."""
-    return [row for row in sweep.rows if row.get("source") != "confirmation"]
 
 
 def search_references(sweeps: Iterable[SweepResults]) -> dict[str, Row]:

@@ -153,6 +153,8 @@ def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None) 
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             rows.append(_opened(line, seal))
+            if not isinstance(rows[-1].get("trial"), int):
+                raise DamagedError("it has no number of a trial")
         except (orjson.JSONDecodeError, DamagedError) as error:
             raise InputError(f"cannot read {directory}: line {number} of {name} is damaged ({error})") from error
     return rows

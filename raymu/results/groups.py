@@ -1,6 +1,7 @@
 """Groups of sweeps whose scores compare: same scenario, protocol, code that evaluates, and references."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,6 +39,27 @@ def grouped(sweeps: Sequence[SweepResults]) -> list[Group]:
     return groups
 
 
+def sound(sweeps: Sequence[SweepResults]) -> list[SweepResults]:
+    """Sweeps whose rows belong to what stands with them. One that was changed is left out, and a warning says why.
+
+    Raises:
+        InputError: all were changed.
+    """
+    found: list[SweepResults] = []
+    reasons: list[InputError] = []
+    for sweep in sweeps:
+        try:
+            _check_rows(sweep)
+            found.append(sweep)
+        except InputError as error:
+            reasons.append(error)
+    if reasons and not found:
+        raise reasons[0]
+    for reason in reasons:
+        logging.getLogger(__name__).warning("left out: %s", reason)
+    return found
+
+
 def check_comparable(sweeps: Sequence[SweepResults]) -> None:
     """Look whether sweeps are one group.
 
@@ -73,13 +95,13 @@ def _check_rows(sweep: SweepResults) -> None:
     """Look whether the rows are of the scenario, protocol and code that stand with them."""
     identity = sweep.identity
     for field, stated in (
-        ("protocol_hash", content_hash(identity["protocol"])),
-        ("objective", identity["protocol"]["objective"]),
-        ("method", identity["method"]),
+        ("protocol_hash", content_hash(identity.get("protocol"))),
+        ("objective", identity.get("protocol", {}).get("objective")),
+        ("method", identity.get("method")),
         ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1
         ("evaluation_code", identity.get("evaluation_code")),
         ("objective_code", identity.get("objective_code")),
-        ("scenario_hash", content_hash(identity["scenario"])),
+        ("scenario_hash", content_hash(identity.get("scenario"))),
     ):
         rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
         if others := {row.get(field) for row in rows} - {stated}:

@@ -1,17 +1,20 @@
 """What results become: a DataFrame, figures, a page. A notebook shows each."""
 
 import html
+import itertools
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas
 import plotly.graph_objects as go
 
+from raymu.errors import InputError
 from raymu.results import ranking, reader
 from raymu.results.reader import Results
-from raymu.results.report import Drawing, chapters, drawings, titled, write, write_png
+from raymu.results.report import Drawing, drawings, side_by_side, titled, write, write_png
+from raymu.storage import locate
 
 
 class Page(NamedTuple):
@@ -74,17 +77,32 @@ def figures(results: Results) -> Plots:
     return Plots(drawings(sweeps, ranking.rank(sweeps)))
 
 
-def report(results: Results, out: Path | str = "report.html", png: Path | str | None = None) -> Page:
+def report(
+    results: Results,
+    out: Path | str = "report.html",
+    png: Path | str | None = None,
+    beside: Sequence[Results] = (),
+) -> Page:
     """The page with the ranking, the figures and the best settings, after it was written. A notebook shows its link.
 
     Args:
         results: sweeps, or where they are stored; those that do not compare are chapters.
         out: the page, one file.
         png: a directory for every figure.
+        beside: others; the page begins with what changed since `results`.
 
     Raises:
-        InputError: a file cannot be written, or what figures as PNG need is missing.
+        InputError: a file cannot be written, what figures as PNG need is missing, or two storages are the same.
     """
-    found = chapters(reader.loaded(results))
-    write(found, Path(out))
+    sides = [results, *beside]
+    for one, other in itertools.combinations([locate(one) for one in sides if isinstance(one, Path | str)], 2):
+        if one.is_same(other):
+            raise InputError(f"{one} and {other} are the same storage, so there is nothing to compare")
+    found, changed = side_by_side({_name(side, number): reader.loaded(side) for number, side in enumerate(sides, 1)})
+    write(found, Path(out), changed)
     return Page(Path(out), [] if png is None else write_png(found, Path(png)))
+
+
+def _name(results: Results, number: int) -> str:
+    """Where sweeps are stored, or which of several they are."""
+    return str(locate(results)) if isinstance(results, Path | str) else f"results {number}"

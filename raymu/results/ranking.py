@@ -89,7 +89,7 @@ def rank(results: Results) -> list[Ranked]:
     check_comparable(sweeps)
     ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
-    found = leads([runs for _, runs in ends], max((_step(end.figures["tuned"]) for end, _ in ends), default=0.0))
+    found = leads([runs for _, runs in ends], max((step(end.figures["tuned"]) for end, _ in ends), default=0.0))
     return [
         end._replace(
             rank=1 + sum(other.score.mean > end.score.mean for other, _ in ends),
@@ -116,7 +116,7 @@ def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
         "tuned": figures_of(tuned, objective, runs),
     }
     end = Ranked(0, 0, 0, Lead(None, None, None), sweep, tuned, published, figures)
-    return end, _runs(runs, lambda row: _score(row, objective))
+    return end, _runs(runs, lambda row: score_on_test(row, objective))
 
 
 def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
@@ -131,7 +131,7 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
         single = value(row)
         return None if single is None else Estimate(single, None, None, runs=0, originals=0)
 
-    score = of(lambda one: _score(one, objective), forget)
+    score = of(lambda one: score_on_test(one, objective), forget)
     assert score is not None
     found = {}
     for column in MEASURED:  # older rows lack some
@@ -143,7 +143,7 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
     return Figures(score, known, (retain, forget) if retain and forget else None)
 
 
-def _step(figures: Figures | None) -> float:
+def step(figures: Figures | None) -> float:
     """Change of a share by one forget image; 0: it is not known."""
     return 0.0 if figures is None or figures.images is None else 1 / figures.images[1]
 
@@ -162,7 +162,8 @@ def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dic
     return found
 
 
-def _score(row: Row, objective: str) -> float:
+def score_on_test(row: Row, objective: str) -> float:
+    """The objective on test, in [0, 1]; 0 of a run that diverged."""
     if row["status"] == "diverged":
         return 0.0
     known = row.get("test_score")  # none in rows of raymu 0.2

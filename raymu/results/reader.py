@@ -14,6 +14,7 @@ from raymu.results.files import (
     FEATURES,
     REFERENCES,
     RUNNING,
+    SWEEP,
     all_rows,
     files_of_sweeps,
     is_of_first_version,
@@ -98,40 +99,73 @@ def read_all(storage: Path | str | Location) -> list[Row]:
 
 
 def load(storage: Path | str | Location) -> list[SweepResults]:
-    """All that is stored of all sweeps at or below `storage`, by name.
+    """All that is stored of all sweeps at or below `storage`, by name. One that is damaged is left out, and a warning
+    says why.
 
     Raises:
-        InputError: there is no sweep, or the storage cannot be read.
+        InputError: there is no sweep, none can be read, the storage is a damaged sweep itself, or it does not answer.
     """
     where = locate(storage)
     results: list[SweepResults] = []
+    damaged: list[InputError] = []
     for name, files in files_of_sweeps(where).items():
         directory = where / name if name else where
-        with mendable("read", directory):
-            identity = read_identity(directory)
-            assert identity is not None
-            seal = seal_of(identity)
-            others = (ENVIRONMENT, REFERENCES, FEATURES, ENDED)
-            content = {file: read_json(directory, file, seal) for file in others if file in files}
-            rows = read_rows(directory, parts_among(files), seal)
-            _check_references(directory, content.get(REFERENCES, {}), rows)
-            missing = _missing(identity, content.get(ENDED), len(rows))
-            if missing:
-                logging.getLogger(__name__).warning("%s: %s", directory, missing)
-            if copied := next((one.name for one in results if is_copy(rows, one.rows)), None):
-                logging.getLogger(__name__).warning("%s holds the trials of %s: it is a copy", directory, copied)
-            results.append(
-                SweepResults(
-                    name=name or where.name,
-                    identity=identity,
-                    environment=content.get(ENVIRONMENT, {}),
-                    references=content.get(REFERENCES, {}),
-                    features=content.get(FEATURES),
-                    rows=rows,
-                    missing=missing,
-                )
-            )
+        try:
+            found = _load(name or where.name, directory, files)
+        except InputError as error:
+            if not name or (isinstance(error.__cause__, OSError) and not where.local):  # then no sweep can be known
+                raise
+            damaged.append(error)
+            continue
+        if found.missing:
+            _warn(f"{directory}: {found.missing}")
+        if copied := next((one.name for one in results if is_copy(found.rows, one.rows)), None):
+            _warn(f"{directory} holds the trials of {copied}: it is a copy")
+        results.append(found)
+    if not results:
+        more = f", and {len(damaged) - 1} more sweeps there cannot be read" if len(damaged) > 1 else ""
+        raise InputError(f"{damaged[0]}{more}")
+    for reason in damaged:
+        _warn(f"left out: {reason}")
     return _told_apart(results)
+
+
+def _load(name: str, directory: Location, files: list[str]) -> SweepResults:
+    """All that is stored of one sweep.
+
+    Args:
+        files: names of those in its directory.
+
+    Raises:
+        InputError: it cannot be read, is damaged, or holds another sweep's rows or references.
+    """
+    with mendable("read", directory):
+        identity = read_identity(directory)
+        if identity is None:
+            raise DamagedError(f"{SWEEP} is gone")
+        seal = seal_of(identity)
+        others = (ENVIRONMENT, REFERENCES, FEATURES, ENDED)
+        content = {file: read_json(directory, file, seal) for file in others if file in files}
+        rows = read_rows(directory, parts_among(files), seal)
+    _check_references(directory, content.get(REFERENCES, {}), rows)
+    return SweepResults(
+        name=name,
+        identity=identity,
+        environment=content.get(ENVIRONMENT, {}),
+        references=content.get(REFERENCES, {}),
+        features=content.get(FEATURES),
+        rows=rows,
+        missing=_missing(identity, content.get(ENDED), len(rows)),
+    )
+
+
+def _warn(line: str) -> None:
+    logging.getLogger(__name__).warning(line)
+
+
+def search_rows(sweep: SweepResults) -> list[Row]:
+    """The rows of the search, the published setting included; no confirmation."""
+    return [row for row in sweep.rows if row.get("source") != "confirmation"]
 
 
 def loaded(results: Results) -> list[SweepResults]:
@@ -172,7 +206,7 @@ def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
 def _check_references(directory: Location, stored: dict[str, dict[str, Row]], rows: list[Row]) -> None:
     """Look whether references.json is of the models that the rows were compared with."""
     for row in rows:
-        for which, found in stored.get(row["scenario_hash"], {}).items():
+        for which, found in stored.get(row.get("scenario_hash", ""), {}).items():
             weights = row.get(f"{which}_weights")
             if weights is not None and weights != found.get("weights"):
                 raise InputError(

@@ -18,9 +18,10 @@ from plotly.offline import get_plotlyjs
 from raymu.errors import InputError
 from raymu.objective import score_name
 from raymu.results import figures, groups, ranking, search_figures, style, tables, verdict
-from raymu.results.figures import search_rows
+from raymu.results.changes import Changes, Storage, changes
+from raymu.results.cost import hours
 from raymu.results.ranking import Ranked, rank
-from raymu.results.reader import SweepResults
+from raymu.results.reader import SweepResults, search_rows
 from raymu.results.tables import number
 from raymu.row import SETTING, Row
 
@@ -39,13 +40,14 @@ ALWAYS = ("ranking", "methods", "cost", "protocol")
 
 
 class Chapter(NamedTuple):
-    """Sweeps that compare, their ranking, best first, and why they do not compare with the first chapter's; empty for
-    that one.
+    """Sweeps that compare, their ranking, best first, and why they do not compare with the storage's first chapter's;
+    empty for that one. `storage` is its name, where the page is of several.
     """
 
     sweeps: Sequence[SweepResults]
     ranked: Sequence[Ranked]
     apart: str = ""
+    storage: str = ""
 
 
 class Drawing(NamedTuple):
@@ -58,17 +60,40 @@ class Drawing(NamedTuple):
     caption: str
 
 
-def chapters(sweeps: Sequence[SweepResults]) -> list[Chapter]:
-    """Sweeps by groups that compare.
+def chapters(sweeps: Sequence[SweepResults], storage: str = "") -> list[Chapter]:
+    """Sweeps of a storage by groups that compare; see `groups.sound` for what is left out.
+
+    Args:
+        storage: its name, where the page is of several.
 
     Raises:
         InputError: as `ranking.rank`.
     """
-    return [Chapter(group.sweeps, rank(group.sweeps), group.apart) for group in groups.grouped(sweeps)]
+    found = groups.grouped(groups.sound(sweeps))
+    return [Chapter(group.sweeps, rank(group.sweeps), group.apart, storage) for group in found]
 
 
-def write(chapters: Sequence[Chapter], path: Path) -> None:
+def side_by_side(storages: Mapping[str, Sequence[SweepResults]]) -> tuple[list[Chapter], list[Changes]]:
+    """Chapters of storages by name, one or more, and what changed from the first one to each of the others.
+
+    Raises:
+        InputError: as `ranking.rank` and `changes.changes`.
+    """
+    found = {name: chapters(sweeps, name if len(storages) > 1 else "") for name, sweeps in storages.items()}
+    sides = [
+        Storage(
+            name, [one for chapter in of for one in chapter.sweeps], [one for chapter in of for one in chapter.ranked]
+        )
+        for name, of in found.items()
+    ]
+    return list(itertools.chain(*found.values())), [changes(sides[0], other) for other in sides[1:]]
+
+
+def write(chapters: Sequence[Chapter], path: Path, changed: Sequence[Changes] = ()) -> None:
     """Write the report as one HTML file that loads nothing else.
+
+    Args:
+        changed: between the storages that the chapters are of; it stands first.
 
     Raises:
         InputError: the file cannot be written.
@@ -77,11 +102,14 @@ def write(chapters: Sequence[Chapter], path: Path) -> None:
     template = environment.from_string(files("raymu.results").joinpath("report.html.j2").read_text(encoding="utf-8"))
     numbers = itertools.count(1)
     page = template.render(
-        title=verdict.title(chapters[0].sweeps) if len(chapters) == 1 else f"{len(chapters)} rankings of sweeps",
+        title=_title(chapters, changed),
+        changed=changed,
         chapters=[_content(chapter, numbers) for chapter in chapters],
         plotlyjs=Markup(get_plotlyjs()),
         metric=lambda column: lambda value: tables.metric(column, number(value)),
         seconds=seconds,
+        setting=tables.setting,
+        difference=tables.difference,
         interval=tables.interval,
         place=tables.place,
         fixed_points=ranking.FIXED,
@@ -93,6 +121,12 @@ def write(chapters: Sequence[Chapter], path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _title(chapters: Sequence[Chapter], changed: Sequence[Changes]) -> str:
+    if changed:
+        return f"{changed[0].there} and {', '.join(one.here for one in changed)}"
+    return verdict.title(chapters[0].sweeps) if len(chapters) == 1 else f"{len(chapters)} rankings of sweeps"
+
+
 def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
     """Content of a chapter, as the template shows it.
 
@@ -102,11 +136,13 @@ def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
     sweeps, ranked = _best_first(chapter.sweeps, chapter.ranked), chapter.ranked
     drawn = [(one, _plot(one, next(numbers))) for one in drawings(sweeps, ranked)]
     common = {one.section: plot for one, plot in drawn if one.sweep is None}
+    kinds, cells = hours(sweeps)
     settings = {entry.sweep.name: yaml.safe_dump(config(entry.tuned), sort_keys=False) for entry in ranked}
     return {
         "sweeps": sweeps,
         "ranked": ranked,
         "apart": chapter.apart,
+        "storage": chapter.storage,
         "title": verdict.title(sweeps),
         "headline": verdict.headline(ranked),
         "verdict": verdict.verdict(sweeps, ranked),
@@ -127,7 +163,8 @@ def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
             }
             for sweep in sweeps
         },
-        "costs": [cost(sweep) for sweep in sweeps],
+        "hours": kinds,
+        "costs": [cost(one) | {"hours": spent} for one, spent in zip(sweeps, cells, strict=True)],
         "facts": facts(sweeps),
     }
 

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from raymu.results.figures import axis_of_names, hover_text, search_rows
-from raymu.results.reader import SweepResults
+from raymu.results.figures import axis_of_names, hover_text
+from raymu.results.reader import SweepResults, search_rows
 from raymu.results.style import GREY, INK, PALE, SHADES, TUNED, empty_figure, label, side_by_side, styles
 from raymu.results.tables import number
 from raymu.row import Row

@@ -8,7 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from raymu.objective import score_name
-from raymu.results.comparison import Estimate
+from raymu.results.comparison import Estimate, Lead
+from raymu.results.cost import Spent, hours
 from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
 from raymu.row import Row
 from raymu.values import subset_in_words
@@ -26,10 +27,14 @@ COLUMNS = {
 }
 
 
-def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
-    """Models (by name) side by side on test; None stands for a model that is not there."""
+def comparison(models: Mapping[str, Figures | None], objective: str, search: Spent | None = None) -> Table:
+    """Models (by name) side by side on test; None stands for a model that is not there.
+
+    Args:
+        search: what it took to find them.
+    """
     score = score_name(objective)
-    table = _table(title("On test", models.values()), score)
+    table = _table(title("On test", models.values()), score, f"search: {search}" if search else "")
     table.add_column("model")
     confirmed = any(figures is not None and figures.score.low is not None for figures in models.values())
     columns = shown_columns(models.values())
@@ -44,13 +49,13 @@ def comparison(models: Mapping[str, Figures | None], objective: str) -> Table:
 def ranking(ranked: Sequence[Ranked]) -> Table:
     """Sweeps, best first; above them the references of the first."""
     table = _table(title("Tuned, on test", _tuned(ranked)), _score_of(ranked), padding=(0, 1, 0, 0))
-    headings = ranking_headings(ranked)
-    for heading in headings:
+    of_search, cells = hours([one.sweep for one in ranked])
+    for heading in [*ranking_headings(ranked), *of_search]:
         justify: Any = "left" if heading == "method" else "right"
         shown = heading.replace("-", "-\n").replace(" ", "\n") if heading != "95 %" else heading
         table.add_column(shown, justify=justify, no_wrap=heading in ("rank", "method", "95 %"))
-    for row in ranking_rows(ranked):
-        table.add_row(*row)
+    for row, spent in zip(ranking_rows(ranked), [*([] for _ in FIXED), *cells], strict=True):
+        table.add_row(*row, *spent)
     return table
 
 
@@ -58,8 +63,8 @@ def _score_of(ranked: Sequence[Ranked]) -> str:
     return score_name(ranked[0].tuned["objective"])
 
 
-def _table(title: str, score: str, **more: Any) -> Table:
-    caption = SCALES.get(score)
+def _table(title: str, score: str, further: str = "", **more: Any) -> Table:
+    caption = "\n".join(filter(None, (SCALES.get(score), further)))
     justify: Any = {"title_justify": "left", "caption_justify": "left"}
     return Table(title=title, caption=caption, box=None, pad_edge=False, **justify, **more)
 
@@ -71,11 +76,12 @@ def title(what: str, models: Iterable[Figures | None]) -> str:
     return f"{what}{f', {counted}' if counted else ''} (accuracies in %)"
 
 
-def latex(ranked: Sequence[Ranked], comment: str = "") -> str:
+def latex(ranked: Sequence[Ranked], comment: str = "", note: str = "") -> str:
     """The ranking as a LaTeX table (package booktabs) with a caption; the best score is bold.
 
     Args:
         comment: what stands above it, in a line.
+        note: last sentences of the caption.
     """
     headings = ranking_headings(ranked)
     lines = [[_escaped(cell) for cell in row] for row in [headings, *ranking_rows(ranked)]]
@@ -90,7 +96,7 @@ def latex(ranked: Sequence[Ranked], comment: str = "") -> str:
             *([f"% {comment}"] if comment else []),
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escaped(caption(ranked))}}}",
+            rf"\caption{{{_escaped(' '.join(filter(None, (caption(ranked), note))))}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             heading,
@@ -250,7 +256,12 @@ def fixed(value: Any) -> str:
     return "-" if number(value) is None else f"{value:.3f}"
 
 
-def interval(estimate: Estimate | None, shown: Callable[[Any], str]) -> str:
+def difference(value: Any) -> str:
+    """A difference of scores with its sign and three digits, '-' where there is none."""
+    return "-" if number(value) is None else f"{value:+.3f}"
+
+
+def interval(estimate: Estimate | Lead | None, shown: Callable[[Any], str]) -> str:
     """'[0.41, 0.45]', its ends as `shown` shows them; empty where there is a single run."""
     if estimate is None or number(estimate.low) is None or number(estimate.high) is None:
         return ""

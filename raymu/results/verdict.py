@@ -32,7 +32,7 @@ def headline(ranked: Sequence[Ranked]) -> str:
         return f"{first.sweep.name}: {score}."
     rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
     if rivals:
-        who = " and ".join(rivals) if len(rivals) < MANY else f"{len(rivals)} others"
+        who = some(rivals, "others")
         return f"Highest mean: {first.sweep.name} ({score}). Nothing tells it from {who}."
     return f"{first.sweep.name} is first ({score}), {_ahead(ranked[1])}."
 
@@ -184,6 +184,11 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     ]
     if named:
         yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
+
+
+def some(names: Sequence[str], many: str) -> str:
+    """Names in a line, or how `many` they are."""
+    return " and ".join(names) if len(names) < MANY else f"{len(names)} {many}"
 
 
 def listed(values: Iterable[str]) -> str:
