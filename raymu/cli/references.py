@@ -59,11 +59,8 @@ def references(
 
     load_own(own)
     checked("--originals", originals, int, Bounds(1))
-    task, scored_by, further = (
-        with_forget(with_subset(get(scenario), classes, train_share), forget, forget_share),
-        objectives.get(objective),
-        metric or [],
-    )
+    task = with_forget(with_subset(get(scenario), classes, train_share), forget, forget_share)
+    scored_by, further = objectives.get(objective), metric or []
     found = [metrics.get(one) for one in further]
     options = Options(threads=cpus_per_trial, cores=cpus_per_trial)
     check(task, Retrain, scored_by, found)
