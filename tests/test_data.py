@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import pickle
 import re
 import shutil
@@ -210,6 +211,27 @@ def test_a_training_share_is_a_stratified_part(digits, digits_data) -> None:
     assert again.train_share == 0.5
     with pytest.raises(InputError, match="train_share has to be above 0"):
         replace(digits, train_share=0)
+
+
+def test_a_part_of_the_classes_is_a_scenario_of_its_own(digits, digits_data) -> None:
+    part = replace(digits, classes=(9, 4, 8))
+    assert part.hash != digits.hash
+    assert "classes" not in digits.as_dict()  # hashes are older than it
+    assert digits.from_dict(json.loads(json.dumps(part.as_dict()))) == part == replace(digits, classes=(4, 8, 9))
+    assert part.title == "digits (classes 4, 8, 9 alone), forgetting class 8"
+    loaded = splits.load(part, DEVICE)
+    assert (loaded.num_classes, loaded.forgotten, part.num_classes) == (3, (1,), 3)
+    for split in (loaded.train, *loaded.val, *loaded.test):
+        theirs = digits_data.train.labels[split.index]  # of the whole dataset
+        assert loaded.numbers_of(split.targets) == theirs.tolist()
+    held_out = [split for two in (loaded.val, loaded.test) for split in two]
+    every = torch.cat([split.index for split in (loaded.train, *held_out)])
+    wanted = torch.isin(digits_data.train.labels, torch.tensor([4, 8, 9], device=DEVICE)).nonzero()[:, 0]
+    assert every.sort().values.tolist() == wanted.tolist()
+    assert set(loaded.numbers_of(loaded.val.forget.targets)) == {8}
+    shares = loaded.train.targets.bincount() / wanted.numel()
+    assert (shares - 0.1).abs().max() < 0.01  # 30 % of each class
+    assert architectures.build(part, seed=0).get_classifier().out_features == 3
 
 
 def write_fashion(directory: Path, per_class: int) -> None:

@@ -140,6 +140,21 @@ def test_folders_and_shards_are_one_dataset(places, scenario) -> None:
             assert all(torch.equal(image, others[key]) for key, image in images.items())
 
 
+def test_keys_name_folder_and_file_or_class_and_key(places) -> None:
+    for kind, place in places.items():
+        train = load(place).train
+        shown = [train.images.key(row) for row in train.index.tolist()]
+        files = {
+            path.relative_to(places["folders"] / "train").with_suffix("")
+            for path in (places["folders"] / "train").rglob("*.*")
+        }
+        if kind == "folders":
+            assert {Path(one) for one in shown} <= files
+        else:
+            assert [int(one.split("/")[0]) for one in shown] == train.targets.tolist()
+            assert {one.split("/")[1] for one in shown} <= {file.name for file in files}
+
+
 def test_images_are_those_of_timms_transform(places) -> None:
     """To the bit, evaluated and augmented."""
     split = load(places["folders"]).train

@@ -309,6 +309,8 @@ def test_directories_are_named_by_what_distinguishes_a_sweep() -> None:
     assert name() == "all"
     assert name(forget=(5, 3)) == "all-forget-3-5"
     assert name(forget=(), forget_share=0.1) == "all-forget-0.1"
+    assert name(classes=(1, 3, 5, 8, 9, 0), train_share=0.1) == "all-classes-0-1-3-5-8-9-train-0.1"
+    assert directory_name("all", SCENARIOS["fashion-resnet"]) == "all-fashion-resnet"  # its own share
     assert name(name="a/b c", forget=(1,)) == "all-a_b_c-forget-1"
     assert directory_name("salun", SCENARIO, "hmean") == "salun-hmean"
     assert directory_name("salun-cmf", SCENARIOS["cifar10-resnet18"]) == "salun-cmf-cifar10-resnet18"

@@ -21,6 +21,7 @@ from raymu.cli.flags import (
     WeightsFlag,
     load_own,
     with_forget,
+    with_subset,
 )
 from raymu.cli.program import app, console
 from raymu.errors import Diverged, InputError, Undefined
@@ -85,9 +86,8 @@ def evaluate(
 
     load_own(own)
     _, row = export.made_by(checkpoint)
-    task = with_forget(
-        scenario_of(row) if scenario is None and row else get(scenario or SCENARIO), forget, forget_share
-    )
+    whole = scenario_of(row) if scenario is None and row else get(scenario or SCENARIO)
+    task = with_forget(with_subset(whole, classes, train_share), forget, forget_share)
     scored_by = objectives.get(objective or row.get("objective", "removal"))
     found = [metrics.get(one) for one in metric or row.get("metrics", [])]
     threads = cpus_per_trial or row.get("threads", 1)

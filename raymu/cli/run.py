@@ -89,14 +89,11 @@ def run(
         checkpointing=gradient_checkpointing,
         deepspeed=text_of(deepspeed),
     )
+    whole = scenario_of(row) if scenario is None else get_scenario(scenario)
     trial = Trial.of(
         row,
         method=get_method(method),
-        scenario=with_forget(
-            with_subset(scenario_of(row) if scenario is None else get_scenario(scenario), classes, train_share),
-            forget,
-            forget_share,
-        ),
+        scenario=with_forget(with_subset(whole, classes, train_share), forget, forget_share),
         head=head,
         train=train,
         objective=None if objective is None else objectives.get(objective),
