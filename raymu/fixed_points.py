@@ -48,8 +48,14 @@ def scored(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] =
 
 
 def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """Rows as `scored` returns them, and the "memory" between the references by split, in JSON's types."""
-    return {**scored(scenario, objective, metrics), "memory": in_json(reference_models.memory(scenario, metrics))}
+    """Rows as `scored` returns them, the "memory" between the references by split, and what was "seen" of some images,
+    in JSON's types.
+    """
+    known = {
+        "memory": in_json(reference_models.memory(scenario, metrics)),
+        "seen": reference_models.seen(scenario, metrics),
+    }
+    return {**scored(scenario, objective, metrics), **known}
 
 
 def in_json(memories: Memories) -> dict[str, dict[str, Any] | None]:

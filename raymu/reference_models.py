@@ -19,6 +19,7 @@ from raymu.errors import InputError
 from raymu.evaluation import (
     Memory,
     Metric,
+    as_seen,
     baseline,
     evaluate,
     evaluate_quickly,
@@ -46,6 +47,7 @@ WEIGHTS = "model.safetensors"
 BASELINE = "baseline.safetensors"
 METRICS_FILE = "metrics.json"
 MEMORY_FILE = "memory.json"
+SEEN_FILE = "seen.json"
 PROFILES_FILE = "profiles.json"
 TRAINING_FILE = "training.json"
 
@@ -172,6 +174,7 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
             found[which]["weights"] = weights_digest(scenario, which)
         cache.save_json(entry / METRICS_FILE, found)
         cache.save_json(entry / MEMORY_FILE, to_forget)
+        cache.save_json(entry / SEEN_FILE, as_seen(scenario_data))
 
     return Workers().once(_comparison(scenario, further), build)
 
@@ -187,6 +190,12 @@ def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dic
 def memory(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Memory | None]:
     """Memory of the original on "val" and on "test"; None where it is not defined, empty without a retrained model."""
     return {split: found and Memory(*found) for split, found in _compared(scenario, further, MEMORY_FILE).items()}
+
+
+def seen(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, Any]:
+    """Images as the models see them (`evaluation.as_seen`)."""
+    seen: dict[str, Any] = _compared(scenario, further, SEEN_FILE)
+    return seen
 
 
 def known_memory(scenario: Scenario) -> dict[str, Memory | None]:

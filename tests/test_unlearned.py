@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 import raymu
-from raymu import evaluation
+from raymu import evaluation, reference_models
 from raymu.cli import main
 from raymu.evaluation import columns
 from raymu.evaluation.samples import FORMULAS, write
@@ -207,7 +207,7 @@ def test_what_cannot_work_is_said_before_any_compute(arguments, said, command, q
     good = architectures.build(quick, 0).state_dict()
     torch.save(good, tmp_path / "good.pth")
     torch.save({**good, "fc.weight": good["fc.weight"][:7], "fc.bias": good["fc.bias"][:7]}, tmp_path / "seven.pth")
-    monkeypatch.setattr(references, "load", lambda *_: pytest.fail("it computes"))
+    monkeypatch.setattr(reference_models, "load", lambda *_: pytest.fail("it computes"))
     printed = command(*arguments, code=2)
     (line,) = printed.err.splitlines()
     assert line.startswith("error: ")

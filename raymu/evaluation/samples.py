@@ -1,6 +1,8 @@
 """What is still known of each held-out forget image, as a table and as a picture."""
 
+import base64
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ SHOWN = 48  # images of a contact sheet
 IN_A_ROW = 8
 SIDE, GAP, LINE, FONT = 120, 8, 14, 11  # pixels
 LETTERS = 21  # of a caption's line
+OF_A_NORMALISATION = 256  # images
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell for that begins so
 
 
@@ -52,6 +55,29 @@ def samples(views: Sequence[OfModel]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def as_seen(data: Data) -> dict[str, Any]:
+    """What a normalisation makes of held-out images.
+
+    Returns:
+        `png`, two retain and two forget images of test, as base64: values from -2 to 2, black to white in each channel;
+        `mean` and `std` of test images by channel, which are near 0 and 1 where the normalisation is that of training.
+    """
+    retain, forget = data.test
+    four = torch.cat([part.subset(torch.arange(min(2, len(part)))).read() for part in (retain, forget)])
+    sheet = Image.new("RGB", (len(four) * (SIDE + GAP) - GAP, SIDE), "white")
+    for place, one in enumerate(four):
+        pixels = ((one + 2) * (255 / 4)).round().clamp(0, 255).to(torch.uint8)
+        sheet.paste(_picture(pixels.cpu()), (place * (SIDE + GAP), 0))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    some = retain.subset(torch.arange(min(OF_A_NORMALISATION, len(retain)))).read().transpose(0, 1).flatten(1)
+    return {
+        "png": base64.b64encode(file.getvalue()).decode(),
+        "mean": some.mean(1).tolist(),
+        "std": some.std(1).tolist(),
+    }
 
 
 def check_room(path: Path) -> None:

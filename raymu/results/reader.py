@@ -36,8 +36,8 @@ class SweepResults(NamedTuple):
             storage.
         identity: what was asked for.
         environment: versions, git, machine, start; empty where none is stored.
-        references: by scenario hash the rows of "original", "retrained" and "dead", and the "memory" to remove, as
-            `raymu.fixed_points.compared` returns them; empty where none are stored.
+        references: by scenario hash the rows of "original", "retrained" and "dead", the "memory" to remove and what
+            is "seen" of images, as `raymu.fixed_points.compared` returns them; empty where none are stored.
         features: pictures of the features; None where there are none.
         rows: one a trial, in the order in which they ended. Where another sweep's have the same `trial_id`, as two
             of one method in two folders, it begins with the sweep's name.

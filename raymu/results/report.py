@@ -166,6 +166,7 @@ def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
         "hours": kinds,
         "costs": [cost(one) | {"hours": spent} for one, spent in zip(sweeps, cells, strict=True)],
         "facts": facts(sweeps),
+        "seen": figures.search_references(sweeps).get("seen"),
     }
 
 
