@@ -2,20 +2,29 @@
 
 import csv
 import dataclasses
+import importlib
 import io
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
+from conftest import REPOSITORY
+from test_ranking import confirmed
 
-from raymu.cli import main, sweep_main
+from raymu import __version__, methods
+from raymu.cli import doctor, main, sweep_main
 from raymu.cli.program import console
 from raymu.evaluation import columns
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import files, reader, writer
+from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
 
@@ -25,8 +34,75 @@ def test_help_is_quick_and_names_every_command(raymu) -> None:
     started = time.monotonic()
     printed = raymu("--help")
     assert time.monotonic() - started < 5  # it imports neither torch nor Ray
-    for command in ("sweep", "run", "methods", "scenarios", "results", "best", "doctor"):
+    for command in ("sweep", "run", "methods", "scenarios", "results", "best", "doctor", "--install-completion"):
         assert command in printed.stdout
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["ray"] = None  # to import them raises ImportError
+sys.argv = ["raymu", *sys.argv[1:]]
+from raymu.cli import main
+main()
+"""
+
+
+def light(*arguments: str, **environment: str) -> str:
+    """What `raymu` prints where neither torch nor Ray can be imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        env={**os.environ, "COLUMNS": "160", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_version_and_the_methods_are_said_at_once() -> None:
+    assert light("--version") == f"raymu {__version__}\n"
+    said = " ".join(light("sweep", "--help").split())
+    for name in methods.names():
+        first = (importlib.import_module(f"raymu.methods.{name}").__doc__ or "").splitlines()[0]
+        assert f"{name} │ {first}" in said or f"{name} {first}" in said
+
+
+def test_a_shell_completes_commands_methods_and_flags(raymu) -> None:
+    def completed(words: str) -> list[str]:
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+        return light(_RAYMU_COMPLETE="complete_bash", **asked).split()
+
+    assert completed("raymu re") == ["references", "results", "report"]
+    assert completed("raymu sweep s") == ["salun", "scrub", "ssd", "svd"]
+    assert completed("raymu report --p") == ["--png"]
+    assert completed("raymu sweep salum --t") == []
+    assert "complete -o default -F _raymu_completion raymu" in light(
+        "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+
+
+def test_doctor_lists_extras_trackers_and_the_browser(monkeypatch) -> None:
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(doctor.EXTRAS) == sorted(declared)
+    required = [f'{one}; extra == "{extra}"' for extra, packages in declared.items() for one in packages]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=2", *required])
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("kaleido", "sqlalchemy", "wandb") else "9")
+    found = {finding.what: finding for finding in doctor._extras()}
+    assert [what.split()[1] for what in found] == sorted(declared)
+    assert found["extra deepspeed (trials of several workers)"].detail == "deepspeed 9"
+    png, trackers = found["extra png (raymu report --png)"], found["extra trackers (following a sweep)"]
+    assert (png.state, png.detail) == ("optional", "without kaleido: pip install 'raymu[png]'")
+    assert trackers.detail == "without sqlalchemy, wandb: pip install 'raymu[trackers]'"
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"mlflow": ["mlflow-skinny"]})
+    listed = {finding.what: finding.detail for finding in doctor._trackers()}
+    assert listed["--mlflow"] == "mlflow-skinny 9"
+    assert listed["--wandb"] == "without wandb: pip install 'raymu[trackers]'"
+    assert set(listed) == {"--tensorboard", "--mlflow", "--wandb", "--optuna"}
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chrome")
+    assert doctor._browser().state == "optional"
+    monkeypatch.setenv("BROWSER_PATH", sys.executable)
+    assert (doctor._browser().state, doctor._browser().detail) == ("ok", sys.executable)
 
 
 @pytest.mark.long
@@ -114,6 +190,10 @@ def test_methods_and_scenarios(in_process, monkeypatch) -> None:
         (["sweep", "salun", "--storage", "/proc/no"], "cannot write to /proc/no/salun"),
         (["results", "nowhere"], "no sweep in nowhere"),
         (["best", "nowhere"], "no sweep in nowhere"),
+        (["report", "nowhere"], "no sweep in nowhere"),
+        (["report", "here", "nowhere/../here/"], "here and nowhere/../here/ are the same storage"),
+        (["report", "here", "there", "here"], "here and here are the same storage"),
+        (["results", "here", "--at-equal", "images"], "give --ranking or --latex as well"),
         (["run", "salun", "--config", "nowhere.yaml", "--out", "x"], "cannot read nowhere.yaml"),
         (["run", "salun", "--out", "/proc/no"], "cannot write to /proc/no"),
         (["sweep", "salun", "--weights", "x"], "--weights x: digits starts from random weights"),
@@ -240,6 +320,60 @@ def test_best_goes_on_where_a_group_has_nothing(in_process, storage, tmp_path) -
     said = in_process("best", storage)
     assert "no completed trial to choose from" in said
     assert "a-0: salun" in said
+
+
+def stored(directory, one: SweepResults) -> None:
+    with writer.Store(directory / one.name, one.identity, resume=False) as rows:
+        for of in one.rows:
+            rows.append(of)
+        rows.end(len(one.rows))
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_shown(in_process, tmp_path, caplog) -> None:
+    for name, probe in (("a", 0.5), ("b", 0.4), ("c", 0.3)):
+        stored(tmp_path / "s", confirmed(name, probe))
+    rows = tmp_path / "s" / "b" / files.ROWS
+    rows.write_bytes(rows.read_bytes().replace(b"0.9", b"0.8"))
+    for arguments in (["results", "s"], ["results", "s", "--ranking"], ["best", "s"], ["report", "s"]):
+        caplog.clear()
+        printed = in_process(*arguments)
+        (said,) = [line for line in caplog.messages if line.startswith("left out")]
+        assert "s/b: line 1 of rows.jsonl is damaged" in said
+        assert "b-0" not in printed
+    assert json.loads(in_process("best", "s", "--json"))["method"] == "c"
+    page = (tmp_path / "report.html").read_text()
+    assert ">c</th>" in page
+    assert ">b</th>" not in page
+
+
+def test_a_ranking_at_equal_compute(in_process, tmp_path) -> None:
+    for name, images in (("a", 10), ("b", 15)):
+        one = confirmed(name, 0.5, seed=images)
+        stored(tmp_path / "s", one._replace(rows=[of | {"images": images} for of in one.rows]))
+    printed = " ".join(in_process("results", "s", "--ranking", "--at-equal", "images").split())
+    assert "Searches up to 20 images each, which is all that a spent. Not confirmed at that point, so single" in printed
+    latex = in_process("results", "s", "--latex", "--at-equal", "images")
+    assert "which is all that a spent." in next(line for line in latex.splitlines() if "caption" in line)
+
+
+def test_storages_side_by_side(in_process, tmp_path, monkeypatch, capsys) -> None:
+    for place, probe in (("old", 0.5), ("new", 0.3)):
+        stored(tmp_path / place, confirmed("a", probe, seed=int(10 * probe)))
+    stored(tmp_path / "new", confirmed("b", 0.3))
+    in_process("report", "old", "new", "-o", "both.html")
+    page = (tmp_path / "both.html").read_text()
+    assert "<title>raymu: old and new</title>" in page
+    assert '<h2 id="changed-1">Higher: a.</h2>' in page
+    assert "<dt>Only here</dt><dd>b</dd>" in page
+    assert page.count("<article") == 2
+    shutil.copytree(tmp_path / "old", tmp_path / "copy")
+    stored(tmp_path / "other", confirmed("b", 0.4))
+    for place, message in (("copy", "hold the same trials"), ("other", "have no method in common")):
+        monkeypatch.setattr(sys, "argv", ["raymu", "report", "old", place])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ import yaml
 
 from raymu.errors import InputError
 from raymu.results import figures, outputs, report, search_figures, style, verdict
+from raymu.results.changes import Storage, changes
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.ranking import FIXED, Figures, Ranked
 from raymu.results.reader import SweepResults, search_rows
@@ -234,6 +235,53 @@ def test_figures_say_their_titles_and_a_page_is_a_link(sweeps: list[SweepResults
     assert repr(plots).startswith("Plots(tradeoff, illusion, comparison, ")
     link = outputs.Page(Path("<b>&") / "a page.html", [])._repr_html_()
     assert link == '<a href="%3Cb%3E%26/a%20page.html" target="_blank">&lt;b&gt;&amp;/a page.html</a>'
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two storages, with a method that both have and is better in one, and others."""
+    path = tmp_path_factory.mktemp("compared") / "report.html"
+    sides = []
+    for storage, skills in ((EVIL, {"salun": 0.7, "ssd": 0.5}), ("new", {"salun": 0.9, "ssd": 0.52, "scrub": 0.4})):
+        of = [make_sweep(name, skill) for name, skill in skills.items()]
+        for sweep in of:
+            sweep.identity["method"], sweep.identity["protocol"]["trials"] = sweep.name, len(skills)
+        sides.append(Storage(storage, of, make_ranked(of)))
+        for entry in sides[-1].ranked:
+            for row in entry.sweep.rows:
+                row["confirms"] = entry.tuned["trial_id"] if row["source"] == "confirmation" else None
+    chapters = [report.Chapter(side.sweeps, side.ranked, "", side.name) for side in sides]
+    report.write(chapters, path, [changes(*sides)])
+    return path
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_storages_side_by_side_begin_with_what_changed(browser: Any, compared: Path, width: int, scheme: str) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    trouble: list[str] = []
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.on("dialog", lambda dialog: (trouble.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    tab.goto(compared.as_uri())
+    assert "Without an interval" not in tab.inner_text("h2 >> nth=0")
+    table = tab.locator("[aria-label='What changed']")
+    assert table.evaluate("(one) => one.getBoundingClientRect().top") < 900
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    headings = table.locator("thead th").all_inner_texts()
+    assert headings[:4] == ["method", "difference", "hmean there", "hmean here"]
+    lines = [line.all_inner_texts() for line in table.locator("tbody tr").all()]
+    assert [line[0].split("\t")[0].split("\n")[0] for line in lines] == ["salun", "ssd"]
+    assert all("3 originals" in line[0] for line in lines)
+    facts = tab.inner_text("dl.verdict >> nth=0")
+    assert EVIL in facts
+    assert "protocol.trials is 2 there, 3 here" in facts
+    assert "scrub" in facts
+    assert tab.locator("article").count() == 2
+    assert tab.locator("img").count() == 0
+    links = tab.eval_on_selector_all("nav a", "(all) => all.map((one) => one.getAttribute('href'))")
+    assert all(tab.locator(f"[id='{link[1:]}']").count() == 1 for link in links)
+    assert tab.locator("th:not([scope])").count() == 0
+    assert trouble == []
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,13 @@ from typing import Literal
 from raymu import cache
 
 NEEDED = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-learn", "safetensors")
-OPTIONAL_PACKAGES = {"deepspeed": "for trials of several workers: pip install 'raymu[deepspeed]'"}
+EXTRAS = {  # what each of pyproject.toml's is for
+    "deepspeed": "trials of several workers",
+    "docs": "building the documentation",
+    "png": "raymu report --png",
+    "test": "raymu's own tests",
+    "trackers": "following a sweep",
+}
 LOW_DISK = 5 * 2**30  # bytes
 LOW_SHARED_MEMORY = 2**30
 
@@ -27,15 +34,17 @@ class Finding:
 
 
 def examine(storage: Path) -> Iterator[Finding]:
-    """Look at Python packages, processors, Ray, and the disk; "missing" is what a sweep cannot do without."""
+    """Look at Python packages, trackers, browser, processors, Ray, and the disk; "missing" is what a sweep cannot do
+    without.
+    """
     python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     yield Finding("ok", "Python", python)
     for package in NEEDED:
         version = _version(package)
         yield Finding("ok" if version else "missing", package, version or "not installed")
-    for package, purpose in OPTIONAL_PACKAGES.items():
-        version = _version(package)
-        yield Finding("ok" if version else "optional", package, version or f"not installed; {purpose}")
+    yield from _extras()
+    yield from _trackers()
+    yield _browser()
     yield Finding("ok", "CPU cores", str(os.cpu_count()))
     yield _gpus()
     yield _ray()
@@ -47,6 +56,45 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _extras() -> Iterator[Finding]:
+    """The extras of raymu as it is installed, with their packages."""
+    extras: dict[str, list[str]] = {}
+    for line in (importlib.metadata.requires("raymu") or []) if _version("raymu") else []:
+        if found := re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)", line):
+            extras.setdefault(found[2], []).append(found[1])
+    for extra, packages in sorted(extras.items()):
+        versions = {package: _version(package) for package in packages}
+        what = f"extra {extra}" + (f" ({EXTRAS[extra]})" if extra in EXTRAS else "")
+        if missing := [package for package, version in versions.items() if version is None]:
+            yield Finding("optional", what, f"without {', '.join(missing)}: pip install 'raymu[{extra}]'")
+        else:
+            yield Finding("ok", what, ", ".join(f"{package} {version}" for package, version in versions.items()))
+
+
+def _trackers() -> Iterator[Finding]:
+    from raymu.tuning.trackers.settings import NEEDED
+
+    providers = importlib.metadata.packages_distributions()
+    for tracker, module in {**NEEDED, "optuna": "optuna"}.items():
+        if packages := providers.get(module):
+            yield Finding("ok", f"--{tracker}", f"{packages[0]} {_version(packages[0])}")
+        else:
+            yield Finding("optional", f"--{tracker}", f"without {module}: pip install 'raymu[trackers]'")
+
+
+def _browser() -> Finding:
+    """What Kaleido would draw with."""
+    what = "browser for report --png"
+    try:
+        from choreographer.browsers.chromium import Chromium
+    except ImportError:
+        return Finding("optional", what, "without Kaleido nothing looks for one: pip install 'raymu[png]'")
+    path = Chromium.find_browser(skip_local=False)
+    if path and Path(path).is_file():
+        return Finding("ok", what, path)
+    return Finding("optional", what, "none: apt install chromium, or plotly_get_chrome, or name one in BROWSER_PATH")
 
 
 def _gpus() -> Finding:

@@ -33,6 +33,7 @@ from raymu.cli.flags import (
     with_subset,
 )
 from raymu.cli.program import app, console, run_program
+from raymu.cli.summaries import summaries
 from raymu.errors import InputError
 from raymu.values import SCENARIO, STORAGE, given_values, unknown
 
@@ -57,24 +58,34 @@ def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
     run_program(program)
 
 
-class _Methods(typer.core.TyperGroup):
-    """One command a method, made when it is asked for."""
+class _Tune(typer.core.TyperCommand):
+    """Command of one method. Until it is asked for its flags it is no more than a name and a line."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        from raymu import methods
-
-        return methods.names()
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def make_context(self, info_name: str | None, *given: Any, **more: Any) -> Any:
         from raymu import methods
         from raymu.scenarios import get as get_scenario
         from raymu.tuning.sweep import Sweep
 
-        sweep = Sweep(methods.get(cmd_name), get_scenario(SCENARIO))
-        return typer.main.get_command(_sweep_app([sweep]))
+        sweep = Sweep(methods.get(str(self.name)), get_scenario(SCENARIO))
+        return typer.main.get_command(_sweep_app([sweep])).make_context(info_name, *given, **more)
 
 
-app.add_typer(typer.Typer(cls=_Methods, no_args_is_help=True), name="sweep", help="Tune a method with Ray Tune.")
+class _Methods(typer.core.TyperGroup):
+    """A command for each method, also for that of a file of the user's."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(summaries())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        known = summaries().get(cmd_name)
+        return None if known is None and ctx.resilient_parsing else _Tune(cmd_name, help=known)
+
+
+app.add_typer(
+    typer.Typer(cls=_Methods, no_args_is_help=True, subcommand_metavar="METHOD [ARGS]..."),
+    name="sweep",
+    help="Tune a method with Ray Tune: one of raymu's, or that of a file of your own (path/to/own.py).",
+)
 
 
 def _sweep_app(sweeps: "list[Sweep]") -> typer.Typer:
@@ -321,7 +332,7 @@ def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resou
     """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import reference_models
     from raymu.objective import score_name
-    from raymu.results import ranking, reader, tables
+    from raymu.results import cost, ranking, reader, tables
     from raymu.study import tune
 
     protocol, location = sweep.protocol, storage / (name or sweep.directory)
@@ -346,7 +357,8 @@ def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resou
         console.print(f"no completed trial: {counts}", highlight=False)
         return False
     (end,) = ranked
-    console.print(tables.comparison(end.figures, protocol.objective.name))
+    search = cost.spent(reader.search_rows(results))
+    console.print(tables.comparison(end.figures, protocol.objective.name, search))
     for name, setting in sweep.method.settings(sweep.scenario, sweep.head, sweep.train).items():
         mark = "published" if setting == sweep.published else "also published, not run"
         console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)

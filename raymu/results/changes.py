@@ -91,7 +91,7 @@ def changes(there: Storage, here: Storage) -> Changes:
     """What changed from one storage to another.
 
     Raises:
-        InputError: no method is in both, or both hold the same trials.
+        InputError: no method is in both, or both hold the same trials and no others.
     """
     ends = [{entry.sweep.name: entry for entry in one.ranked} for one in (there, here)]
     pairs = list(_pairs(there.sweeps, here.sweeps))
@@ -101,7 +101,11 @@ def changes(there: Storage, here: Storage) -> Changes:
             f"{there.name} and {here.name} have no method in common: {', '.join(methods[0])} there,"
             f" {', '.join(methods[1])} here"
         )
-    if all(_are_same(*pair) for pair in pairs):
+    left = [
+        [sweep.name for sweep in one.sweeps if all(sweep is not pair[side] for pair in pairs)]
+        for side, one in enumerate((there, here))
+    ]
+    if not any(left) and all(_are_same(*pair) for pair in pairs):
         raise InputError(f"{there.name} and {here.name} hold the same trials, so nothing changed")
     found, many = [], Counter(_method(after) for _, after in pairs)
     for before, after in pairs:
@@ -114,10 +118,6 @@ def changes(there: Storage, here: Storage) -> Changes:
         shown = name if many[name] == 1 else f"{name} ({after.name})"
         fields = list(differences(before.identity, after.identity))
         found.append(Change(shown, first, second, difference, by, fields))
-    left = [
-        [sweep.name for sweep in one.sweeps if all(sweep is not pair[side] for pair in pairs)]
-        for side, one in enumerate((there, here))
-    ]
     return Changes(there.name, here.name, found, *left)
 
 

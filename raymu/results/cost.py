@@ -62,7 +62,10 @@ def hours(sweeps: Sequence[SweepResults]) -> tuple[list[str], list[list[str]]]:
 
 
 def _shown(hours: float) -> str:
-    return "<0.01" if 0 < hours < 0.005 else f"{hours:,.2f}"
+    """In four characters, up to a thousand hours."""
+    if 0 < hours < 0.005:
+        return "<.01"
+    return f"{hours:.2f}" if hours < 10 else f"{hours:.1f}" if hours < 100 else f"{hours:,.0f}"
 
 
 def _images(row: Row) -> float:

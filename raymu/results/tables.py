@@ -18,6 +18,11 @@ SCALES = {  # what the numbers of a score mean
     "removal": "removal: 0 = original and dead network, 1 = retrained",
     "hmean": "hmean: pays for damage, as to the dead network, whose kernels are 0",
 }
+NARROW = {
+    "published": "pub-\nlished",
+    "removal": "re-\nmoval",
+    "95 %": "95 %",
+}  # headings of a ranking, so that it fits
 COLUMNS = {
     "retain": "retain_acc",
     "forget": "forget_acc",
@@ -52,7 +57,7 @@ def ranking(ranked: Sequence[Ranked]) -> Table:
     of_search, cells = hours([one.sweep for one in ranked])
     for heading in [*ranking_headings(ranked), *of_search]:
         justify: Any = "left" if heading == "method" else "right"
-        shown = heading.replace("-", "-\n").replace(" ", "\n") if heading != "95 %" else heading
+        shown = NARROW.get(heading) or heading.replace("-", "-\n").replace(" ", "\n")
         table.add_column(shown, justify=justify, no_wrap=heading in ("rank", "method", "95 %"))
     for row, spent in zip(ranking_rows(ranked), [*([] for _ in FIXED), *cells], strict=True):
         table.add_row(*row, *spent)

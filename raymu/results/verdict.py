@@ -188,7 +188,9 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
 
 def some(names: Sequence[str], many: str) -> str:
     """Names in a line, or how `many` they are."""
-    return " and ".join(names) if len(names) < MANY else f"{len(names)} {many}"
+    return (
+        " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if len(names) < MANY else f"{len(names)} {many}"
+    )
 
 
 def listed(values: Iterable[str]) -> str:
