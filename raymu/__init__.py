@@ -67,3 +67,8 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'raymu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names for a shell's or a notebook's completion."""
+    return sorted({*globals(), *(name for names in _PLACES.values() for name in names)})
