@@ -41,10 +41,11 @@ def results(
             console.print(tables.trials([row for sweep in group.sweeps for row in sweep.rows]), highlight=False)
         elif ranked := ranking.rank(group.sweeps):
             if as_latex:
-                typer.echo(tables.latex(ranked, comment=heading))
+                typer.echo(tables.latex(ranked, comments=[heading, groups.said_of_part(group.sweeps)]))
             else:
                 _print(heading)
                 console.print(tables.ranking(ranked))
+                _print(groups.said_of_part(group.sweeps))
         elif len(found) == 1:
             raise InputError(f"no completed trial in {storage}")
         else:
