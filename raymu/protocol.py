@@ -8,7 +8,8 @@ from raymu import objective as objectives
 from raymu.errors import InputError
 from raymu.evaluation.metrics import Metric, check_new
 from raymu.objective import REMOVAL, Objective
-from raymu.values import NOT_NEGATIVE, Bounds, conform
+from raymu.results.identity import CONFIRMATIONS, Budget
+from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
 
 Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
@@ -59,8 +60,11 @@ class Protocol:
             ranges say.
         max_images: how many training images a search may process in all: when they are spent, no trial is begun any
             more; None: no limit.
+        max_hours: wall time of a search after which it begins no trial any more, all resumptions together. Unlike
+            `max_images` it is not reproducible to the trial: a faster machine tries more settings. None: no limit.
         searcher: "tpe" (Optuna's), "random", "quasi_random" (scrambled Sobol points), "grid" (as many values of every
-            hyperparameter as the trials allow), or "nsga2" (Optuna's) for the objective pareto.
+            hyperparameter as the trials allow), or "nsga2" (Optuna's) for the objective pareto. What one suggests
+            depends on no total, so that the trials of a shorter search begin a longer one.
         scheduler: "asha" stops a trial after epoch 1, 3, 9, ... when its objective there is not among the best third
             of the trials that got there before it (Li et al., MLSys 2020); "median" after any epoch when it was never
             as good as the median of the others' averages up to there (Golovin et al., KDD 2017); both never within a
@@ -77,6 +81,7 @@ class Protocol:
     trials: int = 40
     max_epochs: int | None = None
     max_images: int | None = None
+    max_hours: float | None = None
     searcher: Searcher = "tpe"
     scheduler: Scheduler = "asha"
     search_seeds: tuple[int, ...] = (0,)
@@ -86,11 +91,13 @@ class Protocol:
 
     def __post_init__(self) -> None:
         some = Bounds(1)
-        conform(self, trials=some, max_epochs=some, max_images=some)
+        conform(self, trials=some, max_epochs=some, max_images=some, max_hours=POSITIVE)
         if not self.search_seeds or min(self.search_seeds) < 0:
             raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
         if len(set(self.search_seeds)) < len(self.search_seeds):
             raise InputError(f"the search seeds {self.search_seeds} are not all different")
+        if self.trials * len(self.search_seeds) > CONFIRMATIONS:
+            raise InputError(f"trials have to be at most {CONFIRMATIONS // len(self.search_seeds):,} a search")
         if not isinstance(self.objective, Objective):
             object.__setattr__(self, "objective", objectives.get(str(self.objective)))
         object.__setattr__(self, "metrics", tuple(self.metrics))
@@ -100,6 +107,12 @@ class Protocol:
             raise InputError(f"searcher nsga2 is for the objective pareto, not for {name}")
         if several and self.scheduler != "none":
             raise InputError(f"a scheduler compares trials by one score; with the objective {name} it has to be none")
+
+    @property
+    def budget(self) -> Budget:
+        """What of it may grow."""
+        asked = self.confirmation
+        return Budget(self.trials, asked.seeds, asked.originals, asked.top)
 
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types: the objective by its name, the metrics with their code."""

@@ -76,11 +76,12 @@ class InSweep:
     source: str = column("published, search or confirmation")
     search_seed: int | None = column("seed of the search that it belongs to; none: it confirms")
     confirms: str | None = column("trial_id of the trial that it runs again")
-    protocol_hash: str = column("digest of the protocol", "compared")
+    protocol_hash: str = column("digest of the protocol, but for what may grow", "compared")
     published: str | None = column("name of the published setting that it is: code or table")
     fallback: bool = column("whether it is the published setting of another dataset or architecture")
     restarts: int = column("how often it was begun again")
     ended_s: float = column("seconds since 1970 when it ended")
+    search_s: float | None = column("seconds that its search had run by then, all resumptions together")
 
 
 def row_of(columns: Columns, unmeasured: Row) -> Row:

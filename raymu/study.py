@@ -60,7 +60,7 @@ def tune(
         storage: directory of all sweeps, or a URI such as s3://bucket/unlearning.
         name: its directory in the storage; None: `sweep.directory`.
         mirror: whether the storage also keeps what is cached, references above all, for other nodes and later clusters.
-        resume: whether an unfinished sweep is continued.
+        resume: whether an unfinished sweep is continued, or one of a smaller budget grows.
         anyway: whether it runs where there is nothing to forget.
         data_dir: where the dataset's original files are.
         weights_file: a safetensors file with the scenario's pretrained weights.

@@ -11,6 +11,7 @@ from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.unsir import UNSIR
 from raymu.protocol import Confirmation, Protocol
+from raymu.results.identity import CONFIRMATIONS
 from raymu.tuning.samplers import KNOWN
 from raymu.tuning.sweep import Sweep
 
@@ -23,6 +24,11 @@ RANGES = {"lr": Range(1e-4, 1.0, "log"), "epochs": Range(1, 4, "int"), "share": 
         ({"trials": 0}, "trials has to be at least 1"),
         ({"max_epochs": 0}, "max_epochs has to be at least 1"),
         ({"max_images": -1}, "max_images has to be at least 1"),
+        ({"max_hours": 0}, "max_hours has to be above 0, a number, not 0"),
+        ({"max_hours": -0.5}, "max_hours has to be above 0"),
+        ({"max_hours": float("nan")}, "max_hours has to be above 0"),
+        ({"max_hours": "soon"}, "max_hours has to be above 0, a number, not 'soon'"),
+        ({"trials": 600_000, "search_seeds": (0, 1)}, "trials have to be at most 500,000 a search"),
         ({"search_seeds": ()}, "seeds of at least 0"),
         ({"search_seeds": (0, -1)}, "seeds of at least 0"),
         ({"search_seeds": (1, 1)}, "not all different"),
@@ -82,7 +88,7 @@ def test_a_grid_has_both_ends_and_as_many_values_as_fit() -> None:
     settings = KNOWN["grid"](RANGES, 40, 0)
     values = {name: sorted({setting[name] for setting in settings}) for name in RANGES}
     assert [len(found) for found in values.values()] == [4, 3, 3]
-    assert values["lr"] == pytest.approx([1e-4, 1e-4 ** (2 / 3), 1e-4 ** (1 / 3), 1.0])
+    assert values["lr"] == pytest.approx([1e-4, 1e-3, 1e-2, 1.0])  # a value more halves a gap
     assert (values["share"], values["epochs"][::2]) == ([0.0, 1.0, 2.0], [1, 4])
     assert len(settings) == 36 == len({tuple(setting.values()) for setting in settings})
     with pytest.raises(InputError, match="needs 9 trials at least"):
@@ -91,7 +97,7 @@ def test_a_grid_has_both_ends_and_as_many_values_as_fit() -> None:
 
 def test_an_int_range_is_not_cut_finer_than_it_is() -> None:
     settings = KNOWN["grid"]({"epochs": Range(1, 3, "int")}, 50, 0)
-    assert [setting["epochs"] for setting in settings] == [1, 2, 3]
+    assert [setting["epochs"] for setting in settings] == [1, 3, 2]
 
 
 def test_the_cap_on_epochs_holds_for_all_phases_together(digits) -> None:
@@ -108,7 +114,7 @@ def test_the_cap_on_epochs_holds_for_all_phases_together(digits) -> None:
 
 def test_the_numbers_of_the_trials_of_several_searches(digits) -> None:
     sweep = Sweep(RandomLabel, digits, Protocol(trials=6, searcher="grid", search_seeds=(5, 7)))
-    assert [list(sweep.trials(seed)) for seed in (5, 7)] == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]  # a grid of two by two
+    assert [list(sweep.trials(seed)) for seed in (5, 7)] == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]  # a grid of two by two
 
 
 def test_what_is_confirmed(digits) -> None:
@@ -118,26 +124,26 @@ def test_what_is_confirmed(digits) -> None:
         {
             "trial_id": f"m-{trial:04d}",
             "trial": trial,
-            "source": "search" if trial % 3 else "published",
+            "source": "search" if trial > 1 else "published",
             "status": "completed",
             "score": score,
-            "config": {"lr": float(trial % 3)},
+            "config": {"lr": float(trial // 2)},
             "scenario_hash": "s",
             "objective": "hmean",
             "protocol_hash": "p",
         }
-        for trial, score in enumerate([0.1, 0.5, 0.4, 0.1, 0.3, 0.6])
+        for trial, score in enumerate([0.1, 0.1, 0.5, 0.3, 0.4, 0.6])
     ]
     tasks = sweep.confirmations(rows)
-    assert [task.number for task in tasks] == list(range(6, 6 + 2 * 3 * 3 * 2))
+    assert [task.number for task in tasks] == list(range(CONFIRMATIONS, CONFIRMATIONS + 2 * 3 * 3 * 2))
     assert {task.seed for task in tasks} == {5, 6}  # fresh
     assert {task.scenario.model_seed for task in tasks} == {1, 2}  # fresh, too
     assert {task.scenario.forget for task in tasks} == {digits.forget, (3,), (0, 1)}
     assert {task.scenario.seed for task in tasks} == {digits.seed}  # the same split
-    assert {task.confirms for task in tasks} == {"m-0005", "m-0001", "m-0000"}  # the two best, and the published
+    assert {task.confirms for task in tasks} == {"m-0005", "m-0002", "m-0000"}  # the two best, and the published
     assert [task.projected for task in tasks].index(True) == 0
     assert sum(task.projected for task in tasks) == 1
-    found_again = [row | {"score": 0.9} if row["trial"] == 3 else row for row in rows]  # by the other search
+    found_again = [row | {"score": 0.9} if row["trial"] == 1 else row for row in rows]  # by the other search
     again = {task.confirms for task in sweep.confirmations(found_again)}
     assert again == {"m-0005", "m-0000"}  # each setting once
     on_the_same = dataclasses.replace(sweep, protocol=Protocol(trials=3, confirmation=Confirmation(seeds=1)))

@@ -366,13 +366,13 @@ def test_a_suggestion_depends_on_what_is_known_and_on_nothing_else(digits, asked
 def test_generations_follow_the_rows(digits) -> None:
     """Also where rows are missing that cannot be learnt, and where trials were asked for side by side."""
     protocol = Protocol(24, **PARETO)
-    rows = [searched(number, number / 20, "error" if number == 3 else "completed") for number in range(15)]
+    rows = [searched(number, number / 20, "error" if number == 3 else "completed") for number in range(25)]
     learner = sampler(protocol, 0, Sweep(RandomLabel, digits, protocol).ranges, rows)
     for number in range(3):
-        learner.suggest(15 + number)
+        learner.suggest(25 + number)
     trials = learner.study.trials
     generations = [trial.system_attrs[learner.study.sampler._get_generation_key()] for trial in trials]
-    assert generations == [0] * 6 + [1] * 6 + [2] * 2 + [2] * 3
+    assert generations == [0] * 10 + [1] * 10 + [2] * 4 + [2] * 3
 
 
 class Asked(NamedTuple):
@@ -587,7 +587,8 @@ def test_every_searcher_and_scheduler(local_ray, quick, tmp_path) -> None:
             by_trial = {row["trial"]: row for row in rows}
             numbers = sweep.trials(0)[1:]
             known = sweep.sampler(0)
-            assert [by_trial[one]["config"]["lr"] for one in numbers] == [known.suggest(one)["lr"] for one in numbers]
+            lrs = [known.suggest(place)["lr"] for place in range(1, 1 + len(numbers))]
+            assert [by_trial[one]["config"]["lr"] for one in numbers] == lrs
 
 
 @pytest.mark.long

@@ -34,6 +34,7 @@ from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import reader, writer
+from raymu.results.identity import lasting
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 from raymu.tuning.trackers.base import Shown, Tracker
@@ -170,7 +171,7 @@ def test_a_resumed_sweep_adds_to_the_study_what_it_lacks(followed: Followed, tmp
     url = f"sqlite:///{tmp_path}/study.db"
     kept = sorted(followed.rows, key=lambda row: row["trial"])[:2]
     identity = reader.load(followed.trackers.tensorboard.parent / "rl")[0].identity
-    study = StudyTracker(url, "rl", SPACE, kept[:1], content_hash(identity))
+    study = StudyTracker(url, "rl", SPACE, kept[:1], content_hash(lasting(identity)))
     study.setup()
     with writer.Store(tmp_path / "rl", identity, resume=False, is_finished=lambda rows: False) as rows:
         for row in kept:

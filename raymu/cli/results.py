@@ -56,10 +56,11 @@ def results(
         chosen, note = (group.sweeps, "") if equal is None else cost.at_equal(group.sweeps, equal)
         if ranked := ranking.rank(chosen):
             if as_latex:
-                typer.echo(tables.latex(ranked, comment=heading, note=note))
+                typer.echo(tables.latex(ranked, comments=[heading, groups.said_of_part(group.sweeps)], note=note))
             else:
                 _print(heading)
                 console.print(tables.ranking(ranked))
+                _print(groups.said_of_part(group.sweeps))
                 _print(note)
         elif len(found) == 1:
             raise InputError(f"no completed trial in {storage}")

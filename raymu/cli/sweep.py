@@ -146,6 +146,13 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         max_images: Annotated[
             int | None, typer.Option(help="Training images after which a search begins no trial any more.")
         ] = budget.max_images,
+        max_hours: Annotated[
+            float | None,
+            typer.Option(
+                help="Hours of wall time after which a search begins no trial any more, all resumptions together. Not"
+                " reproducible to the trial, unlike --max-images."
+            ),
+        ] = budget.max_hours,
         searcher: Annotated[str, typer.Option(help="tpe, random, quasi_random, grid, nsga2.")] = budget.searcher,
         scheduler: Annotated[
             str, typer.Option(help="asha or median stop hopeless trials early; none runs all in full.")
@@ -181,7 +188,14 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         mirror: Annotated[
             bool, typer.Option("--mirror/--no-mirror", help="Keep references and data in the storage, too, for others.")
         ] = True,
-        resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished sweep.")] = False,
+        resume: Annotated[
+            bool,
+            typer.Option(
+                "--resume",
+                help="Continue an unfinished sweep, or let one grow by more --trials, --confirm-seeds,"
+                " --confirm-originals or --confirm-top.",
+            ),
+        ] = False,
         anyway: Annotated[
             bool, typer.Option("--anyway", help="Go on where the references show that there is nothing to forget.")
         ] = False,
@@ -225,6 +239,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             trials,
             max_epochs,
             max_images,
+            max_hours,
             searcher,  # type: ignore[arg-type]
             scheduler,  # type: ignore[arg-type]
             numbers_in("--seed", seed),
@@ -292,7 +307,7 @@ def _gpus(text: str | None) -> "float | Literal['auto'] | None":
 
 def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resources: Any, **options: Any) -> None:
     from raymu.distributed.session import session
-    from raymu.results import ranking, reader, report, tables
+    from raymu.results import groups, ranking, reader, report, tables
 
     if len(sweeps) > 1:
         said = _can_find(len(sweeps), sweeps[0].protocol.confirmation.originals)
@@ -307,6 +322,8 @@ def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resou
     if not ranked:
         raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
     console.print(tables.ranking(ranked))
+    if said := groups.said_of_part(done):
+        console.print(said, highlight=False, soft_wrap=True)
     path = Path(storage.path if storage.local else ".") / "report.html"
     report.write([report.Chapter(done, ranked)], path)
     console.print(f"report: {path}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,16 @@ class Retries:
     def __contains__(self, number: object) -> bool:
         return number in self._trials
 
+    def forget(self, first: int) -> list[int]:
+        """Drop the trials from this number on, and return their numbers."""
+        dropped = [number for number in self._trials if number >= first]
+        for number in dropped:
+            self.end(number)
+        return dropped
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._trials)
+
     def config(self, number: int) -> dict[str, Any]:
         """The setting of a trial that has begun."""
         return self._trials[number].config
@@ -125,7 +135,7 @@ class Retries:
         return self._trials[number].begun
 
     def end(self, number: int) -> None:
-        """The trial has its row."""
+        """The trial has its row, or is not run any more."""
         del self._trials[number]
         self._store()
 

@@ -22,6 +22,7 @@ import orjson
 from pyarrow.fs import FileSelector, FileType
 
 from raymu.errors import InputError
+from raymu.results.identity import is_of_first_version, lasting
 from raymu.row import Row
 from raymu.storage import DamagedError, Location, mendable, read_bytes
 from raymu.values import content_hash
@@ -173,9 +174,9 @@ def read_identity(directory: Location) -> dict[str, Any] | None:
 
 def seal_of(identity: dict[str, Any] | None) -> bytes | None:
     """Start of what the checksums of a sweep's rows and files are computed over. Every sweep has its own, so checksums
-    of another sweep do not fit. None for sweeps of raymu 0.1, which had no checksums.
+    of another sweep do not fit. It stays when a sweep grows. None for sweeps of raymu 0.1, which had no checksums.
     """
-    return None if identity is None or is_of_first_version(identity) else content_hash(identity).encode()
+    return None if identity is None or is_of_first_version(identity) else content_hash(lasting(identity)).encode()
 
 
 def _sealed(content: bytes, seal: bytes) -> bytes:
@@ -202,11 +203,6 @@ def _opened(content: bytes, seal: bytes | None) -> Any:
         raise DamagedError("its checksum does not fit: it was changed, or is of another sweep")
     del found["checksum"]
     return found
-
-
-def is_of_first_version(identity: dict[str, Any]) -> bool:
-    """Whether a sweep is raymu 0.1's, whose files have no checksums."""
-    return str(identity.get("raymu")).startswith("0.1.")
 
 
 def _checksum(content: bytes, seal: bytes) -> bytes:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from raymu.errors import InputError
 from raymu.results.files import SWEEP
+from raymu.results.identity import NAMES, Budget, lasting, smallest
 from raymu.results.reader import SweepResults, is_copy
 from raymu.results.writer import differences
 from raymu.values import content_hash
 
-FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of a sweep's identity
+FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of what lasts of an identity
 MODELS = ("original_weights", "retrained_weights")
 DIGESTS = ("protocol.suggestions ", "protocol.decisions ", "evaluation_code ", "objective_code ")
 
@@ -76,9 +77,28 @@ def check_comparable(sweeps: Sequence[SweepResults]) -> None:
     _check_copies(sweeps)
 
 
+def common(sweeps: Sequence[SweepResults]) -> Budget | None:
+    """The budget of the part that all sweeps of a group have; None: they are of an earlier format, and have one."""
+    budgets = [budget for sweep in sweeps if (budget := Budget.of(sweep.identity)) is not None]
+    return smallest(budgets) if budgets else None
+
+
+def said_of_part(sweeps: Sequence[SweepResults]) -> str:
+    """What of sweeps is ranked, in a line, where some have a larger budget than others; empty where none has."""
+    least, said = common(sweeps), []
+    for place, (name, count) in enumerate(zip(NAMES, least or (), strict=least is not None)):
+        budgets = {sweep.name: budget for sweep in sweeps if (budget := Budget.of(sweep.identity))}
+        if more := [f"{budget[place]} in {sweep}" for sweep, budget in budgets.items() if budget[place] > count]:
+            said.append(f"{name} {count} ({', '.join(more)})")
+    return f"ranked by the part that all sweeps have: {'; '.join(said)}; --resume lets the others grow" if said else ""
+
+
 def _apart(one: SweepResults, other: SweepResults) -> str:
     """Why two sweeps, or the rows of one, do not compare; empty where they do."""
-    fields = [(field, one.identity.get(field), other.identity.get(field)) for field in FIELDS]
+    ours, others = lasting(one.identity), lasting(other.identity)
+    if ours.get("format") != others.get("format"):
+        return "earlier versions of raymu numbered trials otherwise"
+    fields = [(field, ours.get(field), others.get(field)) for field in FIELDS]
     if found := [said for field, there, here in fields for said in differences(there, here, field)]:
         return "; ".join([said for said in found if not said.startswith(DIGESTS)] or found)
     models = {(row["scenario_hash"], column): row.get(column) for row in one.rows for column in MODELS}
@@ -95,7 +115,7 @@ def _check_rows(sweep: SweepResults) -> None:
     """Look whether the rows are of the scenario, protocol and code that stand with them."""
     identity = sweep.identity
     for field, stated in (
-        ("protocol_hash", content_hash(identity.get("protocol"))),
+        ("protocol_hash", content_hash(lasting(identity).get("protocol"))),
         ("objective", identity.get("protocol", {}).get("objective")),
         ("method", identity.get("method")),
         ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1

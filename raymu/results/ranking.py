@@ -9,7 +9,7 @@ from typing import NamedTuple
 from raymu import objective as objectives
 from raymu.results import selection
 from raymu.results.comparison import Cell, Estimate, Lead, Runs, estimate, leads
-from raymu.results.groups import check_comparable
+from raymu.results.groups import check_comparable, common
 from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import Row
 
@@ -44,7 +44,8 @@ class Ranked(NamedTuple):
         first, last: the places that it may have as well: 1 + how many sweeps are significantly better, and how many are
             not significantly worse.
         behind: how far the sweep with the highest mean is ahead of it.
-        tuned: the search's row of the setting that the sweep ends with.
+        sweep: with all its rows.
+        tuned: the search's row of the setting that the ranked part of the sweep ends with.
         published: the search's row of the published setting, if it completed.
         figures: by FIXED, "published" and "tuned"; None for what is not known or did not complete.
     """
@@ -72,7 +73,8 @@ class Ranked(NamedTuple):
 
 
 def rank(results: Results) -> list[Ranked]:
-    """Rank sweeps by the mean of their tuned setting's objective on test, best first.
+    """Rank sweeps by the mean of their tuned setting's objective on test, best first. Where some have a larger budget
+    than others, as after they have grown, the part that all have counts.
 
     Means and intervals come from the confirmation alone, and so does what is significant (`comparison.leads`). The
     places from `first` to `last` of all sweeps hold together (Mohamad, Goeman and van Zwet, Computational Statistics
@@ -87,7 +89,8 @@ def rank(results: Results) -> list[Ranked]:
     """
     sweeps = loaded(results)
     check_comparable(sweeps)
-    ends = [end for sweep in sweeps if (end := _end(sweep)) is not None]
+    budget = common(sweeps)
+    ends = [end for sweep in sweeps if (end := _end(sweep, selection.part(sweep, budget))) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
     found = leads([runs for _, runs in ends], max((step(end.figures["tuned"]) for end, _ in ends), default=0.0))
     return [
@@ -101,14 +104,14 @@ def rank(results: Results) -> list[Ranked]:
     ]
 
 
-def _end(sweep: SweepResults) -> tuple[Ranked, Runs] | None:
-    """What a sweep ended with, still without a rank, and the runs that say how good that is."""
+def _end(sweep: SweepResults, rows: Sequence[Row]) -> tuple[Ranked, Runs] | None:
+    """What a sweep ended with, by some of its rows, still without a rank, and the runs that say how good that is."""
     try:
-        tuned = selection.tuned(sweep.rows)
+        tuned = selection.tuned(rows)
     except selection.NothingCompleted:
         return None
-    objective, confirmed = sweep.identity["protocol"]["objective"], selection.confirmed(sweep.rows)
-    published = selection.published(sweep.rows)
+    objective, confirmed = sweep.identity["protocol"]["objective"], selection.confirmed(rows)
+    published = selection.published(rows)
     runs = confirmed.get(tuned["trial_id"], [])
     figures = {
         **_references(sweep, runs or [tuned], objective),

@@ -17,13 +17,13 @@ from raymu.results.files import (
     SWEEP,
     all_rows,
     files_of_sweeps,
-    is_of_first_version,
     parts_among,
     read_identity,
     read_json,
     read_rows,
     seal_of,
 )
+from raymu.results.identity import Budget, is_of_first_version
 from raymu.row import Row
 from raymu.storage import DamagedError, Location, locate, mendable
 
@@ -34,7 +34,7 @@ class SweepResults(NamedTuple):
     Attributes:
         name: its directory relative to the storage, such as "salun" or "all/salun"; its own name where it is the
             storage.
-        identity: what was asked for.
+        identity: what was asked for; where the sweep has grown, last.
         environment: versions, git, machine, start; empty where none is stored.
         references: by scenario hash the rows of "original", "retrained" and "dead", the "memory" to remove and what
             is "seen" of images, as `raymu.fixed_points.compared` returns them; empty where none are stored.
@@ -231,4 +231,6 @@ def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) 
         return ""
     if ended is None:
         return f"the sweep has not ended; {rows} rows so far"
+    if (budget := Budget.of(identity)) is not None and ended.get("budget") != budget._asdict():
+        return f"the sweep has grown, and not ended since; {rows} rows so far"
     return "" if rows == ended["rows"] else f"{rows} of its {ended['rows']} rows are there"

@@ -20,6 +20,7 @@ from raymu.objective import score_name
 from raymu.results import figures, groups, ranking, search_figures, style, tables, verdict
 from raymu.results.changes import Changes, Storage, changes
 from raymu.results.cost import hours
+from raymu.results.identity import said_of_history
 from raymu.results.ranking import Ranked, rank
 from raymu.results.reader import SweepResults, search_rows
 from raymu.results.tables import number
@@ -311,6 +312,8 @@ def facts(sweeps: Sequence[SweepResults]) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for sweep in sweeps:
         known = {**sweep.identity, "space": _space(sweep)}
+        if "history" in known:
+            known["history"] = said_of_history(sweep.identity)
         seeds = {
             f"{column} ({kind})": sorted({row[column] for row in rows if row.get(column) is not None})
             for kind, rows in (

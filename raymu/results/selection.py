@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from raymu.errors import InputError
 from raymu.objective import pair
-from raymu.results.reader import Results, loaded
+from raymu.results.identity import Budget, place_of
+from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import COMPARABLE, Row
 from raymu.values import unknown
 
@@ -110,7 +111,7 @@ class Cheapest:
 
 
 def best(results: Results, *, method: str | None = None, rule: str = "tuned") -> list[Row]:
-    """Rows that a rule chooses, on validation: from each sweep, and then from these.
+    """Rows that a rule chooses, on validation: from each sweep, whatever its budget, and then from these.
 
     Args:
         results: sweeps, or where they are stored.
@@ -133,6 +134,7 @@ def best(results: Results, *, method: str | None = None, rule: str = "tuned") ->
         if method not in known:
             raise InputError(unknown("method in this storage", method, known))
         sweeps = [sweep for sweep in sweeps if any(row["method"] == method for row in sweep.rows)]
+    sweeps = [sweep._replace(rows=part(sweep)) for sweep in sweeps]
     rows = [row for sweep in sweeps for row in sweep.rows]
     if kind == "pareto":
         return ParetoFront().choose(rows)
@@ -161,15 +163,15 @@ def best(results: Results, *, method: str | None = None, rule: str = "tuned") ->
 
 def tuned(rows: Iterable[Row]) -> Row:
     """The search's row of the setting that a sweep ends with: of those that were confirmed the one with the highest
-    mean score over the confirmation, on validation; without a confirmation the best of the search.
+    mean score over the confirmation, on validation; where the best of the search was not confirmed, that one.
 
     Raises:
         InputError: as Rule.choose.
     """
     rows = list(rows)
-    runs = confirmed(rows)
-    if not runs:
-        return Best().choose(rows)[0]
+    best, runs = Best().choose(rows)[0], confirmed(rows)
+    if not runs or all(row["config"] != best["config"] for row in rows if row["source"] == "confirmation"):
+        return best
     of_search = {row["trial_id"]: row for row in candidates(rows)}
     means = {
         trial: (statistics.fmean(map(score, repeated)), statistics.fmean(map(_seen, repeated)))
@@ -181,6 +183,40 @@ def tuned(rows: Iterable[Row]) -> Row:
 def published(rows: Iterable[Row]) -> Row | None:
     """The search's row of the published setting, if it completed."""
     return next((row for row in rows if row["source"] == "published" and row["status"] == "completed"), None)
+
+
+def to_confirm(rows: Iterable[Row], top: int) -> list[Row]:
+    """The search's rows of the settings that a confirmation runs again: the best ones, and the published one."""
+    rows = list(rows)
+    try:
+        best = Best(top).choose(rows)
+    except NothingCompleted:
+        return []
+    if (first := published(rows)) is None:
+        return best
+    # Where it is one of the best, another search may have tried it as well.
+    return [*(row for row in best if row["config"] != first["config"]), first]
+
+
+def part(sweep: SweepResults, budget: Budget | None = None) -> list[Row]:
+    """The rows of a sweep that one of a budget would have; None: of its own budget. Where a sweep has grown, it may
+    also have confirmed settings that are not the best any more, or on the original that was searched on.
+    """
+    budget = budget or Budget.of(sweep.identity)
+    if budget is None:
+        return sweep.rows
+    search_seeds, scenario = sweep.identity["protocol"]["search_seeds"], sweep.identity["scenario"]
+    seeds, originals = budget.fresh_seeds(search_seeds), budget.fresh_originals(scenario["model_seed"])
+
+    def is_searched(row: Row) -> bool:
+        return row["source"] != "confirmation" and place_of(row["trial"], search_seeds) < budget.trials
+
+    again = {row["trial_id"] for row in to_confirm(filter(is_searched, sweep.rows), budget.top)}
+    return [
+        row
+        for row in sweep.rows
+        if is_searched(row) or (row["confirms"] in again and row["seed"] in seeds and row["model_seed"] in originals)
+    ]
 
 
 def confirmed(rows: Iterable[Row]) -> dict[str, list[Row]]:

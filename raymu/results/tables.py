@@ -81,11 +81,11 @@ def title(what: str, models: Iterable[Figures | None]) -> str:
     return f"{what}{f', {counted}' if counted else ''} (accuracies in %)"
 
 
-def latex(ranked: Sequence[Ranked], comment: str = "", note: str = "") -> str:
+def latex(ranked: Sequence[Ranked], comments: Iterable[str] = (), note: str = "") -> str:
     """The ranking as a LaTeX table (package booktabs) with a caption; the best score is bold.
 
     Args:
-        comment: what stands above it, in a line.
+        comments: lines that stand above it; an empty one does not.
         note: last sentences of the caption.
     """
     headings = ranking_headings(ranked)
@@ -98,7 +98,7 @@ def latex(ranked: Sequence[Ranked], comment: str = "", note: str = "") -> str:
     columns = "".join("l" if heading == "method" else "r" for heading in headings)
     return "\n".join(
         [
-            *([f"% {comment}"] if comment else []),
+            *(f"% {comment}" for comment in comments if comment),
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_escaped(' '.join(filter(None, (caption(ranked), note))))}}}",

@@ -7,6 +7,7 @@ from scipy.special import ndtri
 from raymu.objective import score_name
 from raymu.results import tables
 from raymu.results.comparison import FEWEST, LEVEL, estimate
+from raymu.results.groups import said_of_part
 from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.tables import fixed, interval
@@ -151,6 +152,13 @@ def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
 def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterator[str]:
     """What a reader has to know before the ranking."""
     yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
+    if said := said_of_part(sweeps):
+        yield f"{said[0].upper()}{said[1:]}."
+    if hours := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_hours"))}:
+        yield (
+            f"A search had {listed(f'{one:g}' for one in hours)} hours of wall time (--max-hours): how many settings it"
+            " tried depends on the machine."
+        )
     ideal = ranked[0].figures["retrained"] if ranked else None
     if ideal is not None and ranked[0].score.mean > ideal.score.mean:
         yield (

@@ -1,6 +1,7 @@
 """The writer of one sweep's rows, in a local directory or on object storage."""
 
 import contextlib
+import datetime
 import errno
 import os
 import socket
@@ -21,14 +22,14 @@ from raymu.results.files import (
     all_rows,
     as_json,
     identity_and_parts,
-    is_of_first_version,
     json_line,
     read_json,
+    seal_of,
 )
+from raymu.results.identity import Budget, changed, is_of_first_version, lasting
 from raymu.results.reader import read, running
 from raymu.row import Row
 from raymu.storage import Location, locate, mendable, patiently, write_bytes
-from raymu.values import content_hash
 
 LOCK = ".lock"
 WRITER = "writer.json"
@@ -58,12 +59,15 @@ class Store:
     Args:
         location: the sweep's own directory: a path, made if missing, or a URI (see `locate`).
         identity: what the sweep is (scenario, method, space, protocol), in JSON's types.
-        resume: whether to go on with what is there.
+        resume: whether to go on with what is there, and to let it grow (see `Budget`).
         is_finished: whether rows are all that the sweep is to have; None: they are as many as the protocol's `trials`.
 
     Raises:
-        InputError: the location cannot be written, is in use, belongs to another sweep, or holds an unfinished one
-            and `resume` is False.
+        InputError: the location cannot be written, is in use, belongs to another sweep or one of a larger budget, or
+            holds one that is unfinished or of a smaller budget, and `resume` is False.
+
+    Attributes:
+        grown: by name what of the budget grows, [before, now]; nothing once that is recorded.
     """
 
     def __init__(
@@ -81,7 +85,9 @@ class Store:
         self._end = 0  # of the rows in a local directory, in bytes
         self._part = 0
         self._lines: list[bytes] = []  # of this part
-        self._seal = content_hash(identity).encode()
+        self._seal = seal_of(identity) or b""
+        self._asked = self._identity = identity
+        self.grown: dict[str, list[int]] = {}
         try:
             if self.directory.local:
                 self._lock()
@@ -131,7 +137,25 @@ class Store:
         Raises:
             As `append`.
         """
-        self.put(ENDED, {"rows": rows})
+        budget = Budget.of(self._identity)
+        self.put(ENDED, {"rows": rows, "budget": budget and budget._asdict()})
+
+    def record(self) -> None:
+        """Write into `sweep.json` how the sweep grows, or that another version of raymu goes on with it, and when: an
+        entry of its `history`.
+
+        Raises:
+            As `append`.
+        """
+        history, version = self._identity.get("history", []), self._asked.get("raymu")
+        begun = self._identity.get("raymu")
+        if not self.grown and version == (history[-1]["raymu"] if history else begun):
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        entry = {"time": now, "raymu": version, **self.grown}
+        identity = self._asked | {"raymu": begun, "history": [*history, entry]}
+        self._persist(lambda: self._write(SWEEP, as_json(identity)))
+        self._identity, self.grown = identity, {}
 
     def read(self) -> list[Row]:
         """All rows so far.
@@ -154,29 +178,36 @@ class Store:
             stored, parts = identity_and_parts(self.directory)
         # One that was refused before its first trial leaves its name free.
         if stored is not None and (parts or running(self.directory)):
-            if is_of_first_version(stored):
+            if is_of_first_version(stored) or stored.get("format") != identity.get("format"):
                 raise InputError(
-                    f"{self.directory} belongs to another sweep: raymu is {stored['raymu']} there,"
-                    f" {identity['raymu']} here. Sweeps of raymu 0.1 can be read, but not resumed: choose another"
-                    " --name or --storage"
+                    f"{self.directory} belongs to another sweep: raymu is {stored.get('raymu')} there,"
+                    f" {identity.get('raymu')} here, and the format is another one. It can be read, but not resumed:"
+                    " choose another --name or --storage"
                 )
-            differing = list(differences(stored, identity))
-            if differing:
+            self.grown, shrunk = changed(stored, identity)
+            if differing := [*differences(lasting(stored), lasting(identity)), *shrunk]:
                 raise InputError(
                     f"{self.directory} belongs to another sweep: {'; '.join(differing)}."
                     " Choose another --name or --storage"
+                )
+            if self.grown and not resume:
+                more = "; ".join(f"{name} is {there} there, {here} here" for name, (there, here) in self.grown.items())
+                raise InputError(
+                    f"{self.directory} holds this sweep with less: {more}. --resume lets it grow, another --name starts"
+                    " anew"
                 )
             if not resume and (rows := read(self.directory)) and not is_finished(rows):
                 raise InputError(
                     f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
                 )
+            self._identity = stored
         with mendable("write to", self.directory):
             if self.directory.local:
                 self._drop_half_row()
             else:
                 self._part = len(parts)
                 write_bytes(self.directory, WRITER, as_json(self._writer))
-            if stored != identity:
+            if stored != self._identity:
                 write_bytes(self.directory, SWEEP, as_json(identity))
 
     def _append(self, line: bytes) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ def or_end() -> Iterator[None]:
 class Recorder(tune.Callback):
     """Writes a row when a trial ends, lets one that failed be tried again, and tells the progress display.
 
+    Args:
+        searched_s: seconds that the search has run, all resumptions together; None: the trials confirm.
+
     Attributes:
         gpu: the share of its GPU's memory that was taken when the last trial ended; None without a GPU.
     """
@@ -60,9 +63,10 @@ class Recorder(tune.Callback):
         done: list[Row],
         retries: Retries,
         queue: Queue,
+        searched_s: Callable[[], float | None],
     ) -> None:
         self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
-        self._retries, self._queue = retries, queue
+        self._retries, self._queue, self._searched_s = retries, queue, searched_s
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for its restore, which raymu does not use."""
@@ -115,6 +119,7 @@ class Recorder(tune.Callback):
             fallback=published is None and task.config == sweep.published,
             restarts=self._retries.begun(task.number) - 1,
             ended_s=time.time(),
+            search_s=self._searched_s(),
         )
         row = dataclasses.asdict(added) | row
         with or_end():

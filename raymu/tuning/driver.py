@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from raymu.distributed.session import Resources, Sharing, fit_to_cluster, sessio
 from raymu.distributed.worker_groups import side_by_side
 from raymu.errors import InputError, NodeError, StorageError
 from raymu.models import compatibility, pretrained
-from raymu.protocol import Protocol
 from raymu.results import files, writer
+from raymu.results.identity import CONFIRMATIONS, place_of
 from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
+from raymu.tuning import remaining
 from raymu.tuning.callbacks import Ended, Recorder, or_end
-from raymu.tuning.process import CHECKPOINTS, id_of_trial, tune_trial
+from raymu.tuning.process import CHECKPOINTS, checkpoints_of, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress
 from raymu.tuning.queue import Queue
 from raymu.tuning.samplers.learning import distribution
@@ -70,7 +71,7 @@ def run_sweep(
         data_dir: where the dataset's original files are.
         weights_file: a safetensors file with the scenario's pretrained weights.
         mirror: where cache entries are kept for other nodes and later clusters; None: all nodes share the cache.
-        resume: whether an unfinished sweep in `location` is continued.
+        resume: whether an unfinished sweep in `location` is continued, or one of a smaller budget grows.
         anyway: whether it runs where there is nothing to forget.
         trackers: where its searches are shown as well.
 
@@ -87,7 +88,7 @@ def run_sweep(
     sweep = dataclasses.replace(sweep, scenario=splits.prepare(sweep.scenario, data_dir))
 
     def finished(rows: Sequence[Row]) -> bool:
-        return is_finished(sweep, rows, in_flight(directory, rows))
+        return remaining.is_finished(sweep, rows, in_flight(directory, rows))
 
     with writer.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
         retries = Retries(rows)
@@ -95,6 +96,8 @@ def run_sweep(
         followed = functools.partial(_followed, sweep, rows.name, done, retries, trackers or Trackers(), console)
         if finished(done):
             with followed():  # a tracker may be a new one
+                if rows.grown:
+                    rows.record()
                 rows.end(len(done))
                 return done
         rows.put(files.ENVIRONMENT, environment.describe())
@@ -115,6 +118,7 @@ def run_sweep(
             run.check_gpus()
             run.train_references([sweep.scenario])
             run.look_at_memory(anyway)
+            run.grow()
             for seed in sweep.protocol.search_seeds:
                 run.search(seed)
             run.train_references(scenarios)
@@ -160,34 +164,6 @@ def _followed(
 @functools.cache  # several sweeps in a row have the same data
 def _print_once(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def is_finished(sweep: Sweep, rows: Sequence[Row], begun: Container[int]) -> bool:
-    """Whether nothing is left to run, where `begun` are the numbers of the trials that had begun and have no row."""
-    searched = all(not _missing(sweep, seed, rows, begun) for seed in sweep.protocol.search_seeds)
-    return searched and not _unconfirmed(sweep, rows)
-
-
-def _missing(sweep: Sweep, seed: int, rows: Sequence[Row], begun: Container[int]) -> list[int]:
-    """The numbers of the trials of one search that have no row yet, and may have one within the budget. What has begun
-    was within it.
-    """
-    spent = _is_spent(sweep.protocol, _of_search(seed, rows))
-    done = {row["trial"] for row in rows}
-    return [number for number in sweep.trials(seed) if number not in done and (number in begun or not spent)]
-
-
-def _unconfirmed(sweep: Sweep, rows: Sequence[Row]) -> list[Task]:
-    done = {row["trial"] for row in rows}
-    return [task for task in sweep.confirmations(rows) if task.number not in done]
-
-
-def _of_search(seed: int, rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["search_seed"] == seed]
-
-
-def _is_spent(protocol: Protocol, rows: Iterable[Row]) -> bool:
-    return protocol.max_images is not None and sum(row["images"] for row in rows) >= protocol.max_images
 
 
 class _Run:
@@ -275,22 +251,37 @@ class _Run:
                 raise InputError(f"{nothing}; --anyway goes on")
             _print_once(self._console, nothing)
 
+    def grow(self) -> None:
+        """Write down what is larger than before. A confirmation that was on its way may not be wanted any more."""
+        if self._rows.grown:
+            for number in self._retries.forget(CONFIRMATIONS):
+                checkpoints_of(self._rows.directory, number).clear()
+        self._rows.record()
+
     def search(self, seed: int) -> None:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
-        missing, done = _missing(sweep, seed, everything, self._retries), _of_search(seed, everything)
-        sampler, first = sweep.sampler(seed, done), sweep.trials(seed)[0]
+        missing = remaining.missing(sweep, seed, everything, self._retries)
+        done = remaining.of_search(seed, everything)
+        sampler, numbers_of_search = sweep.sampler(seed, done), sweep.trials(seed)
+        started = time.monotonic() - remaining.searched_s(done)
+
+        def searched_s() -> float:
+            return time.monotonic() - started
 
         def task(number: int) -> Task:
             setting: Mapping[str, Any] = {}
             if number in self._retries:
                 setting = self._retries.config(number)
-            elif number > first:
-                setting = sampler.suggest(number)
+            elif place := place_of(number, protocol.search_seeds):
+                setting = sampler.suggest(place)
             return sweep.task(seed, number, setting)
 
         def is_spent(number: int) -> bool:
-            return number not in self._retries and _is_spent(protocol, done)
+            if number in self._retries:
+                return False
+            runs = any(one in numbers_of_search for one in self._retries)
+            return remaining.is_spent(protocol, done, searched_s() if runs else 0.0)
 
         while missing and not all(map(is_spent, missing)):
             size = len(missing) if self._sharing is None else self._slots.number
@@ -298,7 +289,7 @@ class _Run:
             before = len(done)
             queue = Queue(numbers, self._begun(task), is_spent)
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
-            used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers)
+            used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers, searched_s)
             was_full = len(done) - before == self._slots.number  # fewer trials do not show what a GPU gets through
             if self._sharing is not None and was_full:
                 self._share(self._sharing, done[before:], used)
@@ -326,9 +317,10 @@ class _Run:
     def confirm(self) -> None:
         """Run again what the protocol says and has no row yet."""
         everything = self._rows.read()
-        tasks = {task.number: task for task in _unconfirmed(self._sweep, everything)}
+        tasks = {task.number: task for task in remaining.unconfirmed(self._sweep, everything)}
         done = [row for row in everything if row["source"] == "confirmation"]
-        self._tune(Queue(tasks, self._begun(tasks.__getitem__)), FIFOScheduler(), len(tasks), done, "confirming", [])
+        queue = Queue(tasks, self._begun(tasks.__getitem__))
+        self._tune(queue, FIFOScheduler(), len(tasks), done, "confirming", [], lambda: None)
 
     def _begun(self, make: Callable[[int], Task]) -> Callable[[int], Task]:
         """Function that makes a task and counts its attempt."""
@@ -349,6 +341,7 @@ class _Run:
         done: list[Row],
         what: str,
         followers: Sequence[tune.Callback],
+        searched_s: Callable[[], float | None],
     ) -> float | None:
         """Run `count` trials at most; their rows are appended to `done`, too. Return the share of a GPU's memory that
         was taken when the last one ended; None without a GPU.
@@ -369,7 +362,9 @@ class _Run:
         ended: StorageError | NodeError | None = None
         try:
             with SweepProgress(self._console, what, before + count, before) as progress:
-                recorder = Recorder(self._sweep, self._rows, self._slots.options, progress, done, self._retries, queue)
+                recorder = Recorder(
+                    self._sweep, self._rows, self._slots.options, progress, done, self._retries, queue, searched_s
+                )
                 tune.Tuner(
                     tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),
                     tune_config=tune.TuneConfig(

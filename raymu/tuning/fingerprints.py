@@ -8,6 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raymu.method import Range
 from raymu.objective import OBJECTIVES
+from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers import known_settings, sampler
 from raymu.tuning.schedulers import scheduler
@@ -45,8 +46,8 @@ def suggestions(searcher: str, several: bool) -> str:
 
 @functools.cache
 def decisions(kind: str) -> str:
-    """12 hex digits of which trials a scheduler stops in a fixed example: the same for two versions of Ray where these
-    stop the same.
+    """12 hex digits of which trials a scheduler stops in a fixed example, and after which epochs it looks at them: the
+    same for two versions of Ray, or of raymu, where these stop the same.
     """
     if kind == "none":
         return content_hash([])
@@ -60,7 +61,8 @@ def decisions(kind: str) -> str:
             if judge.tell(number, "stopped", curve) == TrialScheduler.STOP:
                 stopped.append((number, epoch))
                 break
-    return content_hash(stopped)
+    asked: Any = kind
+    return content_hash([stopped, Protocol(scheduler=asked).rungs(EXAMPLE_TRIALS)])
 
 
 def _example(number: int) -> Row:

@@ -16,6 +16,7 @@ from raymu.method import Head, Method, Range, Train
 from raymu.objective import REMOVAL
 from raymu.protocol import Protocol
 from raymu.results import selection
+from raymu.results.identity import CONFIRMATIONS, FORMAT, lasting_protocol, place_of
 from raymu.row import Row
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
@@ -168,24 +169,23 @@ class Sweep:
         Args:
             done: the rows of the search so far; those that are appended later are learnt, too.
         """
-        return sampler(self.protocol, seed, self.ranges, done, self._first(seed))
+        return sampler(self.protocol, seed, self.ranges, done)
 
     def trials(self, seed: int) -> range:
-        """The numbers of the trials of one search."""
-        first, known = self._first(seed), self._known(seed)
-        return range(first, first + (self.protocol.trials if known is None else 1 + len(known)))
+        """The numbers of the trials of one search, whose first is the published setting; see `place_of`."""
+        seeds, known = self.protocol.search_seeds, self._known(seed)
+        first, count = seeds.index(seed), self.protocol.trials if known is None else 1 + len(known)
+        return range(first, first + count * len(seeds), len(seeds))
 
     def _known(self, seed: int) -> list[Setting] | None:
         return known_settings(self.protocol, seed, self.ranges)
 
-    def _first(self, seed: int) -> int:
-        """The number of a search's first trial, which is the published setting."""
-        return self.protocol.search_seeds.index(seed) * self.protocol.trials
-
     def task(self, seed: int, number: int, setting: Mapping[str, Any]) -> Task:
         """A trial of one search."""
         config = self.configured({**self.published, **setting}).config
-        source: Literal["published", "search"] = "published" if number == self._first(seed) else "search"
+        source: Literal["published", "search"] = (
+            "search" if place_of(number, self.protocol.search_seeds) else "published"
+        )
         return Task(number, config, self.scenario, seed, source, search_seed=seed)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:
@@ -193,41 +193,30 @@ class Sweep:
 
         Originals outermost, so that a process that runs trial after trial seldom has to load another.
         """
-        asked = self.protocol.confirmation
-        try:
-            best = selection.Best(asked.top).choose(rows)
-        except InputError:
-            return []
-        if (first := selection.published(rows)) is None:
-            again = best
-        else:  # where it is one of the best, another search may have tried it as well
-            again = [*(row for row in best if row["config"] != first["config"]), first]
-        unseen = max(self.protocol.search_seeds) + 1
-        runs = itertools.product(self.confirmed(), again, range(unseen, unseen + asked.seeds))
-        number = len(self.protocol.search_seeds) * self.protocol.trials
-        return [
-            Task(
-                number + place,
-                row["config"],
-                scenario,
-                seed,
-                "confirmation",
-                confirms=row["trial_id"],
-                projected=place == 0,
-            )
-            for place, (scenario, row, seed) in enumerate(runs)
-        ]
+        budget, seeds = self.protocol.budget, self.protocol.search_seeds
+        runs = itertools.product(self.confirmed(), selection.to_confirm(rows, budget.top), budget.fresh_seeds(seeds))
+        done = {
+            (row["confirms"], row["model_seed"], tuple(row["forget"]), row["forget_share"], row["seed"]): row["trial"]
+            for row in rows
+            if row["source"] == "confirmation"
+        }
+        taken, tasks = set(done.values()), list[Task]()
+        free = (number for number in itertools.count(CONFIRMATIONS) if number not in taken)
+        for scenario, row, seed in runs:
+            confirms = row["trial_id"]
+            run = confirms, scenario.model_seed, scenario.forget, scenario.forget_share, seed
+            number = done[run] if run in done else next(free)
+            tasks.append(Task(number, row["config"], scenario, seed, "confirmation", None, confirms, not tasks))
+        return tasks
 
     def confirmed(self) -> list[Scenario]:
         """The scenarios of the confirmation: every original with every forget set."""
-        asked = self.protocol.confirmation
-        if not asked.seeds:
+        budget = self.protocol.budget
+        if not budget.seeds:
             return []
-        first = self.scenario.model_seed
-        originals = range(first + 1, first + 1 + asked.originals) if asked.originals else [first]
         return [
             dataclasses.replace(scenario, model_seed=original)
-            for original in originals
+            for original in budget.fresh_originals(self.scenario.model_seed)
             for scenario in self._forget_sets()
         ]
 
@@ -249,14 +238,17 @@ class Sweep:
 
     @property
     def protocol_hash(self) -> str:
-        """12 hex digits over all that a protocol states: every row carries it, so that none can pass for one of another
-        protocol.
+        """12 hex digits over all that a protocol states, but for what may grow: every row carries it, so that none can
+        pass for one of another protocol.
         """
-        return content_hash(self._protocol)
+        return content_hash(lasting_protocol(self._protocol))
 
     def identity(self) -> dict[str, Any]:
-        """What has to agree for two runs to be the same sweep, in JSON's types."""
-        identity = {
+        """What two runs have to agree in to be the same sweep (see `lasting`), the budget, and the version of raymu, in
+        JSON's types.
+        """
+        what = {
+            "format": FORMAT,
             "raymu": raymu.__version__,
             "method": self.method.name(),
             "method_code": engines.code_of(self.method),
@@ -268,5 +260,5 @@ class Sweep:
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
             "protocol": self._protocol,
         }
-        same: dict[str, Any] = json.loads(json.dumps(identity))
+        same: dict[str, Any] = json.loads(json.dumps(what))
         return same

@@ -18,6 +18,7 @@ from typing import Any
 from raymu import methods, splits
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, outputs, ranking, reader, writer
+from raymu.results.identity import CONFIRMATIONS
 from raymu.scenario import SCENARIOS
 from raymu.trial import run_trial
 from raymu.tuning.sweep import Sweep
@@ -50,10 +51,10 @@ def write(storage: Path, rows: int) -> int:
                 row |= {"trial_id": f"{directory.name}-{trial:04d}", "sweep": directory.name, "trial": trial}
                 row |= {"source": "search", "curve": [[epoch, generator.random()] for epoch in (1, 3, 9, 27)]}
                 row["config"] = {name: generator.random() for name in real["config"]}
-                if trial >= rows // SWEEPS - RUNS * ORIGINALS:
-                    original, seed = divmod(trial, RUNS)
-                    row |= {"source": "confirmation", "model_seed": original, "seed": seed}
-                    row["confirms"] = f"{directory.name}-0000"
+                if (run := trial - (rows // SWEEPS - RUNS * ORIGINALS)) >= 0:
+                    original, seed = divmod(run, RUNS)
+                    row |= {"source": "confirmation", "model_seed": 1 + original, "seed": 1 + seed}
+                    row |= {"trial": CONFIRMATIONS + run, "confirms": f"{directory.name}-0000"}
                 lines.append(files.json_line(row, stored._seal))
             written += (directory / files.ROWS).write_bytes(b"".join(lines))
     print(f"{rows} rows of {len(real)} columns, {written / rows:.0f} bytes each, in {SWEEPS} sweeps")

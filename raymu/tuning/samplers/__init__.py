@@ -25,22 +25,19 @@ def known_settings(protocol: Protocol, seed: int, ranges: Mapping[str, Range]) -
     return KNOWN[protocol.searcher](ranges, count, seed) if ranges else nothing[:count]
 
 
-def sampler(
-    protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row] = (), first: int = 0
-) -> Sampler:
+def sampler(protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row] = ()) -> Sampler:
     """The sampler of one search.
 
     Args:
         seed: of the search.
         ranges: the search space.
         done: the rows of the search so far; those that are appended later are learnt, too.
-        first: number of the search's first trial, which is the published setting.
 
     Raises:
         InputError: see `known_settings`.
     """
     if (settings := known_settings(protocol, seed, ranges)) is not None:
-        return Known(settings, first)
+        return Known(settings)
     from raymu.tuning.samplers import nsga2, tpe  # they load Optuna
 
     return {"tpe": tpe.TPE, "nsga2": nsga2.NSGA2}[protocol.searcher](protocol, seed, ranges, done)

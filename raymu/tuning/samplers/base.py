@@ -1,4 +1,7 @@
-"""The interface of samplers, and the one of settings that are known before a search."""
+"""The interface of samplers, and the one of settings that are known before a search.
+
+No suggestion depends on how many trials a search is to have: a search that grows goes on as a longer one would have.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,19 +19,19 @@ class Sampler(ABC):
     """Settings of one search."""
 
     @abstractmethod
-    def suggest(self, number: int) -> Setting:
-        """Setting for the trial of this number."""
+    def suggest(self, place: int) -> Setting:
+        """Setting for the trial of this place in the search, from 1 on: 0 is the published setting's."""
 
 
 class Known(Sampler):
     """Settings that depend on no trial."""
 
-    def __init__(self, settings: Sequence[Setting], first: int) -> None:
-        self._settings, self._first = settings, first
+    def __init__(self, settings: Sequence[Setting]) -> None:
+        self._settings = settings
 
-    def suggest(self, number: int) -> Setting:
+    def suggest(self, place: int) -> Setting:
         """See Sampler."""
-        return self._settings[number - self._first - 1]
+        return self._settings[place - 1]
 
 
 def setting_at(ranges: Mapping[str, Range], shares: NDArray[Any]) -> Setting:

@@ -20,7 +20,7 @@ from raymu.tuning.samplers.base import Sampler, Setting
 class Learner(Sampler):
     """What a search has learnt, and tries next.
 
-    It learns from rows in the order in which they ended. A suggestion depends on these, the arguments and its number
+    It learns from rows in the order in which they ended. A suggestion depends on these, the arguments and its place
     alone, whether the rows came one by one or all at once.
 
     Args:
@@ -48,13 +48,13 @@ class Learner(Sampler):
         """What Optuna's sampler reads of the next trial to be learnt, beside its setting and values."""
         return {}
 
-    def suggest(self, number: int) -> Setting:
+    def suggest(self, place: int) -> Setting:
         """See Sampler."""
         new = self._done[self._read :]
         self._read += len(new)
         for row in new:
             self._learn(row)
-        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
         self.study.sampler = self._sampler(seed)
         asked = self.study.ask(self._space)
         self.study.tell(asked, state=TrialState.FAIL)  # no sampler looks at it any more: it is learnt from its row

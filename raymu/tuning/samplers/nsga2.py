@@ -1,6 +1,5 @@
 """NSGA-II (Deb et al., IEEE TEC 2002), for objectives that maximise several numbers."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.samplers import NSGAIISampler
@@ -8,12 +7,9 @@ from optuna.samplers.nsgaii import UniformCrossover
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from raymu.method import Range
-from raymu.protocol import Protocol
-from raymu.row import Row
 from raymu.tuning.samplers.learning import Learner
 
-GENERATIONS = 4  # at least
+POPULATION = 10  # whatever the number of trials is, which may grow; 4 generations of the default 40
 
 
 class NSGA2(Learner):
@@ -21,13 +17,9 @@ class NSGA2(Learner):
     value from the whole range, as in Optuna 4.
     """
 
-    def __init__(self, protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row]) -> None:
-        super().__init__(protocol, seed, ranges, done)
-        self._population = max(4, protocol.trials // GENERATIONS)
-
     def _sampler(self, seed: int) -> NSGAIISampler:
         return _Ordered(
-            population_size=self._population,
+            population_size=POPULATION,
             mutation_prob=None,  # one hyperparameter a child, on average
             crossover=UniformCrossover(swapping_prob=0.5),
             crossover_prob=0.9,
@@ -40,7 +32,7 @@ class NSGA2(Learner):
         )
 
     def _attributes(self) -> dict[str, Any]:
-        return {_Ordered._get_generation_key(): self._learnt // self._population}
+        return {_Ordered._get_generation_key(): self._learnt // POPULATION}
 
 
 class _Ordered(NSGAIISampler):

@@ -16,6 +16,7 @@ from ray.tune.logger import LoggerCallback
 from rich.console import Console
 
 from raymu.errors import InputError
+from raymu.results.identity import lasting
 from raymu.values import content_hash
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def callbacks(
         describe: the `trial_id` that a trial's row will have, and its setting.
         is_over: whether a trial that failed has its row, or else is to begin again.
     """
-    identity = content_hash(sweep.identity())
+    identity = content_hash(lasting(sweep.identity()))  # it stays when the sweep grows
     tags = {"method": sweep.method.name(), "scenario": sweep.scenario.name, "head": sweep.head, "train": sweep.train}
     tags[SWEEP] = identity
     known = {row["trial_id"] for row in done} | set(begun)

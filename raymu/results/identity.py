@@ -1,0 +1,97 @@
+"""What a sweep is, as its `sweep.json` says, and what of that may grow."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+FORMAT = 3  # of a sweep's directory; in the two before trials had other numbers, and nothing grew
+CONFIRMATIONS = 1_000_000  # number of the first run of a confirmation; a search's trials lie below it
+
+
+class Budget(NamedTuple):
+    """What of a protocol may grow. A sweep of a larger budget has all the runs of one of a smaller budget, and more,
+    but for the confirmation of settings that are not the best any more.
+
+    Attributes:
+        trials: of each search.
+        seeds, originals, top: of the confirmation.
+    """
+
+    trials: int
+    seeds: int
+    originals: int
+    top: int
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> "Budget | None":
+        """That of a sweep; None: it is of an earlier format."""
+        if identity.get("format") != FORMAT:
+            return None
+        protocol = identity["protocol"]
+        return cls(protocol["trials"], *(protocol["confirmation"][name] for name in cls._fields[1:]))
+
+    def fresh_seeds(self, search_seeds: Iterable[int]) -> range:
+        """Unlearning seeds of the confirmation: none of a search."""
+        first = max(search_seeds) + 1
+        return range(first, first + self.seeds)
+
+    def fresh_originals(self, searched: int) -> range:
+        """Model seeds of the originals of the confirmation: none that was searched on, unless it serves."""
+        first = searched + 1
+        return range(first, first + self.originals) if self.originals else range(searched, first)
+
+
+NAMES = ("protocol.trials", *(f"protocol.confirmation.{name}" for name in Budget._fields[1:]))  # of a budget's fields
+
+
+def smallest(budgets: Iterable[Budget]) -> Budget:
+    """What sweeps of these budgets have in common."""
+    return Budget(*map(min, zip(*budgets, strict=True)))
+
+
+def lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs have to agree in to be the same sweep: all but its budget and the version of raymu, since digests
+    say whether an algorithm did change. All of it where the sweep is of an earlier format.
+    """
+    if identity.get("format") != FORMAT:
+        return dict(identity)
+    kept = {name: value for name, value in identity.items() if name not in ("raymu", "history")}
+    return kept | {"protocol": lasting_protocol(identity["protocol"])}
+
+
+def lasting_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A protocol without its budget."""
+    confirmation = {name: value for name, value in protocol["confirmation"].items() if name not in Budget._fields}
+    kept = {name: value for name, value in protocol.items() if name not in Budget._fields}
+    return kept | {"confirmation": confirmation}
+
+
+def changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[str, list[int]], list[str]]:
+    """What of the budget is larger than in a stored sweep, by name [there, here], and in words what is smaller."""
+    there, here = Budget.of(stored), Budget.of(asked)
+    larger, smaller = {}, []
+    if there is not None and here is not None:
+        for name, before, now in zip(NAMES, there, here, strict=True):
+            if now > before:
+                larger[name] = [before, now]
+            elif now < before:
+                smaller.append(f"{name} is {before} there, {now} here (a sweep grows, and never shrinks)")
+    return larger, smaller
+
+
+def said_of_history(identity: Mapping[str, Any]) -> str:
+    """How a sweep has grown, and when, in a line."""
+    said = []
+    for entry in identity.get("history", []):
+        more = "".join(f", {name} {entry[name][0]} -> {entry[name][1]}" for name in NAMES if name in entry)
+        said.append(f"{entry['time']} raymu {entry['raymu']}{more}")
+    return "; ".join(said)
+
+
+def place_of(number: int, search_seeds: Sequence[int]) -> int:
+    """Place of a trial in its search, from its number in the sweep: searches take turns, so that every one can grow."""
+    return number // len(search_seeds)
+
+
+def is_of_first_version(identity: Mapping[str, Any]) -> bool:
+    """Whether a sweep is raymu 0.1's, whose files have no checksums."""
+    return str(identity.get("raymu")).startswith("0.1.")
