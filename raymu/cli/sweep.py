@@ -32,6 +32,7 @@ from raymu.cli.flags import (
     with_forget,
     with_subset,
 )
+from raymu.cli.outcome import sweep_and_rank, sweep_and_show
 from raymu.cli.program import app, console, run_program
 from raymu.cli.summaries import summaries
 from raymu.errors import InputError
@@ -39,7 +40,6 @@ from raymu.values import SCENARIO, STORAGE, given_values, unknown
 
 if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not need
     from raymu.method import Method, Range
-    from raymu.storage import Location
     from raymu.tuning.sweep import Sweep
 
 
@@ -281,7 +281,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
         if len(defaults) == 1:
             sweep = asked(default)
-            if not _sweep_and_show(sweep, locate(storage), name, given, **options):
+            if not sweep_and_show(sweep, locate(storage), name, given, **options):
                 directory = locate(storage) / (name or sweep.directory)
                 raise InputError(f"no completed trial to choose from; see: raymu results {directory}")
             return
@@ -291,7 +291,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         for reason in refused:
             console.print(f"left out: {reason}", highlight=False, soft_wrap=True)
         where = name or directory_name("all", sweeps[0].scenario, sweeps[0].protocol.objective.name)
-        _sweep_and_rank(sweeps, locate(storage), where, given, **options)
+        sweep_and_rank(sweeps, locate(storage), where, given, **options)
 
     return command
 
@@ -303,104 +303,6 @@ def _gpus(text: str | None) -> "float | Literal['auto'] | None":
         return float(text)
     except ValueError as error:
         raise InputError(f"--gpus-per-trial takes a number or auto, not {text!r}") from error
-
-
-def _sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resources: Any, **options: Any) -> None:
-    from raymu.distributed.session import session
-    from raymu.results import groups, ranking, reader, report, tables
-
-    if len(sweeps) > 1:
-        said = _can_find(len(sweeps), sweeps[0].protocol.confirmation.originals)
-        console.print(said, highlight=False, soft_wrap=True)
-    with session(resources.address):
-        for sweep in sweeps:
-            _sweep_and_show(sweep, storage, f"{name}/{sweep.name}", resources, **options)
-            console.print()
-    storage = storage / name
-    done = [one for sweep in sweeps for one in reader.load(storage / sweep.name)]
-    ranked = ranking.rank(done)
-    if not ranked:
-        raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
-    console.print(tables.ranking(ranked))
-    if said := groups.said_of_part(done):
-        console.print(said, highlight=False, soft_wrap=True)
-    path = Path(storage.path if storage.local else ".") / "report.html"
-    report.write([report.Chapter(done, ranked)], path)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
-
-
-def _can_find(methods: int, originals: int) -> str:
-    """Line on how large a difference between methods the ranking can find."""
-    from raymu.results.comparison import FEWEST, POWER, detectable
-
-    least = detectable(methods, originals)
-    if least is None:
-        return (
-            f"this ranking can find no difference between two methods: that takes at least {FEWEST} originals"
-            f" (--confirm-originals 5 --confirm-seeds 2), here are {originals}"
-        )
-    return (
-        f"{methods} methods on {originals} originals: a difference between two of them is found with a chance of"
-        f" {100 * POWER:.0f} % if it is {least:.1f} standard deviations of a method's score over originals"
-    )
-
-
-def _sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resources: Any, **options: Any) -> bool:
-    """Run a sweep and print how it went; return whether a trial completed."""
-    from raymu import reference_models
-    from raymu.objective import score_name
-    from raymu.results import cost, ranking, reader, tables
-    from raymu.study import tune
-
-    protocol, location = sweep.protocol, storage / (name or sweep.directory)
-    score = score_name(protocol.objective.name)
-    console.print(
-        f"tuning {sweep.name} on {sweep.scenario.title}:"
-        f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    try:
-        results = tune(sweep, storage, name=name, resources=resources, console=console, **options)
-    except KeyboardInterrupt:
-        done = len(reader.read(location))
-        typer.echo(f"interrupted after {done} trials; the same command with --resume continues", err=True)
-        raise
-    statuses = [row["status"] for row in results.rows]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
-    console.print()
-    ranked = ranking.rank([results])
-    if not ranked:
-        console.print(f"no completed trial: {counts}", highlight=False)
-        return False
-    (end,) = ranked
-    search = cost.spent(reader.search_rows(results))
-    console.print(tables.comparison(end.figures, protocol.objective.name, search))
-    for name, setting in sweep.method.settings(sweep.scenario, sweep.head, sweep.train).items():
-        mark = "published" if setting == sweep.published else "also published, not run"
-        console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)
-    if end.published is not None and end.published["fallback"]:
-        console.print(
-            f"published: a fallback, since nothing is for {sweep.scenario.architecture_name} on"
-            f" {sweep.scenario.dataset_name}, batches of {sweep.scenario.recipe.batch_size}, {sweep.head} head,"
-            f" training {sweep.train}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if end.score.runs:
-        console.print(
-            f"means over {end.score.runs} runs on {end.score.originals} originals, with 95 % intervals", highlight=False
-        )
-    console.print()
-    for line in (
-        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {score}"
-        f" {end.tuned['score']:.3f} on validation)",
-        f"trials: {counts}",
-        f"results: {location}",
-        f"references: {reference_models.directory(sweep.scenario)}",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return True
 
 
 def _parse_ranges(method: "type[Method]", head: Any, texts: list[str]) -> "dict[str, Range]":
