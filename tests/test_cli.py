@@ -152,7 +152,7 @@ def test_methods_and_scenarios(in_process, monkeypatch) -> None:
         (["sweep", "salun", "--forget", "10"], "forget class 10 is outside the data: digits has 0..9"),
         (["run", "salun", "--forget", "10", "--out", "x"], "forget class 10 is outside the data: digits has 0..9"),
         (["sweep", "salun", "--forget", "0,1,2,3,4,5,6,7,8,9"], "leave at least one"),
-        (["sweep", "salun", "--forget", "three"], "numbers such as 3 or 0,1,2"),
+        (["sweep", "salun", "--forget", "three"], "unknown class of digits 'three'. Known: 0..9"),
         (["sweep", "salun", "--forget", "3", "--forget-share", "0.1"], "exclude each other"),
         (["sweep", "salun", "--forget-share", "1.5"], "share between 0 and 1"),
         (["sweep", "salun", "--forget-share", "0.1", "--objective", "hmean"], "use removal"),

@@ -486,7 +486,7 @@ BREAKAGES = {
     ),
     "a class that is in no held-out set": (
         lambda root: edit(root / SHARD, **{a_member(root / SHARD, ".cls"): b"4"}),
-        r"1 of 5 classes have no image in the test set \(val-0000\.tar, \.\.\.\), such as 4",
+        r"1 of 5 classes have no image in the val set \(val-0000\.tar, \.\.\.\), such as 4",
     ),
     "a class that is in no training set": (
         lambda root: edit(root / "val-0000.tar", **{a_member(root / "val-0000.tar", ".cls"): b"7"}),

@@ -208,7 +208,7 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a second held-out set": (
         lambda it: image(it / "test/cat/x.jpg"),
-        "folders that are no part that is read: 1 (test)",
+        "test sets without labels, or of other classes: 1 (test/cat/x.jpg)",
     ),
     "a part of another name": (
         lambda it: image(it / "valid/cat/x.jpg"),
@@ -267,8 +267,9 @@ def test_files_beside_shards_are_counted_and_named(tmp_path) -> None:
         (root / name).touch()
     (root / "train-9.tar").symlink_to("nowhere")
     assert notes(root) == [
-        "left out: shards of no part that is read: 2 (such as test-0.tar); .part files: 1 (train-1.tar.part);"
-        " links that lead nowhere: 1 (train-9.tar)"
+        "left out: .part files: 1 (train-1.tar.part); links that lead nowhere: 1 (train-9.tar);"
+        " shards of no part that is read: 1 (train_1.tar);"
+        " test sets without labels, or of other classes: 1 (test-0.tar)"
     ]
 
 
@@ -282,7 +283,7 @@ def without(*paths: str) -> Callable[[Path], object]:
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a class missing in val": (
         without("val/dog/c.jpg"),
-        r"1 of 3 classes have no image in the test set \(val/cat/c\.jpg, \.\.\.\), such as dog",
+        r"1 of 3 classes have no image in the val set \(val/cat/c\.jpg, \.\.\.\), such as dog",
     ),
     "a class missing in train": (
         without("train/dog/a.jpg", "train/dog/b.JPEG"),
@@ -372,7 +373,7 @@ def test_an_image_that_may_not_be_read_is_refused(tmp_path, monkeypatch) -> None
 SHARDS_REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a class missing in val": (
         lambda it: shards(it, val=(0, 2, 2)),
-        r"1 of 3 classes have no image in the test set \(val-0\.tar, \.\.\.\), such as 1",
+        r"1 of 3 classes have no image in the val set \(val-0\.tar, \.\.\.\), such as 1",
     ),
     "an empty image": (lambda it: shards(it, **{"0.jpg": b""}), r"train-0\.tar: 0\.jpg is empty"),
     "an image that is refused": (

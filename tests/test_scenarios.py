@@ -261,7 +261,7 @@ def test_a_file_is_drafted_from_what_is_found(own, kind) -> None:
     (own / "drafted.toml").write_text(text)
     task = scenarios.read(own / "drafted.toml")
     assert (task.name, task.forget, task.source.class_names) == ("drafted", (0,), CLASSES)
-    assert given.weights(task.original).keys() == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+    assert given.weights(task, task.original).keys() == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
     assert task.format.mean == (0.485, 0.456, 0.406)
 
 

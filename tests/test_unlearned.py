@@ -192,7 +192,7 @@ def test_forgotten_samples_are_told_of_as_well(quick, quick_references, tmp_path
         (["good.pth", "--classes", "1", "--forget", "1"], "two classes, not class 1 alone"),
         (["good.pth", "--classes", "1,12", "--forget", "1"], "class 12 is outside the data"),
         (["good.pth", "--classes", "1,2", "--forget", "1,2"], "has to leave at least one"),
-        (["good.pth", "--classes", "", "--forget", "1"], "--classes takes numbers"),
+        (["good.pth", "--classes", "", "--forget", "1"], "unknown class of digits ''"),
         (["good.pth", "--classes", "0,1,2,3,4,5,6,7,8,9"], "all that digits has"),
         (["good.pth", "--train-share", "0"], "train_share has to be above 0 and at most 1"),
     ],

@@ -22,6 +22,7 @@ from raymu.data.layout import (
     THREADS,
     File,
     Ignored,
+    Listing,
     check_classes,
     class_order,
     digest_of_listing,
@@ -87,8 +88,8 @@ def build(location: Location) -> Path:
         ignored, parts = Ignored(), dict[str, Index]()
         ignored.update(listing.ignored)
         for part, files in listing.parts.items():
-            if listing.classes is None and part != "train" and not _has_labels(location, files[0]):
-                ignored.add("shards without labels", files[0].path)
+            if part == "test" and "val" in parts and not _has_classes(location, listing, files):
+                ignored.add("test sets without labels, or of other classes", files[0].path)
                 continue
             if listing.classes is None:
                 images, left_out = _read_shards(location, files)
@@ -239,12 +240,21 @@ def _read_shards(location: Location, files: list[File]) -> tuple[list[_Image], I
     return images, ignored
 
 
+def _has_classes(location: Location, listing: Listing, files: list[File]) -> bool:
+    """Whether a part has the class folders of the training set, or its first shard a label."""
+    if listing.classes is not None:
+        return {file.path.split("/", 2)[1] for file in files} == set(listing.classes)
+    try:
+        return _has_labels(location, files[0])
+    except InputError:
+        return False
+
+
 def _has_labels(location: Location, file: File) -> bool:
-    """Whether any member of a shard is a label."""
     with (
         _readable(f"{location / file.path}"),
         _open(location, file) as content,
-        tarfile.open(fileobj=content) as shard,
+        tarfile.open(fileobj=content, mode="r:") as shard,
     ):
         return any(member.name.lower().endswith(".cls") for member in shard)
 

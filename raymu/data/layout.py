@@ -7,8 +7,8 @@ in shards (tar files, as WebDataset makes them) the number of the class stands b
     train-*.tar (or train/*.tar)          val-*.tar (or val/*.tar), with members <key>.jpg and <key>.cls
 
 `val` may be called `validation` as well. Where there is a `test` beside it, models are chosen on it, and else they are
-tested on it. All parts have the same layout and the same classes. A key may be there once a class. Shards of a held-out
-part that have no labels are left out.
+tested on it. All parts have the same layout and the same classes; a `test` beside `val` that has no labels or
+other classes is left out. A key may be there once a class.
 
 Folders are numbered from 0 in the order of their names as text, as torchvision's ImageFolder numbers them; where all
 names are numbers, in numeric order, so that folders 0, 1, ..., 10 are classes 0, 1, ..., 10. Links are followed.
@@ -77,7 +77,7 @@ class Ignored:
         return bool(self._counts)
 
 
-class _Listing(NamedTuple):
+class Listing(NamedTuple):
     """What lies at a location in one layout.
 
     Attributes:
@@ -91,7 +91,7 @@ class _Listing(NamedTuple):
     ignored: Ignored
 
 
-def list_images(location: Location) -> _Listing:
+def list_images(location: Location) -> Listing:
     """The layout that the training set has."""
     shards = _shards(location)
     if not location.local:
@@ -114,7 +114,7 @@ def list_images(location: Location) -> _Listing:
     return chosen
 
 
-def _shards(location: Location) -> _Listing:
+def _shards(location: Location) -> Listing:
     parts, ignored = dict[str, list[File]](), Ignored()
     top, folders, left_out = _scan(location, "", SHARDS)
     ignored.update(left_out)
@@ -135,10 +135,10 @@ def _shards(location: Location) -> _Listing:
         ignored.add("shards of no part that is read", file.path)
     for folder in folders:
         ignored.add("folders", folder)
-    return _Listing(parts, None, ignored)
+    return Listing(parts, None, ignored)
 
 
-def _folders(location: Location) -> _Listing:
+def _folders(location: Location) -> Listing:
     parts, classes, ignored = dict[str, list[File]](), list[str](), Ignored()
     top = _scan(location, "", SUFFIXES)
     ignored.update(top.ignored)
@@ -165,7 +165,7 @@ def _folders(location: Location) -> _Listing:
         ignored.add("images outside class folders", image.path)
     for folder in sorted(beside):
         ignored.add("folders that are no part that is read", folder)
-    return _Listing(parts, classes, ignored)
+    return Listing(parts, classes, ignored)
 
 
 class _Directory(NamedTuple):
@@ -277,9 +277,7 @@ def class_order(classes: list[str] | None) -> list[str]:
     ]
 
 
-def check_classes(
-    location: Location, listing: _Listing, labels: dict[str, NDArray[np.int64]], ignored: Ignored
-) -> None:
+def check_classes(location: Location, listing: Listing, labels: dict[str, NDArray[np.int64]], ignored: Ignored) -> None:
     """Every class has to be in every part."""
     known = np.unique(labels["train"]) if listing.classes is None else np.arange(len(listing.classes))
     for part, found in labels.items():
@@ -292,7 +290,7 @@ def check_classes(
             )
 
 
-def digest_of_listing(location: Location, listing: _Listing) -> str:
+def digest_of_listing(location: Location, listing: Listing) -> str:
     """A name for the index that follows from all it is made of."""
     place = location.filesystem.type_name, location.path
     found = hashlib.sha256(repr((place, listing.classes, str(listing.ignored))).encode())
