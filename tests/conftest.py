@@ -18,8 +18,12 @@ DEVICE = reference_models.default_device()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for all tests, since most of them keep one core busy; none but this for those that were chosen."""
-    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+    """Three processes for all tests on two cores, since many of them wait, and two for those of clusters; none but this
+    for those that were chosen.
+    """
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return 3 if "not cluster" in config.option.markexpr else 2
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,7 +220,7 @@ def test_bad_input_is_one_clear_line_before_anything_starts(monkeypatch, capsys,
 def test_a_list_of_sweeps_keeps_what_each_one_says(monkeypatch, capsys, tmp_path) -> None:
     begun: list[Sweep] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("raymu.cli.sweep._sweep_and_rank", lambda sweeps, *given, **more: begun.extend(sweeps))
+    monkeypatch.setattr("raymu.cli.sweep.sweep_and_rank", lambda sweeps, *given, **more: begun.extend(sweeps))
     digits = SCENARIOS["digits"]
 
     def main(*arguments: str, sweeps: list[Sweep]) -> str:

@@ -16,6 +16,7 @@ NEEDED = ("raymu", "ray", "torch", "torchvision", "timm", "optuna", "scikit-lear
 EXTRAS = {  # what each of pyproject.toml's is for
     "deepspeed": "trials of several workers",
     "docs": "building the documentation",
+    "notebook": "the notebook of docs/",
     "png": "raymu report --png",
     "test": "raymu's own tests",
     "trackers": "following a sweep",
