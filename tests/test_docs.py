@@ -34,7 +34,7 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "benchmarks"))
 
 import pages
 
-pytestmark = pytest.mark.cluster  # the notebook has two sweeps
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the notebook has two sweeps
 
 STORED = pages.notebook()
 FILES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "cluster/README.md")]
