@@ -39,6 +39,7 @@ from raymu.tuning.samplers import KNOWN, sampler
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
+pytestmark = pytest.mark.timeout(600)  # beside other tests a sweep takes minutes
 ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *columns()}
 
 
@@ -49,7 +50,7 @@ def script(name: str, directory: Path) -> list[str]:
     return [sys.executable, str(copy)]
 
 
-def run(command: list[str], *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], *arguments: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=Path(command[1]).parent
     )
