@@ -4,6 +4,7 @@ take minutes, a cluster or a cloud.
 
 import ast
 import functools
+import itertools
 import re
 import runpy
 import shlex
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 import pytest
+import timm
 import torch
 import typer
 from conftest import REPOSITORY
+from PIL import Image
 from ray.scripts.scripts import cli as ray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import raymu
 from raymu import storage
@@ -44,8 +47,8 @@ TEXTS["docs/python.ipynb"] = "\n\n".join(cell.source for cell in STORED.cells if
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 LEFT_OUT = (  # what takes minutes: a command is carried out up to there
-    "raymu.cli.sweep._sweep_and_show",
-    "raymu.cli.sweep._sweep_and_rank",
+    "raymu.cli.sweep.sweep_and_show",
+    "raymu.cli.sweep.sweep_and_rank",
     "raymu.cli.run._unlearn",
     "raymu.study.references",
 )
@@ -210,7 +213,15 @@ def there(ran) -> Path:
     """A directory with what the pages speak of; the notebook's sweeps are those of their commands."""
     _, here = ran
     shutil.copytree(here / "study", here / "raymu-results" / "all", ignore=shutil.ignore_patterns(".cache"))
-    shutil.copytree(here / "study" / "salun", here / "raymu-results" / "salun")
+    for name in ("salun", "pets"):
+        shutil.copytree(here / "study" / "salun", here / "raymu-results" / name)
+    for number, name in enumerate(("beagle", "cat", "pug")):
+        for part, image in itertools.product(("train", "val"), range(4)):
+            (here / "images" / part / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (80 * number, 20 * image, 0)).save(
+                here / "images" / part / name / f"{image}.png"
+            )
+    save_file(timm.create_model("resnet18", num_classes=3).state_dict(), here / "model.safetensors")
     for name in ("cluster", "sweeps", "tests"):
         (here / name).symlink_to(REPOSITORY / name)
     (here / "own.py").write_text("\n\n".join(blocks(TEXTS["docs/extending.md"], "python")))
