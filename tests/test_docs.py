@@ -54,6 +54,7 @@ LEFT_OUT = (  # what takes minutes: a command is carried out up to there
 )
 PARSED = (  # beginnings of commands that are read by their command line, and no more
     "raymu doctor",  # test_cli.py runs it
+    "raymu evaluate",  # test_unlearned.py
     "raymu best swept",  # test_extending.py runs all of docs/extending.md, in minutes
     "raymu run own.py",
     "raymu export swept",

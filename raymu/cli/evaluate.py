@@ -88,7 +88,7 @@ def evaluate(
     _, row = export.made_by(checkpoint)
     whole = scenario_of(row) if scenario is None and row else get(scenario or SCENARIO)
     task = with_forget(with_subset(whole, classes, train_share), forget, forget_share)
-    scored_by = objectives.get(objective or row.get("objective", "removal"))
+    scored_by = objectives.get(objective or row.get("objective", objectives.default(task.has_retrained).name))
     found = [metrics.get(one) for one in metric or row.get("metrics", [])]
     threads = cpus_per_trial or row.get("threads", 1)
     options = Options(threads=threads, cores=threads)
@@ -145,7 +145,7 @@ def _compare(
     if row["scenario_hash"] != task.hash:
         typer.echo(f"note: the model was made by a trial on another scenario, {row['scenario']}", err=True)
         return
-    weights = {f"{which}_weights": rows[which]["weights"] for which in reference_models.REFERENCES}
+    weights = {f"{which}_weights": rows[which]["weights"] for which in reference_models.of(task)}
     made_with = {
         "evaluation_code": reference_models.evaluation_code(),
         "objective": objective.name,
