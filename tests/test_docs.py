@@ -23,7 +23,6 @@ import torch
 import typer
 from conftest import REPOSITORY
 from PIL import Image
-from ray.scripts.scripts import cli as ray
 from safetensors.torch import load_file, save_file
 
 import raymu
@@ -61,6 +60,8 @@ PARSED = (  # beginnings of commands that are read by their command line, and no
     "raymu report swept",
 )
 OTHERS = {"aws", "az", "gcloud", "kubectl", "mypy", "ruff", "scancel", "source", "tail"}  # programs that are not ours
+WRONG = (click.UsageError, typer.BadParameter.__base__)  # typer has a copy of click
+CUT_SHORT = ("MissingParameter", "BadOptionUsage", "NoArgsIsHelpError")
 
 
 # The notebook
@@ -190,13 +191,16 @@ def parse(command: Any, words: list[str], name: str) -> Any:
 
 
 @functools.cache
-def flags(command: Any) -> frozenset[str]:
-    """All flags of a command and of those below it."""
+def known_flags() -> set[str]:
+    """All flags of raymu."""
+    return flags(command_line("raymu"))
+
+
+def flags(command: Any) -> set[str]:
+    """Flags of a command and of those below it."""
     context = typer.Context(command)
     below = [command.get_command(context, name) for name in getattr(command, "list_commands", lambda _: [])(context)]
-    return frozenset(flag for one in command.params for flag in (*one.opts, *one.secondary_opts)).union(
-        *map(flags, below)
-    )
+    return {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}.union(*map(flags, below))
 
 
 def extras(words: list[str]) -> set[str]:
@@ -204,9 +208,13 @@ def extras(words: list[str]) -> set[str]:
     return {extra for word in words for extra in re.findall(r"^'?(?:raymu|\.)\[(.*)\]'?$", word)}
 
 
-RAYMU = typer.main.get_command(app)
-WRONG = (click.UsageError, typer.BadParameter.__base__)  # typer has a copy of click
-CUT_SHORT = ("MissingParameter", "BadOptionUsage", "NoArgsIsHelpError")
+def command_line(program: str) -> Any:
+    """The command line of raymu or of ray."""
+    if program == "raymu":
+        return typer.main.get_command(app)
+    from ray.scripts.scripts import cli  # it takes a second, also where these tests are only collected
+
+    return cli
 
 
 @pytest.fixture(scope="module")
@@ -257,13 +265,13 @@ def carry_out(there, monkeypatch, capsys) -> Callable[[Command], None]:
         program, *words = command.words
         program = Path(program).name
         if str(command).startswith(PARSED):
-            parse(RAYMU, words, "raymu")
+            parse(command_line(program), words, program)
         elif program == "raymu":
             end(main, command.words)
         elif program in ("python", "python3"):
             script(words)
         elif program == "ray":
-            if rest := parse(ray, words, "ray").params.get("script_args"):
+            if rest := parse(command_line(program), words, program).params.get("script_args"):
                 script([words[2], *rest])
         elif program == "sbatch":
             assert Path(words[0]).exists()
@@ -293,12 +301,12 @@ def test_every_command_of_a_page_is_carried_out(page: str, carry_out) -> None:
 @pytest.mark.parametrize("page", TEXTS)
 def test_commands_and_flags_in_sentences_are_known(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    known = flags(RAYMU)
+    known = known_flags()
     for mention in mentions(TEXTS[page]):
         program, *words = mention.split()
         if words and program in ("raymu", "ray"):
             try:
-                parse({"raymu": RAYMU, "ray": ray}[program], shlex.split(mention)[1:], program)
+                parse(command_line(program), shlex.split(mention)[1:], program)
             except typer.Exit:
                 pass
             except WRONG as error:
