@@ -146,6 +146,14 @@ MISFITS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "other shapes: conv1.0.weight is 16 x 1 x 3 x 3 and not 16 x 3 x 3 x 3",
     ),
     "architecture": (lambda _: timm.create_model("test_vit", num_classes=10).state_dict(), "another architecture's"),
+    "another size": (
+        lambda weights: {name: torch.cat([one, one]) if one.ndim else one for name, one in weights.items()},
+        "it is another architecture's, other shapes: conv1.0.weight is 32 x 3 x 3 x 3 and not 16 x 3 x 3 x 3",
+    ),
+    "a head of one number": (
+        lambda weights: {**weights, "fc.bias": torch.tensor(1.0)},
+        "fc.bias is one number and not",
+    ),
     "infinite": (lambda weights: {**weights, "bn1.weight": torch.full((16,), torch.inf)}, "not finite: bn1.weight"),
     "too large": (
         lambda weights: {**weights, "bn1.weight": torch.full((16,), 1e300, dtype=torch.double)},

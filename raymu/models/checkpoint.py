@@ -88,7 +88,7 @@ def load(model: nn.Module, path: Path, what: str, kept: Sequence[int] = (), amon
         elif name not in given and (known := [twin for twin in twins[name] if twin in given]):
             given[name] = given[known[0]]
     for name in of_heads(model) if kept else ():
-        if name in given and len(given[name]) == (among or len(given[name])):
+        if name in given and given[name].ndim and among in (0, len(given[name])):
             if max(kept) >= len(given[name]):
                 raise InputError(f"{path}: its head has the outputs 0..{len(given[name]) - 1}, so none is {max(kept)}")
             given[name] = given[name][list(kept)]
@@ -194,10 +194,16 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
     """Reasons why given tensors are not those that the model expects."""
     missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
-    if 2 * len(missing) > len(expected):
-        yield f"it is another architecture's, with {_some(unknown)}, but without {_some(missing)}"
-        return
     ends = of_heads(model)
+    known = {name: (given[name], weight) for name, weight in expected.items() if name in given}
+    other = {name: pair for name, pair in known.items() if pair[0].shape != pair[1].shape}
+    shapes = [f"{name} is {_shape(its)} and not {_shape(ours)}" for name, (its, ours) in other.items()]
+    body = [name for name in expected if name not in ends and not _is_counter(name)]
+    if 2 * sum(name in known and name not in other for name in body) < len(body):
+        said = {"with": unknown, "without": missing, "other shapes:": shapes}
+        differences = ", ".join(f"{word} {_some(names)}" for word, names in said.items() if names)
+        yield f"it is another architecture's, {differences}"
+        return
     if absent := [name for name in missing if name in ends]:
         yield f"it has no head ({_some(absent)})"
     if others := [name for name in missing if name not in ends]:
@@ -206,18 +212,17 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
         nearest = {name: difflib.get_close_matches(name, missing, n=1) for name in unknown}
         shown = (f"{name} (for {near[0]}?)" if near else name for name, near in nearest.items())
         yield f"it has in addition {_some(shown)}"
-    known = {name: (given[name], weight) for name, weight in expected.items() if name in given}
-    other = {name: pair for name, pair in known.items() if pair[0].shape != pair[1].shape}
     classes = {
-        (len(its), len(ours)) for name, (its, ours) in other.items() if name in ends and its.shape[1:] == ours.shape[1:]
+        (len(its), len(ours))
+        for name, (its, ours) in other.items()
+        if name in ends and its.ndim and its.shape[1:] == ours.shape[1:]
     }
     if len(classes) == 1:
         its_classes, our_classes = classes.pop()
         yield f"its head has {its_classes} classes, the data {our_classes}"
-        other = {name: pair for name, pair in other.items() if name not in ends}
-    if other:
-        shown = (f"{name} is {_shape(its)} and not {_shape(ours)}" for name, (its, ours) in other.items())
-        yield f"other shapes: {_some(shown)}"
+        shapes = [said for said in shapes if said.partition(" ")[0] not in ends]
+    if shapes:
+        yield f"other shapes: {_some(shapes)}"
     if kinds := [name for name, (its, ours) in known.items() if its.is_floating_point() != ours.is_floating_point()]:
         yield f"numbers of another kind: {_some(f'{name} ({given[name].dtype})' for name in kinds)}"
     if broken := [
