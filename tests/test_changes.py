@@ -140,4 +140,5 @@ def test_nothing_in_common_and_nothing_new_are_said() -> None:
         ("b", "paired over 5 originals"),
     ]
     assert found.methods[0].difference.mean is None
+    assert found.headline.startswith("The same trials: a. ")
     assert compared([one], [renamed, ran("c", 0.5)]).only_here == ["c"]  # that is new

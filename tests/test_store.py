@@ -400,6 +400,17 @@ def test_what_is_not_json_is_said(tmp_path: Path) -> None:
         reader.load(tmp_path)
 
 
+def test_a_place_is_known_by_whatever_name(s3: Server, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for name, same in (("link", True), ("a/../a/", True), ("b", False), ("", False)):
+        assert locate(tmp_path / "a").is_same(locate(f"{tmp_path}/{name}")) is same
+    place = s3.place()
+    assert locate(place).is_same(locate(place.replace("?", "/?")))
+    assert not locate(place).is_same(locate(s3.place()))
+    assert not locate(place).is_same(locate(locate(place).path))  # a directory of that name
+
+
 def _kept(directory: Path, name: str) -> None:
     with Store(directory, {**IDENTITY, "method": name}, resume=False) as rows:
         rows.append(row(0, trial_id=f"{name}-0", method=name, protocol_hash="p"))

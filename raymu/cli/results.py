@@ -144,7 +144,7 @@ def report(
     storages: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STORAGE]...",
+            metavar="STORAGE",
             help="A sweep's directory or URI, or one above it. Of several: what changed since the first.",
             show_default=STORAGE,
         ),

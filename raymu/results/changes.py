@@ -18,12 +18,7 @@ from raymu.row import Row
 
 NAMES = ("trial_id", "confirms")  # of a row, which depend on what else is in the storage
 UNKNOWN = Lead(None, None, None)
-OUTCOMES: dict[str, Callable[[Lead], bool]] = {  # of a difference; the first that holds is told
-    "Higher": lambda lead: lead.low is not None and lead.low > 0,
-    "Lower": lambda lead: lead.high is not None and lead.high < 0,
-    "Not told apart": lambda lead: lead.low is not None,
-    "Without an interval": lambda lead: True,
-}
+SAME = "the same trials"
 
 
 class Storage(NamedTuple):
@@ -53,6 +48,15 @@ class Change(NamedTuple):
     fields: list[str]
 
 
+OUTCOMES: dict[str, Callable[[Change], bool]] = {  # the first that holds is told
+    "The same trials": lambda one: one.by == SAME,
+    "Higher": lambda one: one.difference.low is not None and one.difference.low > 0,
+    "Lower": lambda one: one.difference.high is not None and one.difference.high < 0,
+    "Not told apart": lambda one: one.difference.low is not None,
+    "Without an interval": lambda one: True,
+}
+
+
 class Changes(NamedTuple):
     """Two storages by name, the methods that both have, and those that only one has."""
 
@@ -64,10 +68,10 @@ class Changes(NamedTuple):
 
     @property
     def headline(self) -> str:
-        """Which methods score higher here, which lower, and which neither."""
+        """Which methods score higher here, which lower, and which neither, in sentences."""
         found: dict[str, list[str]] = {outcome: [] for outcome in OUTCOMES}
         for one in self.methods:
-            found[next(outcome for outcome, holds in OUTCOMES.items() if holds(one.difference))].append(one.method)
+            found[next(outcome for outcome, holds in OUTCOMES.items() if holds(one))].append(one.method)
         return " ".join(f"{outcome}: {some(names, 'methods')}." for outcome, names in found.items() if names)
 
     @property
@@ -111,7 +115,7 @@ def changes(there: Storage, here: Storage) -> Changes:
     for before, after in pairs:
         first, second = ends[0].get(before.name), ends[1].get(after.name)
         if _are_same(before, after):
-            difference, by = UNKNOWN, "the same trials"
+            difference, by = UNKNOWN, SAME
         else:
             difference, by = _difference(first, second)
         name = _method(after)
