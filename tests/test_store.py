@@ -145,6 +145,23 @@ def test_a_sweep_that_ran_nothing_leaves_its_place_to_another(storage: str) -> N
         Store(storage, IDENTITY, resume=False)
 
 
+def test_a_sweep_grows_where_it_is(storage: str, digits: Scenario) -> None:
+    small, large = (Sweep(RandomLabel, digits, Protocol(trials)).identity() for trials in (1, 2))
+    with Store(storage, small, resume=False) as rows:
+        rows.append(row(0))
+        rows.end(1)
+    with Store(storage, large, resume=True) as rows:
+        rows.record()
+        assert reader.load(storage)[0].missing == "the sweep has grown, and not ended since; 1 rows so far"
+        rows.append(row(1))
+        rows.end(2)
+    (found,) = reader.load(storage)
+    assert (trials(found.rows), found.missing) == ([0, 1], "")
+    assert found.identity["history"][0]["protocol.trials"] == [1, 2]
+    with pytest.raises(InputError, match=r"protocol\.trials is 2 there, 1 here"):
+        Store(storage, small, resume=True)
+
+
 def test_an_unfinished_sweep_waits_for_resume(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
         rows.append(row(0))
