@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import raymu
+from raymu import splits
 from raymu.distributed.session import Resources, session
 from raymu.errors import InputError
 from raymu.evaluation import columns
@@ -384,12 +385,12 @@ def test_a_confirmation_grows_and_the_new_winner_is_confirmed(local_ray, quick, 
     def sweep(trials: int, *confirmation: int) -> Sweep:
         return Sweep(RandomLabel, quick, Protocol(trials, max_epochs=4, confirmation=Confirmation(*confirmation)))
 
-    _run(sweep(2, 1), tmp_path / "grown" / "s")
+    _run(sweep(2, 2), tmp_path / "grown" / "s")
     directory = tmp_path / "grown" / "s"
     lines = (directory / files.ROWS).read_text().splitlines(keepends=True)
     (directory / files.ROWS).write_text("".join(lines[:-1]))  # interrupted
-    grown = _run(sweep(8, 2, 1, 2), directory, resume=True)
-    _run(sweep(8, 2, 1, 2), tmp_path / "whole" / "s")
+    grown = _run(sweep(5, 2, 1, 2), directory, resume=True)
+    _run(sweep(5, 2, 1, 2), tmp_path / "whole" / "s")
     parts = [selection.part(reader.load(tmp_path / name)[0]) for name in ("grown", "whole")]
     assert _same(parts[0]) == _same(parts[1])
     assert len(grown) > len(parts[0])  # what was confirmed on the original that was searched on
@@ -403,7 +404,7 @@ def test_a_confirmation_grows_and_the_new_winner_is_confirmed(local_ray, quick, 
 
 @pytest.mark.long
 def test_the_time_of_a_search_is_counted_over_resumptions(local_ray, quick, tmp_path: Path) -> None:
-    sweep = Sweep(RandomLabel, quick, Protocol(30, max_hours=1e-6, scheduler="none"))
+    sweep = Sweep(RandomLabel, splits.prepare(quick), Protocol(30, max_hours=1e-6, scheduler="none"))
     rows = _run(sweep, tmp_path / "s")
     assert [row["trial"] for row in rows] == [0]
     assert rows[0]["search_s"] >= 3600e-6
