@@ -20,7 +20,7 @@ from raymu.models.inference import extract, heads
 from raymu.objective import MARGIN, REMOVAL
 from raymu.protocol import Protocol
 from raymu.scenario import SCENARIOS, Scenario
-from raymu.scenario import get as get_scenario
+from raymu.scenarios import get as get_scenario
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 
