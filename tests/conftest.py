@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return 0
     return 3 if "not cluster" in config.option.markexpr else 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process has its own place for Ray, which joins a cluster that `ray start` wrote down there."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix=f"{worker}-", dir=os.environ.get("RAY_TMPDIR"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

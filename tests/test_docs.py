@@ -192,8 +192,9 @@ def parse(command: Any, words: list[str], name: str) -> Any:
 
 @functools.cache
 def known_flags() -> set[str]:
-    """All flags of raymu."""
-    return flags(command_line("raymu"))
+    """All flags of raymu; those of a sweep are there once its method is known."""
+    raymu = command_line("raymu")
+    return flags(raymu) | flags(parse(raymu, ["sweep", "salun"], "raymu").command)
 
 
 def flags(command: Any) -> set[str]:
