@@ -58,6 +58,7 @@ PARSED = (  # beginnings of commands that are read by their command line, and no
     "raymu run own.py",
     "raymu export swept",
     "raymu report swept",
+    "raymu report before after",  # test_report.py
 )
 OTHERS = {"aws", "az", "gcloud", "kubectl", "mypy", "ruff", "scancel", "source", "tail"}  # programs that are not ours
 WRONG = (click.UsageError, typer.BadParameter.__base__)  # typer has a copy of click
@@ -171,7 +172,7 @@ def commands(block: str) -> Iterator[Command]:
         elif not set(token) <= set("&|;\n"):
             words.append(token)
         elif words:
-            yield Command(words, into)
+            yield Command(list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words)), into)
             words, into = [], None
 
 
@@ -226,7 +227,7 @@ def there(ran) -> Path:
     for name in ("salun", "pets"):
         shutil.copytree(here / "study" / "salun", here / "raymu-results" / name)
     for number, name in enumerate(("beagle", "cat", "pug")):
-        for part, image in itertools.product(("train", "val"), range(4)):
+        for part, image in itertools.product(("train", "val"), range(10)):
             (here / "images" / part / name).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (80 * number, 20 * image, 0)).save(
                 here / "images" / part / name / f"{image}.png"
