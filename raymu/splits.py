@@ -182,7 +182,10 @@ def prepared(scenario: Scenario) -> Scenario:
 
 def notes(scenario: Scenario) -> list[str]:
     """Lines that whoever uses the data of a scenario, which `prepare` returned, should read (see `Dataset.notes`)."""
-    return scenario.source.notes(scenario.source.entry(scenario.data))
+    found = scenario.source.notes(scenario.source.entry(scenario.data))
+    if scenario.original and " validation " not in scenario.data:
+        found = [*found, "validation images are drawn from the training images, which the original may have seen"]
+    return found
 
 
 def check_split(scenario: Scenario) -> None:

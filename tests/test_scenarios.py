@@ -249,6 +249,14 @@ def test_arrays_are_read_anew_once_they_were_changed(own) -> None:
     assert splits.prepare(scenarios.read(write(own))).data == after.data
 
 
+def test_a_validation_set_that_the_original_has_seen_is_said(own) -> None:
+    assert splits.notes(splits.prepare(scenarios.read(write(own)))) == []
+    with np.load(own / "arrays.npz") as file:
+        np.savez(own / "arrays.npz", **{name: array for name, array in file.items() if not name.endswith("_val")})
+    (note,) = splits.notes(splits.prepare(scenarios.read(write(own))))
+    assert note == "validation images are drawn from the training images, which the original may have seen"
+
+
 def test_layouts_of_arrays() -> None:
     shown = pixels("val")
     assert np.array_equal(npz._images(shown, ""), npz._images(shown.transpose(0, 3, 1, 2), ""))
