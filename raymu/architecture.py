@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from raymu import plugins
 from raymu.errors import InputError
 from raymu.modules import is_own
 from raymu.source import Travels
@@ -137,3 +138,11 @@ class Timm(Architecture):
         known = timm.list_pretrained(f"{self.name}.*")
         if pretrained and pretrained not in known:
             raise InputError(unknown("pretrained weights", pretrained, known))
+
+
+def named(name: str) -> Architecture:
+    """Architecture of that name: a package's or the user's, or else timm's, whether there is one or not."""
+    if name in plugins.all_of(Architecture, {}):
+        found: Architecture = plugins.find(Architecture, name, {})
+        return found
+    return Timm.named(name)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raymu.architecture import Architecture, Timm
+from raymu.architecture import Architecture, named
 from raymu.data import layout, npz, parquet
 from raymu.data.formats import OF_ARRAYS, OF_PHOTOGRAPHS
 from raymu.errors import InputError
@@ -17,7 +17,7 @@ HELD_OUT = 0.2  # share of the training images for the test, where the data brin
 
 
 class _Found(NamedTuple):
-    """What lies where a user's images are.
+    """Contents of the place where a user's images are.
 
     Attributes:
         format: of [data].
@@ -50,7 +50,7 @@ def draft(data: str, original: Path | None, architecture: str | None, directory:
     """
     found, name = _look(data), architecture or _named_after(original)
     known = architecture_of(name, directory)
-    network = known if isinstance(known, Architecture) else Timm.named(known)
+    network = known if isinstance(known, Architecture) else named(known)
     network.check("")
     seen = network.transform("")
     lines = [f"architecture = {_toml(name)}"]

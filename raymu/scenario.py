@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raymu import plugins
-from raymu.architecture import Architecture, Timm
+from raymu.architecture import Architecture, named
 from raymu.data.dataset import Dataset, Format
 from raymu.data.published import DATASETS
 from raymu.errors import InputError
@@ -211,13 +211,8 @@ class Scenario:
 
     @property
     def network(self) -> Architecture:
-        """Its architecture as an object: for a name a package's or the user's, or else timm's."""
-        if isinstance(self.architecture, Architecture):
-            return self.architecture
-        if self.architecture in plugins.all_of(Architecture, {}):
-            found: Architecture = plugins.find(Architecture, self.architecture, {})
-            return found
-        return Timm.named(self.architecture)
+        """Its architecture as an object."""
+        return self.architecture if isinstance(self.architecture, Architecture) else named(self.architecture)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scenario) and self.as_dict() == other.as_dict()

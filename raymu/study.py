@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -15,7 +16,7 @@ from raymu import objective as objectives
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.options import ENGINES
 from raymu.errors import InputError
-from raymu.evaluation import Metric, metrics
+from raymu.evaluation import Metric, accuracy, metrics
 from raymu.evaluation.layers import check_blocks
 from raymu.method import Method
 from raymu.methods.retrain import Retrain
@@ -200,10 +201,7 @@ class Trial:
         Raises:
             InputError: it cannot.
         """
-        pretrained.prepare(self.scenario, weights_file)
-        compatibility.check(self.scenario, type(self.method))
-        scenario = splits.prepare(self.scenario, data_dir)
-        splits.check_split(scenario)
+        scenario = prepared(self.scenario, data_dir, weights_file, type(self.method))
         return dataclasses.replace(self, scenario=scenario)
 
     def run(self) -> tuple[Row, nn.Module | None]:
@@ -241,6 +239,30 @@ class Trial:
         return row
 
 
+def prepared(
+    scenario: Scenario,
+    data_dir: Path | str | None = None,
+    weights_file: Path | None = None,
+    method: type[Method] | None = None,
+) -> Scenario:
+    """The scenario with its data filled in, once these and its pretrained weights are there and its architecture was
+    tried out.
+
+    Args:
+        data_dir: where the dataset's original files are.
+        weights_file: a safetensors file with the pretrained weights.
+        method: what has to work on the architecture.
+
+    Raises:
+        InputError: something is missing or cannot work.
+    """
+    pretrained.prepare(scenario, weights_file)
+    compatibility.check(scenario, method)
+    filled = splits.prepare(scenario, data_dir)
+    splits.check_split(filled)
+    return filled
+
+
 def references(
     scenario: Scenario,
     objective: Objective = REMOVAL,
@@ -265,10 +287,7 @@ def references(
     source.read_anew()
     devices.check_defaults()
     check(scenario, Retrain, objective, metrics)
-    pretrained.prepare(scenario, weights_file)
-    compatibility.check(scenario)
-    scenario = splits.prepare(scenario, data_dir)
-    splits.check_split(scenario)
+    scenario = prepared(scenario, data_dir, weights_file)
     rows = fixed_points.measured(scenario, objective, metrics, options)
     return {**rows, "memory": fixed_points.in_json(reference_models.memory(scenario, metrics))}
 
@@ -286,9 +305,8 @@ def accuracies(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, tup
     with devices.cpu_threads(options.threads):
         for name, parts in (("validation", data.val), ("test", data.test)):
             said = extract(model, data, *parts)
-            right = sum(int((one.logits.argmax(1) == one.labels).sum()) for one in said)
-            count = sum(len(one.labels) for one in said)
-            found[name] = (right / count, count)
+            answers, labels = torch.cat([one.logits.argmax(1) for one in said]), torch.cat([one.labels for one in said])
+            found[name] = (accuracy(answers, labels, data.workers), len(labels))
     return found
 
 

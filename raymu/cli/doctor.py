@@ -86,7 +86,7 @@ def _trackers() -> Iterator[Finding]:
 
 
 def _browser() -> Finding:
-    """What Kaleido would draw with."""
+    """The browser that Kaleido draws with."""
     what = "browser for report --png"
     try:
         from choreographer.browsers.chromium import Chromium

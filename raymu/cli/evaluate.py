@@ -70,18 +70,17 @@ def evaluate(
 
     References that are missing are trained.
     """
-    from raymu import export, fixed_points, reference_models, splits, unlearned
+    from raymu import export, fixed_points, reference_models, unlearned
     from raymu import objective as objectives
     from raymu.engines import Options
     from raymu.evaluation import metrics
     from raymu.evaluation.layers import check_blocks
     from raymu.evaluation.samples import check_room
     from raymu.methods.retrain import Retrain
-    from raymu.models import compatibility, pretrained
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.scenarios import get
-    from raymu.study import scenario_of
+    from raymu.study import prepared, scenario_of
     from raymu.trial import check
 
     load_own(own)
@@ -98,10 +97,7 @@ def evaluate(
     if samples is not None:
         check_room(samples)
     model = export.load(checkpoint, task)
-    pretrained.prepare(task, weights_file)
-    compatibility.check(task)
-    task = splits.prepare(task, data_dir)
-    splits.check_split(task)
+    task = prepared(task, data_dir, weights_file)
     try:
         with console.status("training the references" if reference_models.missing(task) else "measuring the model"):
             measured = unlearned.evaluate(model, task, found, options, objective=scored_by)

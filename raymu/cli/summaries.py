@@ -1,4 +1,4 @@
-"""What there is to tune, in a line each, read without importing it: torch takes seconds."""
+"""Summaries of the methods, one line each. They are read from the source, since an import of torch takes seconds."""
 
 import ast
 import functools

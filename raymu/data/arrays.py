@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from raymu import cache, source
-from raymu.data.dataset import Dataset, Format, Labelled, Transform
+from raymu.data.dataset import PARTS, Dataset, Format, Labelled, Transform
 from raymu.data.images import Pixels
 from raymu.errors import InputError
 from raymu.values import content_hash, unknown
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
-PARTS = ("train", "val", "test")
 READ_WITH = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
 
 

@@ -15,6 +15,11 @@ from raymu.data.images import Images
 from raymu.errors import InputError
 from raymu.values import Bounds, checked, unknown
 
+PARTS = {  # by the names that they have in files, the usual one first
+    "train": ("train",),
+    "val": ("val", "validation"),
+    "test": ("test",),
+}
 READ_BY = "; read by "  # stands between what the data are and the digest of their reader
 
 Transform = Callable[[], dict[str, Any]]

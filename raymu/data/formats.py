@@ -52,7 +52,7 @@ def dataset(
 
 
 def _preprocessing(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """What is seen otherwise, in timm's words."""
+    """Fields that replace those of the architecture's transform, by timm's names."""
     known, seen = OF_ARRAYS if kind == "npz" else OF_PHOTOGRAPHS, dict[str, Any]()
     for field, value in fields.items():
         what = f"[data] {field}"

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymu import cache
+from raymu.data.dataset import PARTS
 from raymu.data.layout import (
     HIDDEN,
     JPEG,
-    PARTS,
     SUFFIXES,
     THREADS,
     File,

@@ -30,12 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow.fs import FileSelector, FileType
 
+from raymu.data.dataset import PARTS
 from raymu.errors import InputError
 from raymu.storage import Location
 
 JPEG = ("jpg", "jpeg")
 SUFFIXES = (*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")
-PARTS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}  # the first name that is there
 CLUTTER = ("__MACOSX", "@eaDir", "lost+found")  # folders that systems make; they are treated as hidden
 SHARDS = ("tar",)
 HIDDEN = "hidden"

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymu.data.arrays import Arrays
+from raymu.data.dataset import PARTS
 from raymu.errors import InputError
 
-PARTS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
 KINDS = (("images", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
 CLASSES = "classes"
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what numpy raises
 
 
 class Description(NamedTuple):
-    """What a file holds: the number of classes, their names (none: it does not say), channels, height and width of an
-    image, and whether it brings a test set.
+    """Contents of a file: number of classes, names of the classes (empty: not known), channels of an image, its height
+    and width, and whether there is a test set.
     """
 
     classes: int

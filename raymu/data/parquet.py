@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raymu import cache
-from raymu.data.npz import PARTS, stamp
+from raymu.data.dataset import PARTS
+from raymu.data.npz import stamp
 from raymu.errors import InputError
 from raymu.values import content_hash
 

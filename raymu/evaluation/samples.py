@@ -1,4 +1,4 @@
-"""What is still known of each held-out forget image, as a table and as a picture."""
+"""Held-out forget images and what a model still knows of each, as a table and as a picture."""
 
 import base64
 import csv
@@ -58,7 +58,7 @@ def samples(views: Sequence[OfModel]) -> list[dict[str, Any]]:
 
 
 def as_seen(data: Data) -> dict[str, Any]:
-    """What a normalisation makes of held-out images.
+    """Held-out images after normalisation.
 
     Returns:
         `png`, two retain and two forget images of test, as base64: values from -2 to 2, black to white in each channel;

@@ -10,6 +10,7 @@ from raymu.errors import InputError
 from raymu.objective import score_name
 from raymu.results import selection
 from raymu.results.comparison import FEWEST, Cell, Lead, Runs, by_original, leads, unpaired
+from raymu.results.identity import name_of
 from raymu.results.ranking import Ranked, score_on_test, step
 from raymu.results.reader import SweepResults
 from raymu.results.verdict import some
@@ -126,10 +127,8 @@ def changes(there: Storage, here: Storage) -> Changes:
 
 
 def _method(sweep: SweepResults) -> str:
-    """As `raymu.Sweep.name` has it."""
-    head, train = sweep.identity.get("head", "linear"), sweep.identity.get("train", "all")
-    kinds = (head if head != "linear" else "", train if train != "all" else "")
-    return "-".join(filter(None, (str(sweep.identity.get("method")), *kinds)))
+    of = sweep.identity
+    return name_of(str(of.get("method")), of.get("head", "linear"), of.get("train", "all"))
 
 
 def _pairs(there: Sequence[SweepResults], here: Sequence[SweepResults]) -> Iterator[tuple[SweepResults, SweepResults]]:

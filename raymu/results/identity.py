@@ -40,6 +40,12 @@ class Budget(NamedTuple):
         return range(first, first + self.originals) if self.originals else range(searched, first)
 
 
+def name_of(method: str, head: str, train: str) -> str:
+    """What is tuned: salun, salun-cmf, salun-classifier."""
+    options = (head if head != "linear" else "", train if train != "all" else "")
+    return "-".join([method, *filter(None, options)])
+
+
 NAMES = ("protocol.trials", *(f"protocol.confirmation.{name}" for name in Budget._fields[1:]))  # of a budget's fields
 
 

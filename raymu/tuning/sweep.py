@@ -16,7 +16,7 @@ from raymu.method import Head, Method, Range, Train
 from raymu.objective import REMOVAL
 from raymu.protocol import Protocol
 from raymu.results import selection
-from raymu.results.identity import CONFIRMATIONS, FORMAT, lasting_protocol, place_of
+from raymu.results.identity import CONFIRMATIONS, FORMAT, lasting_protocol, name_of, place_of
 from raymu.row import Row
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
@@ -121,9 +121,8 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """What is tuned: salun, salun-cmf, salun-classifier."""
-        options = (self.head if self.head != "linear" else "", self.train if self.train != "all" else "")
-        return "-".join([self.method.name(), *filter(None, options)])
+        """See `identity.name_of`."""
+        return name_of(self.method.name(), self.head, self.train)
 
     @property
     def directory(self) -> str:
