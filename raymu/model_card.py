@@ -107,7 +107,7 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
 def _legend(scenario: Scenario) -> str:
     retain, forget = (
         ("all test images", "forgotten training images")
-        if scenario.forget_share
+        if scenario.forgets_samples
         else ("test images of the other classes", f"test images of {scenario.forgotten}")
     )
     return (
@@ -127,7 +127,7 @@ def _limits(scenario: Scenario) -> list[str]:
         " statement about deletion.",
         "The figures hold for this dataset, this forget set and one seed.",
     ]
-    if scenario.forget_share:
+    if scenario.forgets_samples:
         limits.insert(
             0,
             "Single samples were forgotten: a forget accuracy near the retrained model's is the aim, not 0, since a"

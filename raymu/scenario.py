@@ -10,9 +10,18 @@ from raymu.architecture import Architecture, named
 from raymu.data.dataset import Dataset, Format
 from raymu.data.published import DATASETS
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, POSITIVE, SHARE, Bounds, conform, content_hash, subset_in_words
+from raymu.values import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bounds,
+    conform,
+    content_hash,
+    forget_set_in_words,
+    subset_in_words,
+)
 
-LATER = ("original", "retrained", "train_share", "classes")  # fields that hashes did not always have
+LATER = ("original", "retrained", "train_share", "classes", "forget_samples")  # fields that hashes did not always have
 NONE = "none"  # in the place of a retrained model
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -70,6 +79,8 @@ class Scenario:
         recipe: how the references are trained.
         forget: the classes to forget, all their samples.
         forget_share: instead of classes, so large a share (in 0..1) of the training samples, drawn evenly.
+        forget_samples: instead of classes, the training samples of a list, with their number and a digest (see
+            `raymu.data.listed`); of a list with scores those that score highest, as many as `forget_share` says.
         val_share: share of the training images held out for validation, unless the dataset brings such a set.
         test_share: share held out for test; 0 where the dataset brings a test set.
         train_share: share of the other training images that models are trained on, in (0, 1].
@@ -94,6 +105,7 @@ class Scenario:
     recipe: Recipe
     forget: tuple[int, ...] = ()
     forget_share: float = 0.0
+    forget_samples: str = ""
     model_args: tuple[tuple[str, Any], ...] = ()
     pretrained: str = ""
     original: str = ""
@@ -143,10 +155,13 @@ class Scenario:
 
     @property
     def forgotten(self) -> str:
-        """The forget set in words: "class 8", "classes 0, 1" or "10 % of the samples"."""
-        if self.forget_share:
-            return f"{100 * self.forget_share:g} % of the samples"
-        return f"class{'es' if len(self.forget) > 1 else ''} {', '.join(map(str, self.forget))}"
+        """The forget set in words: "class 8", "classes 0, 1", "10 % of the samples" or "50 listed samples"."""
+        return forget_set_in_words(self.as_dict())
+
+    @property
+    def forgets_samples(self) -> bool:
+        """Whether single samples are forgotten, and no classes."""
+        return bool(self.forget_share or self.forget_samples)
 
     @property
     def title(self) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 from raymu import plugins
 from raymu.architecture import Architecture, Made
-from raymu.data import formats
+from raymu.data import formats, listed
 from raymu.errors import InputError
 from raymu.models import given
 from raymu.scenario import NONE, SCENARIOS, Recipe, Scenario
@@ -94,7 +94,7 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     if ("data" in content) == ("dataset" in content):
         raise InputError("it needs a table [data], or the name of a dataset that raymu knows (dataset = ...)")
     kept = {field: content[field] for field in content if field not in OWN}
-    for which in ("original", "retrained", "forget", "classes"):
+    for which in ("original", "retrained", "forget", "classes", "forget_samples"):
         kept.pop(which, None)
     task = Scenario(
         **kept
@@ -119,6 +119,8 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     for which, chosen in (("original", rows), ("retrained", ())):
         file = checked(which, content.get(which, ""), str)
         said[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser(), chosen)
+    if samples := checked("forget_samples", content.get("forget_samples", ""), str):
+        said["forget_samples"] = listed.keep(directory / Path(samples).expanduser())
     if said["original"] == NONE:
         raise InputError("original is a file; left out, it is trained by [recipe]")
     return dataclasses.replace(task, **said)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raymu.data import listed
 from raymu.data.dataset import READ_BY, Labelled
 from raymu.data.images import Images
 from raymu.errors import InputError
@@ -114,11 +115,10 @@ def check_forget(scenario: Scenario) -> None:
             raise InputError(f"class {one} is outside the data: {scenario.dataset_name} has 0..{known[-1]}")
     if len(scenario.classes) == len(known):
         raise InputError(f"these classes are all that {scenario.dataset_name} has: leave them out")
-    if scenario.forget_share:
+    if scenario.forgets_samples:
         if scenario.forget:
-            raise InputError("forget classes or a share of the samples, not both")
-        if not 0 < scenario.forget_share < 1:
-            raise InputError(f"the share of the samples to forget lies between 0 and 1, not {scenario.forget_share:g}")
+            raise InputError("forget classes or samples, not both")
+        listed.check(scenario.forget_samples, scenario.forget_share)
         return
     for forgotten in scenario.forget:
         if forgotten not in known:
@@ -215,10 +215,12 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
     rows, brought = _used(train), {part: split for part, split in parts.items() if part != "train"}
     num_val = 0 if "val" in brought else round(len(rows) * scenario.val_share)
     num_test = round(len(rows) * scenario.test_share)
+    size = round((len(rows) - num_val - num_test) * scenario.train_share)
     if not num_test and "test" not in brought:
         raise InputError(f"{dataset.name} brings no test set (a directory or shards val); set a test_share")
     drawn, labels = _draw(train.images.keys[rows], scenario.seed, "split"), train.labels.cpu().numpy()[rows]
-    order = rows[_stratified(drawn, labels)]
+    order, asked = rows[_stratified(drawn, labels)], _asked(scenario, train, size)
+    order = order[~np.isin(order, asked)]  # what was asked for is trained on, whatever is drawn
 
     def split(part: Labelled, rows: NDArray[np.int64]) -> Split:
         return Split(part.images, part.labels, torch.from_numpy(np.sort(rows)).to(device))
@@ -227,13 +229,14 @@ def load(scenario: Scenario, device: torch.device, processes: int | None = None)
         return split(part, _used(part))
 
     test, val, rest = np.split(order, [num_test, num_test + num_val])
-    rest = rest[: round(len(rest) * scenario.train_share)]  # in this order every beginning is stratified as well
+    rest = np.concatenate([asked, rest])[:size]  # in this order every beginning is stratified as well
     return Data(
         **_forget_set(
             scenario,
             split(train, rest),
             whole(brought["val"]) if "val" in brought else split(train, val),
             split(train, test) if num_test else whole(brought["test"]),
+            asked,
         ),
         num_classes=scenario.num_classes,
         classes=scenario.classes,
@@ -273,8 +276,28 @@ def _stratified(drawn: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray
     return np.lexsort((drawn, (rank + 0.5) / sizes[labels]))
 
 
-def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> dict[str, Any]:
-    """What of the three splits is to be forgotten, as fields of Data."""
+def _asked(scenario: Scenario, train: Labelled, size: int) -> NDArray[np.int64]:
+    """Rows of the training images that a list names; of one with scores the first of them, as many as are a share of
+    `size` images.
+
+    Raises:
+        InputError: it names an image that is not there.
+    """
+    if not scenario.forget_samples:
+        return np.empty(0, np.int64)
+    used = _used(train)
+    keys = dict(zip(map(train.images.key, used.tolist()), used.tolist(), strict=True))
+    named = listed.images_of(scenario.forget_samples)
+    if missing := [key for key in named if key not in keys]:
+        raise InputError(
+            f"{len(missing):,} of the {len(named):,} images to forget are no training images of"
+            f" {scenario.dataset_name}, such as {missing[0]}; here an image is called {next(iter(keys))}"
+        )
+    return np.array([keys[key] for key in named])[: round(scenario.forget_share * size) or None]
+
+
+def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split, asked: NDArray[np.int64]) -> dict[str, Any]:
+    """What of the three splits is to be forgotten, as fields of Data; of samples those that were asked for, if any."""
     if scenario.forget:
         forgotten = tuple(_renumbered(torch.tensor(scenario.forget), scenario.classes).tolist())
         classes = torch.tensor(forgotten, device=train.labels.device)
@@ -290,11 +313,13 @@ def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split) -> di
                     " the others; there has to be one of each"
                 )
         return {"train": train, "forget": chosen, "forgotten": forgotten, "probed": train, **parts}
-    count = round(scenario.forget_share * len(train))
+    count = len(asked) or round(scenario.forget_share * len(train))
     if not 2 <= count < len(train):
         raise InputError(f"{scenario.forgotten} are {count} of {len(train)}; there have to be at least 2, and a rest")
     numbers = _draw(train.images.keys[train.index.cpu().numpy()], scenario.seed, "forget")
-    drawn = torch.from_numpy(np.argsort(numbers)[:count]).to(train.index.device)
+    order = np.argsort(numbers)
+    order = order[np.isin(train.index.cpu().numpy()[order], asked)] if len(asked) else order[:count]
+    drawn = torch.from_numpy(order).to(train.index.device)
     forget = torch.zeros(len(train), dtype=torch.bool, device=drawn.device)
     forget[drawn] = True
     return {

@@ -186,12 +186,17 @@ def check(scenario: Scenario, method: type[Method], objective: Objective, metric
     objective.check(measured(metrics), "in a trial")
     splits.check_forget(scenario)
     scenario.network.check(scenario.pretrained)
+    if not scenario.has_retrained and scenario.forgets_samples:
+        raise InputError(
+            f"single samples are judged beside a retrained model, which {scenario.name} does not have: name one, or say"
+            " in [recipe] how it is trained"
+        )
     if not scenario.has_retrained and objective.compares:
         raise InputError(
             f"objective {objective.name} compares with a retrained model, which {scenario.name} does not have: use"
             f" {HMEAN.name}"
         )
-    if scenario.forget_share:
+    if scenario.forgets_samples:
         if method.classes_only:
             raise InputError(f"{method.name()} forgets classes; it cannot forget single samples")
         if "samples" not in objective.forgets:

@@ -140,6 +140,15 @@ def unknown(kind: str, name: Any, known: list[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
 
 
+def forget_set_in_words(scenario: Mapping[str, Any]) -> str:
+    """Forget set of a scenario's fields: "class 8", "classes 0, 1", "10 % of the samples", "50 listed samples"."""
+    share, listed = scenario.get("forget_share"), str(scenario.get("forget_samples", "")).partition(":")[0]
+    if share:
+        return f"{100 * share:g} % of the {listed or 'samples'}"
+    classes = scenario.get("forget", [])
+    return listed or f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
+
+
 def subset_in_words(classes: Sequence[int], train_share: float) -> str:
     """Part of a dataset: "classes 0, 1, 2 alone, 10 % of the training images"; empty: all of it."""
     first = ", ".join(map(str, classes[:MOST_NAMED]))

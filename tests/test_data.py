@@ -24,6 +24,7 @@ from raymu.errors import InputError
 from raymu.models import architectures
 from raymu.scenario import SCENARIOS
 
+NONE = np.empty(0, np.int64)
 NOWHERE = "http://127.0.0.1:9/cifar-10-python.tar.gz"
 
 
@@ -181,7 +182,7 @@ def test_a_split_that_leaves_nothing_to_forget_is_refused(digits) -> None:
     whole = splits.Split(Pixels(torch.zeros(6, 1, 1, 1, dtype=torch.uint8), (0.5,), (1.0,)), labels, torch.arange(6))
     without = splits.Split(whole.images, labels, torch.tensor([0, 1]))
     only = splits.Split(whole.images, labels, torch.tensor([2, 5]))
-    assert set(splits._forget_set(digits, whole, whole, whole)) == {
+    assert set(splits._forget_set(digits, whole, whole, whole, NONE)) == {
         "train",
         "forget",
         "forgotten",
@@ -195,7 +196,7 @@ def test_a_split_that_leaves_nothing_to_forget_is_refused(digits) -> None:
         ("train split has 0 images of class 8", (without, whole, whole)),
     ):
         with pytest.raises(InputError, match=name):
-            splits._forget_set(digits, *parts)
+            splits._forget_set(digits, *parts, NONE)
 
 
 def test_a_training_share_is_a_stratified_part(digits, digits_data) -> None:

@@ -183,6 +183,77 @@ def test_an_original_is_right_as_often_as_it_says(own) -> None:
     assert accuracies(task)["test"] == (pytest.approx(right), 15)
 
 
+def listed(own: Path, text: str, kind: str = "npz", more: str = "") -> scenarios.Scenario:
+    (own / "remove.txt").write_text(text)
+    path = write(own, kind)
+    path.write_text(path.read_text().replace('forget = ["grey"]', f'forget_samples = "remove.txt"\n{more}', 1))
+    return splits.prepare(scenarios.read(path))
+
+
+@pytest.mark.parametrize(("kind", "names"), [("npz", ("7", "20", "21")), ("folders", ("dark/7", "grey/20", "grey/21"))])
+def test_samples_of_a_list_are_forgotten(own, kind, names) -> None:
+    task = listed(own, "\n".join(names), kind)
+    data = splits.load(task, torch.device("cpu"))
+    assert (task.forgotten, task.forget, data.forgotten) == ("3 listed samples", (), ())
+    gone = data.train.index[data.forget].tolist()
+    assert {data.train.images.key(one) for one in gone} == set(names)
+    halves = [*data.val.forget.index.tolist(), *data.test.forget.index.tolist()]
+    assert sorted(map(data.train.images.key, halves)) == sorted(names)
+    assert listed(own, "image\n" + "\n".join(reversed(names)), kind) == task  # the order says nothing
+
+
+def test_samples_with_the_highest_scores_are_forgotten(own) -> None:
+    scores = {str(row): row % 10 for row in range(36)}
+    text = "score,image\n" + "\n".join(f"{score},{row}" for row, score in scores.items())
+    data = splits.load(listed(own, text, more="forget_share = 0.09"), torch.device("cpu"))
+    assert data.train.index[data.forget].tolist() == [9, 19, 29]
+
+
+def test_samples_of_a_list_are_never_held_out(own) -> None:
+    """Of parts that are drawn, and of a part of the training images, a list is in the one that is trained on."""
+    with np.load(own / "arrays.npz") as file:
+        kept = {name: array for name, array in file.items() if name.endswith(("train", "classes"))}
+    np.savez(own / "arrays.npz", **kept)
+    names = [str(row) for row in range(0, 36, 9)]
+    task = listed(own, "\n".join(names), more="test_share = 0.3\nval_share = 0.3\ntrain_share = 0.7")
+    data = splits.load(task, torch.device("cpu"))
+    assert data.train.index[data.forget].tolist() == [0, 9, 18, 27]
+    assert (len(data.train), len(data.val.retain), len(data.test.retain)) == (10, 11, 11)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("7\n99", "", "1 of the 2 images to forget are no training images of own, such as 99; here .* is called 0"),
+        ("7\n7", "", "names 7 twice"),
+        ("", "", "names no image"),
+        ("7,0.5\n8", "", "'8' should be image,score"),
+        ("7,high", "forget_share = 0.1", "the score of 7 has to be a number, not 'high'"),
+        ("7,nan", "forget_share = 0.1", "the score of 7 has to be a number, not 'nan'"),
+        ("7,1\n8,2", "", "need a forget_share where they have scores, and only there"),
+        ("7\n8", "forget_share = 0.1", "need a forget_share where they have scores, and only there"),
+        ("7", "", "1 listed samples are 1 of 36; there have to be at least 2"),
+        ("7\n8", 'forget = ["grey"]', "classes or samples, not both"),
+        ("\n".join(map(str, range(36))), "", "36 listed samples are 36 of 36"),
+    ],
+)
+def test_a_list_that_cannot_work_is_one_line(own, text, more, message) -> None:
+    def begin() -> None:
+        task = listed(own, text, more=more)
+        splits.check_forget(task)
+        splits.check_split(task)
+
+    with pytest.raises(InputError, match=message) as raised:
+        begin()
+    assert "\n" not in str(raised.value)
+
+
+def test_samples_need_a_retrained_model(own) -> None:
+    task = listed(own, "7\n8")
+    with pytest.raises(InputError, match="single samples are judged beside a retrained model, which own does not have"):
+        Trial(RandomLabel(), task, objective=HMEAN).prepared()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

@@ -77,7 +77,7 @@ def with_forget(scenario: "Scenario", forget: str | None, share: float | None) -
         return dataclasses.replace(scenario, forget=(), forget_share=share)
     if forget is None:
         return scenario
-    return dataclasses.replace(scenario, forget=classes_in(scenario, forget), forget_share=0.0)
+    return dataclasses.replace(scenario, forget=classes_in(scenario, forget), forget_share=0.0, forget_samples="")
 
 
 def classes_in(scenario: "Scenario", text: str) -> tuple[int, ...]:

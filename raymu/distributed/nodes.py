@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymu
 from raymu import cache, devices, modules, plugins, source, splits
-from raymu.data import folders
+from raymu.data import folders, listed
 from raymu.errors import InputError, NodeError
 from raymu.models import given, pretrained
 from raymu.scenario import Scenario
@@ -182,6 +182,8 @@ def _have_data(scenario: Scenario) -> None:
     splits.prepared(scenario)
     pretrained.prepare(scenario)
     given.prepare(scenario)
+    if scenario.forget_samples:
+        listed.images_of(scenario.forget_samples)
 
 
 _seen: dict[str, list[str]] = {}  # by mark: a process looks once

@@ -34,7 +34,8 @@ def check(scenario: Scenario, method: type[Method] | None = None) -> None:
     devices.check_defaults()
     shape = tuple(scenario.format.shape)
     exact = dataclasses.replace(scenario.recipe, precision="fp32")
-    alike = dataclasses.replace(scenario, name="", forget=(), forget_share=0.0, seed=0, model_seed=0, recipe=exact)
+    alike = dataclasses.replace(scenario, name="", seed=0, model_seed=0, recipe=exact)
+    alike = dataclasses.replace(alike, forget=(), forget_share=0.0, forget_samples="")
     _try_out(alike, shape, scenario.num_classes)
     if method is not None:
         with torch.no_grad(), refusal(scenario, f"is not what {method.name()} works on"):

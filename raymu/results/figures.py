@@ -99,7 +99,7 @@ def tradeoff(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: M
     """
     x, y = "val_probe_forget_acc", "val_retain_acc"
     rows = [row for sweep in sweeps for row in search_rows(sweep) if row["status"] == "completed"]
-    front = pareto((row[x], row[y]) for row in _with(rows, x, y) if not row["forget_share"])
+    front = pareto((row[x], row[y]) for row in _with(rows, x, y) if row["forget"])
     figure = _cloud(sweeps, ranked, models, x, y)
     if "retrained" in models and (aim := _with([models["retrained"]], x, y)) and front:
         left = min(point[0] for point in (*front, (aim[0][x], 0)))

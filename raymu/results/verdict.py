@@ -11,6 +11,7 @@ from raymu.results.groups import said_of_part
 from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.tables import fixed, interval
+from raymu.values import forget_set_in_words
 
 ENOUGH_ORIGINALS = 5
 MANY = 4  # names are a number in the headline
@@ -42,8 +43,8 @@ def title(sweeps: Sequence[SweepResults]) -> str:
     """What is unlearned, in words."""
     scenarios = [sweep.identity.get("scenario", {}) for sweep in sweeps]
     return listed(
-        f"Unlearning {tables.forgotten(one)} of {one.get('dataset')}{tables.subset(one)} by {one.get('architecture')}"
-        f" ({one.get('name')})"
+        f"Unlearning {forget_set_in_words(one)} of {one.get('dataset')}{tables.subset(one)}"
+        f" by {one.get('architecture')} ({one.get('name')})"
         for one in scenarios
     )
 

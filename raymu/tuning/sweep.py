@@ -36,7 +36,8 @@ def directory_name(what: str, scenario: Scenario, objective: str = REMOVAL.name)
     parts = [what, *([scenario.name] if scenario.name != SCENARIO else [])]
     parts += [objective] if objective != REMOVAL.name else []
     if known is None or (known.forget, known.forget_share) != (scenario.forget, scenario.forget_share):
-        parts += ["forget", *(_in_name(scenario.forget) or [f"{scenario.forget_share:g}"])]
+        share, listed = scenario.forget_share, scenario.forget_samples.rpartition(" ")[2]
+        parts += filter(None, ["forget", *_in_name(scenario.forget), f"{share:g}" if share else "", listed])
     if scenario.classes != (known.classes if known else ()):
         parts += ["classes", *_in_name(scenario.classes)]
     if scenario.train_share != (known.train_share if known else 1):
