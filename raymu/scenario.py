@@ -155,8 +155,8 @@ class Scenario:
 
     @property
     def forgotten(self) -> str:
-        """The forget set in words: "class 8", "classes 0, 1", "10 % of the samples" or "50 listed samples"."""
-        return forget_set_in_words(self.as_dict())
+        """The forget set in words: "class 8", "classes cat, dog", "10 % of the samples" or "50 listed samples"."""
+        return forget_set_in_words(self.as_dict(), self.source.class_names)
 
     @property
     def forgets_samples(self) -> bool:

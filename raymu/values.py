@@ -140,12 +140,16 @@ def unknown(kind: str, name: Any, known: list[str]) -> str:
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
 
 
-def forget_set_in_words(scenario: Mapping[str, Any]) -> str:
-    """Forget set of a scenario's fields: "class 8", "classes 0, 1", "10 % of the samples", "50 listed samples"."""
+def forget_set_in_words(scenario: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """Forget set of a scenario's fields: "class 8", "classes cat, dog", "10 % of the samples", "50 listed samples".
+
+    Args:
+        names: of all classes, by number; empty: they have none.
+    """
     share, listed = scenario.get("forget_share"), str(scenario.get("forget_samples", "")).partition(":")[0]
     if share:
         return f"{100 * share:g} % of the {listed or 'samples'}"
-    classes = scenario.get("forget", [])
+    classes = [names[number] if number < len(names) else number for number in scenario.get("forget", [])]
     return listed or f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
 
 

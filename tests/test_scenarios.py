@@ -113,7 +113,7 @@ def write(own: Path, kind: str = "npz", *, original: str = "model.safetensors", 
 def test_the_same_images_in_every_format(own, kind) -> None:
     task = splits.prepare(scenarios.get(str(write(own, kind))))
     assert (task.name, task.dataset_name, task.forget) == ("own", "own", (1,))
-    assert task.source.class_names == CLASSES
+    assert (task.source.class_names, task.forgotten) == (CLASSES, "class grey")
     data = splits.load(task, CPU)
     assert (len(data.train), data.num_classes) == (36, 3)  # nothing of the training set is held out
     assert [len(part) for part in (*data.val, *data.test)] == [8, 4, 10, 5]

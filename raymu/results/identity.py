@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from raymu.values import forget_set_in_words
+
 FORMAT = 3  # of a sweep's directory; in the two before trials had other numbers, and nothing grew
 CONFIRMATIONS = 1_000_000  # number of the first run of a confirmation; a search's trials lie below it
 
@@ -55,12 +57,12 @@ def smallest(budgets: Iterable[Budget]) -> Budget:
 
 
 def lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs have to agree in to be the same sweep: all but its budget and the version of raymu, since digests
-    say whether an algorithm did change. All of it where the sweep is of an earlier format.
+    """What two runs have to agree in to be the same sweep: all but its budget, the forget set in words, and the version
+    of raymu, since digests say whether an algorithm did change. All of it where the sweep is of an earlier format.
     """
     if identity.get("format") != FORMAT:
         return dict(identity)
-    kept = {name: value for name, value in identity.items() if name not in ("raymu", "history")}
+    kept = {name: value for name, value in identity.items() if name not in ("raymu", "history", "forgotten")}
     return kept | {"protocol": lasting_protocol(identity["protocol"])}
 
 
@@ -82,6 +84,11 @@ def changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[s
             elif now < before:
                 smaller.append(f"{name} is {before} there, {now} here (a sweep grows, and never shrinks)")
     return larger, smaller
+
+
+def forgotten(identity: Mapping[str, Any]) -> str:
+    """Forget set of a sweep in words: with the names of the classes, if it knows them."""
+    return identity.get("forgotten") or forget_set_in_words(identity.get("scenario", {}))
 
 
 def said_of_history(identity: Mapping[str, Any]) -> str:

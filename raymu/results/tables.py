@@ -10,9 +10,10 @@ from rich.table import Table
 from raymu.objective import score_name
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.cost import Spent, hours
+from raymu.results.identity import forgotten
 from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
 from raymu.row import Row
-from raymu.values import forget_set_in_words, subset_in_words
+from raymu.values import subset_in_words
 
 SCALES = {  # what the numbers of a score mean
     "removal": "removal: 0 = original and dead network, 1 = retrained",
@@ -118,8 +119,9 @@ def latex(ranked: Sequence[Ranked], comments: Iterable[str] = (), note: str = ""
 
 def caption(ranked: Sequence[Ranked]) -> str:
     """What a ranking is of, in a sentence."""
-    scenario, score = ranked[0].sweep.identity["scenario"], ranked[0].score
-    what = f"{scenario['name']}{subset(scenario)}, forgetting {forget_set_in_words(scenario)}: tuned settings on test"
+    identity, score = ranked[0].sweep.identity, ranked[0].score
+    scenario = identity["scenario"]
+    what = f"{scenario['name']}{subset(scenario)}, forgetting {forgotten(identity)}: tuned settings on test"
     runs = f"means over {score.runs} runs on {score.originals} originals" if score.runs else "single runs"
     return f"{title(what, _tuned(ranked))}, {runs}{', with 95 % intervals' if score.low is not None else ''}."
 

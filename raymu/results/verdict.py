@@ -8,10 +8,10 @@ from raymu.objective import score_name
 from raymu.results import tables
 from raymu.results.comparison import FEWEST, LEVEL, estimate
 from raymu.results.groups import said_of_part
+from raymu.results.identity import forgotten
 from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.tables import fixed, interval
-from raymu.values import forget_set_in_words
 
 ENOUGH_ORIGINALS = 5
 MANY = 4  # names are a number in the headline
@@ -41,11 +41,11 @@ def headline(ranked: Sequence[Ranked]) -> str:
 
 def title(sweeps: Sequence[SweepResults]) -> str:
     """What is unlearned, in words."""
-    scenarios = [sweep.identity.get("scenario", {}) for sweep in sweeps]
+    scenarios = [(forgotten(sweep.identity), sweep.identity.get("scenario", {})) for sweep in sweeps]
     return listed(
-        f"Unlearning {forget_set_in_words(one)} of {one.get('dataset')}{tables.subset(one)}"
-        f" by {one.get('architecture')} ({one.get('name')})"
-        for one in scenarios
+        f"Unlearning {what} of {one.get('dataset')}{tables.subset(one)} by {one.get('architecture')}"
+        f" ({one.get('name')})"
+        for what, one in scenarios
     )
 
 

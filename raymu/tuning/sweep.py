@@ -257,6 +257,7 @@ class Sweep:
             "head": self.head,
             "train": self.train,
             "scenario": self.scenario.as_dict(),
+            "forgotten": self.scenario.forgotten,
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
             "protocol": self._protocol,
         }
