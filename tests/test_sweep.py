@@ -235,7 +235,12 @@ def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path)
 @pytest.mark.long
 @pytest.mark.parametrize(
     "blow",
-    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGINT, id="ctrl-c")],
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="terminated"),
+        pytest.param(signal.SIGHUP, id="hung up"),
+    ],
 )
 def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""
@@ -256,9 +261,9 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
         time.sleep(0.05)
     driver.send_signal(blow)
     _, errors = driver.communicate(timeout=60)
-    if blow == signal.SIGINT:
-        assert driver.returncode == 130
-        assert "--resume continues" in errors
+    if blow != signal.SIGKILL:
+        assert driver.returncode == 128 + blow
+        assert re.fullmatch(r"interrupted after \d trials; the same command with --resume continues\n", errors)
     before = (rows / files.ROWS).read_bytes()
     kept = reader.read(rows)
     assert 3 <= len(kept) < 9

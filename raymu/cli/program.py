@@ -1,15 +1,18 @@
 """The program `raymu`, to which every file of this folder adds its commands."""
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from raymu import __version__
 from raymu.errors import InputError, StorageError
+
+BY_CTRL_C = 128 + signal.SIGINT
 
 console = Console(stderr=False)
 app = typer.Typer(
@@ -40,11 +43,25 @@ def main() -> None:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Call a program and turn the errors that a user can mend into one line and exit code 2, Ctrl-C into 130."""
+    """Call a program and turn the errors that a user can mend into one line and exit code 2, and a signal that ends it
+    into 128 + its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
+    code = BY_CTRL_C
+
+    def end(number: int, _: Any) -> None:
+        nonlocal code
+        code = 128 + number
+        raise KeyboardInterrupt  # which libraries know
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, end)
     try:
         program()
     except (InputError, StorageError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(code)
+    except SystemExit as ended:
+        sys.exit(code if ended.code == BY_CTRL_C else ended.code)  # typer has caught it
