@@ -24,7 +24,8 @@ ATTEMPTS = 3  # of a single request
 
 @dataclass(frozen=True)
 class Location:
-    """A directory, local or on object storage. `location / name` is one within it, `str(location)` is safe to print.
+    """A directory, local or on object storage. `location / name` is one within it, or an InputError for a name such as
+    "../x"; `str(location)` is safe to print.
 
     Attributes:
         filesystem: the one of pyarrow that reaches it.
@@ -52,6 +53,8 @@ class Location:
         return real[0] == real[1] and self.filesystem.equals(other.filesystem)
 
     def __truediv__(self, name: str) -> "Location":
+        if not name.strip("/.") or name.startswith("/") or {".", ".."} & set(name.split("/")):
+            raise InputError(f"{name!r} is no name of a directory within {self}")
         place, mark, query = (self.shown, "", "") if self.local else self.shown.partition("?")
         shown = f"{place.rstrip('/')}/{name if self.local else quote(name)}{mark}{query}"
         return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}", shown)

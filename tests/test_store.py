@@ -124,6 +124,12 @@ def test_rows_stay_in_order_over_many_parts_and_writers(storage: str, small_part
     assert where.local or len(files.parts_among(files._files(where))) == 9
 
 
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "..", ".", "", "./x"])
+def test_no_name_leaves_a_storage(tmp_path, name) -> None:
+    with pytest.raises(InputError, match="is no name of a directory within"):
+        locate(tmp_path) / name
+
+
 def test_another_sweep_is_refused_and_the_difference_named(storage: str) -> None:
     with Store(storage, IDENTITY, resume=False) as rows:
         rows.append(row(0))
