@@ -302,6 +302,17 @@ def test_what_does_not_compare_stands_in_groups() -> None:
     assert [len(chapter.ranked) for chapter in report.chapters([first, more, third])] == [2, 1]
 
 
+def test_a_long_table_lists_the_best_trials_and_says_so() -> None:
+    rows = [
+        {"trial_id": f"salun-{number}", "status": "completed", "score": number / 1000, "config": {"lr": 0.1}}
+        for number in range(tables.MOST_TRIALS + 1)
+    ]
+    assert tables.trials(rows[1:]).caption is None
+    table = tables.trials(rows)
+    assert (table.row_count, table.caption) == (200, "the best 200 of 201; --csv and --json print all")
+    assert next(iter(table.columns[0].cells)) == "salun-200"
+
+
 def test_directories_are_named_by_what_distinguishes_a_sweep() -> None:
     def name(**changed: Any) -> str:
         return directory_name("all", dataclasses.replace(SCENARIO, **changed))

@@ -34,7 +34,6 @@ def results(
 ) -> None:
     """Print every trial's row, or the ranking; sweeps that do not compare one group after the other."""
     from raymu.results import cost, groups, ranking, reader, tables
-    from raymu.results.outputs import load
 
     is_ranking = as_ranking or as_latex
     if equal is not None and not is_ranking:
@@ -43,6 +42,8 @@ def results(
         typer.echo(json.dumps(reader.read_all(storage), indent=2))
         return
     if as_csv:
+        from raymu.results.outputs import load  # and what draws a report, which takes seconds
+
         typer.echo(load(storage).to_csv(index=False), nl=False)
         return
     sweeps = reader.load(storage)

@@ -19,6 +19,7 @@ SCALES = {  # what the numbers of a score mean
     "removal": "removal: 0 = original and dead network, 1 = retrained",
     "hmean": "hmean: pays for damage, as to the dead network, whose kernels are 0",
 }
+MOST_TRIALS = 200  # that a table lists
 NARROW = {
     "published": "pub-\nlished",
     "removal": "re-\nmoval",
@@ -211,15 +212,19 @@ def layers(profiles: Mapping[str, Sequence[Row]]) -> Table:
 
 
 def trials(rows: Sequence[Row]) -> Table:
-    """One line a trial, best score first: the score on validation, metrics on test."""
+    """One line a trial, best score first, of the best MOST_TRIALS: the score on validation, metrics on test."""
     title = "Score on validation, the other columns on test (accuracies in %)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    if len(rows) > MOST_TRIALS:
+        table.caption = f"the best {MOST_TRIALS} of {len(rows):,}; --csv and --json print all"
+        table.caption_justify = "left"
     table.add_column("trial", overflow="fold")
     table.add_column("status")
     for heading in ("score", *COLUMNS):
         table.add_column(heading.replace("-", "-\n"), justify="right")
     table.add_column("setting", min_width=12)
-    for row in sorted(rows, key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True):
+    best = sorted(rows, key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
+    for row in best[:MOST_TRIALS]:
         table.add_row(
             row["trial_id"],
             row["status"],
