@@ -82,6 +82,12 @@ def test_ties_count_half_and_a_blind_attacker_has_a_half() -> None:
         attack.area(blind[0] * torch.nan, *blind[1:])
 
 
+def test_an_attacker_the_wrong_way_round_reads_as_much() -> None:
+    original, retrained = (attack.placements(*scores(shift, 0)) for shift in (1.0, 0.7))
+    turned = attack.Placements(1 - retrained.forget, 1 - retrained.retain)
+    assert attack.memory(original, turned) == pytest.approx(attack.memory(original, retrained))
+
+
 def test_the_error_of_what_there_is_to_forget_is_its_spread_over_images() -> None:
     """DeLong's against samples drawn again and again."""
     found = []

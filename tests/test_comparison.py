@@ -63,6 +63,17 @@ def test_no_interval_has_the_width_0() -> None:
     assert 0.003 < high < stats.binomtest(0, 5 * IMAGES).proportion_ci().high  # of 0 of 5 x 183 images
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.0])
+def test_no_interval_comes_of_rounding(value) -> None:
+    same = [
+        {(original, "", 0): value for original in range(3)},
+        {(original, "", 0): value / 3 for original in range(3)},
+    ]
+    assert estimate(same[0])[1:3] == (None, None)
+    assert leads([*same, same[0]])[0, 1][1:] == (None, None)
+    assert unpaired(*same)[1:] == (None, None)
+
+
 def test_few_images_widen_an_interval() -> None:
     narrow = runs_of(0.5 + 0.001 * noise(5, 1))
     found, floor = estimate(narrow, step=1 / 100), stats.norm.ppf(0.975) * 0.05 / 5**0.5

@@ -98,7 +98,7 @@ def test_hours_compare_on_one_kind_of_processor_alone() -> None:
 
 def printed(*sweeps: SweepResults) -> list[str]:
     console = Console(width=80, file=io.StringIO())
-    console.print(tables.ranking(rank(sweeps)))
+    console.print(tables.ranking(rank(sweeps), console.width))
     return console.file.getvalue().splitlines()
 
 

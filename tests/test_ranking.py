@@ -1,11 +1,13 @@
 """Selection rules and the ranking, on hand-made rows whose answer a statistician knows."""
 
 import dataclasses
+import io
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from raymu.errors import InputError
 from raymu.objective import HMEAN
@@ -204,14 +206,36 @@ def test_missing_cells_and_runs_that_diverged() -> None:
 
 
 def test_who_lost_the_hard_originals_is_not_better_for_it() -> None:
-    """On every run that both have, the one that comes second is the better one."""
+    """Its mean is higher; on every run that both have the other one is better."""
     runs = [(original, seed, 0.2 if original < 9 else 0.8) for original in range(1, 11) for seed in (1, 2, 3)]
     whole = [again(1, *run) for run in runs]
     few = [again(1, original, seed, probe + 0.01 * seed) for original, seed, probe in runs if original < 9]
     ranked = rank(
         [sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, 0.5), *of]) for name, of in (("few", few), ("whole", whole))]
     )
-    assert [(one.sweep.name, one.first, one.last) for one in ranked] == [("few", 1, 2), ("whole", 1, 2)]
+    assert [(one.sweep.name, one.score.originals) for one in ranked] == [("whole", 8), ("few", 8)]
+
+
+def test_best_goes_by_the_confirmation_as_the_ranking_does() -> None:
+    """A search's maximum was lucky."""
+    lucky = sweep("lucky", [row(1, 0.9, 0.01), *(again(1, original, 1, 0.5) for original in range(1, 4))])
+    steady = sweep("steady", [row(1, 0.9, 0.3), *(again(1, original, 1, 0.3) for original in range(1, 4))])
+    assert [one.sweep.name for one in rank([lucky, steady])] == ["steady", "lucky"]
+    assert [one["method"] for one in selection.best([lucky, steady])] == ["steady"]
+    unconfirmed = steady._replace(rows=steady.rows[:1])
+    assert [one["method"] for one in selection.best([lucky, unconfirmed])] == ["lucky"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_ranking_loses_columns_before_figures(width) -> None:
+    names = ("neggrad_plus-cmf", "gradient_ascent-cmf", "salun-cmf")
+    ranked = rank([confirmed(name, 0.2 * place, seed=place) for place, name in enumerate(names, 1)])
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(tables.ranking(ranked, width))
+    shown = console.export_text()
+    assert all(f"{one.score.mean:.3f}" in shown for one in ranked)
+    assert ("90.0" in shown) is (width > 40)
+    assert "…" not in shown or width < 60
 
 
 def test_a_sweep_in_which_nothing_completed_is_left_out() -> None:

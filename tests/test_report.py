@@ -354,6 +354,30 @@ def test_the_headline_claims_no_more_than_the_ranks(sweeps: list[SweepResults]) 
     assert list(verdict.cautions(sweeps, unconfirmed))[-1].startswith("“Published” is a fallback (b)")
 
 
+def test_what_ended_badly_or_has_no_memory_is_said(sweeps: list[SweepResults]) -> None:
+    first, second, third = make_ranked([make_sweep("b", 0.9), make_sweep("a", 0.6), make_sweep("c", 0.3)])
+    equal = second._replace(rank=1)
+    assert verdict.headline([first, equal, third._replace(behind=CLEAR)]).startswith("Highest mean: b and a (hmean")
+    ended = {"confirms": first.tuned["trial_id"], "scenario_hash": "other"}
+    for status in ("error", "diverged", "diverged"):
+        first.sweep.rows.append({**ended, "status": status})
+    said = list(verdict.cautions(sweeps, [first, second]))
+    runs = first.score.runs
+    assert f"1 runs of b failed, so all are ranked by the runs that all have ({runs})." in said
+    assert f"2 of {runs} runs of b diverged: they score 0, its other columns are of the rest." in said
+
+    def with_memory(difference: float) -> Ranked:
+        memory = {"test": {"original": 0.9 + difference, "retrained": 0.9, "error": 0.01}}
+        known = {one["scenario_hash"]: {"memory": memory} for one in second.sweep.rows}
+        return second._replace(sweep=second.sweep._replace(references=known))
+
+    said = verdict.verdict([with_memory(0.1).sweep], [second])["Memory to remove"]
+    assert said.endswith("known to ± 20 %")
+    assert verdict.headline([with_memory(0.1)]).startswith("a: hmean")
+    assert verdict.headline([with_memory(0.01)]).startswith("No verdict: memory is within noise")
+    assert verdict.verdict([with_memory(0.01).sweep], [with_memory(0.01)])["Next"].startswith("forget other or more")
+
+
 def test_a_score_of_0_wins_nothing_and_one_above_the_ideal_is_warned_of(sweeps: list[SweepResults]) -> None:
     first, second, *_ = make_ranked(sweeps)
 

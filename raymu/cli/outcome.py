@@ -30,7 +30,7 @@ def sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resour
     ranked = ranking.rank(done)
     if not ranked:
         raise InputError(f"no completed trial to choose from; see: raymu results {storage}")
-    console.print(tables.ranking(ranked))
+    console.print(tables.ranking(ranked, console.width))
     if said := groups.said_of_part(done):
         console.print(said, highlight=False, soft_wrap=True)
     path = Path(storage.path if storage.local else ".") / "report.html"
@@ -97,9 +97,8 @@ def sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resour
             soft_wrap=True,
         )
     if end.score.runs:
-        console.print(
-            f"means over {end.score.runs} runs on {end.score.originals} originals, with 95 % intervals", highlight=False
-        )
+        intervals = ", with 95 % intervals" if end.score.low is not None else ""
+        console.print(f"means over {tables.runs_in_words(end.score)}{intervals}", highlight=False)
     console.print()
     for line in (
         f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {score}"

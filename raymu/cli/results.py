@@ -36,6 +36,8 @@ def results(
     from raymu.results import cost, groups, ranking, reader, tables
 
     is_ranking = as_ranking or as_latex
+    if is_ranking and (as_json or as_csv):
+        raise InputError("--json and --csv print every trial: give one of these, or --ranking or --latex")
     if equal is not None and not is_ranking:
         raise InputError("--at-equal is for a ranking: give --ranking or --latex as well")
     if as_json:
@@ -60,7 +62,7 @@ def results(
                 typer.echo(tables.latex(ranked, comments=[heading, groups.said_of_part(group.sweeps)], note=note))
             else:
                 _print(heading)
-                console.print(tables.ranking(ranked))
+                console.print(tables.ranking(ranked, console.width))
                 _print(groups.said_of_part(group.sweeps))
                 _print(note)
         elif len(found) == 1:

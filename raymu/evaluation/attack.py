@@ -81,7 +81,8 @@ def placements(retain: Tensor, forget: Tensor, belongs: Tensor) -> Placements:
 
 class Memory(NamedTuple):
     """Memory on a split: the attacker's areas under the ROC curve on the original and on the retrained model, the
-    standard error of their difference, and the numbers of images.
+    standard error of their difference, and the numbers of images. Where an attacker orders the images the wrong way
+    round, as one may who learnt from a few, its area is 1 minus what it measures: that tells as much.
     """
 
     original: float
@@ -112,8 +113,13 @@ def memory(original: Placements, retrained: Placements) -> Memory:
     sizes = [len(one) for one in original]
     if min(sizes) < 2:
         raise Undefined("a standard error needs two retain and two forget images")
+    original, retrained = _right_way_round(original), _right_way_round(retrained)
     error = sum(float((one - other).var()) / len(one) for one, other in zip(original, retrained, strict=True)) ** 0.5
     return Memory(float(original.forget.mean()), float(retrained.forget.mean()), error, *sizes)
+
+
+def _right_way_round(found: Placements) -> Placements:
+    return found if found.forget.mean() >= 0.5 else Placements(1 - found.forget, 1 - found.retain)
 
 
 def _stronger(retain: Tensor, forget: Tensor, belongs: Tensor, judge: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -18,6 +18,7 @@ CHANCE = 0.995  # with which a setting that varies like the others stays in it
 FEW = 1 / 3  # largest share of the settings that is left out; where more vary like that, none is
 FEWEST = 3  # originals below which no difference is told from none
 POWER = 0.8
+ROUNDING = 1e-12  # half an interval that is not wider comes of rounding alone
 
 # The runs of one setting: a value by what was run, (original, forget set, unlearning seed).
 Cell = tuple[int, str, int]
@@ -66,7 +67,7 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
         return Estimate(mean, None, None, len(runs), count)
     half = stdtrit(count - 1, 1 - LEVEL / 2) * means.std(ddof=1) / count**0.5
     half = max(half, ndtri(1 - LEVEL / 2) * _binomial(mean, count, step) ** 0.5)
-    if half == 0:
+    if half <= ROUNDING * max(1, abs(mean)):
         return Estimate(mean, None, None, len(runs), count)
     low, high = np.clip([mean - half, mean + half], *bounds)
     return Estimate(mean, float(low), float(high), len(runs), count)
@@ -110,7 +111,7 @@ def unpaired(first: Runs, second: Runs, step: float = 0.0) -> Lead:
     if min(map(len, means)) < FEWEST:
         return Lead(lead, None, None)
     errors = np.array([max(one.var(ddof=1) / len(one), _binomial(one.mean(), len(one), step)) for one in means])
-    if not errors.any():
+    if errors.max() <= ROUNDING**2:
         return Lead(lead, None, None)
     degrees = errors.sum() ** 2 / sum(error**2 / (len(one) - 1) for error, one in zip(errors, means, strict=True))
     half = float(stdtrit(degrees, 1 - LEVEL / 2) * errors.sum() ** 0.5)
@@ -199,7 +200,9 @@ def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: fl
     half = _range(settings, degrees) * (variance / 2 / count) ** 0.5
     if step:
         half = max(half, _range(settings, np.inf) * (abs(mean) * step / count / 2) ** 0.5)
-    return Lead(mean, float(mean - half), float(mean + half)) if half > 0 else Lead(mean, None, None)
+    if half <= ROUNDING * max(1, abs(mean)):
+        return Lead(mean, None, None)
+    return Lead(mean, float(mean - half), float(mean + half))
 
 
 def _binomial(mean: float, count: int, step: float) -> float:

@@ -1,9 +1,11 @@
 """What results become: a DataFrame, figures, a page. A notebook shows each."""
 
+import contextlib
 import html
 import itertools
+import logging
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,9 +100,26 @@ def report(
     for one, other in itertools.combinations([locate(one) for one in sides if isinstance(one, Path | str)], 2):
         if one.is_same(other):
             raise InputError(f"{one} and {other} are the same storage, so there is nothing to compare")
-    found, changed = side_by_side({_name(side, number): reader.loaded(side) for number, side in enumerate(sides, 1)})
-    write(found, Path(out), changed)
+    with _warned() as warnings:
+        found, changed = side_by_side(
+            {_name(side, number): reader.loaded(side) for number, side in enumerate(sides, 1)}
+        )
+    write(found, Path(out), changed, [line for line in warnings if line.startswith("left out")])
     return Page(Path(out), [] if png is None else write_png(found, Path(png)))
+
+
+@contextlib.contextmanager
+def _warned() -> Iterator[list[str]]:
+    """Lines that whoever reads results is warned with in the body."""
+    lines = list[str]()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("raymu.results")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
 
 
 def _name(results: Results, number: int) -> str:

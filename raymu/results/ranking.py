@@ -1,5 +1,6 @@
 """Ranking: methods by their tuned setting on test, with intervals, and the places that each may have as well."""
 
+import contextlib
 import json
 import math
 import operator
@@ -74,7 +75,7 @@ class Ranked(NamedTuple):
 
 def rank(results: Results) -> list[Ranked]:
     """Rank sweeps by the mean of their tuned setting's objective on test, best first. Where some have a larger budget
-    than others, as after they have grown, the part that all have counts.
+    than others, as after they have grown, the part that all have counts; where runs failed, the runs that all have.
 
     Means and intervals come from the confirmation alone, and so does what is significant (`comparison.leads`). The
     places from `first` to `last` of all sweeps hold together (Mohamad, Goeman and van Zwet, Computational Statistics
@@ -90,7 +91,9 @@ def rank(results: Results) -> list[Ranked]:
     sweeps = loaded(results)
     check_comparable(sweeps)
     budget = common(sweeps)
-    ends = [end for sweep in sweeps if (end := _end(sweep, selection.part(sweep, budget))) is not None]
+    parts = [selection.part(sweep, budget) for sweep in sweeps]
+    shared = _shared(parts)
+    ends = [end for sweep, part in zip(sweeps, parts, strict=True) if (end := _end(sweep, part, shared)) is not None]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
     found = leads([runs for _, runs in ends], max((step(end.figures["tuned"]) for end, _ in ends), default=0.0))
     return [
@@ -104,14 +107,31 @@ def rank(results: Results) -> list[Ranked]:
     ]
 
 
-def _end(sweep: SweepResults, rows: Sequence[Row]) -> tuple[Ranked, Runs] | None:
-    """What a sweep ended with, by some of its rows, still without a rank, and the runs that say how good that is."""
+def _shared(parts: Iterable[Sequence[Row]]) -> set[Cell]:
+    """Runs of the confirmation that the tuned settings of all sweeps have, as far as they have any."""
+    cells = []
+    for rows in parts:
+        with contextlib.suppress(selection.NothingCompleted):
+            cells.append({_cell(row) for row in selection.confirmed(rows).get(selection.tuned(rows)["trial_id"], [])})
+    known = [found for found in cells if found]
+    return set.intersection(*known) if known else set()
+
+
+def _end(sweep: SweepResults, rows: Sequence[Row], shared: set[Cell]) -> tuple[Ranked, Runs] | None:
+    """What a sweep ended with, by some of its rows, still without a rank, and the runs that say how good that is.
+
+    Args:
+        shared: the runs that all sweeps have: on other originals others would be as good; empty: they have none.
+    """
     try:
         tuned = selection.tuned(rows)
     except selection.NothingCompleted:
         return None
-    objective, confirmed = sweep.identity["protocol"]["objective"], selection.confirmed(rows)
-    published = selection.published(rows)
+    objective, published = sweep.identity["protocol"]["objective"], selection.published(rows)
+    confirmed = {
+        trial: [row for row in runs if not shared or _cell(row) in shared]
+        for trial, runs in selection.confirmed(rows).items()
+    }
     runs = confirmed.get(tuned["trial_id"], [])
     figures = {
         **_references(sweep, runs or [tuned], objective),
@@ -175,8 +195,8 @@ def score_on_test(row: Row, objective: str) -> float:
 
 def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cell, float]:
     """What is not there, as the accuracy of a diverged run, is left out."""
-    found = {}
-    for row in rows:
-        if (one := value(row)) is not None:
-            found[row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]] = float(one)
-    return found
+    return {_cell(row): float(one) for row in rows if (one := value(row)) is not None}
+
+
+def _cell(row: Row) -> Cell:
+    return row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]

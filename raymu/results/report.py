@@ -90,11 +90,14 @@ def side_by_side(storages: Mapping[str, Sequence[SweepResults]]) -> tuple[list[C
     return list(itertools.chain(*found.values())), [changes(sides[0], other) for other in sides[1:]]
 
 
-def write(chapters: Sequence[Chapter], path: Path, changed: Sequence[Changes] = ()) -> None:
+def write(
+    chapters: Sequence[Chapter], path: Path, changed: Sequence[Changes] = (), warnings: Sequence[str] = ()
+) -> None:
     """Write the report as one HTML file that loads nothing else.
 
     Args:
         changed: between the storages that the chapters are of; it stands first.
+        warnings: that hold for all of the page, such as what was left out.
 
     Raises:
         InputError: the file cannot be written.
@@ -102,10 +105,12 @@ def write(chapters: Sequence[Chapter], path: Path, changed: Sequence[Changes] = 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("raymu.results").joinpath("report.html.j2").read_text(encoding="utf-8"))
     numbers = itertools.count(1)
+    contents = [_content(chapter, numbers) for chapter in chapters]
+    contents[0]["warnings"][:0] = warnings
     page = template.render(
         title=_title(chapters, changed),
         changed=changed,
-        chapters=[_content(chapter, numbers) for chapter in chapters],
+        chapters=contents,
         plotlyjs=Markup(get_plotlyjs()),
         metric=lambda column: lambda value: tables.metric(column, number(value)),
         seconds=seconds,

@@ -5,7 +5,7 @@ Each rule has `choose(rows)`: of the rows of one sweep, those it takes, best fir
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,7 +111,8 @@ class Cheapest:
 
 
 def best(results: Results, *, method: str | None = None, rule: str = "tuned") -> list[Row]:
-    """Rows that a rule chooses, on validation: from each sweep, whatever its budget, and then from these.
+    """Rows that a rule chooses, on validation: from each sweep, whatever its budget, and then from these, by the mean
+    scores over their confirmations if all have one.
 
     Args:
         results: sweeps, or where they are stored.
@@ -150,15 +151,22 @@ def best(results: Results, *, method: str | None = None, rule: str = "tuned") ->
         if original is None:
             raise InputError("the results do not say what the original reached")
         return Constrained(original, loss).choose(rows)
-    chosen, reasons = [], []
+    chosen, means, reasons = list[Row](), list[tuple[float, float] | None](), list[InputError]()
     for sweep in sweeps:
         try:
-            chosen += [tuned(sweep.rows)] if kind == "tuned" else Cheapest().choose(sweep.rows)
+            row = tuned(sweep.rows) if kind == "tuned" else Cheapest().choose(sweep.rows)[0]
         except InputError as error:
             reasons.append(error)
+            continue
+        chosen.append(row)
+        means.append(_means(confirmed(sweep.rows)).get(row["trial_id"]))
     if not chosen:
         raise reasons[0]
-    return Best().choose(chosen)
+    candidates(chosen)  # they compare
+    known = [one for one in means if one is not None]
+    if len(known) < len(means):
+        return Best().choose(chosen)
+    return [chosen[known.index(max(known))]]
 
 
 def tuned(rows: Iterable[Row]) -> Row:
@@ -173,11 +181,16 @@ def tuned(rows: Iterable[Row]) -> Row:
     if not runs or all(row["config"] != best["config"] for row in rows if row["source"] == "confirmation"):
         return best
     of_search = {row["trial_id"]: row for row in candidates(rows)}
-    means = {
+    means = _means(runs)
+    return of_search[max(means, key=lambda trial: (*means[trial], -of_search[trial]["trial"]))]
+
+
+def _means(runs: Mapping[str, Sequence[Row]]) -> dict[str, tuple[float, float]]:
+    """Mean scores over the runs of each setting, and as the searcher would have seen them."""
+    return {
         trial: (statistics.fmean(map(score, repeated)), statistics.fmean(map(_seen, repeated)))
         for trial, repeated in runs.items()
     }
-    return of_search[max(means, key=lambda trial: (*means[trial], -of_search[trial]["trial"]))]
 
 
 def published(rows: Iterable[Row]) -> Row | None:

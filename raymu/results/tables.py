@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from raymu.objective import score_name
@@ -20,6 +22,7 @@ SCALES = {  # what the numbers of a score mean
     "hmean": "hmean: pays for damage, as to the dead network, whose kernels are 0",
 }
 MOST_TRIALS = 200  # that a table lists
+NEEDED = 4  # columns of a ranking, however narrow a terminal is: rank, method, score and its interval
 NARROW = {
     "published": "pub-\nlished",
     "removal": "re-\nmoval",
@@ -43,7 +46,7 @@ def comparison(models: Mapping[str, Figures | None], objective: str, search: Spe
     score = score_name(objective)
     table = _table(title("On test", models.values()), score, f"search: {search}" if search else "")
     table.add_column("model")
-    confirmed = any(figures is not None and figures.score.low is not None for figures in models.values())
+    confirmed = any(figures is not None and _ends(figures.score) for figures in models.values())
     columns = shown_columns(models.values())
     for heading in (score, *(["95 %"] if confirmed else []), *columns.values()):
         table.add_column(heading, justify="right")
@@ -53,16 +56,23 @@ def comparison(models: Mapping[str, Figures | None], objective: str, search: Spe
     return table
 
 
-def ranking(ranked: Sequence[Ranked]) -> Table:
-    """Sweeps, best first; above them the references of the first."""
+def ranking(ranked: Sequence[Ranked], width: int) -> Table:
+    """Sweeps, best first; above them the references of the first.
+
+    Args:
+        width: characters of a line; where they do not do, the columns on the right are left out.
+    """
     table = _table(title("Tuned, on test", _tuned(ranked)), _score_of(ranked), padding=(0, 1, 0, 0))
     of_search, cells = hours([one.sweep for one in ranked])
     for heading in [*ranking_headings(ranked), *of_search]:
         justify: Any = "left" if heading == "method" else "right"
         shown = NARROW.get(heading) or heading.replace("-", "-\n").replace(" ", "\n")
-        table.add_column(shown, justify=justify, no_wrap=heading in ("rank", "method", "95 %"))
+        table.add_column(shown, justify=justify, no_wrap=True)
     for row, spent in zip(ranking_rows(ranked), [*([] for _ in FIXED), *cells], strict=True):
         table.add_row(*row, *spent)
+    endless = Console(width=10_000)
+    while len(table.columns) > NEEDED and Measurement.get(endless, endless.options, table).maximum > width:
+        table.columns.pop()
     return table
 
 
@@ -123,7 +133,7 @@ def caption(ranked: Sequence[Ranked]) -> str:
     identity, score = ranked[0].sweep.identity, ranked[0].score
     scenario = identity["scenario"]
     what = f"{scenario['name']}{subset(scenario)}, forgetting {forgotten(identity)}: tuned settings on test"
-    runs = f"means over {score.runs} runs on {score.originals} originals" if score.runs else "single runs"
+    runs = f"means over {runs_in_words(score)}" if score.runs else "single runs"
     return f"{title(what, _tuned(ranked))}, {runs}{', with 95 % intervals' if score.low is not None else ''}."
 
 
@@ -131,6 +141,12 @@ def subset(scenario: Mapping[str, Any]) -> str:
     """The part of the data that is used, in brackets, of a scenario's fields; empty: all."""
     said = subset_in_words(scenario.get("classes", ()), scenario.get("train_share", 1))
     return f" ({said})" if said else ""
+
+
+def runs_in_words(score: Estimate) -> str:
+    """'10 runs on 5 originals'."""
+    originals = "1 original" if score.originals == 1 else f"{score.originals} originals"
+    return f"{'1 run' if score.runs == 1 else f'{score.runs} runs'} on {originals}"
 
 
 def _tuned(ranked: Sequence[Ranked]) -> list[Figures | None]:
@@ -187,10 +203,17 @@ def _cells(figures: Figures | None, columns: Collection[str]) -> list[str]:
     if figures is None:
         return ["-"] * (len(columns) + 2)
     means = {column: one.mean for column, one in figures.metrics.items()}
-    score = figures.score
+    return [
+        f"{figures.score.mean:.3f}",
+        _ends(figures.score),
+        *(metric(column, means.get(column)) for column in columns),
+    ]
+
+
+def _ends(score: Estimate) -> str:
+    """'.41-.45', the ends of an interval; empty where there is none, or two digits show no width."""
     ends = dict.fromkeys(f"{end:.2f}".lstrip("0") for end in (score.low, score.high) if end is not None)
-    interval = "-".join(ends) if len(ends) > 1 else ""  # none where two digits show no width
-    return [f"{score.mean:.3f}", interval, *(metric(column, means.get(column)) for column in columns)]
+    return "-".join(ends) if len(ends) > 1 else ""
 
 
 def _escaped(text: str) -> str:

@@ -6,7 +6,7 @@ from scipy.special import ndtri
 
 from raymu.objective import score_name
 from raymu.results import tables
-from raymu.results.comparison import FEWEST, LEVEL, estimate
+from raymu.results.comparison import FEWEST, LEVEL, Estimate, estimate
 from raymu.results.groups import said_of_part
 from raymu.results.identity import forgotten
 from raymu.results.ranking import Ranked
@@ -26,6 +26,8 @@ def headline(ranked: Sequence[Ranked]) -> str:
     score = f"{objective} {fixed(first.score.mean)}"
     if not _is_won(ranked):
         return f"Nobody won: no tuned setting has {objective} above 0 on test."
+    if not _is_clear([entry.sweep for entry in ranked]):
+        return f"No verdict: memory is within noise, so scores tell nothing. Highest: {first.sweep.name} ({score})."
     if not first.score.runs:
         return f"Highest on test: {first.sweep.name} ({score}), by a single run, so no place is certain."
     if first.score.low is not None:
@@ -34,8 +36,10 @@ def headline(ranked: Sequence[Ranked]) -> str:
         return f"{first.sweep.name}: {score}."
     rivals = [entry.sweep.name for entry in ranked[1:] if not entry.behind.significant]
     if rivals:
-        who = some(rivals, "others")
-        return f"Highest mean: {first.sweep.name} ({score}). Nothing tells it from {who}."
+        equal = [entry.sweep.name for entry in ranked if entry.rank == 1]
+        if others := [name for name in rivals if name not in equal]:
+            return f"Highest mean: {some(equal, 'sweeps')} ({score}). Nothing tells it from {some(others, 'others')}."
+        return f"Highest mean: {some(equal, 'sweeps')} ({score})."
     return f"{first.sweep.name} is first ({score}), {_ahead(ranked[1])}."
 
 
@@ -52,7 +56,7 @@ def title(sweeps: Sequence[SweepResults]) -> str:
 def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[str, str]:
     """Who wins, by how much, how far that is to be trusted, and what to do next, in words."""
     budgets = [sweep.identity.get("protocol", {}) for sweep in sweeps]
-    certain = len(ranked) > 1 and all(entry.behind.significant for entry in ranked[1:])
+    certain = len(ranked) > 1 and _is_clear(sweeps) and all(entry.behind.significant for entry in ranked[1:])
     said = {
         "Winner" if certain else "Highest": _first(ranked) if _is_won(ranked) else "",
         "Lead": _lead(ranked) if _is_won(ranked) else "",
@@ -91,9 +95,8 @@ def _lead(ranked: Sequence[Ranked]) -> str:
 
 
 def _ahead(entry: Ranked) -> str:
-    """How far the first is ahead, with an interval."""
-    mean, low, high = map(fixed, entry.behind)
-    return f"{mean} [{low}, {high}] ahead of {entry.sweep.name}"
+    """How far the first is ahead, with an interval if there is one."""
+    return f"{fixed(entry.behind.mean)} {interval(entry.behind, fixed)}".strip() + f" ahead of {entry.sweep.name}"
 
 
 def _memory(sweeps: Sequence[SweepResults]) -> str:
@@ -107,10 +110,25 @@ def _memory(sweeps: Sequence[SweepResults]) -> str:
         f"the attacker's AUC is {first['original']:.4f} on the original, {first['retrained']:.4f} on the retrained"
         f" model: {difference:.4f} [{difference - half:.4f}, {difference + half:.4f}]"
     )
-    over = estimate({(seed, "", 0): one["original"] - one["retrained"] for seed, one in found.items()}, (-1, 1))
+    if difference > half:
+        said += f", so the scale from 0 to 1 is known to ± {100 * half / difference:.0f} %"
+    over = _over_originals(found)
     if over.low is not None:
         said += f"; over {over.originals} originals {over.mean:.4f} [{over.low:.4f}, {over.high:.4f}]"
     return said
+
+
+def _over_originals(found: Mapping[int, Mapping[str, float]]) -> Estimate:
+    return estimate({(seed, "", 0): one["original"] - one["retrained"] for seed, one in found.items()}, (-1, 1))
+
+
+def _is_clear(sweeps: Sequence[SweepResults]) -> bool:
+    """Whether there is memory beyond noise on test, on every original or over all; True where it is not known."""
+    found = _memories(sweeps)
+    if all(one["original"] - one["retrained"] > HALF * one["error"] for one in found.values()):
+        return True
+    over = _over_originals(found)
+    return over.low is not None and over.low > 0
 
 
 def _memories(sweeps: Sequence[SweepResults]) -> dict[int, Mapping[str, float]]:
@@ -128,25 +146,21 @@ def measured_on(ranked: Sequence[Ranked]) -> str:
     """Numbers of images, runs and originals, in words."""
     images = {entry.figures["tuned"].images for entry in ranked if entry.figures["tuned"]}
     counted = [f"{retain:,} retain and {forget:,} forget images of test" for retain, forget in filter(None, images)]
-    runs = [
-        f"{entry.score.runs} runs on {entry.score.originals} originals" if entry.score.runs else "single runs"
-        for entry in ranked
-    ]
+    runs = [tables.runs_in_words(entry.score) if entry.score.runs else "single runs" for entry in ranked]
     return ", ".join(filter(None, [listed(counted) if counted else "", listed(runs) if runs else ""]))
 
 
 def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
     if not ranked:
         return "look at the errors: raymu results"
-    first = next(iter(_memories(sweeps).values()), None)
-    if first is not None and first["original"] - first["retrained"] <= HALF * first["error"]:
+    if not _is_clear(sweeps):
         return "forget other or more classes, or train longer: with so little to remove no place says anything"
     if not _is_won(ranked):
         return "search longer (--trials) or wider (--range): no setting removed memory and kept the model"
     if min(entry.score.originals for entry in ranked) < FEWEST:
         return "confirm on several originals, or no place is certain: --confirm-originals 5 --confirm-seeds 2"
     rivals = [entry for entry in ranked[1:] if not entry.behind.significant]
-    keep = "keep its model: raymu export"
+    keep = f"keep the model of {ranked[0].sweep.name}: raymu export with its directory"
     return f"more originals (--confirm-originals) tell more methods apart; {keep}" if rivals else keep
 
 
@@ -172,6 +186,11 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
             f"On {without} of {len(memories)} originals the attacker reads the original no better than the retrained"
             " model: there is nothing to remove, and removal is 0 for every model."
         )
+    for name, failed, diverged, runs in _ended_badly(ranked):
+        if failed:
+            yield f"{failed} runs of {name} failed, so all are ranked by the runs that all have ({runs})."
+        if diverged:
+            yield f"{diverged} of {runs} runs of {name} diverged: they score 0, its other columns are of the rest."
     single = [entry.sweep.name for entry in ranked if not entry.score.runs]
     if single:
         who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"
@@ -193,6 +212,13 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     ]
     if named:
         yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
+
+
+def _ended_badly(ranked: Sequence[Ranked]) -> Iterator[tuple[str, int, int, int]]:
+    """Names of sweeps, how many runs of their tuned setting failed and how many diverged, and how many are ranked."""
+    for entry in ranked:
+        ended = [row["status"] for row in entry.sweep.rows if row.get("confirms") == entry.tuned["trial_id"]]
+        yield entry.sweep.name, ended.count("error"), ended.count("diverged"), entry.score.runs
 
 
 def some(names: Sequence[str], many: str) -> str:
