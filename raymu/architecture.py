@@ -75,9 +75,13 @@ class Made(Architecture):
 
     def build(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> nn.Module:
         """See Architecture."""
+        return self.make(**self.arguments(num_classes, shape, **arguments))
+
+    def arguments(self, num_classes: int, shape: tuple[int, int, int], **arguments: Any) -> dict[str, Any]:
+        """Arguments that it is called with."""
         takes = inspect.signature(self.make).parameters
         known = {"num_classes": num_classes, "in_chans": shape[0]}
-        return self.make(**{name: value for name, value in known.items() if name in takes}, **arguments)
+        return {name: value for name, value in known.items() if name in takes} | arguments
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def keep(
     if model is not None:
         cache.save_tensors(out / WEIGHTS, model.state_dict())
         known = reference_models.metrics(scenario, metrics)
-        beside: dict[str, Row] = {which: known[which] for which in reference_models.REFERENCES}
+        beside: dict[str, Row] = {which: known[which] for which in reference_models.of(scenario)}
         (out / CARD).write_text(model_card(row, beside, scenario, method.paper))
     if profiles is not None:
         cache.save_json(out / LAYERS, profiles)

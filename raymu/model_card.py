@@ -4,10 +4,11 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from raymu.architecture import Timm
+from raymu.architecture import Made, Timm
 from raymu.objective import score_name
 from raymu.results.ranking import AREAS
 from raymu.results.tables import COLUMNS, metric
@@ -114,7 +115,7 @@ def _legend(scenario: Scenario) -> str:
         f"*retain* and *forget* are the model's own answers on {retain} and on {forget}. *probe-forget* and"
         " *NCC-forget* are what a linear probe and the nearest class centre tell of the forget set from the model's"
         " frozen features."
-        " *original* was trained on everything, *retrained* never saw the forget set."
+        f" *original* was trained on everything{', *retrained* never saw the forget set' * scenario.has_retrained}."
     )
 
 
@@ -140,7 +141,8 @@ def _snippet(row: Row, scenario: Scenario) -> str:
     """Python that loads the weights and answers images; it runs as it stands, in the card's directory."""
     dataset, seen, network = scenario.source, scenario.format, scenario.network
     given = dict(scenario.model_args)
-    if is_timms := isinstance(network, Timm) and network.make is None:
+    is_timms = isinstance(network, Timm) and network.make is None
+    if isinstance(network, Made) or (isinstance(network, Timm) and is_timms):
         given = network.arguments(scenario.num_classes, seen.shape, **given)
     arguments = "".join(f", {key}={value!r}" for key, value in given.items())
     shape = f"(N, {', '.join(map(str, seen.shape))})"
@@ -151,6 +153,10 @@ def _snippet(row: Row, scenario: Scenario) -> str:
         lines += ["", "from raymu.models.cmf import CMF"]
     if is_timms:
         lines += ["", f"model = timm.create_model({network.name!r}{arguments})"]
+    elif isinstance(network, Made):
+        module, _, made = network.name.partition(":")
+        name = PurePath(module.removesuffix(".py")).name
+        lines += ["", f"from {name} import {made}", "", f"model = {made}({arguments.removeprefix(', ')})"]
     else:  # in a file of whoever trained it
         call = f"build({scenario.num_classes}, {tuple(seen.shape)}{arguments})"
         lines += ["", f"# the architecture {network.name}, an object of raymu's, has to be at hand", f"model = {call}"]

@@ -173,6 +173,21 @@ def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
         Trial(RandomLabel(), task)
 
 
+def test_an_export_needs_no_retrained_model_and_loads_by_its_card(own, monkeypatch) -> None:
+    trial = Trial(RandomLabel(lr=0.01, epochs=1), scenarios.read(write(own)), objective=HMEAN).prepared()
+    row = trial.keep(own / "out")
+    card = (own / "out" / "README.md").read_text()
+    assert "*retrained*" not in card
+    monkeypatch.chdir(own / "out")
+    monkeypatch.syspath_prepend(own)
+    space: dict[str, Any] = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], space)
+    said = space["logits"](torch.tensor(pixels("test").transpose(0, 3, 1, 2)) / 255).argmax(1)
+    is_right, forget = said == torch.tensor(labels("test")), torch.tensor(labels("test")) == 1
+    assert is_right[forget].float().mean().item() == pytest.approx(row["test_forget_acc"])
+    assert is_right[~forget].float().mean().item() == pytest.approx(row["test_retain_acc"])
+
+
 def test_an_original_is_right_as_often_as_it_says(own) -> None:
     task = scenarios.read(write(own))
     model = reference_models.load_model(splits.prepare(task), "original").eval()
