@@ -59,8 +59,8 @@ def compared(scenario: Scenario, objective: Objective, metrics: Sequence[Metric]
 
 
 def in_json(memories: Memories) -> dict[str, dict[str, Any] | None]:
-    """Fields of memories, by split, in JSON's types."""
-    return {split: found and found._asdict() for split, found in memories.items()}
+    """Fields of memories and the interval of what there is to remove, by split, in JSON's types."""
+    return {split: found and found._asdict() | {"interval": [*found.interval]} for split, found in memories.items()}
 
 
 def measured(

@@ -198,6 +198,7 @@ def test_the_first_screen_answers_and_the_rest_is_found(browser: Any, page: Path
     assert tab.locator("dl.verdict dt").all_inner_texts() == [
         "Highest",
         "Lead",
+        "Scale",
         "Measured on",
         "Budget",
         "Next",

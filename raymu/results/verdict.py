@@ -60,6 +60,7 @@ def verdict(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> dict[st
     said = {
         "Winner" if certain else "Highest": _first(ranked) if _is_won(ranked) else "",
         "Lead": _lead(ranked) if _is_won(ranked) else "",
+        "Scale": tables.SCALES.get(score_name(ranked[0].tuned["objective"]), "") if ranked else "",
         "Memory to remove": _memory(sweeps),
         "Measured on": measured_on(ranked),
         "Budget": listed(
