@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from raymu.errors import InputError
-from raymu.results import figures, outputs, report, search_figures, style, verdict
+from raymu.results import figures, outputs, report, search_figures, style, tables, verdict
 from raymu.results.changes import Storage, changes
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.ranking import FIXED, Figures, Ranked
@@ -377,6 +377,16 @@ def test_what_ended_badly_or_has_no_memory_is_said(sweeps: list[SweepResults]) -
     assert verdict.headline([with_memory(0.1)]).startswith("a: hmean")
     assert verdict.headline([with_memory(0.01)]).startswith("No verdict: memory is within noise")
     assert verdict.verdict([with_memory(0.01).sweep], [with_memory(0.01)])["Next"].startswith("forget other or more")
+
+
+def test_without_a_retrained_model_tables_say_so(sweeps: list[SweepResults]) -> None:
+    known, *others = make_ranked(sweeps)
+    alone = known._replace(figures=known.figures | {"retrained": None})
+    for ranked, is_said in (([known, *others], False), ([alone, *others], True)):
+        shown = (tables.ranking(ranked, 80), tables.comparison(ranked[0].figures, "hmean"))
+        assert [tables.NO_RETRAINED in str(table.caption) for table in shown] == [is_said, is_said]
+        assert any(tables.NO_RETRAINED in line for line in verdict.cautions(sweeps, ranked)) is is_said
+    assert "retrained" not in tables.comparison(alone.figures, "hmean").columns[0].cells
 
 
 def test_a_score_of_0_wins_nothing_and_one_above_the_ideal_is_warned_of(sweeps: list[SweepResults]) -> None:

@@ -23,6 +23,7 @@ SCALES = {  # what the numbers of a score mean
 }
 MOST_TRIALS = 200  # that a table lists
 NEEDED = 4  # columns of a ranking, however narrow a terminal is: rank, method, score and its interval
+NO_RETRAINED = "no retrained model: nobody knows how much there is to forget"
 NARROW = {
     "published": "pub-\nlished",
     "removal": "re-\nmoval",
@@ -44,7 +45,10 @@ def comparison(models: Mapping[str, Figures | None], objective: str, search: Spe
         search: what it took to find them.
     """
     score = score_name(objective)
-    table = _table(title("On test", models.values()), score, f"search: {search}" if search else "")
+    if is_alone := lacks_retrained(models):
+        models = {name: figures for name, figures in models.items() if name != "retrained"}
+    further = (NO_RETRAINED if is_alone else "", f"search: {search}" if search else "")
+    table = _table(title("On test", models.values()), score, *further)
     table.add_column("model")
     confirmed = any(figures is not None and _ends(figures.score) for figures in models.values())
     columns = shown_columns(models.values())
@@ -56,13 +60,19 @@ def comparison(models: Mapping[str, Figures | None], objective: str, search: Spe
     return table
 
 
+def lacks_retrained(models: Mapping[str, Figures | None]) -> bool:
+    """Whether the original is among models, and no retrained one."""
+    return models.get("original") is not None and models.get("retrained") is None
+
+
 def ranking(ranked: Sequence[Ranked], width: int) -> Table:
     """Sweeps, best first; above them the references of the first.
 
     Args:
         width: characters of a line; where they do not do, the columns on the right are left out.
     """
-    table = _table(title("Tuned, on test", _tuned(ranked)), _score_of(ranked), padding=(0, 1, 0, 0))
+    further = NO_RETRAINED if lacks_retrained(ranked[0].figures) else ""
+    table = _table(title("Tuned, on test", _tuned(ranked)), _score_of(ranked), further, padding=(0, 1, 0, 0))
     of_search, cells = hours([one.sweep for one in ranked])
     for heading in [*ranking_headings(ranked), *of_search]:
         justify: Any = "left" if heading == "method" else "right"
@@ -80,8 +90,8 @@ def _score_of(ranked: Sequence[Ranked]) -> str:
     return score_name(ranked[0].tuned["objective"])
 
 
-def _table(title: str, score: str, further: str = "", **more: Any) -> Table:
-    caption = "\n".join(filter(None, (SCALES.get(score), further)))
+def _table(title: str, score: str, *further: str, **more: Any) -> Table:
+    caption = "\n".join(filter(None, (SCALES.get(score), *further)))
     justify: Any = {"title_justify": "left", "caption_justify": "left"}
     return Table(title=title, caption=caption, box=None, pad_edge=False, **justify, **more)
 

@@ -181,6 +181,8 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
             f"{ranked[0].sweep.name} scores above the retrained model ({fixed(ideal.score.mean)}), which is the ideal:"
             f" {score_name(ranked[0].tuned['objective'])} pays for damage, removal does not."
         )
+    if ranked and tables.lacks_retrained(ranked[0].figures):
+        yield f"There is {tables.NO_RETRAINED}."
     memories = _memories(sweeps).values()
     if ranked and (without := sum(one["original"] <= one["retrained"] for one in memories)):
         yield (
