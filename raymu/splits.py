@@ -293,7 +293,8 @@ def _asked(scenario: Scenario, train: Labelled, size: int) -> NDArray[np.int64]:
             f"{len(missing):,} of the {len(named):,} images to forget are no training images of"
             f" {scenario.dataset_name}, such as {missing[0]}; here an image is called {next(iter(keys))}"
         )
-    return np.array([keys[key] for key in named])[: round(scenario.forget_share * size) or None]
+    count = round(scenario.forget_share * size) if scenario.forget_share else len(named)
+    return np.array([keys[key] for key in named[:count]], np.int64)
 
 
 def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split, asked: NDArray[np.int64]) -> dict[str, Any]:

@@ -364,8 +364,8 @@ def test_what_ended_badly_or_has_no_memory_is_said(sweeps: list[SweepResults]) -
         first.sweep.rows.append({**ended, "status": status})
     said = list(verdict.cautions(sweeps, [first, second]))
     runs = first.score.runs
-    assert f"1 runs of b failed, so all are ranked by the runs that all have ({runs})." in said
-    assert f"2 of {runs} runs of b diverged: they score 0, its other columns are of the rest." in said
+    assert f"b: 1 of its runs failed, so all are ranked by the runs that all have ({runs})." in said
+    assert f"b: 2 of its {runs} runs diverged: they score 0, other columns are of the rest." in said
 
     def with_memory(difference: float) -> Ranked:
         memory = {"test": {"original": 0.9 + difference, "retrained": 0.9, "error": 0.01}}

@@ -247,6 +247,7 @@ def test_samples_of_a_list_are_never_held_out(own) -> None:
         ("7,nan", "forget_share = 0.1", "the score of 7 has to be a number, not 'nan'"),
         ("7,1\n8,2", "", "need a forget_share where they have scores, and only there"),
         ("7\n8", "forget_share = 0.1", "need a forget_share where they have scores, and only there"),
+        ("7,1\n8,2", "forget_share = 0.001", "0.1 % of the samples by their scores are 0 of 36; .* at least 2"),
         ("7", "", "1 listed samples are 1 of 36; there have to be at least 2"),
         ("7\n8", 'forget = ["grey"]', "classes or samples, not both"),
         ("\n".join(map(str, range(36))), "", "36 listed samples are 36 of 36"),

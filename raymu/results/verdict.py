@@ -191,9 +191,9 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
         )
     for name, failed, diverged, runs in _ended_badly(ranked):
         if failed:
-            yield f"{failed} runs of {name} failed, so all are ranked by the runs that all have ({runs})."
+            yield f"{name}: {failed} of its runs failed, so all are ranked by the runs that all have ({runs})."
         if diverged:
-            yield f"{diverged} of {runs} runs of {name} diverged: they score 0, its other columns are of the rest."
+            yield f"{name}: {diverged} of its {runs} runs diverged: they score 0, other columns are of the rest."
     single = [entry.sweep.name for entry in ranked if not entry.score.runs]
     if single:
         who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"
