@@ -1,6 +1,7 @@
 """Scenario files: a user's own model, images and words."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 
 from raymu import drafts, reference_models, scenarios, splits
+from raymu.cli import program
 from raymu.data import npz
 from raymu.errors import InputError
 from raymu.methods.random_label import RandomLabel
@@ -358,6 +360,20 @@ def test_a_file_is_drafted_from_what_is_found(own, kind) -> None:
     assert (task.name, task.forget, task.source.class_names) == ("drafted", (0,), CLASSES)
     assert given.weights(task, task.original).keys() == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
     assert task.format.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_draft_that_does_not_fit_leaves_no_file(own, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(own)
+    arguments = ["--data", "photos", "--original", "model.safetensors", "--architecture"]
+    monkeypatch.setattr(sys, "argv", ["raymu", "scenarios", "--init", "new.toml", *arguments, "resnet18"])
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert "does not fit resnet18" in capsys.readouterr().err
+    assert not (own / "new.toml").exists()
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "net:small"])
+    with pytest.raises(SystemExit, match="0"):
+        program.main()
+    assert "of 15 test images right" in capsys.readouterr().out
 
 
 def test_a_draft_takes_the_architecture_that_a_file_is_named_after(tmp_path) -> None:

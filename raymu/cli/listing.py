@@ -139,12 +139,16 @@ def _init(path: Path, data: str | None, original: Path | None, architecture: str
         raise InputError("--init takes a file NAME.toml, and --data where your images are")
     text = draft(data, original, architecture, path.parent)
     try:
-        with path.open("x") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        task = read(path)
+    except InputError:
+        path.unlink()
+        raise
     console.print(f"{path}:\n\n{text}", markup=False, highlight=False, soft_wrap=True)
-    task = read(path)
     if original is None:
         return
     for part, (accuracy, images) in accuracies(task).items():

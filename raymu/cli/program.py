@@ -53,9 +53,9 @@ def run_program(program: Callable[[], None]) -> None:
         code = 128 + number
         raise KeyboardInterrupt  # which libraries know
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
-            signal.signal(number, end)
+    ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) == signal.SIG_DFL]  # not nohup's
+    for number in ours:
+        signal.signal(number, end)
     try:
         program()
     except (InputError, StorageError) as error:
@@ -65,3 +65,6 @@ def run_program(program: Callable[[], None]) -> None:
         sys.exit(code)
     except SystemExit as ended:
         sys.exit(code if ended.code == BY_CTRL_C else ended.code)  # typer has caught it
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -19,7 +19,7 @@ from raymu.values import subset_in_words
 
 SCALES = {  # what the numbers of a score mean
     "removal": "removal: 0 = original and dead network, 1 = retrained",
-    "hmean": "hmean: pays for damage, as to the dead network, whose kernels are 0",
+    "hmean": "hmean: pays for damage, as that of dead (all kernels 0)",
 }
 MOST_TRIALS = 200  # that a table lists
 NEEDED = 4  # columns of a ranking, however narrow a terminal is: rank, method, score and its interval
