@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
 import steady
+from ray.air.execution._internal import actor_manager
 from rich.console import Console
 
 from raymu import reference_models, splits
@@ -360,6 +362,18 @@ def test_what_ended_a_trial_is_told_by_what_ray_says(text, kind, said) -> None:
     failure = Failure.of(text)
     assert failure.kind == kind
     assert said in str(failure)
+
+
+def test_a_process_that_ray_ends_for_its_memory_does_not_end_the_sweep() -> None:
+    """Whether Ray says that the actor died or that memory ran out."""
+    told: list[Exception] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda _, error: told.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _, error: told.append(error))
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    error = ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.")
+    actor_manager.RayActorManager._actor_task_failed(manager, task, error)
+    assert told == [error, error]
+    assert Failure.of(str(error)).kind == "memory"
 
 
 def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:

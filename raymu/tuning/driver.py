@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution import tune_controller
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
@@ -48,6 +51,8 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the sweep at once
 os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"  # rows are the only state of a sweep
 os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "300"  # a trial that its stopped predecessor lets wait longer is lost
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+for module in (actor_manager, tune_controller):  # which end the sweep where Ray ends a trial for its memory
+    vars(module)["RayActorError"] = (RayActorError, OutOfMemoryError)
 OF_REFERENCES = "references"  # among them
 
 
