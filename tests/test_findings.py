@@ -16,7 +16,7 @@ from raymu.data import published
 from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.trial import run_trial
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(9000)]
 
 TRAIN = 10_000  # images of CIFAR-10; all of its test set
 LRS = {"digits": 2e-2, "cifar10-subset": 1e-2}
