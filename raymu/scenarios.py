@@ -32,6 +32,7 @@ from raymu.values import NOT_NEGATIVE, checked, unknown
 SUFFIX = ".toml"
 TABLES = ("data", "recipe", "model_args")
 OWN = ("original_rows", *TABLES)  # fields that a Scenario has otherwise, or not at all
+RESOLVED = ("original", "retrained", "forget", "classes", "forget_samples")  # said by file or by name
 FIELDS = (*(one.name for one in dataclasses.fields(Scenario) if one.name not in ("data", *TABLES)), *OWN)
 
 
@@ -93,9 +94,7 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     arguments = _table(content, "model_args")
     if ("data" in content) == ("dataset" in content):
         raise InputError("it needs a table [data], or the name of a dataset that raymu knows (dataset = ...)")
-    kept = {field: content[field] for field in content if field not in OWN}
-    for which in ("original", "retrained", "forget", "classes", "forget_samples"):
-        kept.pop(which, None)
+    kept = {field: content[field] for field in content if field not in (*OWN, *RESOLVED)}
     task = Scenario(
         **kept
         | {

@@ -298,7 +298,11 @@ def _asked(scenario: Scenario, train: Labelled, size: int) -> NDArray[np.int64]:
 
 
 def _forget_set(scenario: Scenario, train: Split, val: Split, test: Split, asked: NDArray[np.int64]) -> dict[str, Any]:
-    """What of the three splits is to be forgotten, as fields of Data; of samples those that were asked for, if any."""
+    """Forget set of the three splits, as fields of Data.
+
+    Args:
+        asked: rows of the samples that a list names; empty: there is no list.
+    """
     if scenario.forget:
         forgotten = tuple(_renumbered(torch.tensor(scenario.forget), scenario.classes).tolist())
         classes = torch.tensor(forgotten, device=train.labels.device)

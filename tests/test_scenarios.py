@@ -227,7 +227,7 @@ def test_samples_with_the_highest_scores_are_forgotten(own) -> None:
 
 
 def test_samples_of_a_list_are_never_held_out(own) -> None:
-    """Of parts that are drawn, and of a part of the training images, a list is in the one that is trained on."""
+    """Validation and test images are drawn, and only some of the rest are trained on. All listed images are."""
     with np.load(own / "arrays.npz") as file:
         kept = {name: array for name, array in file.items() if name.endswith(("train", "classes"))}
     np.savez(own / "arrays.npz", **kept)

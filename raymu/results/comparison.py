@@ -67,7 +67,7 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
         return Estimate(mean, None, None, len(runs), count)
     half = stdtrit(count - 1, 1 - LEVEL / 2) * means.std(ddof=1) / count**0.5
     half = max(half, ndtri(1 - LEVEL / 2) * _binomial(mean, count, step) ** 0.5)
-    if half <= ROUNDING * max(1, abs(mean)):
+    if _is_rounding(half, mean):
         return Estimate(mean, None, None, len(runs), count)
     low, high = np.clip([mean - half, mean + half], *bounds)
     return Estimate(mean, float(low), float(high), len(runs), count)
@@ -200,7 +200,7 @@ def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: fl
     half = _range(settings, degrees) * (variance / 2 / count) ** 0.5
     if step:
         half = max(half, _range(settings, np.inf) * (abs(mean) * step / count / 2) ** 0.5)
-    if half <= ROUNDING * max(1, abs(mean)):
+    if _is_rounding(half, mean):
         return Lead(mean, None, None)
     return Lead(mean, float(mean - half), float(mean + half))
 
@@ -209,6 +209,10 @@ def _binomial(mean: float, count: int, step: float) -> float:
     """Variance of a mean over originals that the images alone make; 0 where their number is not known."""
     share = (mean + step / 2) / (1 + step)
     return step / count * share * (1 - share)
+
+
+def _is_rounding(half: float, mean: float) -> bool:
+    return half <= ROUNDING * max(1, abs(mean))
 
 
 def _mean(values: Collection[float]) -> float | None:

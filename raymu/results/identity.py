@@ -43,7 +43,7 @@ class Budget(NamedTuple):
 
 
 def name_of(method: str, head: str, train: str) -> str:
-    """What is tuned: salun, salun-cmf, salun-classifier."""
+    """Name of a method with its options: salun, salun-cmf, salun-classifier."""
     options = (head if head != "linear" else "", train if train != "all" else "")
     return "-".join([method, *filter(None, options)])
 
@@ -57,8 +57,10 @@ def smallest(budgets: Iterable[Budget]) -> Budget:
 
 
 def lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs have to agree in to be the same sweep: all but its budget, the forget set in words, and the version
-    of raymu, since digests say whether an algorithm did change. All of it where the sweep is of an earlier format.
+    """Fields that identify a sweep. Two runs with the same ones are one sweep.
+
+    These are all fields but the budget, the forget set in words, and the version of raymu, since digests say whether an
+    algorithm did change. Of a sweep of an earlier format they are all.
     """
     if identity.get("format") != FORMAT:
         return dict(identity)

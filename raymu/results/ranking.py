@@ -1,6 +1,5 @@
 """Ranking: methods by their tuned setting on test, with intervals, and the places that each may have as well."""
 
-import contextlib
 import json
 import math
 import operator
@@ -91,9 +90,9 @@ def rank(results: Results) -> list[Ranked]:
     sweeps = loaded(results)
     check_comparable(sweeps)
     budget = common(sweeps)
-    parts = [selection.part(sweep, budget) for sweep in sweeps]
-    shared = _shared(parts)
-    ends = [end for sweep, part in zip(sweeps, parts, strict=True) if (end := _end(sweep, part, shared)) is not None]
+    chosen = [end for sweep in sweeps if (end := _chosen(sweep, selection.part(sweep, budget))) is not None]
+    shared = _shared(chosen)
+    ends = [_end(one, shared) for one in chosen]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
     found = leads([runs for _, runs in ends], max((step(end.figures["tuned"]) for end, _ in ends), default=0.0))
     return [
@@ -107,30 +106,47 @@ def rank(results: Results) -> list[Ranked]:
     ]
 
 
-def _shared(parts: Iterable[Sequence[Row]]) -> set[Cell]:
-    """Runs of the confirmation that the tuned settings of all sweeps have, as far as they have any."""
-    cells = []
-    for rows in parts:
-        with contextlib.suppress(selection.NothingCompleted):
-            cells.append({_cell(row) for row in selection.confirmed(rows).get(selection.tuned(rows)["trial_id"], [])})
-    known = [found for found in cells if found]
-    return set.intersection(*known) if known else set()
-
-
-def _end(sweep: SweepResults, rows: Sequence[Row], shared: set[Cell]) -> tuple[Ranked, Runs] | None:
-    """What a sweep ended with, by some of its rows, still without a rank, and the runs that say how good that is.
-
-    Args:
-        shared: the runs that all sweeps have: on other originals others would be as good; empty: they have none.
+class _Chosen(NamedTuple):
+    """Settings that a sweep ends with: the search's rows of the tuned one and, if it completed, of the published one,
+    and the runs of the confirmation by the trial that they repeat.
     """
+
+    sweep: SweepResults
+    tuned: Row
+    published: Row | None
+    confirmed: dict[str, list[Row]]
+
+    @property
+    def cells(self) -> set[Cell]:
+        """Cells of the tuned setting's runs."""
+        return set(map(_cell, self.confirmed.get(self.tuned["trial_id"], [])))
+
+
+def _chosen(sweep: SweepResults, rows: Sequence[Row]) -> _Chosen | None:
+    """Settings that a sweep ends with, by some of its rows; None: no trial completed."""
     try:
         tuned = selection.tuned(rows)
     except selection.NothingCompleted:
         return None
-    objective, published = sweep.identity["protocol"]["objective"], selection.published(rows)
+    return _Chosen(sweep, tuned, selection.published(rows), selection.confirmed(rows))
+
+
+def _shared(chosen: Iterable[_Chosen]) -> set[Cell]:
+    """Cells in which all tuned settings ran that were confirmed at all."""
+    known = [cells for one in chosen if (cells := one.cells)]
+    return set.intersection(*known) if known else set()
+
+
+def _end(chosen: _Chosen, shared: set[Cell]) -> tuple[Ranked, Runs]:
+    """The sweep with its figures and without a rank, and the runs of its tuned setting.
+
+    Args:
+        shared: cells that all sweeps have: what ran on other originals does not compare; empty: they have none.
+    """
+    sweep, tuned, published, _ = chosen
+    objective = sweep.identity["protocol"]["objective"]
     confirmed = {
-        trial: [row for row in runs if not shared or _cell(row) in shared]
-        for trial, runs in selection.confirmed(rows).items()
+        trial: [row for row in runs if not shared or _cell(row) in shared] for trial, runs in chosen.confirmed.items()
     }
     runs = confirmed.get(tuned["trial_id"], [])
     figures = {
