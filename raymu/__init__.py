@@ -5,6 +5,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raymu import methods as methods
+    from raymu import scenarios as scenarios
     from raymu.architecture import Architecture as Architecture
     from raymu.cli import sweep_main as sweep_main
     from raymu.data.arrays import ArrayDataset as ArrayDataset
@@ -58,6 +60,8 @@ _PLACES = {
     "raymu.unlearned": ("evaluate", "samples"),
 }
 
+_MODULES = ("methods", "scenarios")  # whose `get` finds one by its name or file
+
 # Before Ray is imported, which reads it once: who joins a cluster needs the token as well.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -66,9 +70,11 @@ def __getattr__(name: str) -> Any:
     for module, names in _PLACES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)
+    if name in _MODULES:
+        return importlib.import_module(f"raymu.{name}")
     raise AttributeError(f"module 'raymu' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Names for a shell's or a notebook's completion."""
-    return sorted({*globals(), *(name for names in _PLACES.values() for name in names)})
+    return sorted({*globals(), *_MODULES, *(name for names in _PLACES.values() for name in names)})

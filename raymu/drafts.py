@@ -10,6 +10,7 @@ from raymu.data import layout, npz, parquet
 from raymu.data.formats import OF_ARRAYS, OF_PHOTOGRAPHS
 from raymu.errors import InputError
 from raymu.models import checkpoint
+from raymu.plugins import is_file
 from raymu.scenarios import architecture_of
 from raymu.storage import locate
 
@@ -42,13 +43,14 @@ def draft(data: str, original: Path | None, architecture: str | None, directory:
     Args:
         data: where the images are: a directory, a URI or an npz file.
         original: file of a trained model; None: one will be trained.
-        architecture: as a scenario file names it; None: the one of timm's that stands in the name of `original`.
-        directory: where the scenario file will be, which begins the path of an architecture's file.
+        architecture: as a scenario file names it; a file of it may also lie where this process works. None: the one of
+            timm's that stands in the name of `original`.
+        directory: where the scenario file will be.
 
     Raises:
         InputError: nothing that is known lies there, or the architecture cannot be told.
     """
-    found, name = _look(data), architecture or _named_after(original)
+    found, name = _look(data), _placed(architecture, directory) if architecture else _named_after(original)
     known = architecture_of(name, directory)
     network = known if isinstance(known, Architecture) else named(known)
     network.check("")
@@ -101,6 +103,14 @@ def _in_words(folders: tuple[str, ...]) -> tuple[str, ...]:
         return folders
     words = tuple(str(known.label_name_to_description(name)).partition(",")[0] for name in folders)
     return words if len(set(words)) == len(words) else folders
+
+
+def _placed(architecture: str, directory: Path) -> str:
+    """The architecture as a scenario file in that directory names it."""
+    module, _, attribute = architecture.partition(":")
+    file = Path(module if is_file(architecture) else f"{module}.py").expanduser()
+    is_elsewhere = attribute and file.is_file() and not (directory / file).is_file()
+    return f"{file.absolute()}:{attribute}" if is_elsewhere else architecture
 
 
 def _named_after(original: Path | None) -> str:

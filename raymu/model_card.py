@@ -9,6 +9,7 @@ from pathlib import PurePath
 from huggingface_hub import EvalResult, ModelCardData
 
 from raymu.architecture import Made, Timm
+from raymu.data.published import DATASETS
 from raymu.objective import score_name
 from raymu.results.ranking import AREAS
 from raymu.results.tables import COLUMNS, metric
@@ -93,11 +94,12 @@ def _front_matter(row: Row, scenario: Scenario) -> str:
         for heading, column in COLUMNS.items()
         if row.get(f"test_{column}") is not None
     ]
+    is_known = scenario.dataset_name in DATASETS  # the others are on no hub
     data = ModelCardData(
-        library_name="timm",
+        library_name="timm" if isinstance(scenario.network, Timm) else "pytorch",
         pipeline_tag="image-classification",
         tags=["machine-unlearning", "raymu", _plain(row["method"])],
-        datasets=[_plain(scenario.dataset_name)],
+        datasets=[scenario.dataset_name] if is_known else None,
         metrics=["accuracy"],
         model_name=_plain(f"{row['method']}-{scenario.name}"),
         eval_results=results,

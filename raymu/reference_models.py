@@ -2,9 +2,10 @@
 stands a dead network, which no objective should pay for.
 """
 
+import contextlib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from raymu import cache, devices, source, splits
 from raymu.checkpoints import Checkpoints, State
 from raymu.engines import DEFAULTS, Options
-from raymu.errors import InputError
+from raymu.errors import Diverged, InputError
 from raymu.evaluation import (
     Memory,
     Metric,
@@ -33,7 +34,7 @@ from raymu.method import Method
 from raymu.methods.retrain import Retrain
 from raymu.models import architectures, compatibility, given, pretrained
 from raymu.models.inference import killed
-from raymu.scenario import Scenario
+from raymu.scenario import NONE, Scenario
 from raymu.storage import locate
 from raymu.training import TrainOriginal, carried_out_by, fit
 from raymu.values import content_hash
@@ -110,8 +111,7 @@ def train(
         checkpoints: where they are kept; None: in the cache of this machine.
 
     Raises:
-        InputError: the architecture cannot be trained or measured.
-        Diverged: the recipe does not train this model.
+        InputError: the architecture cannot be trained or measured, or the recipe does not train it.
     """
     entry = entry_of(scenario, which)
     kept = checkpoints or Checkpoints(locate(entry.with_name(f".{entry.name}.training")))
@@ -126,7 +126,7 @@ def train(
         model = pretrained.start(scenario, scenario.model_seed).to(scenario_data.device)
         kind = TrainOriginal if which == "original" else Retrain
         method = kind(lr=scenario.recipe.lr, epochs=scenario.recipe.epochs)
-        with devices.cpu_threads(options.threads):
+        with devices.cpu_threads(options.threads), blamed(scenario, which):
             fitted = fit(model, scenario_data, method, scenario, options, kept)
         if entry is None:
             return
@@ -147,7 +147,8 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         further: metrics beside raymu's.
 
     Raises:
-        InputError: a further metric is no finite number on one of them.
+        InputError: a further metric is no finite number on one of them, or a model from elsewhere cannot be what the
+            scenario says.
     """
     for which in of(scenario):
         train(scenario, which, options)
@@ -156,13 +157,20 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         scenario_data = load_data(scenario, options)
         trained = load_models(scenario, options)
         with devices.cpu_threads(options.threads):
-            measure = baseline(trained, scenario_data)
             models = {**trained, DEAD: killed(load_model(scenario, "original", options))}
-            views = {which: look(model, scenario_data, measure) for which, model in models.items()}
+            measure, views = dict[str, Tensor](), {}
+            for which, model in trained.items():
+                with blamed(scenario, which):
+                    measure |= baseline({which: model}, scenario_data)
+            for which, model in models.items():
+                with blamed(scenario, which):
+                    views[which] = look(model, scenario_data, measure)
             try:
                 rows = {which: measured(of_model, further) for which, of_model in views.items()}
             except ValueError as error:  # a metric of the user's
                 raise InputError(str(error)) from error
+            if _own(scenario, "retrained") not in ("", NONE):
+                _check_retrained(scenario, rows["retrained"])
             to_forget = memories(*(views[which] for which in REFERENCES)) if scenario.has_retrained else {}
         if entry is None:
             return
@@ -177,6 +185,29 @@ def compare(scenario: Scenario, options: Options = DEFAULTS, further: Sequence[M
         cache.save_json(entry / SEEN_FILE, as_seen(scenario_data))
 
     return Workers().once(_comparison(scenario, further), build)
+
+
+@contextlib.contextmanager
+def blamed(scenario: Scenario, which: str) -> Iterator[None]:
+    """Say in one line which model of a scenario is not finite.
+
+    Raises:
+        InputError: in the place of Diverged.
+    """
+    try:
+        yield
+    except Diverged as error:
+        raise InputError(f"the {which} model of {scenario.name} is of no use: {error}") from error
+
+
+def _check_retrained(scenario: Scenario, row: Mapping[str, Any]) -> None:
+    """Refuse a retrained model from elsewhere that names the forgotten classes more often than chance does."""
+    chance, seen = 1 / scenario.num_classes, min(row["val_forget_acc"], row["test_forget_acc"])
+    if scenario.forget and seen > chance:
+        raise InputError(
+            f"the retrained model of {scenario.name} was trained on what has to be forgotten: it names"
+            f" {seen:.0%} of the held-out images of {scenario.forgotten}, and chance {chance:.0%}"
+        )
 
 
 def metrics(scenario: Scenario, further: Sequence[Metric] = ()) -> dict[str, dict[str, Any]]:

@@ -169,6 +169,24 @@ class Scenario:
         subset = subset_in_words(self.classes, self.train_share)
         return f"{self.name}{f' ({subset})' if subset else ''}, forgetting {self.forgotten}"
 
+    def forgetting(self, **forget_set: Any) -> "Scenario":
+        """The scenario with another forget set.
+
+        Args:
+            forget_set: `forget`, `forget_share`, `forget_samples`; what is left out stays.
+
+        Raises:
+            InputError: a value that cannot work; or its retrained model was trained elsewhere, without the set that it
+                has now.
+        """
+        other = dataclasses.replace(self, **forget_set)
+        if self.retrained not in ("", NONE) and other != self:
+            raise InputError(
+                f"the retrained model of {self.name} is one without {self.forgotten}: another forget set needs another"
+                " model, in a scenario file of its own"
+            )
+        return other
+
     def as_dict(self) -> dict[str, Any]:
         """All fields in JSON's types; but LATER ones only where they say something, since hashes are older."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -238,6 +256,19 @@ class Scenario:
     def __getstate__(self) -> dict[str, Any]:
         """What travels to other processes: objects, since these may not know what a name stands for here."""
         return {**vars(self), "dataset": self.source, "architecture": self.network}
+
+
+def check_kind(scenario: Any) -> None:
+    """Look whether something is a Scenario.
+
+    Raises:
+        InputError: it is not; the message says how to have one.
+    """
+    if not isinstance(scenario, Scenario):
+        raise InputError(
+            "a scenario is a raymu.Scenario, such as raymu.scenarios.get('digits') or raymu.scenarios.get('pets.toml'),"
+            f" not {scenario!r}"
+        )
 
 
 def _arguments(given: Any) -> tuple[tuple[str, Any], ...]:

@@ -111,10 +111,12 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     said = dict[str, Any]()
     for field in ("forget", "classes"):
         named = checked(field, content.get(field, ()), tuple[Any, ...])
-        said[field] = tuple(task.source.class_number(str(one)) for one in named)
+        said[field] = tuple(task.source.class_number(one) for one in named)
     rows = checked("original_rows", content.get("original_rows", ()), tuple[int, ...], NOT_NEGATIVE)
     if rows and len(rows) != task.source.num_classes:
         raise InputError(f"original_rows names {len(rows)} outputs, the data have {task.source.num_classes} classes")
+    if twice := [one for one in rows if rows.count(one) > 1]:
+        raise InputError(f"original_rows names output {twice[0]} twice")
     for which, chosen in (("original", rows), ("retrained", ())):
         file = checked(which, content.get(which, ""), str)
         said[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser(), chosen)

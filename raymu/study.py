@@ -1,8 +1,9 @@
 """The application: what a study does with sweeps, rows and models. The command line only parses and prints."""
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,12 +182,15 @@ class Trial:
         kind: Any = {"head": head or row.get("head", "linear"), "train": train or row.get("train", "all")}
         chosen.check_options(**kind)
         config = row["config"] if "config" in row else chosen.published_config(task, kind["head"])
+        with from_a_row():
+            scored_by = objective or objectives.get(row.get("objective", objectives.default(task.has_retrained).name))
+            measured = tuple(map(metrics.get, row.get("metrics", {})))
         return cls(
             chosen.from_config(config, **kind),
             task,
             seed=row.get("seed", 0) if seed is None else seed,
-            objective=objective or objectives.get(row.get("objective", objectives.default(task.has_retrained).name)),
-            metrics=tuple(map(metrics.get, row.get("metrics", {}))),
+            objective=scored_by,
+            metrics=measured,
             options=options or options_of(row),
             layers=layers,
         )
@@ -302,7 +306,7 @@ def accuracies(scenario: Scenario, options: Options = DEFAULTS) -> dict[str, tup
     task = splits.prepare(scenario)
     data, model = reference_models.load_data(task, options), reference_models.load_model(task, "original", options)
     found = {}
-    with devices.cpu_threads(options.threads):
+    with devices.cpu_threads(options.threads), reference_models.blamed(task, "original"):
         for name, parts in (("validation", data.val), ("test", data.test)):
             said = extract(model, data, *parts)
             answers, labels = torch.cat([one.logits.argmax(1) for one in said]), torch.cat([one.labels for one in said])
@@ -317,10 +321,11 @@ def scenario_of(row: Mapping[str, Any]) -> Scenario:
         InputError: it was changed, or the row does not say it.
     """
     if "scenario_hash" not in row:  # written by hand
-        changes = {field: row[field] for field in OF_SCENARIO if field in row}
-        if {"forget", "forget_share"} & changes.keys():
-            changes = {"forget": (), "forget_share": 0.0, **changes}
-        return Scenario.from_dict({**scenarios.get(row.get("scenario", SCENARIO)).as_dict(), **changes})
+        task = scenarios.get(row.get("scenario", SCENARIO))
+        if {"forget", "forget_share"} & row.keys():
+            forget_set = {"forget": row.get("forget", ()), "forget_share": row.get("forget_share", 0.0)}
+            task = task.forgetting(**forget_set, forget_samples="")
+        return dataclasses.replace(task, model_seed=row.get("model_seed", task.model_seed))
     if "scenario_fields" not in row:
         raise InputError(
             f"the row names its scenario, {row['scenario']}, but does not hold it, since raymu 0.1 made it: raymu run"
@@ -332,7 +337,23 @@ def scenario_of(row: Mapping[str, Any]) -> Scenario:
     for field, value in {"scenario": task.name, **{one: task.as_dict()[one] for one in OF_SCENARIO}}.items():
         if row.get(field, value) != value:
             raise InputError(f"the row was changed: its {field} is {row[field]}, in its scenario_fields {value}")
+    with from_a_row():
+        splits.check_forget(task)
+        task.network.check(task.pretrained)
     return task
+
+
+@contextlib.contextmanager
+def from_a_row() -> Iterator[None]:
+    """Say what to do where a row names a thing that only a file of the user's defines.
+
+    Raises:
+        InputError: in the place of the one in the body.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}. If it is your own, name the file that defines it: --own FILE") from error
 
 
 def differences_to(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

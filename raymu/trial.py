@@ -16,7 +16,7 @@ from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.row import IDENTITY, Columns, Row, row_of
-from raymu.scenario import Scenario
+from raymu.scenario import Scenario, check_kind
 from raymu.workers import Workers
 
 
@@ -173,8 +173,7 @@ def check(scenario: Scenario, method: type[Method], objective: Objective, metric
             architecture that timm does not have, an objective that says nothing there, or a metric with the name of
             another column.
     """
-    if not isinstance(scenario, Scenario):
-        raise InputError(f"a scenario is a raymu.Scenario, such as raymu.SCENARIOS['digits'], not {scenario!r}")
+    check_kind(scenario)
     names = [scenario.name, scenario.dataset_name, scenario.architecture_name]
     if not all(isinstance(name, str) and name for name in names):
         raise InputError(f"a scenario, its dataset and its architecture need names, not {names}")

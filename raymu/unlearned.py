@@ -12,9 +12,10 @@ from raymu.evaluation import Metric, gaps
 from raymu.evaluation.layers import check_blocks
 from raymu.evaluation.metrics import check_new
 from raymu.evaluation.samples import check_room, write
+from raymu.models.inference import head_matrix, heads
 from raymu.objective import Objective
 from raymu.row import Row
-from raymu.scenario import Scenario
+from raymu.scenario import Scenario, check_kind
 
 UNLEARNED = "unlearned"  # its name beside the references
 Model = nn.Module | Path | str
@@ -65,8 +66,8 @@ def layers(
         InputError: see `evaluate`; or timm does not say what the blocks of the architecture are.
         Undefined: the output of a block is not finite.
     """
-    check_blocks(scenario)
     model = _model(model, scenario)
+    check_blocks(scenario)
     found = _references(scenario, (), options, data_dir)
     profiles = reference_models.profiles(found.scenario, options)
     with devices.cpu_threads(options.threads):
@@ -105,7 +106,16 @@ def samples(
 
 
 def _model(model: Model, scenario: Scenario) -> nn.Module:
-    return model if isinstance(model, nn.Module) else export.load(Path(model), scenario)
+    """The model, or the one in a file; one in memory has to have an output for each class."""
+    check_kind(scenario)
+    if isinstance(model, Path | str):
+        return export.load(Path(model), scenario)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model is a torch.nn.Module, or the path of its weights, not a {type(model).__name__}")
+    outputs = len(head_matrix(model)) if heads(model) else 0
+    if outputs != scenario.num_classes:
+        raise InputError(f"the model has {outputs} outputs, {scenario.name} has {scenario.num_classes} classes")
+    return model
 
 
 def _references(

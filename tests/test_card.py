@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
 from raymu import methods, reference_models, splits
+from raymu.architecture import Made
 from raymu.model_card import model_card
 from raymu.models import architectures, inference
 from raymu.results.tables import COLUMNS, metric
@@ -121,6 +122,14 @@ def test_the_front_matter_is_what_hugging_face_reads(digits: Scenario) -> None:
     card = model_card(row, None, digits, PAPER)
     matter = front_matter(card)
     assert (matter["library_name"], matter["datasets"]) == ("timm", ["digits"])
+    own = dataclasses.replace(
+        digits,
+        dataset=dataclasses.replace(digits.source, name="mine"),
+        architecture=Made("net:small", torch.nn.Identity),
+    )
+    matter_of_own = front_matter(model_card(row, None, own, PAPER))
+    assert matter_of_own["library_name"] == "pytorch"
+    assert "datasets" not in matter_of_own  # they are on no hub
     assert "machine-unlearning" in matter["tags"]
     name, results = model_index_to_eval_results(matter["model-index"])
     assert name == "random_label-digits"

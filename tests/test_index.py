@@ -206,9 +206,9 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda it: [shard(it / f"train/{name}.tar", {"a.jpg": b"image"}) for name in CLASSES],
         ".tar files: 3 (such as train/cat.tar)",
     ),
-    "a second held-out set": (
-        lambda it: image(it / "test/cat/x.jpg"),
-        "test sets without labels, or of other classes: 1 (test/cat/x.jpg)",
+    "a held-out set without labels": (
+        lambda it: image(it / "test/all/x.jpg"),
+        "test sets without labels, or of other classes: 1 (test/all/x.jpg)",
     ),
     "a part of another name": (
         lambda it: image(it / "valid/cat/x.jpg"),
@@ -284,6 +284,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a class missing in val": (
         without("val/dog/c.jpg"),
         r"1 of 3 classes have no image in the val set \(val/cat/c\.jpg, \.\.\.\), such as dog",
+    ),
+    "a class missing in a test set beside val": (
+        lambda it: image(it / "test/cat/x.jpg"),
+        r"2 of 3 classes have no image in the test set \(test/cat/x\.jpg, \.\.\.\), such as dog",
+    ),
+    "a class in test alone": (
+        lambda it: [image(it / f"test/{name}/x.jpg") for name in (*CLASSES, "mouse")],
+        "there is no class mouse in train",
     ),
     "a class missing in train": (
         without("train/dog/a.jpg", "train/dog/b.JPEG"),

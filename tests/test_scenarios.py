@@ -11,18 +11,19 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from raymu import drafts, reference_models, scenarios, splits
 from raymu.cli import program
+from raymu.cli.flags import with_forget
 from raymu.data import npz
-from raymu.errors import InputError
+from raymu.errors import Diverged, InputError
 from raymu.methods.random_label import RandomLabel
 from raymu.models import given
 from raymu.models.inference import extract
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
-from raymu.study import Trial, accuracies
+from raymu.study import Trial, accuracies, references
 from raymu.tuning.sweep import Sweep
 
 CPU = torch.device("cpu")
@@ -290,6 +291,7 @@ def test_samples_need_a_retrained_model(own) -> None:
         ('retrained = "none"', "", r"\[recipe\] needs lr: it says how the retrained model is trained"),
         ("[data]", "[data]\nmean = [123.7, 116.3, 103.5]", "mean is of pixels from 0 to 1, .*: divide by 255"),
         ("[data]", "[data]\nstd = [0.2, 0, 0.2]", "std is of pixels from 0 to 1"),
+        ('retrained = "none"', 'retrained = "none"\noriginal_rows = [0, 0, 1]', "original_rows names output 0 twice"),
         ("[data]", "[data]\nmean = [0.5]", r"mean has 1 numbers, the images have 3 channels"),
         ("[data]", '[data]\nclasses = ["grey", "b"]', "its head has 3 classes, the data 2"),
         ("[data]", "[data]\nformats = 1", r"unknown field of \[data\] 'formats'"),
@@ -329,6 +331,12 @@ def test_arrays_that_cannot_work(own, changed, message) -> None:
         splits.prepare(scenarios.read(write(own)))
 
 
+@pytest.mark.parametrize("values", ["[0.5]", "[0.5, 0.5]", "[0.5, 0.5, 0.5, 0.5]"])
+def test_photographs_have_three_colours(own, values) -> None:
+    with pytest.raises(InputError, match=r"\[data\] mean has \d numbers, the images have 3 channels"):
+        scenarios.read(write(own, "folders", more=f"{EXACT}\nmean = {values}"))
+
+
 def test_arrays_are_read_anew_once_they_were_changed(own) -> None:
     before = splits.prepare(scenarios.read(write(own)))
     with np.load(own / "arrays.npz") as file:
@@ -336,6 +344,78 @@ def test_arrays_are_read_anew_once_they_were_changed(own) -> None:
     after = splits.prepare(scenarios.read(write(own)))
     assert before.data != after.data
     assert splits.prepare(scenarios.read(write(own))).data == after.data
+
+
+def named_otherwise(own: Path, classes: str, forget: str = "[0]") -> scenarios.Scenario:
+    path = write(own, more=f"classes = {classes}")
+    path.write_text(path.read_text().replace('["grey"]', forget))
+    return scenarios.read(path)
+
+
+@pytest.mark.parametrize(
+    ("named", "classes", "forgotten"),
+    [
+        ("[0]", '["2", "0", "1"]', "class 2"),  # a number is a number
+        ('["0"]', '["2", "0", "1"]', "class 0"),  # and a text a name
+        ('["2"]', '["a", "b", "c"]', "class c"),  # unless none is called so
+        ('["b, c", 0]', '["a", "b, c", "d"]', "classes a, b, c"),
+    ],
+)
+def test_a_class_is_named_by_its_number_or_its_name(own, named, classes, forgotten) -> None:
+    assert named_otherwise(own, classes, named).forgotten == forgotten
+
+
+@pytest.mark.parametrize(
+    ("flag", "forget"), [("1", (1,)), ("b", (1,)), ('"c, d", a', (0, 2)), ("c, d", (2,)), (" a ,1", (0, 1))]
+)
+def test_a_flag_names_classes(own, flag, forget) -> None:
+    task = named_otherwise(own, '["a", "b", "c, d"]')
+    assert with_forget(task, flag, None).forget == forget
+
+
+@pytest.mark.parametrize(("flag", "said"), [("0", "class 1 of own, and the number of class 2:"), ("a\nb", "in a line")])
+def test_a_flag_that_may_mean_two_classes_is_refused(own, flag, said) -> None:
+    task = named_otherwise(own, '["2", "0", "1"]')
+    with pytest.raises(InputError, match=said):
+        with_forget(task, flag, None)
+
+
+def test_a_retrained_model_is_one_of_its_forget_set(own) -> None:
+    """Of two classes it names the one that it never saw never, and the other one always."""
+    with torch.no_grad():
+        weights = load_file(own / "model.safetensors")
+        weights["fc.weight"].zero_()
+        weights["fc.bias"].copy_(torch.tensor([0.0, -1.0, 1.0]))
+    save_file(weights, own / "retrained.safetensors")
+    path = write(own)
+    path.write_text(path.read_text().replace('"none"', '"retrained.safetensors"'))
+    task = scenarios.get(str(path))
+    references(task)
+    said = "the retrained model of own is one without class grey: another forget set needs another"
+    for forget in ({"forget": "light"}, {"share": 0.5}):
+        with pytest.raises(InputError, match=said):
+            with_forget(task, forget.get("forget"), forget.get("share"))  # type: ignore[arg-type]
+    assert with_forget(task, "grey", None) == task
+    with pytest.raises(InputError, match=said):
+        Sweep(RandomLabel, task, Protocol(4, confirmation=Confirmation(1, forget=((2,),))))
+    path.write_text(path.read_text().replace('["grey"]', '["light"]'))
+    with pytest.raises(InputError, match="was trained on what has to be forgotten: it names 100% of the held-out"):
+        references(scenarios.get(str(path)))
+
+
+def test_a_model_that_answers_nothing_finite_is_named(own) -> None:
+    weights = load_file(own / "model.safetensors")
+    weights["fc.bias"][0] = 3e38
+    weights["fc.weight"][0] = 3e38
+    save_file(weights, own / "large.safetensors")
+    with pytest.raises(InputError, match=r"net:small does not work with the weights of .*large\.safetensors: its"):
+        scenarios.read(write(own, original="large.safetensors"))
+    task = scenarios.read(write(own))
+    with (
+        pytest.raises(InputError, match="the original model of own is of no use: not finite"),
+        reference_models.blamed(task, "original"),
+    ):
+        raise Diverged("not finite")
 
 
 def test_a_validation_set_that_the_original_has_seen_is_said(own) -> None:
@@ -360,6 +440,16 @@ def test_a_file_is_drafted_from_what_is_found(own, kind) -> None:
     assert (task.name, task.forget, task.source.class_names) == ("drafted", (0,), CLASSES)
     assert given.weights(task, task.original).keys() == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
     assert task.format.mean == (0.485, 0.456, 0.406)
+
+
+def test_a_draft_elsewhere_finds_the_architecture_beside_the_data(own, monkeypatch) -> None:
+    monkeypatch.chdir(own)
+    (own / "new").mkdir()
+    for name in ("net:small", "net.py:small"):
+        text = drafts.draft("photos", Path("model.pth"), name, own / "new")
+        assert text.startswith(f'architecture = "{own / "net.py:small"}"\n')
+    (own / "new" / "own.toml").write_text(text)
+    assert scenarios.read(own / "new" / "own.toml").forgotten == "class dark"
 
 
 def test_a_draft_that_does_not_fit_leaves_no_file(own, monkeypatch, capsys) -> None:

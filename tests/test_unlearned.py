@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 import raymu
 from raymu import evaluation, reference_models
 from raymu.cli import main
+from raymu.errors import InputError
 from raymu.evaluation import columns
 from raymu.evaluation.samples import FORMULAS, write
 from raymu.methods.random_label import RandomLabel
@@ -108,6 +109,21 @@ def test_python_takes_a_file_as_well(quick, quick_references, tmp_path) -> None:
     assert row["score"] == 1 - row["val_forget_acc"]
 
 
+@pytest.mark.parametrize(
+    ("model", "scenario", "said"),
+    [
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 100)), "quick", "100 outputs, quick has 10 cla"),
+        (torch.nn.Flatten(), "quick", "0 outputs, quick has 10 classes"),
+        ({"fc.weight": torch.zeros(10, 4)}, "quick", "a model is a torch.nn.Module, or the path of its weights"),
+        (torch.nn.Flatten(), "pets.toml", r"such as .* raymu.scenarios.get\('pets.toml'\), not 'pets.toml'"),
+    ],
+)
+def test_what_is_no_model_or_no_scenario_is_said_in_python(model, scenario, said, quick) -> None:
+    for call in (raymu.evaluate, raymu.samples):
+        with pytest.raises(InputError, match=said):
+            call(model, quick if scenario == "quick" else scenario)
+
+
 def _forgotten(forget_acc: float) -> float:
     return 1 - forget_acc
 
@@ -184,6 +200,7 @@ def test_forgotten_samples_are_told_of_as_well(quick, quick_references, tmp_path
         (["good.pth", "--samples", "none/known.csv"], "cannot write to none/known.csv: No such file or directory"),
         (["good.pth", "--samples", "folder.csv"], "cannot write to folder.csv: Is a directory"),
         (["good.pth", "--samples", "photo.csv"], "photo.png is there already"),
+        (["good.pth", "--samples", "list.csv"], "list.csv is there already"),
         (["good.pth", "--scenario", "digit"], "unknown scenario 'digit'; did you mean 'digits'?"),
         (["good.pth", "--objective", "remove"], "did you mean 'removal'?"),
         (["good.pth", "--metric", "nc5"], "unknown metric 'nc5'"),
@@ -204,6 +221,7 @@ def test_what_cannot_work_is_said_before_any_compute(arguments, said, command, q
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "photo.png").write_bytes(b"mine")
+    (tmp_path / "list.csv").write_text("image,score\n17,3\n")
     good = architectures.build(quick, 0).state_dict()
     torch.save(good, tmp_path / "good.pth")
     torch.save({**good, "fc.weight": good["fc.weight"][:7], "fc.bias": good["fc.bias"][:7]}, tmp_path / "seven.pth")
@@ -214,6 +232,7 @@ def test_what_cannot_work_is_said_before_any_compute(arguments, said, command, q
     assert said in line
     assert not printed.out
     assert (tmp_path / "photo.png").read_bytes() == b"mine"
+    assert (tmp_path / "list.csv").read_text() == "image,score\n17,3\n"
     assert not list(tmp_path.glob("known*"))
 
 

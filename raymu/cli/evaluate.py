@@ -80,15 +80,16 @@ def evaluate(
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.scenarios import get
-    from raymu.study import prepared, scenario_of
+    from raymu.study import from_a_row, prepared, scenario_of
     from raymu.trial import check
 
     load_own(own)
     _, row = export.made_by(checkpoint)
     whole = scenario_of(row) if scenario is None and row else get(scenario or SCENARIO)
     task = with_forget(with_subset(whole, classes, train_share), forget, forget_share)
-    scored_by = objectives.get(objective or row.get("objective", objectives.default(task.has_retrained).name))
-    found = [metrics.get(one) for one in metric or row.get("metrics", [])]
+    with from_a_row():
+        scored_by = objectives.get(objective or row.get("objective", objectives.default(task.has_retrained).name))
+        found = [metrics.get(one) for one in metric or row.get("metrics", [])]
     threads = cpus_per_trial or row.get("threads", 1)
     options = Options(threads=threads, cores=threads)
     check(task, Retrain, scored_by, found)

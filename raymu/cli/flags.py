@@ -1,5 +1,6 @@
 """Flags and arguments that several commands have."""
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,17 +75,30 @@ def with_forget(scenario: "Scenario", forget: str | None, share: float | None) -
             raise InputError("--forget and --forget-share exclude each other")
         if not 0 < share < 1:
             raise InputError(f"--forget-share takes a share between 0 and 1, not {share:g}")
-        return dataclasses.replace(scenario, forget=(), forget_share=share)
+        return scenario.forgetting(forget=(), forget_share=share)
     if forget is None:
         return scenario
-    return dataclasses.replace(scenario, forget=classes_in(scenario, forget), forget_share=0.0, forget_samples="")
+    return scenario.forgetting(forget=classes_in(scenario, forget), forget_share=0.0, forget_samples="")
 
 
 def classes_in(scenario: "Scenario", text: str) -> tuple[int, ...]:
-    """Numbers of the classes that a flag's text names, as in "tench,church" or "0,1,2"."""
+    """Numbers of the classes that a flag's text names, as in "tench,church" or "0,1,2"; a name with a comma in it
+    stands in quotes.
+    """
     source = scenario.source
-    named = [text] if text in source.class_names else text.split(",")
-    return tuple(source.class_number(name.strip()) for name in named)
+    try:
+        named = [text] if text in source.class_names else next(csv.reader([text], skipinitialspace=True)) or [text]
+    except csv.Error as error:
+        raise InputError(f"classes stand in a line, with commas between them, not {text!r}") from error
+    names = [name.strip() for name in named]
+    numbers = tuple(map(source.class_number, names))
+    for name, number in zip(names, numbers, strict=True):
+        if name.isdecimal() and number != int(name) < source.num_classes:
+            raise InputError(
+                f"{name} is the name of class {number} of {source.name}, and the number of class"
+                f" {source.class_names[int(name)]}: say which in a scenario file, where the name stands in quotes"
+            )
+    return numbers
 
 
 def with_subset(scenario: "Scenario", classes: str | None, train_share: float | None) -> "Scenario":

@@ -67,8 +67,8 @@ class Dataset(source.Travels, ABC):
         if self.class_names and len(self.class_names) != self.num_classes:
             raise InputError(f"dataset: {len(self.class_names)} class names for {self.num_classes} classes")
 
-    def class_number(self, named: str) -> int:
-        """Number of a class, of its name or of its number as a text; a name comes first.
+    def class_number(self, named: str | int) -> int:
+        """Number of a class, of its number, or of a text: its name, or where none is called so its number.
 
         Raises:
             InputError: there is none of that name, or several; the message says the nearest name.

@@ -18,6 +18,7 @@ FIELDS = ("format", "path", "classes")
 OF_ARRAYS = ("mean", "std")
 OF_PHOTOGRAPHS = ("size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 WORDS = {"interpolation": ("bicubic", "bilinear", "nearest"), "crop_mode": ("center", "squash", "border")}
+COLOURS = 3  # channels of a photograph
 PIXEL = Bounds(0, 1)  # what one can be, divided by 255
 
 
@@ -60,11 +61,13 @@ def _preprocessing(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
             raise InputError(unknown("field of [data]", field, [*FIELDS, *known]))
         if field in ("mean", "std"):
             seen[field] = checked(what, value, tuple[float, ...])
+            if kind != "npz":
+                seen[field] = _of_channels(field, seen[field], COLOURS)
             if any(one not in PIXEL for one in seen[field]) or (field == "std" and 0 in seen[field]):
                 raise InputError(f"{what} is of pixels from 0 to 1, not {list(seen[field])}: divide by 255")
         elif field == "size":
             side = checked(what, value, int, Bounds(1))
-            seen["input_size"] = (3, side, side)
+            seen["input_size"] = (COLOURS, side, side)
         elif field == "crop_pct":
             seen[field] = checked(what, value, float, Bounds(0, 1, above=True))
         elif value in WORDS[field]:

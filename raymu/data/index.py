@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from raymu import cache
+from raymu import cache, source
 from raymu.data.dataset import PARTS
 from raymu.data.layout import (
     HIDDEN,
@@ -32,9 +32,11 @@ from raymu.data.layout import (
 from raymu.data.rgb import open_image, read_rgb
 from raymu.errors import InputError
 from raymu.storage import Location
+from raymu.values import content_hash
 
 NOTES = "notes.json"
 CLASSES = "classes.json"
+READERS = ("raymu.data.index", "raymu.data.layout", "raymu.data.rgb")  # code that an index follows from
 CONTENTS = 2**26  # bytes, which take a second
 SAMPLE = 1024
 READ_AHEAD = 2**23  # bytes; on object storage a request for each header would take longer than to read all
@@ -88,7 +90,7 @@ def build(location: Location) -> Path:
         ignored, parts = Ignored(), dict[str, Index]()
         ignored.update(listing.ignored)
         for part, files in listing.parts.items():
-            if part == "test" and "val" in parts and not _has_classes(location, listing, files):
+            if part == "test" and "val" in parts and not _is_labelled(location, listing, files):
                 ignored.add("test sets without labels, or of other classes", files[0].path)
                 continue
             if listing.classes is None:
@@ -112,7 +114,8 @@ def build(location: Location) -> Path:
         cache.save_json(entry / CLASSES, listing.classes or [])
         cache.save_json(entry / NOTES, [str(ignored)] * bool(ignored) + class_order(listing.classes))
 
-    return cache.once(directory(digest_of_listing(location, listing)), fill)
+    made_of = [digest_of_listing(location, listing), source.digest(build, within=READERS)]
+    return cache.once(directory(content_hash(made_of)), fill)
 
 
 def notes(entry: Path) -> list[str]:
@@ -240,10 +243,10 @@ def _read_shards(location: Location, files: list[File]) -> tuple[list[_Image], I
     return images, ignored
 
 
-def _has_classes(location: Location, listing: Listing, files: list[File]) -> bool:
-    """Whether a part has the class folders of the training set, or its first shard a label."""
+def _is_labelled(location: Location, listing: Listing, files: list[File]) -> bool:
+    """Whether a part has class folders of the training set, or its first shard a label."""
     if listing.classes is not None:
-        return {file.path.split("/", 2)[1] for file in files} == set(listing.classes)
+        return not {file.path.split("/", 2)[1] for file in files}.isdisjoint(listing.classes)
     try:
         return _has_labels(location, files[0])
     except InputError:

@@ -16,6 +16,7 @@ from raymu.evaluation import attack
 from raymu.evaluation.views import OfModel, OfSplit
 from raymu.splits import Data, Split
 
+COLUMNS = ("split", "image", "label", "model", "probe", "ncc", "attacker")
 SHOWN = 48  # images of a contact sheet
 IN_A_ROW = 8
 SIDE, GAP, LINE, FONT = 120, 8, 14, 11  # pixels
@@ -43,17 +44,8 @@ def samples(views: Sequence[OfModel]) -> list[dict[str, Any]]:
         named = (view.data.numbers_of(some) for some in (said.labels, said.answers, said.probe, said.ncc))
         keys = [images.images.key(position) for position in images.index.tolist()]
         for key, (label, model, probe, ncc), odds in zip(keys, zip(*named, strict=True), _odds(view), strict=True):
-            found.append(
-                {
-                    "split": view.split,
-                    "image": key,
-                    "label": label,
-                    "model": model,
-                    "probe": probe,
-                    "ncc": ncc,
-                    "attacker": odds,
-                }
-            )
+            values = (view.split, key, label, model, probe, ncc, odds)
+            found.append(dict(zip(COLUMNS, values, strict=True)))
     return found
 
 
@@ -84,13 +76,14 @@ def check_room(path: Path) -> None:
     """Look whether `write` can write there.
 
     Raises:
-        InputError: it cannot, or a picture is there that is none of its.
+        InputError: it cannot, or a table or a picture is there that is none of its.
     """
     sheet = _sheet(path)
     if path.suffix != ".csv":
         raise InputError(f"--samples takes a file NAME.csv, beside which NAME.png is written, not {path}")
-    if sheet.exists() and not path.exists():
-        raise InputError(f"{sheet} is there already; choose another name than {path}")
+    for there, is_free in ((path, not path.exists() or _is_table(path)), (sheet, path.exists() or not sheet.exists())):
+        if not is_free:
+            raise InputError(f"{there} is there already, and not by --samples; choose another name than {path}")
     for one in (path, sheet):
         is_new = not one.exists()
         try:
@@ -102,6 +95,14 @@ def check_room(path: Path) -> None:
             raise InputError(f"cannot write to {one}: {error.strerror}") from error
 
 
+def _is_table(path: Path) -> bool:
+    """Whether a file is one that `write` has written."""
+    try:
+        return path.read_text(errors="replace").startswith(",".join(COLUMNS))
+    except OSError:
+        return True  # whether it can be written is looked at after this
+
+
 def write(found: Sequence[Mapping[str, Any]], data: Data, path: Path) -> Path | None:
     """Write what `samples` returns as CSV, and beside it, as PNG, a contact sheet of the images that the probe still
     names; return its path. None: there is no such image, and no sheet.
@@ -110,7 +111,7 @@ def write(found: Sequence[Mapping[str, Any]], data: Data, path: Path) -> Path | 
         OSError: a file cannot be written.
     """
     with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(found[0]))
+        table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows({name: _cell(value) for name, value in row.items()} for row in found)
     sheet = _sheet(path)

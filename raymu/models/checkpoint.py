@@ -1,6 +1,7 @@
 """Weights from anybody's file, as a state dict that a network takes whole, or one line on why it does not."""
 
 import difflib
+import errno
 import re
 import warnings
 import zipfile
@@ -127,6 +128,8 @@ def _content(path: Path) -> Any:
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory; name the file with the weights") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch looked for a part before the file's beginning
+            raise InputError(f"{path} is cut off or damaged") from error
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{path} is no safetensors file, or is cut off: {error}") from error

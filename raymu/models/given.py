@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raymu import cache
 from raymu.errors import InputError
@@ -30,13 +30,23 @@ def keep(scenario: Scenario, file: Path, rows: Sequence[int] = ()) -> str:
             it has these classes alone.
 
     Raises:
-        InputError: the file cannot be read, or does not fit.
+        InputError: the file cannot be read, or does not fit, or with its weights an image has no finite logits.
     """
     model = architectures.build(scenario, 0)
     fitting = checkpoint.load(model, file, scenario.architecture_name, rows)
+    _try(scenario, model, fitting, file)
     digest = _digest(fitting)
     cache.once(_entry(digest), lambda unfinished: cache.save_tensors(unfinished / FILE, fitting))
     return digest
+
+
+def _try(scenario: Scenario, model: nn.Module, fitting: dict[str, Tensor], file: Path) -> None:
+    """Have the model, with these weights, read two random images."""
+    images = torch.randn((2, *scenario.format.shape), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), architectures.refusal(scenario, f"does not work with the weights of {file}"):
+        model.load_state_dict(fitting)
+        if not model.eval()(images).isfinite().all():
+            raise ValueError("its logits are not finite")
 
 
 def weights(scenario: Scenario, digest: str) -> dict[str, Tensor]:

@@ -222,7 +222,7 @@ class Sweep:
 
     def _forget_sets(self) -> list[Scenario]:
         """The scenario, and those that differ in what is forgotten."""
-        others = [dataclasses.replace(self.scenario, forget=one) for one in self.protocol.confirmation.forget]
+        others = [self.scenario.forgetting(forget=one) for one in self.protocol.confirmation.forget]
         return list(dict.fromkeys([self.scenario, *others]))
 
     @functools.cached_property
