@@ -15,7 +15,6 @@ from raymu.results.ranking import AREAS
 from raymu.results.tables import COLUMNS, metric
 from raymu.row import Row
 from raymu.scenario import Scenario
-from raymu.values import subset_in_words
 
 WEIGHTS = "model.safetensors"
 VERSIONS = ("raymu", "torch", "timm", "safetensors")
@@ -40,8 +39,7 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
     head = "class-mean features (CMF) as head" if row["head"] == "cmf" else "its own linear head"
     part = "" if row["train"] == "all" else "; its classifier alone was changed, the features are the original's"
     config = [f"- {key}: {'none' if value is None else f'{value!r}'}" for key, value in row["config"].items()]
-    subset = subset_in_words(scenario.classes, scenario.train_share)
-    of_data = f"{_escaped(scenario.dataset_name)}{f' ({subset})' if subset else ''}"
+    of_data, forgotten = _escaped(f"{scenario.dataset_name}{scenario.subset}"), _escaped(scenario.forgotten)
     versions = [f"{package} {importlib.metadata.version(package)}" for package in VERSIONS]
     models = {**(references or {}), "this model": row}
     columns = [f"test_{column}" for column in COLUMNS.values()]
@@ -57,9 +55,9 @@ def model_card(row: Row, references: Mapping[str, Row] | None, scenario: Scenari
         [
             "---",
             f"{_front_matter(row, scenario)}\n---\n",
-            f"# {_escaped(row['method'])} on {_escaped(scenario.name)}, without {scenario.forgotten}\n",
+            f"# {_escaped(row['method'])} on {_escaped(scenario.name)}, without {forgotten}\n",
             f"An image classifier, {_escaped(scenario.pretrained or scenario.architecture_name)} trained on"
-            f" {of_data}, that was made to forget {scenario.forgotten} by"
+            f" {of_data}, that was made to forget {forgotten} by"
             f" {_escaped(row['method'])} ({_escaped(paper)}), with {head}{part}."
             " Made with raymu.\n",
             "## What it still knows\n",
@@ -111,7 +109,7 @@ def _legend(scenario: Scenario) -> str:
     retain, forget = (
         ("all test images", "forgotten training images")
         if scenario.forgets_samples
-        else ("test images of the other classes", f"test images of {scenario.forgotten}")
+        else ("test images of the other classes", f"test images of {_escaped(scenario.forgotten)}")
     )
     return (
         f"*retain* and *forget* are the model's own answers on {retain} and on {forget}. *probe-forget* and"

@@ -159,6 +159,11 @@ class Scenario:
         return forget_set_in_words(self.as_dict(), self.source.class_names)
 
     @property
+    def subset(self) -> str:
+        """The part of the data in words: " (classes cat, dog alone, 10 % of the training images)"; empty: all."""
+        return subset_in_words(self.as_dict(), self.source.class_names)
+
+    @property
     def forgets_samples(self) -> bool:
         """Whether single samples are forgotten, and no classes."""
         return bool(self.forget_share or self.forget_samples)
@@ -166,8 +171,7 @@ class Scenario:
     @property
     def title(self) -> str:
         """What has to be forgotten, in a line: "digits (classes 0, 1, 2 alone), forgetting class 1"."""
-        subset = subset_in_words(self.classes, self.train_share)
-        return f"{self.name}{f' ({subset})' if subset else ''}, forgetting {self.forgotten}"
+        return f"{self.name}{self.subset}, forgetting {self.forgotten}"
 
     def forgetting(self, **forget_set: Any) -> "Scenario":
         """The scenario with another forget set.

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from raymu.errors import InputError
 
 SCENARIO, STORAGE = "digits", "raymu-results"  # where nobody says another one
-MOST_NAMED = 10  # classes of a subset
+MOST_NAMED = 5  # classes in a sentence
 
 
 @dataclass(frozen=True)
@@ -149,17 +149,28 @@ def forget_set_in_words(scenario: Mapping[str, Any], names: Sequence[str] = ()) 
     share, listed = scenario.get("forget_share"), str(scenario.get("forget_samples", "")).partition(":")[0]
     if share:
         return f"{100 * share:g} % of the {listed or 'samples'}"
-    classes = [names[number] if number < len(names) else number for number in scenario.get("forget", [])]
-    return listed or f"class{'' if len(classes) == 1 else 'es'} {', '.join(map(str, classes))}"
+    classes = scenario.get("forget", [])
+    return listed or f"class{'' if len(classes) == 1 else 'es'} {_named(classes, names)}"
 
 
-def subset_in_words(classes: Sequence[int], train_share: float) -> str:
-    """Part of a dataset: "classes 0, 1, 2 alone, 10 % of the training images"; empty: all of it."""
-    first = ", ".join(map(str, classes[:MOST_NAMED]))
+def subset_in_words(scenario: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """Part of the data that a scenario's fields use: " (classes 0, 1, 2 alone, 10 % of the training images)"; empty:
+    all.
+
+    Args:
+        names: of all classes, by number; empty: they have none.
+    """
+    classes, share = scenario.get("classes", ()), scenario.get("train_share", 1)
+    said = [f"classes {_named(classes, names)} alone"] if classes else []
+    said += [f"{100 * share:g} % of the training images"] if share < 1 else []
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _named(classes: Sequence[int], names: Sequence[str]) -> str:
+    """Names of classes by their numbers, or the number where there is no name; of many the first ones."""
+    first = [names[number] if number < len(names) else str(number) for number in classes[:MOST_NAMED]]
     more = f", ... ({len(classes)} in all)" if len(classes) > MOST_NAMED else ""
-    said = [f"classes {first}{more} alone"] if classes else []
-    said += [f"{100 * train_share:g} % of the training images"] if train_share < 1 else []
-    return ", ".join(said)
+    return ", ".join(first) + more
 
 
 def given_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scenario files: a user's own model, images and words."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,14 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from raymu import drafts, reference_models, scenarios, splits
 from raymu.cli import program
-from raymu.cli.flags import with_forget
+from raymu.cli.flags import with_forget, with_subset
 from raymu.data import npz
+from raymu.data.published import DATASETS
 from raymu.errors import Diverged, InputError
 from raymu.methods.random_label import RandomLabel
 from raymu.models import given
 from raymu.models.inference import extract
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
+from raymu.results.identity import forgotten, subset
+from raymu.scenario import SCENARIOS
 from raymu.study import Trial, accuracies, references
 from raymu.tuning.sweep import Sweep
 
@@ -477,3 +481,27 @@ def test_what_a_row_names_is_found_by_the_file(own) -> None:
     scenarios.load(write(own))
     assert scenarios.get("own").forget == (1,)
     assert scenarios.Scenario.from_dict(scenarios.get("own").as_dict()).source.class_names == CLASSES
+
+
+def test_a_part_of_the_data_is_said_by_the_names_of_its_classes(own) -> None:
+    task = with_subset(scenarios.read(write(own)), "grey,light", 0.5)
+    said = "own (classes grey, light alone, 50 % of the training images), forgetting class grey"
+    assert task.title == said
+    identity = Sweep(RandomLabel, task, Protocol(2, objective=HMEAN)).identity()
+    assert said in f"{task.name}{subset(identity)}, forgetting {forgotten(identity)}"
+    del identity["forgotten"], identity["subset"]  # as of an earlier version
+    assert subset(identity) == " (classes 1, 2 alone, 50 % of the training images)"
+
+
+def test_published_classes_have_names() -> None:
+    from timm.data.imagenet_info import ImageNetInfo
+
+    known = ImageNetInfo()
+    names = [known.label_name_to_description(one).partition(",")[0] for one in known.label_names()]
+    assert list(DATASETS["imagenet"].class_names) == names
+    assert DATASETS["cifar100"].class_names[30:33] == ("dolphin", "elephant", "flatfish")
+    task = with_forget(SCENARIOS["imagenet-vit_b"], "tench, goldfish", None)
+    assert task.forgotten == "classes tench, goldfish"
+    with pytest.raises(InputError, match="the classes 134, 517 of imagenet are called 'crane'"):
+        with_forget(task, "crane", None)
+    assert dataclasses.replace(task, forget=tuple(range(20))).forgotten.endswith("hammerhead, ... (20 in all)")

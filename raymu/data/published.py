@@ -197,28 +197,29 @@ def _pixels(path: Path, size: int) -> NDArray[np.uint8]:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _cifar(
-    num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], names: tuple[str, ...] = ()
-) -> ArrayDataset:
+def _cifar(num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> ArrayDataset:
     """CIFAR-10 or -100."""
-    read = partial(_read_cifar, f"CIFAR{num_classes}")
-    return ArrayDataset(f"cifar{num_classes}", num_classes, 3, 32, mean, std, read, class_names=names)
+    name, read = f"cifar{num_classes}", partial(_read_cifar, f"CIFAR{num_classes}")
+    return ArrayDataset(name, num_classes, 3, 32, mean, std, read, class_names=_names(name))
 
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+def _names(dataset: str) -> tuple[str, ...]:
+    """Names of its classes, in the order of their numbers."""
+    return tuple(
+        Path(__file__).with_name("classes").joinpath(f"{dataset}.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 DATASETS: dict[str, Dataset] = {
     one.name: one
     for one in (
         ArrayDataset("digits", 10, 1, 16, (0.305,), (0.319,), _read_digits, files=False),
-        _cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), CIFAR10),
+        _cifar(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         _cifar(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-        ArrayDataset("fashion", 10, 1, 16, (0.219,), (0.313,), _read_fashion, class_names=FASHION),
+        ArrayDataset("fashion", 10, 1, 16, (0.219,), (0.313,), _read_fashion, class_names=_names("fashion")),
         ArrayDataset(
             "tinyimagenet", 200, 3, 64, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), _read_tiny_imagenet
         ),
-        EncodedDataset("imagenet", 1000),
+        EncodedDataset("imagenet", 1000, class_names=_names("imagenet")),
     )
 }

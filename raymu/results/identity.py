@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raymu.values import forget_set_in_words
+from raymu.values import forget_set_in_words, subset_in_words
 
 FORMAT = 3  # of a sweep's directory; in the two before trials had other numbers, and nothing grew
+IN_WORDS = ("forgotten", "subset")  # what a scenario says, with the names of its classes
 CONFIRMATIONS = 1_000_000  # number of the first run of a confirmation; a search's trials lie below it
 
 
@@ -59,12 +60,12 @@ def smallest(budgets: Iterable[Budget]) -> Budget:
 def lasting(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that identify a sweep. Two runs with the same ones are one sweep.
 
-    These are all fields but the budget, the forget set in words, and the version of raymu, since digests say whether an
+    These are all fields but the budget, what is there in words, and the version of raymu, since digests say whether an
     algorithm did change. Of a sweep of an earlier format they are all.
     """
     if identity.get("format") != FORMAT:
         return dict(identity)
-    kept = {name: value for name, value in identity.items() if name not in ("raymu", "history", "forgotten")}
+    kept = {name: value for name, value in identity.items() if name not in ("raymu", "history", *IN_WORDS)}
     return kept | {"protocol": lasting_protocol(identity["protocol"])}
 
 
@@ -91,6 +92,11 @@ def changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[dict[s
 def forgotten(identity: Mapping[str, Any]) -> str:
     """Forget set of a sweep in words: with the names of the classes, if it knows them."""
     return identity.get("forgotten") or forget_set_in_words(identity.get("scenario", {}))
+
+
+def subset(identity: Mapping[str, Any]) -> str:
+    """Part of the data that a sweep uses in words, likewise."""
+    return str(identity.get("subset", subset_in_words(identity.get("scenario", {}))))
 
 
 def said_of_history(identity: Mapping[str, Any]) -> str:

@@ -12,10 +12,9 @@ from rich.table import Table
 from raymu.objective import score_name
 from raymu.results.comparison import Estimate, Lead
 from raymu.results.cost import Spent, hours
-from raymu.results.identity import forgotten
+from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
 from raymu.row import Row
-from raymu.values import subset_in_words
 
 SCALES = {  # what the numbers of a score mean
     "removal": "removal: 0 = original and dead network, 1 = retrained",
@@ -142,15 +141,9 @@ def caption(ranked: Sequence[Ranked]) -> str:
     """What a ranking is of, in a sentence."""
     identity, score = ranked[0].sweep.identity, ranked[0].score
     scenario = identity["scenario"]
-    what = f"{scenario['name']}{subset(scenario)}, forgetting {forgotten(identity)}: tuned settings on test"
+    what = f"{scenario['name']}{subset(identity)}, forgetting {forgotten(identity)}: tuned settings on test"
     runs = f"means over {runs_in_words(score)}" if score.runs else "single runs"
     return f"{title(what, _tuned(ranked))}, {runs}{', with 95 % intervals' if score.low is not None else ''}."
-
-
-def subset(scenario: Mapping[str, Any]) -> str:
-    """The part of the data that is used, in brackets, of a scenario's fields; empty: all."""
-    said = subset_in_words(scenario.get("classes", ()), scenario.get("train_share", 1))
-    return f" ({said})" if said else ""
 
 
 def runs_in_words(score: Estimate) -> str:

@@ -8,7 +8,7 @@ from raymu.objective import score_name
 from raymu.results import tables
 from raymu.results.comparison import FEWEST, LEVEL, Estimate, estimate
 from raymu.results.groups import said_of_part
-from raymu.results.identity import forgotten
+from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.tables import fixed, interval
@@ -45,11 +45,12 @@ def headline(ranked: Sequence[Ranked]) -> str:
 
 def title(sweeps: Sequence[SweepResults]) -> str:
     """What is unlearned, in words."""
-    scenarios = [(forgotten(sweep.identity), sweep.identity.get("scenario", {})) for sweep in sweeps]
+    identities = [sweep.identity for sweep in sweeps]
+    scenarios = [identity.get("scenario", {}) for identity in identities]
     return listed(
-        f"Unlearning {what} of {one.get('dataset')}{tables.subset(one)} by {one.get('architecture')}"
+        f"Unlearning {forgotten(identity)} of {one.get('dataset')}{subset(identity)} by {one.get('architecture')}"
         f" ({one.get('name')})"
-        for what, one in scenarios
+        for identity, one in zip(identities, scenarios, strict=True)
     )
 
 

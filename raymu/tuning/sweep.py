@@ -258,6 +258,7 @@ class Sweep:
             "train": self.train,
             "scenario": self.scenario.as_dict(),
             "forgotten": self.scenario.forgotten,
+            "subset": self.scenario.subset,
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
             "protocol": self._protocol,
         }
