@@ -14,6 +14,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
+umask 077 # what this job writes is its user's alone, the token first of all
 cd "$SLURM_SUBMIT_DIR"
 export PATH=$PWD/.venv/bin:$PATH RAY_AUTH_MODE=token
 ray get-auth-token --generate > /dev/null # in ~/.ray, which all nodes see
@@ -44,7 +45,7 @@ give_up() {
 }
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --block --head --node-ip-address="${RAY_ADDRESS%:*}" \
-    --port="$port" --temp-dir="/tmp/raymu-$SLURM_JOB_ID" --num-cpus="$SLURM_CPUS_PER_TASK" \
+    --port="$port" --temp-dir="/tmp/raymu-$SLURM_JOB_ID/ray" --num-cpus="$SLURM_CPUS_PER_TASK" \
     --include-dashboard=false > /dev/null &
 steps+=($!)
 until ray health-check &> /dev/null; do sleep 1; done &

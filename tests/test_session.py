@@ -1,7 +1,15 @@
 """What a trial gets of a cluster."""
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +18,7 @@ import ray
 from rich.console import Console
 
 from raymu import reference_models, splits
+from raymu.distributed import session as session_module
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster
 from raymu.engines import Options
 from raymu.errors import InputError
@@ -129,3 +138,78 @@ def test_trials_that_cannot_share_a_gpu_do_not_try_for_ever() -> None:
 def test_parts_that_make_no_sense_are_refused(workers, gpus, message) -> None:
     with pytest.raises(InputError, match=message):
         Resources(options=Options(workers=workers), gpus_per_worker=gpus)
+
+
+# Who gets in
+
+ALONE = """
+import json, os, sys
+os.umask(0)
+import psutil, ray, raymu
+from raymu.distributed.session import session
+
+with session():
+    ours = psutil.Process().children(recursive=True)
+    listening = [one.laddr.ip for each in ours for one in each.net_connections("inet") if one.status == "LISTEN"]
+    where = ray._private.worker._global_node.temp_dir
+    print(json.dumps({"listening": listening, "temp_dir": where}))
+    sys.stdout.flush()
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_another_user_of_the_machine_does_not_get_in(tmp_path: Path) -> None:
+    """Neither by the token, whatever the umask, nor by Ray's directory; and no other machine by a port."""
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o755)
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY")} | {"HOME": home}
+        with subprocess.Popen([sys.executable, "-c", ALONE], env=env, stdin=PIPE, stdout=PIPE, text=True) as sweep:
+            assert sweep.stdout is not None
+            found = json.loads(sweep.stdout.readline())
+            assert found["listening"]
+            assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
+            token = Path(home) / ".ray" / "auth_token"
+            for command in (["cat", str(token)], ["ls", found["temp_dir"]]):
+                other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+                ended = subprocess.run(other, env=env, capture_output=True, text=True)
+                assert "Permission denied" in ended.stderr
+            sweep.communicate("\n")
+        assert not Path(found["temp_dir"]).parent.exists()
+
+
+def test_a_token_that_others_may_read_is_mended(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    session_module._guard_token()
+    first = token.read_text()
+    assert len(first) == 64
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+    token.chmod(0o644)
+    session_module._guard_token()
+    assert (token.read_text(), token.stat().st_mode & 0o777) == (first, 0o600)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/proc/1/nowhere/token")
+    with pytest.raises(InputError, match="Ray's token in /proc/1/nowhere/token has to be this user's alone: No such"):
+        session_module._guard_token()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        (
+            "RAY_TMPDIR",
+            "/tmp/" + 60 * "x",
+            "RAY_TMPDIR has more than 29 characters, too many for Ray's sockets: /tmp/xx",
+        ),
+        ("RAY_TMPDIR", "/etc/passwd", r"Ray has no room for its files in .* \(RAY_TMPDIR\): Not a directory"),
+        ("TMPDIR", "/tmp/" + 60 * "x", ""),  # as on many clusters; /tmp serves
+    ],
+)
+def test_a_directory_for_ray(tmp_path, monkeypatch, variable, value, said) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", value if variable == "TMPDIR" else None)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=said) if said else nullcontext(), session_module._directory() as directory:
+        assert Path(directory).parent.parent == Path("/tmp")
+        assert Path(directory).parent.stat().st_mode & 0o777 == 0o700

@@ -4,14 +4,19 @@ import contextlib
 import dataclasses
 import logging
 import os
+import secrets
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import ray
+from ray._private import ray_constants, services
+from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raymu.engines.options import DEFAULTS, Options
@@ -24,6 +29,8 @@ NODE_GROUP = "ray.io/node-group"  # a label of Ray's own
 NODE_TIMEOUT_S = 900.0  # for a cloud to start a machine and set it up
 MEMORY_MARGIN = 0.2  # of a GPU's memory, beyond what the first trial took
 GROWTH = 1.1  # of a GPU's images a second, below which it is not worth twice the trials
+LONGEST = 29  # bytes of the path in which a local Ray has its directory; a socket's path may have 107
+OTHERS = 0o077  # permissions of others than the owner
 MAX_PARTS = 10_000  # of a resource, to Ray
 
 
@@ -84,11 +91,12 @@ def session(address: str | None = None) -> Iterator[None]:
     """Run the body on a Ray cluster that is joined, or on a local one that is started for it, unless Ray is connected
     already.
 
-    Without an address Ray joins the cluster of `RAY_ADDRESS` or `ray start`, never the local one of another sweep.
-    Token authentication is on, unless `RAY_AUTH_MODE` says otherwise. A local Ray has no dashboard.
+    Without an address Ray joins the cluster of `RAY_ADDRESS` or `ray start`, never the local one of another sweep. A
+    local one listens on loopback alone, has a directory that no other user may read, and no dashboard. Token
+    authentication is on, unless `RAY_AUTH_MODE` says otherwise.
 
     Raises:
-        InputError: the cluster cannot be reached.
+        InputError: the cluster cannot be reached, Ray cannot start here, or its token is not this user's alone.
     """
     if ray.is_initialized():
         yield
@@ -96,17 +104,85 @@ def session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
+    _guard_token()
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    with contextlib.ExitStack() as ended:
+        directory = None
+        if services.canonicalize_bootstrap_address(address) is None:  # type: ignore[arg-type]
+            directory = ended.enter_context(_directory())
+        try:
+            with _loopback() if directory else contextlib.nullcontext():
+                ray.init(
+                    address=address,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=directory,
+                )
+        except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+            raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
+        except OSError as error:
+            raise InputError(f"Ray cannot start: {error}") from error
+        ended.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack
+        yield
+
+
+def _guard_token() -> None:
+    """Have the token of Ray's authentication, which Ray itself writes for all to read, in a file for this user alone.
+
+    Raises:
+        InputError: it is another user's, who may let others read it.
+    """
+    Config.initialize("")  # reads RAY_AUTH_MODE anew: Ray may have been imported before raymu
+    if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (
+            contextlib.suppress(FileExistsError),
+            open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file,
+        ):
+            file.write(secrets.token_hex(32))
+        if path.stat().st_mode & OTHERS:
+            path.chmod(0o600)
+    except OSError as error:
+        raise InputError(f"Ray's token in {path} has to be this user's alone: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[str]:
+    """A directory for a local Ray while it runs, for this user alone: where `RAY_TMPDIR` or `TMPDIR` says, unless that
+    is too long for the sockets in it.
+
+    Raises:
+        InputError: there can be none.
+    """
+    asked = os.environ.get("RAY_TMPDIR")
+    where = asked or tempfile.gettempdir()
+    if len(os.fsencode(where)) > LONGEST:
+        if asked:
+            raise InputError(f"RAY_TMPDIR has more than {LONGEST} characters, too many for Ray's sockets: {asked}")
+        where = "/tmp"
+    try:
+        made = tempfile.TemporaryDirectory(prefix="ray", dir=where, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(f"Ray has no room for its files in {where} (RAY_TMPDIR): {error.strerror}") from error
+    with made as directory:
+        yield f"{directory}/r"  # Ray opens its own to all, and this one stays closed
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Have a Ray that starts in the body listen on loopback alone, as it does where it knows no clusters."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _check_reachable(address: str) -> None:
