@@ -81,18 +81,22 @@ def keep(
 
 def load(path: Path, scenario: Scenario) -> nn.Module:
     """A model of the scenario's architecture, in eval mode, with the weights of a file that any code wrote, or of a
-    directory that `keep` filled. Where they are those of a CMF head, the model has one. Where the scenario is of some
-    classes alone and the head is of all, only their outputs are kept.
+    directory that `keep` filled. Where they are those of a CMF head, the model has one. Of a head with further outputs
+    only those of the scenario's classes are kept: among all classes of the data, or by `Scenario.original_rows`.
 
     Raises:
         InputError: see `raymu.models.checkpoint.load` and `made_by`.
     """
-    path, _ = made_by(path)
-    model = architectures.build(scenario, scenario.model_seed)
-    if checkpoint.read(path).keys() >= OF_CMF and not model.state_dict().keys() >= OF_CMF:
+    path, row = made_by(path)
+    model, tensors = architectures.build(scenario, scenario.model_seed), checkpoint.read(path)
+    if tensors.keys() >= OF_CMF and not model.state_dict().keys() >= OF_CMF:
         model = CMF(model, scenario.num_classes, temperature=1.0)  # which its weights have in them
     what = f"{scenario.architecture_name} on {scenario.dataset_name}"
-    model.load_state_dict(checkpoint.load(model, path, what, scenario.classes, scenario.source.num_classes))
+    kept, among, rows = scenario.classes, scenario.source.num_classes, scenario.original_rows
+    outputs = max((len(tensors[name]) for name in checkpoint.of_heads(model) if name in tensors), default=0)
+    if rows and not row and max(rows) < outputs:  # as of the original
+        kept, among = tuple(rows[one] for one in kept or range(among)), 0
+    model.load_state_dict(checkpoint.load(model, path, what, kept, among))
     return model.eval()
 
 

@@ -21,7 +21,14 @@ from raymu.values import (
     subset_in_words,
 )
 
-LATER = ("original", "retrained", "train_share", "classes", "forget_samples")  # fields that hashes did not always have
+LATER = (
+    "original",
+    "original_rows",
+    "retrained",
+    "train_share",
+    "classes",
+    "forget_samples",
+)  # fields that hashes did not always have
 NONE = "none"  # in the place of a retrained model
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -74,6 +81,8 @@ class Scenario:
             "vit_base_patch16_224.mae"; empty: from random ones. They must not have seen a label (see
             `raymu.models.pretrained`).
         original: digest of an original that was trained elsewhere (see `raymu.models.given`); empty: one is trained.
+        original_rows: outputs that the classes are, in their order, of models in files which have further outputs, as
+            an original for ImageNet where the data are ten of its classes; empty: such files have these classes alone.
         retrained: likewise of a retrained model; or "none": there is none, and nothing is compared with it.
         cifar_stem: replace a ResNet's 7x7 stride-2 stem and its max-pooling by one 3x3 stride-1 convolution.
         recipe: how the references are trained.
@@ -109,6 +118,7 @@ class Scenario:
     model_args: tuple[tuple[str, Any], ...] = ()
     pretrained: str = ""
     original: str = ""
+    original_rows: tuple[int, ...] = ()
     retrained: str = ""
     cifar_stem: bool = False
     val_share: float = 0.1
@@ -122,12 +132,22 @@ class Scenario:
     def __post_init__(self) -> None:
         share, number = Bounds(0, 1), NOT_NEGATIVE
         shares = {"forget_share": share, "val_share": share, "test_share": share, "train_share": SHARE}
-        conform(self, "scenario: ", **shares, forget=number, classes=number, seed=number, model_seed=number)
+        conform(
+            self,
+            "scenario: ",
+            **shares,
+            forget=number,
+            classes=number,
+            original_rows=number,
+            seed=number,
+            model_seed=number,
+        )
         if self.val_share + self.test_share >= 1:
             raise InputError("scenario: val_share and test_share leave nothing to train on")
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
-        if twice := [one for one in self.classes if self.classes.count(one) > 1]:
-            raise InputError(f"scenario: class {twice[0]} is there twice in classes")
+        for field, one in (("classes", self.classes), ("original_rows", self.original_rows)):
+            if twice := [number for number in one if one.count(number) > 1]:
+                raise InputError(f"scenario: {twice[0]} is there twice in {field}")
         if len(self.classes) == 1:
             raise InputError(f"scenario: a classifier needs two classes, not class {self.classes[0]} alone")
         object.__setattr__(self, "classes", tuple(sorted(self.classes)))

@@ -27,11 +27,11 @@ from raymu.data import formats, listed
 from raymu.errors import InputError
 from raymu.models import given
 from raymu.scenario import NONE, SCENARIOS, Recipe, Scenario
-from raymu.values import NOT_NEGATIVE, checked, unknown
+from raymu.values import checked, unknown
 
 SUFFIX = ".toml"
 TABLES = ("data", "recipe", "model_args")
-OWN = ("original_rows", *TABLES)  # fields that a Scenario has otherwise, or not at all
+OWN = TABLES  # fields that a Scenario has otherwise, or not at all
 RESOLVED = ("original", "retrained", "forget", "classes", "forget_samples")  # said by file or by name
 FIELDS = (*(one.name for one in dataclasses.fields(Scenario) if one.name not in ("data", *TABLES)), *OWN)
 
@@ -112,14 +112,12 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     for field in ("forget", "classes"):
         named = checked(field, content.get(field, ()), tuple[Any, ...])
         said[field] = tuple(task.source.class_number(one) for one in named)
-    rows = checked("original_rows", content.get("original_rows", ()), tuple[int, ...], NOT_NEGATIVE)
-    if rows and len(rows) != task.source.num_classes:
-        raise InputError(f"original_rows names {len(rows)} outputs, the data have {task.source.num_classes} classes")
-    if twice := [one for one in rows if rows.count(one) > 1]:
-        raise InputError(f"original_rows names output {twice[0]} twice")
-    for which, chosen in (("original", rows), ("retrained", ())):
+    rows, classes = len(task.original_rows), task.source.num_classes
+    if rows not in (0, classes):
+        raise InputError(f"original_rows names {rows} outputs, the data have {classes} classes")
+    for which in ("original", "retrained"):
         file = checked(which, content.get(which, ""), str)
-        said[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser(), chosen)
+        said[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser())
     if samples := checked("forget_samples", content.get("forget_samples", ""), str):
         said["forget_samples"] = listed.keep(directory / Path(samples).expanduser())
     if said["original"] == NONE:

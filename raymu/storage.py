@@ -8,18 +8,27 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, LocalFileSystem, S3FileSystem, copy_files
+from pyarrow.fs import (
+    AwsStandardS3RetryStrategy,
+    FileSystem,
+    GcsFileSystem,
+    LocalFileSystem,
+    S3FileSystem,
+    copy_files,
+)
 
 from raymu.errors import InputError
 
 Result = TypeVar("Result")
 
 OUTAGE_S = 120.0
-ATTEMPTS = 3  # of a single request
+ATTEMPTS = 3  # of a single request to S3
+REQUEST_S = 20.0  # of a single request to Google Cloud, all attempts together
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,11 @@ def locate(location: "Path | str | Location") -> Location:
     except (OSError, ValueError, NotImplementedError, ImportError) as error:
         # What pyarrow says may quote the URI, so it is not the cause either: a traceback would print it.
         raise InputError(f"cannot open {_redacted(uri)}: {_redacted(reason(error))}") from None
+    if not path.strip("/") and not isinstance(filesystem, LocalFileSystem):
+        raise InputError(f"cannot open {_redacted(uri)}: it names no bucket")
+    if isinstance(filesystem, GcsFileSystem):  # its own limit is 15 minutes
+        constructor, (options,) = filesystem.__reduce__()
+        filesystem = constructor(options | {"retry_time_limit": timedelta(seconds=REQUEST_S)})
     if isinstance(filesystem, S3FileSystem):
         # A URI cannot say how long to try: 100 s where nothing answers. The constructor can, and takes what pickling
         # hands over. With a delayed open a small file is one PUT, not three requests that a killed writer can leave

@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from raymu import drafts, reference_models, scenarios, splits
+from raymu import drafts, export, reference_models, scenarios, splits
 from raymu.cli import program
 from raymu.cli.flags import with_forget, with_subset
 from raymu.data import npz
@@ -157,6 +157,12 @@ def test_outputs_of_a_larger_head(own) -> None:
     (said,) = extract(reference_models.load_model(task, "original"), data, data.test.forget)
     with torch.no_grad():
         assert torch.allclose(said.logits, large.eval()(data.test.forget.read())[:, [5, 0, 2]], atol=1e-6)
+    elsewhere = export.load(own / "large.safetensors", task)  # as of other code, with all outputs
+    assert torch.equal(elsewhere.fc.bias, large.fc.bias[[5, 0, 2]])
+    some = with_subset(task, "dark,grey", None)
+    assert torch.equal(export.load(own / "large.safetensors", some).fc.bias, large.fc.bias[[5, 0]])
+    save_file(elsewhere.state_dict(), own / "small.safetensors")
+    assert torch.equal(export.load(own / "small.safetensors", some).fc.bias, large.fc.bias[[5, 0]])
     path.write_text(path.read_text().replace("[5, 0, 2]", "[5, 0, 7]"))
     with pytest.raises(InputError, match=r"large.safetensors: its head has the outputs 0..6, so none is 7"):
         scenarios.read(path)
@@ -295,7 +301,7 @@ def test_samples_need_a_retrained_model(own) -> None:
         ('retrained = "none"', "", r"\[recipe\] needs lr: it says how the retrained model is trained"),
         ("[data]", "[data]\nmean = [123.7, 116.3, 103.5]", "mean is of pixels from 0 to 1, .*: divide by 255"),
         ("[data]", "[data]\nstd = [0.2, 0, 0.2]", "std is of pixels from 0 to 1"),
-        ('retrained = "none"', 'retrained = "none"\noriginal_rows = [0, 0, 1]', "original_rows names output 0 twice"),
+        ('retrained = "none"', 'retrained = "none"\noriginal_rows = [0, 0, 1]', "0 is there twice in original_rows"),
         ("[data]", "[data]\nmean = [0.5]", r"mean has 1 numbers, the images have 3 channels"),
         ("[data]", '[data]\nclasses = ["grey", "b"]', "its head has 3 classes, the data 2"),
         ("[data]", "[data]\nformats = 1", r"unknown field of \[data\] 'formats'"),

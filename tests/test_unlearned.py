@@ -205,7 +205,7 @@ def test_forgotten_samples_are_told_of_as_well(quick, quick_references, tmp_path
         (["good.pth", "--objective", "remove"], "did you mean 'removal'?"),
         (["good.pth", "--metric", "nc5"], "unknown metric 'nc5'"),
         (["good.pth", "--classes", "1,2"], "forget class 3 is not among the classes 1, 2"),
-        (["good.pth", "--classes", "1,1", "--forget", "1"], "class 1 is there twice"),
+        (["good.pth", "--classes", "1,1", "--forget", "1"], "1 is there twice in classes"),
         (["good.pth", "--classes", "1", "--forget", "1"], "two classes, not class 1 alone"),
         (["good.pth", "--classes", "1,12", "--forget", "1"], "class 12 is outside the data"),
         (["good.pth", "--classes", "1,2", "--forget", "1,2"], "has to leave at least one"),

@@ -1,9 +1,12 @@
 """The program `raymu`, to which every file of this folder adds its commands."""
 
+import contextlib
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +17,18 @@ from raymu.errors import InputError, StorageError
 
 BY_CTRL_C = 128 + signal.SIGINT
 
-console = Console(stderr=False)
+
+class _Console(Console):
+    """Console of the program. Once nobody reads it, as after `| head`, the program ends as by Ctrl-C."""
+
+    def on_broken_pipe(self) -> None:
+        """See Console."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+        raise KeyboardInterrupt
+
+
+console = _Console(stderr=False)
 app = typer.Typer(
     help="Tune machine-unlearning methods fairly. Start with: raymu sweep salun",
     no_args_is_help=True,
@@ -43,8 +57,8 @@ def main() -> None:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Call a program and turn the errors that a user can mend into one line and exit code 2, and a signal that ends it
-    into 128 + its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """Call a program and turn the errors that a user can mend, what the system refuses among them, into one line and
+    exit code 2, and a signal that ends it into 128 + its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
     code = BY_CTRL_C
 
@@ -61,6 +75,9 @@ def run_program(program: Callable[[], None]) -> None:
     except (InputError, StorageError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except (OSError, MemoryError) as error:
+        typer.echo(f"error: {_refused(error)}", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(code)
     except SystemExit as ended:
@@ -68,3 +85,17 @@ def run_program(program: Callable[[], None]) -> None:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _refused(error: OSError | MemoryError) -> str:
+    """What the system refuses, in a line; of the cache's directory also what names another."""
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {error}' if str(error) else ''}"
+    from raymu.cache import base  # imports torch
+
+    reason = (error.strerror or str(error)).partition("\n")[0]
+    if error.filename is None:
+        return reason
+    place, cache = os.fsdecode(error.filename), base()
+    is_cache = place == str(cache) or cache.is_relative_to(place) or Path(place).is_relative_to(cache)
+    return f"{place}: {reason}{' (RAYMU_CACHE names the cache)' * is_cache}"

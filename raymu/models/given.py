@@ -6,7 +6,6 @@ file may be moved.
 """
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,20 +19,18 @@ from raymu.scenario import NONE, Scenario
 FILE = "model.safetensors"
 
 
-def keep(scenario: Scenario, file: Path, rows: Sequence[int] = ()) -> str:
+def keep(scenario: Scenario, file: Path) -> str:
     """Digest of a file's weights, 12 hex digits, for `Scenario.original` or `Scenario.retrained`.
 
     Args:
-        scenario: whose architecture they have to fit.
+        scenario: whose architecture they have to fit, with all classes of the data.
         file: safetensors, or what `torch.save` wrote of a state dict.
-        rows: the outputs of the file's classifier that the scenario's classes are, in the order of the classes; empty:
-            it has these classes alone.
 
     Raises:
         InputError: the file cannot be read, or does not fit, or with its weights an image has no finite logits.
     """
     model = architectures.build(scenario, 0)
-    fitting = checkpoint.load(model, file, scenario.architecture_name, rows)
+    fitting = checkpoint.load(model, file, scenario.architecture_name, scenario.original_rows)
     _try(scenario, model, fitting, file)
     digest = _digest(fitting)
     cache.once(_entry(digest), lambda unfinished: cache.save_tensors(unfinished / FILE, fitting))
