@@ -285,7 +285,9 @@ def storage(tmp_path):
         "objective": "hmean",
         "config": {"lr": 0.1},
         "source": "search",
+        "confirms": None,
         "fallback": False,
+        **{"model_seed": 0, "seed": 0, "forget": [8], "forget_share": 0.0},
     }
     with writer.Store(tmp_path / "s" / "salun", {"protocol": {"trials": 2}}, resume=False) as rows:
         rows.append({**common, "trial_id": "a-0", "trial": 0, "status": "completed", "score": 0.5, **metrics})

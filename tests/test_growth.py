@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_ranking import row
 
 import raymu
 from raymu import splits
@@ -125,7 +126,7 @@ def test_only_the_budget_may_grow_and_with_resume_alone(digits, tmp_path: Path) 
         return str(error.value)
 
     with Store(tmp_path / "s", asked(), resume=False) as rows:
-        rows.append({"trial": 0})
+        rows.append(row(0, 0.5, 0.5))
         rows.end(1)
     before = (tmp_path / "s" / files.SWEEP).read_bytes()
     assert "protocol.trials is 4 there, 6 here. --resume lets it grow" in refused(asked(6), resume=False)
@@ -157,13 +158,13 @@ def test_what_grew_is_written_down_with_its_time(digits, tmp_path: Path, monkeyp
         return Store(tmp_path / "s", Sweep(RandomLabel, digits, Protocol(trials)).identity(), resume=True)
 
     with store(2) as rows:
-        rows.append({"trial": 0, "scenario_hash": "s"})
+        rows.append(row(0, 0.5, 0.5, scenario_hash="s"))
         rows.end(1)
     monkeypatch.setattr(raymu, "__version__", "0.2.99")
     with store(5) as rows:
         rows.record()
         assert rows.grown == {}
-        rows.append({"trial": 1, "scenario_hash": "s"})
+        rows.append(row(1, 0.5, 0.5, scenario_hash="s"))
     (sweep,) = reader.load(tmp_path)
     assert [row["trial"] for row in sweep.rows] == [0, 1]  # checksums of before and after fit
     assert sweep.missing == "the sweep has grown, and not ended since; 2 rows so far"
@@ -185,7 +186,7 @@ def test_what_grew_is_written_down_with_its_time(digits, tmp_path: Path, monkeyp
 def test_a_release_that_changes_no_algorithm_goes_on(digits, tmp_path: Path, monkeypatch) -> None:
     sweep = Sweep(RandomLabel, digits, Protocol(2))
     with Store(tmp_path / "s", sweep.identity(), resume=False) as rows:
-        rows.append({"trial": 0, "scenario_hash": "s"})
+        rows.append(row(0, 0.5, 0.5, scenario_hash="s"))
     for version in ("0.2.98", "0.2.98", "0.2.99"):
         monkeypatch.setattr(raymu, "__version__", version)
         with Store(tmp_path / "s", sweep.identity(), resume=True) as rows:
@@ -201,7 +202,7 @@ def test_a_release_that_changes_no_algorithm_goes_on(digits, tmp_path: Path, mon
     older = sweep.identity()
     del older["format"]
     with Store(tmp_path / "older", older, resume=False) as rows:
-        rows.append({"trial": 0})
+        rows.append(row(0, 0.5, 0.5))
     with pytest.raises(InputError, match="can be read, but not resumed"):
         Store(tmp_path / "older", sweep.identity(), resume=True)
 

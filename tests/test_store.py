@@ -38,7 +38,14 @@ NAMES = ["a b", "all/salun", "ü#1", "50%20?"]
 
 def row(trial: int, score: float | None = 0.5, status: str = "completed", **more) -> dict:
     return {
+        "trial_id": f"m-{trial}",
         "trial": trial,
+        "confirms": None,
+        "method": "salun",
+        "model_seed": 0,
+        "seed": 0,
+        "forget": [8],
+        "forget_share": 0.0,
         "score": score,
         "status": status,
         "source": "search",
@@ -207,16 +214,16 @@ def test_what_is_put_is_loaded(storage: str) -> None:
         ]
         rows.put("environment.json", {"machine": "ü"})
         rows.put("references.json", {"abc": {"original": row(0)}})
-        rows.put("features.json", {"labels": [1]})
-        rows.put("features.json", {"labels": [2]})
+        rows.put("features.json", {"labels": [1], "forget": []})
+        rows.put("features.json", {"labels": [2], "forget": []})
         rows.append(row(0))
         with pytest.raises(ValueError, match="JSON"):
-            rows.put("features.json", {"labels": [float("nan")]})
+            rows.put("features.json", {"labels": [float("nan")], "forget": []})
     (loaded,) = reader.load(storage)
     assert loaded.name == rows.name == rows.directory.name == locate(storage).name
     assert loaded.environment == {"machine": "ü"}
     assert loaded.references == {"abc": {"original": row(0)}}
-    assert loaded.features == {"labels": [2]}
+    assert loaded.features == {"labels": [2], "forget": []}
     assert loaded.rows == [row(0)]
 
 
@@ -485,7 +492,7 @@ def test_a_row_of_the_first_version_that_is_none_hides_no_other_sweep(
     with open(old / files.ROWS, "a") as file:
         file.write("{}\n")
     assert [sweep.name for sweep in reader.load(tmp_path)] == ["a"]
-    assert "line 4 of rows.jsonl is damaged (it has no number of a trial)" in caplog.text
+    assert "line 4 of rows.jsonl is damaged (row has no trial_id)" in caplog.text
     (old / files.SWEEP).unlink()
     (old / files.SWEEP).symlink_to(tmp_path / "nowhere")
     assert [sweep.name for sweep in reader.load(tmp_path)] == ["a"]

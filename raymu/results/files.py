@@ -22,8 +22,9 @@ import orjson
 from pyarrow.fs import FileSelector, FileType
 
 from raymu.errors import InputError
+from raymu.results import kinds
 from raymu.results.identity import is_of_first_version, lasting
-from raymu.row import Row
+from raymu.row import Row, misfit
 from raymu.storage import DamagedError, Location, mendable, read_bytes
 from raymu.values import content_hash
 
@@ -154,8 +155,8 @@ def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None) 
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             rows.append(_opened(line, seal))
-            if not isinstance(rows[-1].get("trial"), int):
-                raise DamagedError("it has no number of a trial")
+            if said := misfit(rows[-1]):
+                raise DamagedError(said)
         except (orjson.JSONDecodeError, DamagedError) as error:
             raise InputError(f"cannot read {directory}: line {number} of {name} is damaged ({error})") from error
     return rows
@@ -219,7 +220,10 @@ def read_json(directory: Location, name: str, seal: bytes | None = None) -> Any:
         ValueError: it is damaged.
     """
     try:
-        return _opened(read_bytes(directory, name), seal)
+        found = _opened(read_bytes(directory, name), seal)
+        if said := kinds.misfit(name, found):
+            raise DamagedError(said)
+        return found
     except FileNotFoundError:
         return None
     except (orjson.JSONDecodeError, DamagedError) as error:
