@@ -79,7 +79,7 @@ def read(path: Path) -> Scenario:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # no TOML, or no text
+    except (ValueError, RecursionError) as error:  # no TOML, or no text
         raise InputError(f"{path} is no TOML: {error}") from error
     try:
         return _scenario({"name": path.stem, **content}, path.parent)

@@ -51,7 +51,7 @@ def read_row(path: Path | None) -> dict[str, Any]:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"({words})$"), None)
     try:
         content = yaml.load(text_of(path) or "", Loader)
-    except (yaml.YAMLError, TypeError) as error:  # TypeError: a name that is a list
+    except (yaml.YAMLError, TypeError, RecursionError) as error:  # TypeError: a name that is a list
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(f"{path} needs a `config` with hyperparameters, as `raymu best --yaml` prints it")
