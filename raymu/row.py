@@ -1,11 +1,13 @@
 """A row: all that is known of one trial. What columns it has, and what each is for, stands here and nowhere else."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, NotRequired, get_type_hints
+
+from typing_extensions import TypedDict
 
 from raymu import shapes
-from raymu.shapes import Fields
 
 Setting = bool | int | float | str | None | list[float]  # of a hyperparameter
 Row = dict[str, Any]  # as JSON has it: the columns below by name, and among them those that metrics fill
@@ -102,42 +104,28 @@ DECLARED = (*dataclasses.fields(Columns), *dataclasses.fields(InSweep))
 
 KINDS = {**get_type_hints(Columns), **get_type_hints(InSweep), "config": dict[str, Setting]}
 NEEDED = (  # what is shown and ranked goes by these
-    "trial_id",
-    "trial",
-    "source",
-    "confirms",
-    "method",
-    "model_seed",
-    "forget",
-    "forget_share",
-    "seed",
-    "config",
-    "status",
-    "objective",
-    "score",
+    *("trial_id", "trial", "source", "confirms", "method", "model_seed", "forget", "forget_share", "seed"),
+    *("config", "status", "objective", "score"),
 )
 MEASURED = ("val_", "test_", "train_")  # begin the columns that metrics fill
-INNER = ("config", "curve", "forget", "metrics", "resumed")  # the columns that are looked into
-_fitting = set[tuple[Any, ...]]()  # columns and types of rows that fit
 
 
-def misfit(row: Row, name: str = "row", needed: tuple[str, ...] = NEEDED) -> str:
-    """The first column of a stored row that is not of its kind, such as "row.score is 'x'"; empty: all are.
+def misfit(row: Row, needed: tuple[str, ...] = NEEDED) -> str:
+    """The first column of a stored row that is not of its kind, as `shapes.misfit` says it; empty: all are.
 
     Args:
-        name: of the row.
         needed: columns that have to be there.
     """
-    if type(row) is not dict:
-        return shapes.misfit(row, dict[str, Any], name)
-    types = needed, tuple(row), tuple(map(type, row.values()))
-    is_known = types in _fitting  # as those of most rows are
-    columns = INNER if is_known else tuple(row)
-    kinds = {name: KINDS.get(name, float | None) for name in columns if name in KINDS or name.startswith(MEASURED)}
-    said = shapes.misfit(row, Fields(kinds, () if is_known else needed), name)
-    if not said:
-        _fitting.add(types)
-    return said
+    return shapes.misfit(row, _kind(tuple(row) if isinstance(row, dict) else (), needed))
+
+
+@functools.cache
+def _kind(columns: tuple[str, ...], needed: tuple[str, ...]) -> Any:
+    """Kind of rows with these columns, which are those of many."""
+    known = [name for name in dict.fromkeys((*needed, *columns)) if name in KINDS or name.startswith(MEASURED)]
+    kinds = {name: KINDS.get(name, float | None) for name in known}
+    fields = {name: kind if name in needed else NotRequired[kind] for name, kind in kinds.items()}
+    return TypedDict("Row", fields)  # type: ignore[operator]
 
 
 def _used_as(use: str) -> tuple[str, ...]:

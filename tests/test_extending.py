@@ -329,10 +329,11 @@ def test_no_hyperparameter_is_lost_where_nobody_says_dataclass() -> None:
 def test_everything_that_the_package_promises_is_there() -> None:
     (block,) = (node for node in ast.parse(Path(raymu.__file__).read_text()).body if isinstance(node, ast.If))
     typed = {(node.module, node.names[0].name) for node in block.body if isinstance(node, ast.ImportFrom)}
-    assert typed == {(module, name) for module, names in raymu._PLACES.items() for name in names}
+    things = {(module, name) for module, names in raymu._PLACES.items() for name in names}
+    assert typed == things | {("raymu", module) for module in raymu._MODULES}
     assert {name for _, name in typed} <= set(dir(raymu))
     modules = {path.stem for path in (REPOSITORY / "raymu").iterdir()}
-    assert not modules & {name for _, name in typed}  # a module, once imported, would hide what has its name
+    assert not modules & {name for _, name in things}  # a module, once imported, would hide what has its name
     for of_module in raymu._PLACES.values():
         for name in of_module:
             assert hasattr(raymu, name)

@@ -21,6 +21,7 @@ import ray
 import steady
 from ray.air.execution._internal import actor_manager
 from rich.console import Console
+from test_ranking import row as a_row
 
 from raymu import reference_models, splits
 from raymu.checkpoints import Checkpoints
@@ -394,7 +395,7 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
         counted.begin(4, {})
         assert [counted.fail(4, node) for _ in range(retries.LOST_NODES)] == [0.0] * retries.LOST_NODES
         assert counted.fail(4, node) is None
-        rows.append({"trial": 3})
+        rows.append(a_row(3, 0.5, 0.5))
         (tmp_path / files.RUNNING).write_text("half")
         assert 4 not in retries.Retries(rows)
 
@@ -431,7 +432,7 @@ def test_a_trial_that_is_ended_for_its_memory_says_so(quick_references, tmp_path
 def test_a_damaged_row_is_named(tmp_path) -> None:
     with Store(tmp_path, steady.sweep().identity(), resume=False) as rows:
         for trial in range(3):
-            rows.append({"trial": trial})
+            rows.append(a_row(trial, 0.5, 0.5))
     text = (tmp_path / files.ROWS).read_text()
     (tmp_path / files.ROWS).write_text(text.replace('"trial": 1', '"tr\x00'))
     with pytest.raises(InputError, match=r"line 2 of rows\.jsonl is damaged"):
@@ -441,5 +442,5 @@ def test_a_damaged_row_is_named(tmp_path) -> None:
 def test_a_trial_that_two_writers_stored_is_one_row(tmp_path) -> None:
     with Store(tmp_path, steady.sweep().identity(), resume=False) as rows:
         for trial in (0, 1, 0):
-            rows.append({"trial": trial})
+            rows.append(a_row(trial, 0.5, 0.5))
     assert [row["trial"] for row in reader.read(tmp_path)] == [0, 1]

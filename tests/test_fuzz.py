@@ -145,4 +145,4 @@ def test_rows_without_a_column(end, tmp_path, needed) -> None:
         for found in one.rows:
             rows.append({name: value for name, value in found.items() if name != needed})
     for command in READERS[:-1]:
-        assert f"line 1 of rows.jsonl is damaged (row has no {needed})" in end(*command, "s")
+        assert f"line 1 of rows.jsonl is damaged ({needed}: Field required)" in end(*command, "s")

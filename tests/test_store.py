@@ -492,7 +492,7 @@ def test_a_row_of_the_first_version_that_is_none_hides_no_other_sweep(
     with open(old / files.ROWS, "a") as file:
         file.write("{}\n")
     assert [sweep.name for sweep in reader.load(tmp_path)] == ["a"]
-    assert "line 4 of rows.jsonl is damaged (row has no trial_id)" in caplog.text
+    assert "line 4 of rows.jsonl is damaged (trial_id: Field required)" in caplog.text
     (old / files.SWEEP).unlink()
     (old / files.SWEEP).symlink_to(tmp_path / "nowhere")
     assert [sweep.name for sweep in reader.load(tmp_path)] == ["a"]
