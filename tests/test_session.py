@@ -182,16 +182,18 @@ def test_a_token_that_others_may_read_is_mended(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))
     token = tmp_path / ".ray" / "auth_token"
-    session_module._guard_token()
+    session_module._guard_token(make=False)  # who joins a cluster has its token, or learns that it is missing
+    assert not token.exists()
+    session_module._guard_token(make=True)
     first = token.read_text()
     assert len(first) == 64
     assert token.parent.stat().st_mode & 0o777 == 0o700
     token.chmod(0o644)
-    session_module._guard_token()
+    session_module._guard_token(make=True)
     assert (token.read_text(), token.stat().st_mode & 0o777) == (first, 0o600)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/proc/1/nowhere/token")
     with pytest.raises(InputError, match="Ray's token in /proc/1/nowhere/token has to be this user's alone: No such"):
-        session_module._guard_token()
+        session_module._guard_token(make=True)
 
 
 @pytest.mark.parametrize(

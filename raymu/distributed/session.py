@@ -104,14 +104,13 @@ def session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
-    _guard_token()
+    is_alone = services.canonicalize_bootstrap_address(address) is None  # type: ignore[arg-type]
+    _guard_token(is_alone)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as ended:
-        directory = None
-        if services.canonicalize_bootstrap_address(address) is None:  # type: ignore[arg-type]
-            directory = ended.enter_context(_directory())
+        directory = ended.enter_context(_directory()) if is_alone else None
         try:
-            with _loopback() if directory else contextlib.nullcontext():
+            with _loopback() if is_alone else contextlib.nullcontext():
                 ray.init(
                     address=address,
                     include_dashboard=False,
@@ -129,25 +128,29 @@ def session(address: str | None = None) -> Iterator[None]:
         yield
 
 
-def _guard_token() -> None:
+def _guard_token(make: bool) -> None:
     """Have the token of Ray's authentication, which Ray itself writes for all to read, in a file for this user alone.
 
+    Args:
+        make: whether one is made where there is none, as for a cluster that starts.
+
     Raises:
-        InputError: it is another user's, who may let others read it.
+        InputError: it is another user's, who may let others read it, or none can be made.
     """
     Config.initialize("")  # reads RAY_AUTH_MODE anew: Ray may have been imported before raymu
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (
-            contextlib.suppress(FileExistsError),
-            open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file,
-        ):
-            file.write(secrets.token_hex(32))
-        if path.stat().st_mode & OTHERS:
-            path.chmod(0o600)
+        if make and not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (
+                contextlib.suppress(FileExistsError),
+                open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file,
+            ):
+                file.write(secrets.token_hex(32))
+        if path.exists() and path.stat().st_mode & OTHERS and not os.statvfs(path).f_flag & os.ST_RDONLY:
+            path.chmod(0o600)  # a secret that Kubernetes mounts is read-only, and the container's alone
     except OSError as error:
         raise InputError(f"Ray's token in {path} has to be this user's alone: {error.strerror}") from error
 
