@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from raymu import objective as objectives
+from raymu.errors import InputError
 from raymu.results import selection
 from raymu.results.comparison import Cell, Estimate, Lead, Runs, estimate, leads
 from raymu.results.groups import check_comparable, common
@@ -202,11 +203,18 @@ def _references(sweep: SweepResults, runs: Sequence[Row], objective: str) -> dic
 
 
 def score_on_test(row: Row, objective: str) -> float:
-    """The objective on test, in [0, 1]; 0 of a run that diverged."""
+    """The objective on test, in [0, 1]; 0 of a run that diverged.
+
+    Raises:
+        InputError: a column that it reads is empty.
+    """
     if row["status"] == "diverged":
         return 0.0
     known = row.get("test_score")  # none in rows of raymu 0.2
-    return float(objectives.get(objective).of(row, {}, "test") if known is None else known)
+    try:
+        return float(objectives.get(objective).of(row, {}, "test") if known is None else known)
+    except ValueError as error:  # a column that it reads is empty
+        raise InputError(f"{row['trial_id']}: {error}") from error
 
 
 def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cell, float]:
