@@ -10,8 +10,7 @@ from raymu.data import layout, npz, parquet
 from raymu.data.formats import OF_ARRAYS, OF_PHOTOGRAPHS
 from raymu.errors import InputError
 from raymu.models import checkpoint
-from raymu.plugins import is_file
-from raymu.scenarios import architecture_of
+from raymu.scenarios import architecture_of, file_of
 from raymu.storage import locate
 
 HELD_OUT = 0.2  # share of the training images for the test, where the data bring no test set
@@ -107,8 +106,7 @@ def _in_words(folders: tuple[str, ...]) -> tuple[str, ...]:
 
 def _placed(architecture: str, directory: Path) -> str:
     """The architecture as a scenario file in that directory names it."""
-    module, _, attribute = architecture.partition(":")
-    file = Path(module if is_file(architecture) else f"{module}.py").expanduser()
+    attribute, file = architecture.partition(":")[2], file_of(architecture).expanduser()
     is_elsewhere = attribute and file.is_file() and not (directory / file).is_file()
     return f"{file.absolute()}:{attribute}" if is_elsewhere else architecture
 

@@ -21,14 +21,8 @@ from raymu.values import (
     subset_in_words,
 )
 
-LATER = (
-    "original",
-    "original_rows",
-    "retrained",
-    "train_share",
-    "classes",
-    "forget_samples",
-)  # fields that hashes did not always have
+# Fields that hashes did not always have.
+LATER = ("original", "original_rows", "retrained", "train_share", "classes", "forget_samples")
 NONE = "none"  # in the place of a retrained model
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -130,18 +124,9 @@ class Scenario:
     data: str = ""
 
     def __post_init__(self) -> None:
-        share, number = Bounds(0, 1), NOT_NEGATIVE
-        shares = {"forget_share": share, "val_share": share, "test_share": share, "train_share": SHARE}
-        conform(
-            self,
-            "scenario: ",
-            **shares,
-            forget=number,
-            classes=number,
-            original_rows=number,
-            seed=number,
-            model_seed=number,
-        )
+        shares = dict.fromkeys(("forget_share", "val_share", "test_share"), Bounds(0, 1)) | {"train_share": SHARE}
+        numbers = dict.fromkeys(("forget", "classes", "original_rows", "seed", "model_seed"), NOT_NEGATIVE)
+        conform(self, "scenario: ", **shares, **numbers)
         if self.val_share + self.test_share >= 1:
             raise InputError("scenario: val_share and test_share leave nothing to train on")
         object.__setattr__(self, "forget", tuple(sorted(set(self.forget))))
@@ -207,7 +192,7 @@ class Scenario:
         if self.retrained not in ("", NONE) and other != self:
             raise InputError(
                 f"the retrained model of {self.name} is one without {self.forgotten}: another forget set needs another"
-                " model, in a scenario file of its own"
+                " retrained model, named in another scenario file"
             )
         return other
 

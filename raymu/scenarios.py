@@ -31,9 +31,8 @@ from raymu.values import checked, unknown
 
 SUFFIX = ".toml"
 TABLES = ("data", "recipe", "model_args")
-OWN = TABLES  # fields that a Scenario has otherwise, or not at all
 RESOLVED = ("original", "retrained", "forget", "classes", "forget_samples")  # said by file or by name
-FIELDS = (*(one.name for one in dataclasses.fields(Scenario) if one.name not in ("data", *TABLES)), *OWN)
+FIELDS = (*(one.name for one in dataclasses.fields(Scenario) if one.name not in ("data", *TABLES)), *TABLES)
 
 
 def names() -> list[str]:
@@ -94,7 +93,7 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
     arguments = _table(content, "model_args")
     if ("data" in content) == ("dataset" in content):
         raise InputError("it needs a table [data], or the name of a dataset that raymu knows (dataset = ...)")
-    kept = {field: content[field] for field in content if field not in (*OWN, *RESOLVED)}
+    kept = {field: content[field] for field in content if field not in (*TABLES, *RESOLVED)}
     task = Scenario(
         **kept
         | {
@@ -130,10 +129,9 @@ def architecture_of(name: str, directory: Path) -> str | Architecture:
     module, _, attribute = name.partition(":")
     if not attribute:
         return name
-    if plugins.is_file(name):
-        held: Any = plugins.load(directory / module)
-    elif (directory / f"{module}.py").is_file():
-        held = plugins.load(directory / f"{module}.py")
+    file = directory / file_of(name)
+    if plugins.is_file(name) or file.is_file():
+        held: Any = plugins.load(file)
     else:
         try:
             held = importlib.import_module(module)
@@ -146,6 +144,12 @@ def architecture_of(name: str, directory: Path) -> str | Architecture:
         functions = [key for key, value in vars(held).items() if callable(value) and not key.startswith("_")]
         raise InputError(unknown(f"function of {module}", attribute, functions))
     return Made(name, made)
+
+
+def file_of(architecture: str) -> Path:
+    """File of an architecture's module: "resnet20.py" of "resnet20.py:resnet20" and of "resnet20:resnet20"."""
+    module = architecture.partition(":")[0]
+    return Path(module if plugins.is_file(architecture) else f"{module}.py")
 
 
 def _recipe(content: Mapping[str, Any]) -> Recipe:

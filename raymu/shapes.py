@@ -1,4 +1,4 @@
-"""What JSON from elsewhere has to look like before anything is made of it."""
+"""Check of stored values against their declared kinds, before anything is computed from them."""
 
 import functools
 from typing import Any

@@ -60,18 +60,8 @@ PARSED = (  # beginnings of commands that are read by their command line, and no
     "raymu report swept",
     "raymu report before after",  # test_report.py
 )
-OTHERS = {
-    "aws",
-    "az",
-    "chmod",
-    "gcloud",
-    "kubectl",
-    "mypy",
-    "ruff",
-    "scancel",
-    "source",
-    "tail",
-}  # programs that are not ours
+# Programs that are not ours.
+OTHERS = {"aws", "az", "chmod", "gcloud", "kubectl", "mypy", "ruff", "scancel", "source", "tail"}
 WRONG = (click.UsageError, typer.BadParameter.__base__)  # typer has a copy of click
 CUT_SHORT = ("MissingParameter", "BadOptionUsage", "NoArgsIsHelpError")
 

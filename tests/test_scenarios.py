@@ -391,7 +391,7 @@ def test_a_flag_that_may_mean_two_classes_is_refused(own, flag, said) -> None:
 
 
 def test_a_retrained_model_is_one_of_its_forget_set(own) -> None:
-    """Of two classes it names the one that it never saw never, and the other one always."""
+    """The one in this test names every image light, and none grey."""
     with torch.no_grad():
         weights = load_file(own / "model.safetensors")
         weights["fc.weight"].zero_()

@@ -88,7 +88,7 @@ def run_program(program: Callable[[], None]) -> None:
 
 
 def _refused(error: OSError | MemoryError) -> str:
-    """What the system refuses, in a line; of the cache's directory also what names another."""
+    """Line that says what the system refuses. Where that is the cache, it names the variable that moves it."""
     if isinstance(error, MemoryError):
         return f"out of memory{f': {error}' if str(error) else ''}"
     from raymu.cache import base  # imports torch
@@ -96,6 +96,6 @@ def _refused(error: OSError | MemoryError) -> str:
     reason = (error.strerror or str(error)).partition("\n")[0]
     if error.filename is None:
         return reason
-    place, cache = os.fsdecode(error.filename), base()
-    is_cache = place == str(cache) or cache.is_relative_to(place) or Path(place).is_relative_to(cache)
+    place, cache = Path(os.fsdecode(error.filename)), base()
+    is_cache = cache.is_relative_to(place) or place.is_relative_to(cache)
     return f"{place}: {reason}{' (RAYMU_CACHE names the cache)' * is_cache}"

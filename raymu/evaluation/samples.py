@@ -81,9 +81,9 @@ def check_room(path: Path) -> None:
     sheet = _sheet(path)
     if path.suffix != ".csv":
         raise InputError(f"--samples takes a file NAME.csv, beside which NAME.png is written, not {path}")
-    for there, is_free in ((path, not path.exists() or _is_table(path)), (sheet, path.exists() or not sheet.exists())):
-        if not is_free:
-            raise InputError(f"{there} is there already, and not by --samples; choose another name than {path}")
+    others = path if path.exists() and not _is_table(path) else sheet if sheet.exists() and not path.exists() else None
+    if others is not None:
+        raise InputError(f"{others} is there already, and not by --samples; choose another name than {path}")
     for one in (path, sheet):
         is_new = not one.exists()
         try:
@@ -98,7 +98,8 @@ def check_room(path: Path) -> None:
 def _is_table(path: Path) -> bool:
     """Whether a file is one that `write` has written."""
     try:
-        return path.read_text(errors="replace").startswith(",".join(COLUMNS))
+        with path.open(errors="replace") as file:
+            return file.readline().startswith(",".join(COLUMNS))
     except OSError:
         return True  # whether it can be written is looked at after this
 

@@ -35,6 +35,13 @@ ENVIRONMENT = "environment.json"
 REFERENCES = "references.json"
 FEATURES = "features.json"
 ENDED = "ended.json"
+KINDS = {
+    SWEEP: kinds.Sweep,
+    ENVIRONMENT: kinds.Environment,
+    REFERENCES: kinds.References,
+    FEATURES: kinds.Features,
+    ENDED: kinds.Ended,
+}
 MIRROR = ".cache"  # in a storage, of all its sweeps; see `raymu.cache`
 CHECKSUM = b'"checksum": "'  # a field of rows and JSON files, over what precedes it
 PART = re.compile(r"rows(-\d{5}-[0-9a-f]{12})?\.jsonl")
@@ -221,7 +228,7 @@ def read_json(directory: Location, name: str, seal: bytes | None = None) -> Any:
     """
     try:
         found = _opened(read_bytes(directory, name), seal)
-        if said := kinds.misfit(name, found):
+        if said := kinds.misfit(found, KINDS.get(name, Any)):
             raise DamagedError(said)
         return found
     except FileNotFoundError:

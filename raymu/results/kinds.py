@@ -1,4 +1,4 @@
-"""Kinds of what the files of a sweep hold, by their names: nothing else is read from them. All may hold more."""
+"""Kinds of the files of a sweep: the fields that are read of each. A file may have others as well."""
 
 from typing import Any, Required
 
@@ -57,7 +57,9 @@ class _Grown(TypedDict, total=False):
     top: list[int]
 
 
-class _Sweep(TypedDict, total=False):
+class Sweep(TypedDict, total=False):
+    """What was asked for, `sweep.json`."""
+
     format: int
     raymu: str
     method: str
@@ -74,7 +76,9 @@ class _Sweep(TypedDict, total=False):
     history: list[_Grown]
 
 
-class _Environment(TypedDict, total=False):
+class Environment(TypedDict, total=False):
+    """Machine and versions, `environment.json`."""
+
     versions: dict[str, Any]
     machine: str
     started: str
@@ -103,7 +107,9 @@ class _Points(TypedDict):
     y: list[float]
 
 
-class _Features(TypedDict, total=False):
+class Features(TypedDict, total=False):
+    """t-SNE maps, `features.json`."""
+
     trial_id: str
     confirms: str | None
     labels: Required[list[int]]
@@ -113,28 +119,22 @@ class _Features(TypedDict, total=False):
     tuned: _Points
 
 
-class _Ended(TypedDict, total=False):
+class Ended(TypedDict, total=False):
+    """Size of a finished sweep, `ended.json`."""
+
     rows: Required[int]
     budget: dict[str, int] | None
 
 
-KINDS = {
-    "sweep.json": _Sweep,
-    "environment.json": _Environment,
-    "references.json": dict[str, _OfScenario],
-    "features.json": _Features,
-    "ended.json": _Ended,
-}
+References = dict[str, _OfScenario]  # by the scenario's hash, `references.json`
 
 
-def misfit(file: str, content: Any) -> str:
-    """Where a file's content is not of its kind, as `shapes.misfit` says it; empty: it is.
-
-    Args:
-        file: its name.
+def misfit(content: Any, kind: Any) -> str:
+    """Where a file's content is not of its kind, as `shapes.misfit` says it; empty: it is. Of references that covers
+    the rows of the models as well.
     """
-    said = shapes.misfit(content, KINDS.get(file, Any))
-    if said or file != "references.json":
+    said = shapes.misfit(content, kind)
+    if said or kind is not References:
         return said
     rows = (
         one for found in content.values() for which, one in found.items() if which not in _OfScenario.__annotations__
