@@ -234,10 +234,16 @@ class Trial:
         else:
             from raymu.distributed.nodes import driving
             from raymu.distributed.session import Resources, fit_to_cluster, session
+            from raymu.distributed.watch import Watch
             from raymu.distributed.worker_groups import side_by_side
 
-            with session(None), driving(locate(out), locate(out) / MIRROR) as driver:
-                side_by_side(driver, fit_to_cluster(Resources(options=self.options)), [call])
+            with (
+                session(None),
+                driving(locate(out), locate(out) / MIRROR) as driver,
+                Watch(driver.signs) as watch,
+            ):
+                slots = fit_to_cluster(Resources(options=self.options))
+                side_by_side(driver, watch, slots, [(self.method.name(), *call)])
             shutil.rmtree(out / MIRROR)
         row: Row = cache.load_json(out / export.ROW)
         return row

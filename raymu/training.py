@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raymu import engines, splits
+from raymu import engines, heartbeat, splits
 from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.evaluation import accuracy
@@ -81,7 +81,8 @@ def fit(
                 best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()))
             elif epoch - best.epoch >= patience:
                 raise _Converged
-        if checkpoints is not None and workers.broadcast(time.perf_counter() - kept >= options.checkpoint_s):
+        is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
+        if checkpoints is not None and workers.broadcast(is_due):
             kept, state = time.perf_counter(), engine.state()
             weights = state.weights | {BEST + name: weight for name, weight in best.weights.items()}
             so_far = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from raymu import devices, engines, memory, reference_models, source, splits
+from raymu import devices, engines, heartbeat, memory, reference_models, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.errors import Diverged, InputError
@@ -126,7 +126,8 @@ def run_trial(
             if epoch in rungs and epoch < method.total_epochs:
                 measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
                 report({**row, "status": "stopped"})
-            if checkpoints is not None and workers.broadcast(time.perf_counter() - kept >= options.checkpoint_s):
+            is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
+            if checkpoints is not None and workers.broadcast(is_due):
                 clock()
                 checkpoints.save(engine.state(), row, workers)
                 kept = time.perf_counter()

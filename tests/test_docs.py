@@ -116,7 +116,7 @@ def test_a_thousand_trials_are_few_lines_in_a_notebook(monkeypatch, capsys) -> N
         return Handle()
 
     monkeypatch.setattr("IPython.display.display", display)
-    with SweepProgress(NotebookConsole(), "trials", 1000, 0) as progress:
+    with SweepProgress(NotebookConsole(), "trials", 1000, []) as progress:
         for trial in range(1000):
             row = {"trial_id": f"salun-{trial}", "status": "completed", "config": {}, "error": None}
             progress.started(row["trial_id"])

@@ -132,7 +132,7 @@ def page(sweeps: list[SweepResults], tmp_path_factory: pytest.TempPathFactory) -
     ranked = make_ranked(sweeps)
     single = [make_ranked([ranked[2].sweep], runs=0)[0]]
     single[0].figures["published"] = None
-    report.write([report.Chapter(sweeps, ranked[:2] + single)], path)
+    report.write([report.Chapter(sweeps, ranked[:2] + single)], path.parent, path.name)
     return path
 
 
@@ -147,7 +147,7 @@ def browser() -> Iterator[Any]:
 DRAWN = """() => [...document.querySelectorAll(".js-plotly-plot")].map((plot) => {
     const {width, height} = plot.querySelector("svg.main-svg").getBoundingClientRect();
     const marks = plot.querySelectorAll(".scatterlayer path, .scatterlayer text, .barlayer path").length;
-    return {width, height, marks, box: plot.parentElement.getBoundingClientRect().height};
+    return {width, height, marks, box: plot.getBoundingClientRect().height};
 })"""
 
 
@@ -217,7 +217,7 @@ def test_sweeps_that_do_not_compare_are_chapters(sweeps: list[SweepResults], tmp
     chapters = [
         report.Chapter([one], make_ranked([one]), apart) for one, apart in zip(sweeps, ("", "other"), strict=False)
     ]
-    report.write(chapters, tmp_path / "report.html")
+    report.write(chapters, tmp_path, "report.html")
     text = (tmp_path / "report.html").read_text()
     assert text.count("<article") == 2
     assert re.findall(r"href=\"#(g\d-headline)\"", text) == re.findall(r"h2 id=\"(g\d-headline)\"", text)
@@ -252,7 +252,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for row in entry.sweep.rows:
                 row["confirms"] = entry.tuned["trial_id"] if row["source"] == "confirmation" else None
     chapters = [report.Chapter(side.sweeps, side.ranked, "", side.name) for side in sides]
-    report.write(chapters, path, [changes(*sides)])
+    report.write(chapters, path.parent, path.name, [changes(*sides)])
     return path
 
 
@@ -314,10 +314,10 @@ def test_a_copied_config_is_the_tuned_row(browser: Any, page: Path, sweeps: list
 
 
 def test_nothing_completed_is_a_page_too(sweeps: list[SweepResults], tmp_path: Path) -> None:
-    report.write([report.Chapter([sweeps[3]], [])], tmp_path / "report.html")
+    report.write([report.Chapter([sweeps[3]], [])], tmp_path, "report.html")
     assert "No trial completed" in (tmp_path / "report.html").read_text()
     with pytest.raises(InputError, match="cannot write"):
-        report.write([report.Chapter([sweeps[3]], [])], tmp_path / "missing" / "report.html")
+        report.write([report.Chapter([sweeps[3]], [])], tmp_path / "missing", "report.html")
 
 
 def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
     for entry in ranked:
         nothing = {"published": None, "original": None, "tuned": Figures(entry.score, {}, None)}
         entry.figures.update(nothing)
-    report.write([report.Chapter([bare, gone], ranked)], tmp_path / "report.html")
+    report.write([report.Chapter([bare, gone], ranked)], tmp_path, "report.html")
     assert ">nan<" not in (tmp_path / "report.html").read_text().lower()
 
 
@@ -383,10 +383,10 @@ def test_without_a_retrained_model_tables_say_so(sweeps: list[SweepResults]) -> 
     known, *others = make_ranked(sweeps)
     alone = known._replace(figures=known.figures | {"retrained": None})
     for ranked, is_said in (([known, *others], False), ([alone, *others], True)):
-        shown = (tables.ranking(ranked, 80), tables.comparison(ranked[0].figures, "hmean"))
+        shown = (tables.ranking(ranked, 80), tables.comparison(ranked[0].figures, "hmean", 80))
         assert [tables.NO_RETRAINED in str(table.caption) for table in shown] == [is_said, is_said]
         assert any(tables.NO_RETRAINED in line for line in verdict.cautions(sweeps, ranked)) is is_said
-    assert "retrained" not in tables.comparison(alone.figures, "hmean").columns[0].cells
+    assert "retrained" not in tables.comparison(alone.figures, "hmean", 80).columns[0].cells
 
 
 def test_a_score_of_0_wins_nothing_and_one_above_the_ideal_is_warned_of(sweeps: list[SweepResults]) -> None:
@@ -441,10 +441,10 @@ def test_pareto_front_of_points() -> None:
 
 def test_expected_best_is_the_mean_over_all_draws() -> None:
     scores = [0.3, 0.0, 0.9, 0.3, 0.6]
-    for n, best in enumerate(search_figures.expected_best(scores), start=1):
+    for n, best in enumerate(search_figures.expected_best(scores, range(1, 6)), start=1):
         outcomes = [max(drawn) for drawn in itertools.product(scores, repeat=n)]
         assert best == pytest.approx(sum(outcomes) / len(outcomes), abs=1e-12)
-    assert search_figures.expected_best([]) == []
+    assert search_figures.expected_best([], []) == []
 
 
 def test_what_a_trial_is_worth() -> None:

@@ -20,11 +20,12 @@ from rich.console import Console
 from raymu import reference_models, splits
 from raymu.distributed import session as session_module
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster
+from raymu.distributed.watch import Watch
 from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.protocol import Protocol
 from raymu.storage import locate
-from raymu.tuning import driver
+from raymu.tuning import driver, references
 
 
 @pytest.fixture
@@ -113,15 +114,14 @@ def test_a_busy_gpu_is_not_shared_whatever_the_lengths_of_trials(lost, trials, c
 
 def test_every_reference_has_checkpoints_of_its_own(monkeypatch, digits, tmp_path) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(driver, "side_by_side", lambda node, slots, some: calls.extend(some))
+    monkeypatch.setattr(references, "side_by_side", lambda driver, watch, slots, some: calls.extend(some))
     monkeypatch.setattr(reference_models, "missing", lambda scenario: list(reference_models.REFERENCES))
-    run: Any = driver._Run.__new__(driver._Run)
-    run._slots, run._driver, run._console = SimpleNamespace(options=Options()), None, Console(quiet=True)
-    run._rows, run._sweep = SimpleNamespace(directory=locate(tmp_path)), SimpleNamespace(protocol=Protocol())
+    made: Any = SimpleNamespace(directory=locate(tmp_path), protocol=Protocol(), options=Options())
     digits = splits.prepare(digits)
-    run._train_missing([digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))])
-    places = [call[-1].location.path for call in calls if call[0] is reference_models.train]
-    assert len(places) == len(set(places)) == 6
+    scenarios = [digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))]
+    references._train_missing(made, scenarios, made, made, Watch(None), made, Console(quiet=True))
+    trained = [call for call in calls if call[1] is reference_models.train]
+    assert len({call[-1].location.path for call in trained}) == len({call[0] for call in trained}) == 6
 
 
 def test_trials_that_cannot_share_a_gpu_do_not_try_for_ever() -> None:

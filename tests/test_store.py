@@ -1,5 +1,6 @@
 """Rows survive whatever happens to their writer, on a disk and on S3 as moto serves it."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -13,6 +14,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -685,3 +687,74 @@ def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: Refe
     assert (
         run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True), anyway=True) == rows
     )  # it is finished
+
+
+# A storage that loses a sweep
+
+
+def lose(storage: Any) -> None:
+    where = locate(storage)
+    where.filesystem.delete_dir(where.path)
+
+
+def test_rows_of_a_storage_that_is_gone_are_kept_and_put_back(storage: str, tmp_path: Path) -> None:
+    place, rescue = locate(storage) / "sweep", tmp_path / "rescued"
+    with Store(place, IDENTITY, resume=False, rescue=rescue) as rows:
+        rows.put(files.RUNNING, {"2": {}})
+        rows.append(row(0))
+        lose(place)
+        with pytest.raises(
+            StorageError, match=r"is gone: .* Its 2 rows are kept in .*, and .* with --resume"
+        ):
+            rows.append(row(1))
+    (kept,) = rescue.iterdir()
+    assert trials(reader.read(kept)) == [0, 1]
+    with pytest.raises(InputError, match=rf"has lost a sweep, whose 2 rows are kept in {kept}: the same command with"):
+        Store(place, IDENTITY, resume=False, rescue=rescue)
+    with Store(place, IDENTITY, resume=True, rescue=rescue) as rows:
+        assert reader.running(place) == {"2": {}}
+        rows.append(row(2))
+    assert trials(reader.read(place)) == [0, 1, 2]
+    assert not kept.exists()
+    with Store(place, IDENTITY, resume=True, rescue=rescue):
+        pass
+
+
+def test_a_storage_that_shrinks_has_its_rows_put_back(tmp_path: Path) -> None:
+    place, rescue = tmp_path / "sweep", tmp_path / "rescued"
+    with Store(place, IDENTITY, resume=False) as rows:
+        rows.append(row(0))
+    with Store(place, IDENTITY, resume=True, rescue=rescue) as rows:
+        rows.append(row(1))
+        os.truncate(place / files.ROWS, 0)
+        with pytest.raises(StorageError, match="is gone"):
+            rows.append(row(2))
+    with pytest.raises(InputError, match="has lost a sweep"):
+        Store(place, {"method": "other"}, resume=True, rescue=rescue)
+    with Store(place, IDENTITY, resume=True, rescue=rescue):
+        assert trials(reader.read(place)) == [0, 1, 2]
+
+
+def test_another_sweep_in_the_place_of_one_that_was_removed_is_left_alone(tmp_path: Path) -> None:
+    place, rescue = tmp_path / "sweep", tmp_path / "rescued"
+    with Store(place, IDENTITY, resume=False, rescue=rescue) as rows:
+        lose(place)
+        with Store(place, IDENTITY, resume=False, rescue=tmp_path / "elsewhere") as others:
+            others.append(row(7))
+        with pytest.raises(StorageError, match="is gone"):
+            rows.append(row(0))
+    assert trials(reader.read(place)) == [7]
+
+
+def test_a_row_that_a_full_disk_refuses_is_kept(small_disk: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 0.2)
+    with Store(small_disk / "sweep", IDENTITY, resume=False, rescue=tmp_path / "rescued") as rows:
+        rows.append(row(0))
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError):
+            filler.write_bytes(bytes(16 * 2**20))
+        with pytest.raises(StorageError, match=r"No space left on device\. Its 2 rows are kept in"):
+            rows.append(row(1, error=5000 * "x"))
+    filler.unlink()
+    with Store(small_disk / "sweep", IDENTITY, resume=True, rescue=tmp_path / "rescued"):
+        assert trials(reader.read(small_disk / "sweep")) == [0, 1]

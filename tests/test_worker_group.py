@@ -19,6 +19,7 @@ from raymu import reference_models
 from raymu.distributed import retries
 from raymu.distributed.nodes import Driver, driving
 from raymu.distributed.session import Slots, session
+from raymu.distributed.watch import Watch
 from raymu.distributed.worker_groups import WorkerError, for_all, in_group, side_by_side
 from raymu.engines import Options
 from raymu.errors import NodeError
@@ -40,13 +41,19 @@ class First:
         self._driver = driver
 
     def do(self, function, *arguments):
-        return in_group(self._driver, OPTIONS, function, *arguments)
+        return in_group(self._driver, OPTIONS, "test", function, *arguments)
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     with session(None), driving(locate(tmp_path_factory.mktemp("shared")), None) as driver:
         yield driver
+
+
+@pytest.fixture
+def watch(driver: Driver) -> Iterator[Watch]:
+    with Watch(driver.signs) as watch:
+        yield watch
 
 
 @pytest.fixture
@@ -189,12 +196,12 @@ def write(directory: str, name: str) -> None:
 
 
 @pytest.mark.long
-def test_calls_side_by_side(driver, tmp_path) -> None:
+def test_calls_side_by_side(driver, watch, tmp_path) -> None:
     slots = Slots(OPTIONS, {"CPU": 1.0}, 1)
-    side_by_side(driver, slots, [(write, str(tmp_path), name) for name in "abc"])
+    side_by_side(driver, watch, slots, [(name, write, str(tmp_path), name) for name in "abc"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     with pytest.raises(Exception, match="no luck in 1"):
-        side_by_side(driver, slots, [(fails_in, 1)])
+        side_by_side(driver, watch, slots, [("test", fails_in, 1)])
 
 
 def has_room_after(refusals: int, directory: str) -> None:
@@ -205,12 +212,12 @@ def has_room_after(refusals: int, directory: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_call_that_the_machine_fails_is_made_again(driver, tmp_path, monkeypatch) -> None:
+def test_a_call_that_the_machine_fails_is_made_again(driver, watch, tmp_path, monkeypatch) -> None:
     """As a trial is: references are trained by such calls, and a sweep is not over for an outage."""
     monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
     slots = Slots(Options(), {"CPU": 1.0}, 1)
-    side_by_side(driver, slots, [(has_room_after, 2, str(tmp_path))])
+    side_by_side(driver, watch, slots, [("test", has_room_after, 2, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 3
-    with pytest.raises(NodeError, match=r"again and again: OSError: .*No space left on device"):
-        side_by_side(driver, slots, [(has_room_after, 7, str(tmp_path))])
+    with pytest.raises(NodeError, match=r"^test: OSError: .*No space left on device; tried 3 times"):
+        side_by_side(driver, watch, slots, [("test", has_room_after, 7, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 6

@@ -82,6 +82,7 @@ def evaluate(
     from raymu.scenarios import get
     from raymu.study import from_a_row, prepared, scenario_of
     from raymu.trial import check
+    from raymu.tuning.progress import busy
 
     load_own(own)
     _, row = export.made_by(checkpoint)
@@ -100,7 +101,7 @@ def evaluate(
     model = export.load(checkpoint, task)
     task = prepared(task, data_dir, weights_file)
     try:
-        with console.status("training the references" if reference_models.missing(task) else "measuring the model"):
+        with busy(console, "training the references" if reference_models.missing(task) else "measuring the model"):
             measured = unlearned.evaluate(model, task, found, options, objective=scored_by)
             profiles = unlearned.layers(model, task, options) if layers else None
     except (Diverged, Undefined) as error:
@@ -117,7 +118,7 @@ def evaluate(
     else:
         console.print(f"{checkpoint} on {task.title}", highlight=False, soft_wrap=True)
         figures = {which: figures_of(one, scored_by.name) for which, one in rows.items()}
-        console.print(tables.comparison(figures, scored_by.name))
+        console.print(tables.comparison(figures, scored_by.name, console.width))
         for line in (*fixed_points.memory_lines([memory]), fixed_points.nothing_to_forget([memory])):
             console.print(line, highlight=False, soft_wrap=True)
         if profiles is not None:

@@ -1,6 +1,5 @@
 """Sweeps that are run, and what is printed of them."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,9 +32,8 @@ def sweep_and_rank(sweeps: "list[Sweep]", storage: "Location", name: str, resour
     console.print(tables.ranking(ranked, console.width))
     if said := groups.said_of_part(done):
         console.print(said, highlight=False, soft_wrap=True)
-    path = Path(storage.path if storage.local else ".") / "report.html"
-    report.write([report.Chapter(done, ranked)], path)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    report.write([report.Chapter(done, ranked)], storage, "report.html")
+    console.print(f"report: {storage / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _can_find(methods: int, originals: int) -> str:
@@ -84,7 +82,7 @@ def sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resour
         return False
     (end,) = ranked
     search = cost.spent(reader.search_rows(results))
-    console.print(tables.comparison(end.figures, protocol.objective.name, search))
+    console.print(tables.comparison(end.figures, protocol.objective.name, console.width, search))
     for name, setting in sweep.method.settings(sweep.scenario, sweep.head, sweep.train).items():
         mark = "published" if setting == sweep.published else "also published, not run"
         console.print(f"{mark}: {name}, {tables.setting(setting)}", highlight=False, soft_wrap=True)

@@ -54,6 +54,7 @@ def references(
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.scenarios import get
+    from raymu.tuning.progress import busy
 
     load_own(own)
     checked("--originals", originals, int, Bounds(1))
@@ -62,7 +63,7 @@ def references(
     scored_by = objectives.get(objective) if objective else objectives.default(task.has_retrained)
     options = Options(threads=cpus_per_trial, cores=cpus_per_trial)
     tasks = [dataclasses.replace(task, model_seed=task.model_seed + number) for number in range(originals)]
-    with console.status("training and measuring the references"):
+    with busy(console, "training and measuring the references"):
         rows = [study.references(tasks[0], scored_by, found, options, data_dir, weights_file)]
         rows += [study.references(one, scored_by, found, options) for one in tasks[1:]]  # on the same data
     if as_json:
@@ -72,6 +73,6 @@ def references(
     console.print(task.title, highlight=False, soft_wrap=True)
     models = {which: [of[which] for of in rows] for which in rows[0] if which != "memory"}
     figures = {which: figures_of(of[0], scored_by.name, of if originals > 1 else ()) for which, of in models.items()}
-    console.print(tables.comparison(figures, scored_by.name))
+    console.print(tables.comparison(figures, scored_by.name, console.width))
     for line in (*fixed_points.memory_lines(memories), fixed_points.nothing_to_forget(memories)):
         console.print(line, highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """`raymu results`, `raymu best` and `raymu report`: what sweeps found."""
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from raymu.cli.flags import JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
 from raymu.errors import InputError
 from raymu.values import STORAGE
+
+FOLLOW_S = 5.0  # between two looks at a storage
 
 if TYPE_CHECKING:  # `raymu --help` does not need it
     from raymu.results.groups import Group
@@ -71,6 +74,34 @@ def results(
             _print(f"{heading}: no completed trial")
 
 
+@app.command()
+def status(
+    storage: StorageArgument = STORAGE,
+    as_json: JsonFlag = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until no sweep runs any more.")] = False,
+) -> None:
+    """Print how far sweeps are, from any machine that reads the storage."""
+    from rich.live import Live
+
+    from raymu.results import tables
+    from raymu.results.status import status as look
+
+    if as_json:
+        if follow:
+            raise InputError("--json prints once: leave --follow out")
+        typer.echo(json.dumps([one._asdict() for one in look(storage)], indent=2))
+        return
+    found = look(storage)
+    if not follow:
+        console.print(tables.status(found))
+        return
+    with Live(tables.status(found), console=console, auto_refresh=False) as live:
+        while any(one.state == "running" for one in found):
+            time.sleep(FOLLOW_S)
+            found = look(storage)
+            live.update(tables.status(found), refresh=True)
+
+
 def _heading(number: int, groups: "list[Group]") -> str:
     """Heading of a group: its sweeps, and why they do not compare with the first group's; empty for a single group."""
     if len(groups) == 1:
@@ -128,7 +159,7 @@ def best(
                 console.print(f"{score_name(row['objective'])} on validation: {row['score']:.3f}", highlight=False)
             objective = rows[0]["objective"]
             figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
-            console.print(tables.comparison(figures, objective))
+            console.print(tables.comparison(figures, objective, console.width))
 
 
 def name_of(method: str | None) -> str | None:

@@ -110,6 +110,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
     from raymu.results import tables
     from raymu.results.ranking import figures_of
     from raymu.study import differences_to
+    from raymu.tuning.progress import busy
 
     trial = trial.prepared(data_dir, weights)
     name, task, objective = trial.method.name(), trial.scenario, trial.objective.name
@@ -117,7 +118,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
     for line in splits.notes(task):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     missing = reference_models.missing(task)
-    with console.status(f"training the references: {', '.join(missing)}" if missing else "unlearning"):
+    with busy(console, f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         row = trial.keep(out)
     if row["status"] == "error":
         kind, _, reason = row["error"].partition(": ")
@@ -129,7 +130,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
     if row["status"] != "completed":
         typer.echo(f"{row['error']}; there is no model, the row is in {out}", err=True)
         sys.exit(1)
-    console.print(tables.comparison({name: figures_of(row, objective)}, objective))
+    console.print(tables.comparison({name: figures_of(row, objective)}, objective, console.width))
     if trial.layers:
         console.print(tables.layers(cache.load_json(out / export.LAYERS)))
     if others := differences_to(given, row):

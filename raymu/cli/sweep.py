@@ -225,6 +225,14 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         concurrent: Annotated[
             int | None, typer.Option(help="Trials at once, at most; how far a cluster grows. (default: as many as fit)")
         ] = resources.concurrent,
+        trial_timeout: Annotated[
+            float | None,
+            typer.Option(
+                metavar="SECONDS",
+                help="An attempt at a trial ends after so long, as one whose process died: it is tried again twice."
+                " (default: one ends that gives no sign of life)",
+            ),
+        ] = resources.timeout_s,
         tensorboard: Annotated[Path | None, typer.Option(help="Directory for TensorBoard's event files.")] = None,
         mlflow: Annotated[str | None, typer.Option(help="MLflow's tracking URI: sqlite:///mlflow.db")] = None,
         wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases.")] = None,
@@ -278,7 +286,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             checkpoint_s=checkpoint_every,
             **given_values({"threads": cpus_per_trial, "cores": cpus_per_trial}),
         )
-        given = Resources(address, engine, _gpus(gpus_per_trial), concurrent)
+        given = Resources(address, engine, _gpus(gpus_per_trial), concurrent, trial_timeout)
         if len(defaults) == 1:
             sweep = asked(default)
             if not sweep_and_show(sweep, locate(storage), name, given, **options):

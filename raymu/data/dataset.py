@@ -20,6 +20,7 @@ PARTS = {  # by the names that they have in files, the usual one first
     "val": ("val", "validation"),
     "test": ("test",),
 }
+MOST_CLASSES = 1_000_000  # beyond any dataset: a larger label is damage, and its model would take all memory
 READ_BY = "; read by "  # stands between what the data are and the digest of their reader
 
 Transform = Callable[[], dict[str, Any]]
@@ -51,7 +52,7 @@ class Dataset(source.Travels, ABC):
         class_names: of 0, 1, ... in this order; empty: they have none.
 
     Raises:
-        InputError: a number below 1, another type, or not a name for each class.
+        InputError: a number below 1, more than a million classes, another type, or not a name for each class.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Dataset(source.Travels, ABC):
     def __post_init__(self) -> None:
         kinds = {"name": str, "num_classes": int, "channels": int, "class_names": tuple[str, ...]}
         for name, kind in kinds.items():
-            value = checked(f"dataset: {name}", getattr(self, name), kind, Bounds(1))
+            value = checked(f"dataset: {name}", getattr(self, name), kind, Bounds(1, MOST_CLASSES))
             object.__setattr__(self, name, value)
         if self.class_names and len(self.class_names) != self.num_classes:
             raise InputError(f"dataset: {len(self.class_names)} class names for {self.num_classes} classes")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raymu import cache, source
-from raymu.data.dataset import PARTS
+from raymu.data.dataset import MOST_CLASSES, PARTS
 from raymu.data.layout import (
     HIDDEN,
     JPEG,
@@ -39,6 +39,7 @@ CLASSES = "classes.json"
 READERS = ("raymu.data.index", "raymu.data.layout", "raymu.data.rgb")  # code that an index follows from
 CONTENTS = 2**26  # bytes, which take a second
 SAMPLE = 1024
+LABEL_BYTES = 32  # of a .cls, at most
 READ_AHEAD = 2**23  # bytes; on object storage a request for each header would take longer than to read all
 Result = TypeVar("Result")
 
@@ -280,8 +281,8 @@ def _read_shard(location: Location, position: int, file: File) -> tuple[list[_Im
             if key in (labels if kind == "cls" else places):
                 raise InputError(f"{shown}: {key} is there twice")
             if kind == "cls":
-                text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                if not text.strip().isdigit():
+                text = archive.extractfile(member).read(LABEL_BYTES)  # type: ignore[union-attr]
+                if not text.strip().isdigit() or member.size > LABEL_BYTES or int(text) >= MOST_CLASSES:
                     raise InputError(f"{shown}: {member.name} is no class number, but {text[:20]!r}")
                 labels[key] = int(text)
                 continue

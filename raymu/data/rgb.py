@@ -12,7 +12,8 @@ An image is read as a viewer shows it:
 
 Some images are refused, since there is no agreed way to show them: 32-bit and signed integers and floating point, whose
 white no file names; several frames; and a transparent colour in PNGs of 2, 4 or 3 x 16 bits, which Pillow compares with
-other values. Of a camera's JPEG (MPO) the first frame is the picture, the others are previews.
+other values. Of a camera's JPEG (MPO) the first frame is the picture, the others are previews. So are images of more
+than 67 million pixels: a file of some kilobytes may hold one that takes all memory.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from raymu.errors import InputError
+
+MOST_PIXELS = 2**26  # as of 8192 x 8192
 
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -51,6 +54,9 @@ def open_image(file: BinaryIO) -> Image.Image:
         image = Image.open(file)
     except UnidentifiedImageError as error:
         raise InputError("it is no image of a kind that Pillow knows") from error
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise InputError(f"it has {width} x {height} pixels, and {MOST_PIXELS:,} are read at most")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise InputError(f"it has {frames} frames; only still images are read")
@@ -95,6 +101,6 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     (bits,) = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
     white_is_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-    values, white = np.asarray(image).astype(np.int64), 2**bits - 1
+    values, white = np.asarray(image).astype(np.int32), 2**bits - 1
     grey = ((white - values if white_is_zero else values) * 255 + white // 2) // white
     return np.where(values == image.info.get("transparency", -1), 255, grey).astype(np.uint8)

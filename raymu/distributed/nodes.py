@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import raymu
 from raymu import cache, devices, modules, plugins, source, splits
 from raymu.data import folders, listed
+from raymu.distributed import watch
 from raymu.errors import InputError, NodeError
 from raymu.models import given, pretrained
 from raymu.scenario import Scenario
@@ -43,6 +44,7 @@ class Driver:
         mirror: where cache entries are kept for all nodes; None: they share the cache's directory itself.
         mark: the name of a file that stands in `shared`, and without a mirror in the cache, of this driver alone:
             another may take the sweep over.
+        signs: the actor that hears how far its processes are.
     """
 
     node: str
@@ -53,6 +55,7 @@ class Driver:
     shared: Location
     mirror: Location | None
     mark: str
+    signs: Any
 
 
 @contextlib.contextmanager
@@ -77,7 +80,17 @@ def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
         patiently("write to", place, partial(write_bytes, place, mark, b""))
     before, cache.mirror = cache.mirror, mirror
     try:
-        yield Driver(node, str(cache.base()), versions(), _modules(), dict(folders.locations), shared, mirror, mark)
+        yield Driver(
+            node,
+            str(cache.base()),
+            versions(),
+            _modules(),
+            dict(folders.locations),
+            shared,
+            mirror,
+            mark,
+            watch.signs(),
+        )
     finally:
         cache.mirror = before
         for place in marked:

@@ -10,11 +10,13 @@ from raymu.results import files, reader, writer
 from raymu.row import Row
 from raymu.storage import Location
 
-RETRIES = 2  # of a trial whose process dies, or which its machine fails
-LOST_NODES = 20  # that a trial outlives: a node that goes is no fault of it
+RETRIES = 2  # of a trial or a reference whose process dies or hangs, or which its machine fails
+LOST_NODES = 20  # that it outlives: a node that goes is no fault of it
 PAUSES_S = (10.0, 60.0)  # before what was refused memory, disk or storage is tried again: they may be back by then
 
-NODE = re.compile(r"actor \w* ?is unavailable|node has died|node it was running on is dead|raylet died|preempt", re.I)
+NODE = re.compile(
+    r"actor \w* ?is unavailable|node has died|node it was running on is dead|NodeDiedError|raylet died|preempt", re.I
+)
 PROCESS = re.compile(r"\bactor (died|is dead)|worker (process has )?died", re.I)
 MEMORY = re.compile(r"node running low on memory|memory pressure", re.I)
 
@@ -24,12 +26,12 @@ class Failure:
     """What ended an attempt.
 
     Attributes:
-        kind: a lost "node"; a "process" that died; "memory", for which Ray killed the process; or "machine", which
-            raised what a method is not to blame for.
-        text: what Ray says of it.
+        kind: a lost "node"; a "process" that died, or that was "ended" since it hung; "memory", for which Ray killed
+            the process; or "machine", which raised what a method is not to blame for.
+        text: what Ray says of it; of what was ended, why.
     """
 
-    kind: Literal["node", "process", "memory", "machine"]
+    kind: Literal["node", "process", "ended", "memory", "machine"]
     text: str
 
     @classmethod
@@ -46,29 +48,46 @@ class Failure:
 
     def __str__(self) -> str:
         if self.kind == "node":
-            return "the trial's node was lost"
+            return "its node was lost"
         if self.kind == "process":
-            return "the trial's process died"
+            return "its process died"
         if self.kind == "memory":
-            return "out of memory: Ray ended the trial's process"
+            return "out of memory: Ray ended its process"
         return (self.text.strip().splitlines() or ["unknown"])[-1]
 
 
 @dataclass
-class _Attempts:
-    """Attempts at one trial.
+class Attempts:
+    """Attempts at one trial, or at a reference.
 
     Attributes:
-        config: its setting.
+        config: the trial's setting.
         begun: how often it was.
         failures: those that count against it.
         lost_nodes: those that do not, unless they are too many.
     """
 
-    config: dict[str, Any]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
     begun: int = 0
     failures: int = 0
     lost_nodes: int = 0
+
+    def fail(self, failure: Failure) -> float | None:
+        """An attempt has failed.
+
+        Returns:
+            Seconds until the next one, which is counted as begun; None: it is given up.
+        """
+        if failure.kind == "node":
+            self.lost_nodes += 1
+            again = self.lost_nodes <= LOST_NODES
+        else:
+            self.failures += 1
+            again = self.failures <= RETRIES
+        self.begun += again
+        if not again:
+            return None
+        return PAUSES_S[self.failures - 1] if failure.kind in ("memory", "machine") else 0.0
 
 
 def in_flight(directory: Location, done: Iterable[Row]) -> dict[int, dict[str, Any]]:
@@ -87,7 +106,7 @@ class Retries:
 
     def __init__(self, rows: writer.Store) -> None:
         self._rows = rows
-        self._trials = {number: _Attempts(**entry) for number, entry in in_flight(rows.directory, rows.read()).items()}
+        self._trials = {number: Attempts(**entry) for number, entry in in_flight(rows.directory, rows.read()).items()}
 
     def __contains__(self, number: object) -> bool:
         return number in self._trials
@@ -108,27 +127,14 @@ class Retries:
 
     def begin(self, number: int, config: dict[str, Any]) -> None:
         """A trial is about to be run, perhaps not for the first time."""
-        self._trials.setdefault(number, _Attempts(config)).begun += 1
+        self._trials.setdefault(number, Attempts(config)).begun += 1
         self._store()
 
     def fail(self, number: int, failure: Failure) -> float | None:
-        """An attempt has ended without a row.
-
-        Returns:
-            Seconds until the next one, which is counted as begun; None: the trial is given up.
-        """
-        trial = self._trials[number]
-        if failure.kind == "node":
-            trial.lost_nodes += 1
-            again = trial.lost_nodes <= LOST_NODES
-        else:
-            trial.failures += 1
-            again = trial.failures <= RETRIES
-        trial.begun += again
+        """An attempt has ended without a row; see `Attempts.fail`."""
+        pause_s = self._trials[number].fail(failure)
         self._store()
-        if not again:
-            return None
-        return PAUSES_S[trial.failures - 1] if failure.kind in ("memory", "machine") else 0.0
+        return pause_s
 
     def begun(self, number: int) -> int:
         """How often the trial was begun."""

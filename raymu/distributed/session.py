@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, Bounds, conform
+from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
 
 CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
@@ -46,15 +46,17 @@ class Resources:
             None means 1 where the cluster has any.
         concurrent: trials at once, at most; None means as many as fit. A cluster whose nodes come when they are needed
             grows for this number.
+        timeout_s: seconds after which an attempt at a trial is ended, as one whose process died; None: never.
     """
 
     address: str | None = None
     options: Options = DEFAULTS
     gpus_per_worker: float | Literal["auto"] | None = None
     concurrent: int | None = None
+    timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        conform(self, gpus_per_worker=NOT_NEGATIVE, concurrent=Bounds(1))
+        conform(self, gpus_per_worker=NOT_NEGATIVE, concurrent=Bounds(1), timeout_s=POSITIVE)
         gpus = self.gpus_per_worker
         if isinstance(gpus, float) and gpus > 1 and gpus % 1:
             raise InputError(f"gpus per worker has to be a part of one, or a whole number, not {gpus:g}")

@@ -15,8 +15,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raymu import memory, reference_models
-from raymu.distributed import nodes, retries
+from raymu.distributed import nodes
+from raymu.distributed.retries import Attempts, Failure
 from raymu.distributed.session import Slots
+from raymu.distributed.watch import Watch, at_work
 from raymu.engines.options import Options
 from raymu.errors import NodeError
 from raymu.trial import OF_THE_MACHINE
@@ -154,16 +156,21 @@ def for_all(report: Callable[..., None]) -> Callable[..., None]:
 _group: WorkerGroup | None = None  # of this process
 
 
-def in_group(driver: nodes.Driver, options: Options, function: Callable[..., Result], *arguments: Any) -> Result:
+def in_group(
+    driver: nodes.Driver, options: Options, what: str, function: Callable[..., Result], *arguments: Any
+) -> Result:
     """Let the workers that the options ask for call the function, with the driver's cache, this process being the first
     of them; it runs in a placement group that has a bundle for each. They stay for the next call.
+
+    Args:
+        what: they work on, to whoever watches.
 
     Raises:
         WorkerError: see WorkerGroup.run.
         NodeError: see nodes.settle.
     """
     global _group
-    call = functools.partial(_settled, driver, options.gpu_share, function)
+    call = functools.partial(_settled, driver, options.gpu_share, what, function)
     if options.stage is None:
         return call(*arguments)
     if _group is None or _group.ended:
@@ -171,44 +178,57 @@ def in_group(driver: nodes.Driver, options: Options, function: Callable[..., Res
     return _group.run(call, *arguments)
 
 
-def side_by_side(driver: nodes.Driver, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
-    """Make calls, each a function and its arguments, on the cluster, as many at once as fit, each by the workers of a
-    trial. One that the machine failed is made again as a trial is, after the same pauses.
+def side_by_side(driver: nodes.Driver, watch: Watch, slots: Slots, calls: Sequence[tuple[Any, ...]]) -> None:
+    """Make calls, each what it works on, a function and its arguments, on the cluster, as many at once as fit, each by
+    the workers of a trial. One whose process dies or hangs, or that the machine fails, is made again as a trial is.
 
     Raises what one of them raises; NodeError if machines fail it too often.
     """
     waiting = {}
-    once: dict[str, Any] = (
-        {} if slots.options.stage is None else {"max_calls": 1}
-    )  # a group ends with its placement group
-    task = ray.remote(num_cpus=slots.bundle["CPU"], num_gpus=slots.bundle.get("GPU", 0), **once)(in_group)
+    how: dict[str, Any] = {"num_cpus": slots.bundle["CPU"], "num_gpus": slots.bundle.get("GPU", 0), "max_retries": 0}
+    how |= {} if slots.options.stage is None else {"max_calls": 1}  # a group ends with its placement group
+    task = ray.remote(**how)(in_group)
 
-    def begin(call: tuple[Any, ...], pauses: tuple[float, ...]) -> None:
+    def begin(call: tuple[Any, ...], attempts: Attempts) -> None:
         placement = placement_group(slots.bundles)
         strategy = PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=0)
         done = task.options(scheduling_strategy=strategy).remote(driver, slots.options, *call)
-        waiting[done] = call, pauses, placement
+        waiting[done] = call, attempts, placement
 
     try:
         for call in calls:
-            begin(call, retries.PAUSES_S)
+            begin(call, Attempts(begun=1))
         while waiting:
             (done,), _ = ray.wait(list(waiting))
-            call, pauses, placement = waiting.pop(done)
+            call, attempts, placement = waiting.pop(done)
             remove_placement_group(placement)
-            try:
-                nodes.returned(done)
-            except OF_THE_MACHINE as error:
-                if not pauses:
-                    raise NodeError(f"a machine failed again and again: {type(error).__name__}: {error}") from error
-                time.sleep(pauses[0])
-                begin(call, pauses[1:])
+            if (failure := _failure(done, watch, call[0])) is None:
+                continue
+            if (pause_s := attempts.fail(failure)) is None:
+                raise NodeError(f"{call[0]}: {failure}; tried {attempts.begun} times")
+            time.sleep(pause_s)
+            begin(call, attempts)
     finally:
         for _, _, placement in waiting.values():
             remove_placement_group(placement)
 
 
-def _settled(driver: nodes.Driver, gpu_share: float, function: Callable[..., Result], *arguments: Any) -> Result:
-    nodes.settle(driver)
-    memory.limit(gpu_share)
-    return function(*arguments)
+def _failure(done: Any, watch: Watch, what: str) -> Failure | None:
+    """What ended a call before it returned. Raises what it raised itself."""
+    try:
+        nodes.returned(done)
+    except OF_THE_MACHINE as error:
+        return Failure("machine", f"{type(error).__name__}: {error}")
+    except ray.exceptions.RayError as error:
+        reason = watch.reason(what)
+        return Failure("ended", reason) if reason else Failure.of(f"{type(error).__name__}: {error}")
+    return None
+
+
+def _settled(
+    driver: nodes.Driver, gpu_share: float, what: str, function: Callable[..., Result], *arguments: Any
+) -> Result:
+    with at_work(driver.signs, what):
+        nodes.settle(driver)
+        memory.limit(gpu_share)
+        return function(*arguments)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymu import heartbeat
 from raymu.run import Batch, Part, Subset
 from raymu.scenario import Recipe
 from raymu.splits import Data
@@ -123,6 +124,7 @@ class Batches:
                 yield self.index[positions.clamp(min=0)], drawn if augment and seeds is not None else None
 
         for images in split.images.read(shares()):
+            heartbeat.beat()
             count, *chosen = ahead.popleft()
             positions, drawn = (some.to(self._data.device, non_blocking=True) for some in chosen)
             known = positions.clamp(min=0)

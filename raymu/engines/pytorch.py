@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raymu import source
+from raymu import heartbeat, source
 from raymu.checkpoints import State
 from raymu.engines.batches import Batches, Extra, mixed
 from raymu.engines.gradients import clipping, gauss_newton_sums, gradients_of, minimiser
@@ -132,6 +132,7 @@ class Engine(Run):
                 if failed:  # looked at once an epoch: a look at every step would stall a GPU
                     raise Diverged(f"the loss was not finite in epoch {self.epoch}")
                 self._refresh_head()
+                heartbeat.beat(self.epoch, self._method.total_epochs)
                 self._end_of_epoch(self.epoch)
         finally:
             if begun:

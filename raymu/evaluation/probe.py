@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from raymu import heartbeat
 from raymu.evaluation.moments import BLOCK, Moments
 from raymu.workers import ALONE, Workers
 
@@ -307,6 +308,7 @@ def _minimise(objective: Callable[[Tensor], _Point], start: _Point, tolerance: f
             break
         length = 1.0
         while True:
+            heartbeat.beat()
             there = objective(here.place + length * direction)
             if workers.broadcast(bool(there.value <= here.value - SUFFICIENT * length * expected)):
                 break

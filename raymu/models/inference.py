@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raymu import heartbeat
 from raymu.errors import Diverged
 from raymu.splits import Data, Split
 
@@ -117,6 +118,7 @@ def batches(data: Data, *splits: Split) -> Iterator[tuple[Tensor, Tensor]]:
     for split, share in shares:
         cuts = share.tensor_split([end - place for end in ends if 0 < end - place < len(share)])
         for images, index in zip(split.images.read((index, None) for index in cuts), cuts, strict=True):
+            heartbeat.beat()
             parts.append((images, split.labels[index]))
             place += len(index)
             if place in ends:

@@ -20,6 +20,13 @@ from raymu.results.style import COLOURS, GREEN, GREY, INK, TUNED, add_legend, em
 from raymu.results.tables import number
 from raymu.row import Row
 
+POINTS = 2000  # of a figure: more cannot be told apart, and take a browser long
+
+
+def thinned(rows: Sequence[Row], most: int) -> list[Row]:
+    """Rows, or so many of them, evenly chosen."""
+    return [rows[len(rows) * number // most] for number in range(most)] if len(rows) > most else list(rows)
+
 
 def search_references(sweeps: Iterable[SweepResults]) -> dict[str, Row]:
     """The "original" and the "retrained" model that were searched on, as far as they are known."""
@@ -100,7 +107,7 @@ def tradeoff(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: M
     x, y = "val_probe_forget_acc", "val_retain_acc"
     rows = [row for sweep in sweeps for row in search_rows(sweep) if row["status"] == "completed"]
     front = pareto((row[x], row[y]) for row in _with(rows, x, y) if row["forget"])
-    figure = _cloud(sweeps, ranked, models, x, y)
+    figure = _cloud(sweeps, ranked, models, x, y, front)
     if "retrained" in models and (aim := _with([models["retrained"]], x, y)) and front:
         left = min(point[0] for point in (*front, (aim[0][x], 0)))
         figure.add_shape(
@@ -133,15 +140,26 @@ def _with(rows: Iterable[Row], *columns: str) -> list[Row]:
 
 
 def _cloud(
-    sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: Mapping[str, Row], x: str, y: str
+    sweeps: Sequence[SweepResults],
+    ranked: Sequence[Ranked],
+    models: Mapping[str, Row],
+    x: str,
+    y: str,
+    needed: Iterable[tuple[float, float]] = (),
 ) -> go.Figure:
-    """Every trial of the searches that has both columns, the tuned settings outlined, and the two references."""
+    """Trials of the searches that have both columns, `POINTS` of them at most and all at the needed places; the tuned
+    settings outlined, and the two references.
+    """
     figure = empty_figure(480).update_xaxes(tickformat=".1~%").update_yaxes(tickformat=".1~%")
+    places, all_trials = set(needed), sum(len(search_rows(sweep)) for sweep in sweeps)
 
     def add(name: str, rows: Iterable[Row], marker: dict[str, Any], legend: bool = False) -> None:
         rows = _with(rows, x, y)
+        chosen = thinned(rows, -(-POINTS * len(rows) // max(all_trials, POINTS)))
+        known = {id(row) for row in chosen}
+        rows = chosen + [row for row in rows if (row[x], row[y]) in places and id(row) not in known]
         figure.add_scatter(
-            x=[row[x] for row in rows], y=[row[y] for row in rows], mode="markers", marker=marker,
+            x=[round(row[x], 5) for row in rows], y=[round(row[y], 5) for row in rows], mode="markers", marker=marker,
             name=name, legendgroup=name, showlegend=legend,
             hovertext=[f"{name}<br>{hover_text(row)}" for row in rows], hoverinfo="text",
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """The files of a sweep's directory: their names, their checksums, and how they are read.
 
 One directory holds what was asked for (`sweep.json`), one row a trial (`rows*.jsonl`, read in order of their names),
-and whatever else its writer puts there: `running.json`, `environment.json`, `references.json`, `features.json`, and at
-the end `ended.json`.
+and whatever else its writer puts there: `running.json`, `environment.json`, `references.json`, `features.json`, while
+it runs `progress.json`, and at the end `ended.json`.
 """
 
 import fnmatch
@@ -31,12 +31,14 @@ from raymu.values import content_hash
 ROWS = "rows.jsonl"
 SWEEP = "sweep.json"
 RUNNING = "running.json"
+PROGRESS = "progress.json"
 ENVIRONMENT = "environment.json"
 REFERENCES = "references.json"
 FEATURES = "features.json"
 ENDED = "ended.json"
 KINDS = {
     SWEEP: kinds.Sweep,
+    PROGRESS: kinds.Progress,
     ENVIRONMENT: kinds.Environment,
     REFERENCES: kinds.References,
     FEATURES: kinds.Features,

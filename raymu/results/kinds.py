@@ -76,6 +76,21 @@ class Sweep(TypedDict, total=False):
     history: list[_Grown]
 
 
+class _Process(TypedDict):
+    what: str
+    seconds: float
+    epoch: int
+    epochs: int
+
+
+class Progress(TypedDict):
+    """How far the processes of a sweep that runs are, `progress.json`."""
+
+    time: float
+    host: str
+    running: list[_Process]
+
+
 class Environment(TypedDict, total=False):
     """Machine and versions, `environment.json`."""
 

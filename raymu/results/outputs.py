@@ -104,7 +104,8 @@ def report(
         found, changed = side_by_side(
             {_name(side, number): reader.loaded(side) for number, side in enumerate(sides, 1)}
         )
-    write(found, Path(out), changed, [line for line in warnings if line.startswith("left out")])
+    page = Path(out).absolute()
+    write(found, page.parent, page.name, changed, [line for line in warnings if line.startswith("left out")])
     return Page(Path(out), [] if png is None else write_png(found, Path(png)))
 
 

@@ -1,5 +1,7 @@
 """The report: one HTML page that works offline, and its figures as PNG."""
 
+import base64
+import gzip
 import html
 import itertools
 import re
@@ -25,6 +27,7 @@ from raymu.results.ranking import Ranked, rank
 from raymu.results.reader import SweepResults, search_rows
 from raymu.results.tables import number
 from raymu.row import SETTING, Row
+from raymu.storage import Location, locate, mendable, write_bytes
 
 PNG_WIDTH, TITLE_HEIGHT = 900, 24  # pixels, at scale 2
 SECTIONS = {  # headings by section, in the order of the page
@@ -91,11 +94,16 @@ def side_by_side(storages: Mapping[str, Sequence[SweepResults]]) -> tuple[list[C
 
 
 def write(
-    chapters: Sequence[Chapter], path: Path, changed: Sequence[Changes] = (), warnings: Sequence[str] = ()
+    chapters: Sequence[Chapter],
+    directory: Path | Location,
+    name: str,
+    changed: Sequence[Changes] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write the report as one HTML file that loads nothing else.
 
     Args:
+        name: of the file.
         changed: between the storages that the chapters are of; it stands first.
         warnings: that hold for all of the page, such as what was left out.
 
@@ -111,7 +119,7 @@ def write(
         title=_title(chapters, changed),
         changed=changed,
         chapters=contents,
-        plotlyjs=Markup(get_plotlyjs()),
+        plotlyjs=Markup(base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()),
         metric=lambda column: lambda value: tables.metric(column, number(value)),
         seconds=seconds,
         setting=tables.setting,
@@ -121,10 +129,8 @@ def write(
         fixed_points=ranking.FIXED,
         fixed=tables.fixed,
     )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with mendable("write to", where := locate(directory)):
+        write_bytes(where, name, page.encode())
 
 
 def _title(chapters: Sequence[Chapter], changed: Sequence[Changes]) -> str:
@@ -177,13 +183,13 @@ def _content(chapter: Chapter, numbers: Iterator[int]) -> dict[str, Any]:
 
 
 def _plot(drawing: Drawing, number: int) -> dict[str, Any]:
-    plot = drawing.figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=f"plot-{number}",
-        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-    )
-    return {"number": number, "title": drawing.title, "caption": drawing.caption, "plot": Markup(plot)}
+    return {
+        "number": number,
+        "title": drawing.title,
+        "caption": drawing.caption,
+        "height": drawing.figure.layout.height,
+        "plot": Markup(drawing.figure.to_json().replace("<", r"\u003c")),  # nothing in it ends the script
+    }
 
 
 def write_png(chapters: Sequence[Chapter], directory: Path) -> list[Path]:
@@ -232,6 +238,8 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     rows = [row for sweep in sweeps for row in search_rows(sweep)]
     trials = f"{sum(row['status'] == 'completed' for row in rows):,} completed trials of {_searches(sweeps)}"
     looked_at = f"{trials}{_images(rows)}, as the search saw them"
+    if len(rows) > figures.POINTS:
+        looked_at += f"; {figures.POINTS:,} points are drawn at most, evenly chosen, and the front"
     if ranked:
         searched = figures.search_references(sweeps)
         drawn = figures.tradeoff(sweeps, ranked, searched)
@@ -266,11 +274,13 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     for sweep in sweeps:
         entry = of.get(sweep.name)
         if sweep in found:
-            drawn = search_figures.hyperparameters(sweep, entry and entry.tuned, entry and entry.published)
+            count, most = len(search_rows(sweep)), search_figures.LINES // len(found)
+            drawn = search_figures.hyperparameters(sweep, entry and entry.tuned, entry and entry.published, most)
+            few = f"; the best {most // 2:,} and as many others, evenly chosen, are drawn" if count > most else ""
             said = (
-                f"{len(search_rows(sweep)):,} trials. Each line from top to bottom is one, the darker the better its"
-                " score on validation, the lowest axis; bars: the share of the score's variance that a hyperparameter"
-                " explains (functional ANOVA)."
+                f"{count:,} trials{few}. Each line from top to bottom is one, the darker the better its score on"
+                " validation, the lowest axis; bars: the share of the score's variance that a hyperparameter explains"
+                " (functional ANOVA)."
             )
             yield Drawing("hyperparameters", sweep.name, drawn, "Hyperparameters", said)
         if sweep.features:

@@ -11,13 +11,16 @@ import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from raymu.results.figures import axis_of_names, hover_text
+from raymu.results.figures import axis_of_names, hover_text, thinned
 from raymu.results.reader import SweepResults, search_rows
 from raymu.results.style import GREY, INK, PALE, SHADES, TUNED, empty_figure, label, side_by_side, styles
 from raymu.results.tables import number
 from raymu.row import Row
 
 ENOUGH_TRIALS = 10  # fewer say nothing of what matters
+MANY_TRIALS = 1000  # more take long, and say no more
+LINES = 2000  # of trials, in all figures of hyperparameters together
+STEPS = 200  # numbers of trials for which the expected best score is computed
 
 
 def draws(rows: Iterable[Row]) -> list[float]:
@@ -36,15 +39,14 @@ def draws(rows: Iterable[Row]) -> list[float]:
     return worth
 
 
-def expected_best(scores: Sequence[float]) -> list[float]:
-    """The expected highest of n draws, with replacement, from `scores`, for n = 1 .. len(scores).
+def expected_best(scores: Sequence[float], numbers: Iterable[int]) -> list[float]:
+    """The expected highest of n draws, with replacement, from `scores`, for each of some numbers n.
 
     E[max] = sum_i s_(i) ((i / N)^n - ((i - 1) / N)^n), s_(i) being the i-th lowest of N scores (Dodge et al., Show Your
     Work, EMNLP 2019, equations 7 and 8).
     """
-    count = len(scores)
-    below = np.arange(count + 1) / max(count, 1)
-    return [float(np.sort(scores) @ np.diff(below**n)) for n in range(1, count + 1)]
+    below = np.arange(len(scores) + 1) / max(len(scores), 1)
+    return [float(np.sort(scores) @ np.diff(below**n)) for n in numbers]
 
 
 def effort(sweeps: Sequence[SweepResults]) -> go.Figure:
@@ -52,14 +54,17 @@ def effort(sweeps: Sequence[SweepResults]) -> go.Figure:
     figure = empty_figure(460)
     style = styles(sweeps)
     for sweep in sweeps:
-        best = expected_best(draws(sweep.rows))
+        scores = draws(sweep.rows)
+        numbers = sorted({round(n) for n in np.linspace(1, len(scores), min(STEPS, len(scores)))})
+        best = expected_best(scores, numbers)
         name, colour, symbol, dash = style[sweep.name]
         figure.add_scatter(
-            x=list(range(1, len(best) + 1)), y=best, mode="lines+markers", name=name,
+            x=numbers, y=best, mode="lines+markers", name=name,
             line={"color": colour, "dash": dash, "width": 2}, marker={"symbol": symbol, "size": 8, "maxdisplayed": 8},
-            hovertext=[f"{name}<br>{n} trials: {score:.3f}" for n, score in enumerate(best, start=1)], hoverinfo="text",
+            hovertext=[f"{name}<br>{n} trials: {score:.3f}" for n, score in zip(numbers, best, strict=True)],
+            hoverinfo="text",
         )  # fmt: skip
-    longest = max(len(line.x) for line in figure.data)
+    longest = max(line.x[-1] for line in figure.data)
     whole = {"title": "trials", "tick0": 0, "dtick": max(1, round(longest / 8))}
     return figure.update_layout(xaxis=whole, yaxis={"title": "expected best score (validation)", "rangemode": "tozero"})
 
@@ -67,13 +72,13 @@ def effort(sweeps: Sequence[SweepResults]) -> go.Figure:
 def importance(sweep: SweepResults) -> dict[str, float]:
     """Hyperparameter -> its share (in 0..1) of the variance of the score (functional ANOVA; Hutter et al., ICML 2014).
 
-    Over completed and diverged trials, always by the same random forest. Empty where they are fewer than
-    `ENOUGH_TRIALS` or all score the same.
+    Over completed and diverged trials, `MANY_TRIALS` of them at most, always by the same random forest. Empty where
+    they are fewer than `ENOUGH_TRIALS` or all score the same.
     """
     space = sweep.identity.get("space", {})
     distributions = {name: _distribution(search) for name, search in space.items()}
     trials = []
-    for row in search_rows(sweep):
+    for row in thinned(search_rows(sweep), MANY_TRIALS):
         params = {name: number(row["config"].get(name)) for name in space}
         inside = all(x is not None and space[name]["low"] <= x <= space[name]["high"] for name, x in params.items())
         if row["status"] in ("completed", "diverged") and number(row["score"]) is not None and inside:
@@ -95,9 +100,12 @@ def _distribution(search: Mapping[str, Any]) -> BaseDistribution:
     return FloatDistribution(search["low"], search["high"], log=search["scale"] == "log")
 
 
-def hyperparameters(sweep: SweepResults, tuned: Row | None, published: Row | None) -> go.Figure:
+def hyperparameters(sweep: SweepResults, tuned: Row | None, published: Row | None, most: int = LINES) -> go.Figure:
     """Parallel coordinates of the search, turned on the side (a line of axes a hyperparameter, a line a trial), and the
     importance of every hyperparameter.
+
+    Args:
+        most: lines; of more trials half of them are the best, and the others evenly chosen.
 
     Not `go.Parcoords`: each takes three WebGL contexts, of which a browser keeps sixteen, so five methods would be the
     most that one page shows.
@@ -105,6 +113,10 @@ def hyperparameters(sweep: SweepResults, tuned: Row | None, published: Row | Non
     space = sweep.identity.get("space", {})
     rows = [row for row in search_rows(sweep) if all(number(row["config"].get(name)) is not None for name in space)]
     scored = [row for row in rows if row["status"] == "completed" and number(row["score"]) is not None]
+    if len(rows) > most:
+        best = sorted(scored, key=lambda row: -row["score"])[: most // 2]
+        kept = {id(row) for row in [*best, *thinned(rows, most - len(best)), tuned, published]}
+        rows, scored = ([row for row in some if id(row) in kept] for some in (rows, scored))
     low = min((row["score"] for row in scored), default=0.0)
     high = max((row["score"] for row in scored), default=1.0)
     scores = {"low": low, "high": high if high > low else low + 1, "scale": "linear"}
@@ -117,11 +129,12 @@ def hyperparameters(sweep: SweepResults, tuned: Row | None, published: Row | Non
     def add(name: str, rows: Sequence[Row], line: dict[str, Any], legend: bool, mode: str = "lines") -> None:
         """The lines of trials, as one trace; None breaks a line."""
         xs: list[float | None] = []
+        texts: list[str | None] = []  # at the first place: at every one they were most of the page
         for row in rows:
-            xs += [_scaled(row["config"][name], space[name]) for name in space]
+            xs += [round(_scaled(row["config"][name], space[name]), 4) for name in space]
             score = number(row["score"]) if row["status"] == "completed" else None
-            xs += [None if score is None else _scaled(score, scores), None]
-        texts = [f"{html.escape(name)}<br>{hover_text(row)}" for row in rows for _ in (*positions, None)]
+            xs += [None if score is None else round(_scaled(score, scores), 4), None]
+            texts += [f"{html.escape(name)}<br>{hover_text(row)}", *[None] * len(axes)]
         ys = [*positions, None] * len(rows)
         marker = {"size": 9, "color": line["color"], "symbol": "diamond"}
         figure.add_scatter(

@@ -14,6 +14,7 @@ from raymu.results.comparison import Estimate, Lead
 from raymu.results.cost import Spent, hours
 from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
+from raymu.results.status import Status
 from raymu.row import Row
 
 SCALES = {  # what the numbers of a score mean
@@ -21,7 +22,7 @@ SCALES = {  # what the numbers of a score mean
     "hmean": "hmean: pays for damage, as that of dead (all kernels 0)",
 }
 MOST_TRIALS = 200  # that a table lists
-NEEDED = 4  # columns of a ranking, however narrow a terminal is: rank, method, score and its interval
+NEEDED = 4  # columns of a table, however narrow a terminal is, such as rank, method, score and its interval
 NO_RETRAINED = "no retrained model: nobody knows how much there is to forget"
 NARROW = {
     "published": "pub-\nlished",
@@ -37,10 +38,11 @@ COLUMNS = {
 }
 
 
-def comparison(models: Mapping[str, Figures | None], objective: str, search: Spent | None = None) -> Table:
+def comparison(models: Mapping[str, Figures | None], objective: str, width: int, search: Spent | None = None) -> Table:
     """Models (by name) side by side on test; None stands for a model that is not there.
 
     Args:
+        width: characters of a line; where they do not do, the columns on the right are left out.
         search: what it took to find them.
     """
     score = score_name(objective)
@@ -56,6 +58,14 @@ def comparison(models: Mapping[str, Figures | None], objective: str, search: Spe
     for name, figures in models.items():
         score, interval, *values = _cells(figures, columns)
         table.add_row(name, score, *([interval] if confirmed else []), *values)
+    return _fitting(table, width)
+
+
+def _fitting(table: Table, width: int) -> Table:
+    """The table without the columns on the right that lines of so many characters have no room for."""
+    endless = Console(width=10_000)
+    while len(table.columns) > NEEDED and Measurement.get(endless, endless.options, table).maximum > width:
+        table.columns.pop()
     return table
 
 
@@ -79,10 +89,7 @@ def ranking(ranked: Sequence[Ranked], width: int) -> Table:
         table.add_column(shown, justify=justify, no_wrap=True)
     for row, spent in zip(ranking_rows(ranked), [*([] for _ in FIXED), *cells], strict=True):
         table.add_row(*row, *spent)
-    endless = Console(width=10_000)
-    while len(table.columns) > NEEDED and Measurement.get(endless, endless.options, table).maximum > width:
-        table.columns.pop()
-    return table
+    return _fitting(table, width)
 
 
 def _score_of(ranked: Sequence[Ranked]) -> str:
@@ -259,6 +266,26 @@ def trials(rows: Sequence[Row]) -> Table:
             setting(row["config"]),
         )
     return table
+
+
+def status(sweeps: Sequence[Status]) -> Table:
+    """How far sweeps are, and below each of them what its processes do."""
+    table = Table("sweep", "state", "trials", "confirmed", "best", "seen", box=None, pad_edge=False)
+    for one in sweeps:
+        state = f"{one.state} on {one.host}" if one.host and one.state != "ended" else one.state
+        seen = "" if one.silent_s is None else f"{clock(one.silent_s)} ago"
+        best = "-" if one.best is None else f"{one.best:.3f}"
+        table.add_row(one.name, state, f"{one.searched}/{one.trials}", str(one.confirmed), best, seen)
+        for process in one.running if one.state == "running" else []:
+            epochs = f"epoch {process['epoch']} of {process['epochs']}" if process["epochs"] else "begins"
+            table.add_row(f"  {process['what']}", f"{epochs}, {clock(process['seconds'])}")
+    return table
+
+
+def clock(seconds: float) -> str:
+    """Time as 1:05, or 2:01:05 from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def setting(config: Mapping[str, float | str | None]) -> str:

@@ -5,6 +5,7 @@ import datetime
 import errno
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from raymu.errors import InputError, StorageError
 from raymu.results.files import (
     ENDED,
+    PROGRESS,
     ROWS,
     SWEEP,
     all_rows,
@@ -28,23 +30,30 @@ from raymu.results.files import (
 )
 from raymu.results.identity import Budget, changed, is_of_first_version, lasting
 from raymu.results.reader import read, running
+from raymu.results.rescue import Rescue
 from raymu.row import Row
 from raymu.storage import Location, locate, mendable, patiently, write_bytes
 
 LOCK = ".lock"
 WRITER = "writer.json"
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
+TELL_S = 10.0  # between two reports of progress
 MEANINGS = {  # of fields that say little by themselves
     "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
     "protocol.decisions": "another version of Ray stops other trials; see environment.json",
 }
 
 
+class _Lost(Exception):
+    """The sweep's directory is gone, or has lost rows."""
+
+
 class Store:
     """Writes one sweep's rows. Use it as a context manager: a sweep has one writer at a time.
 
     `append` returns when the row is stored, so a killed writer loses nothing, and a reader never sees half a row. What
-    cannot be written is tried again for `OUTAGE_S` seconds: a disk may have room again, a storage may come back.
+    cannot be written is tried again for `OUTAGE_S` seconds: a disk may have room again, a storage may come back. Where
+    it does not, or the directory is gone, all rows are kept on this machine (`Rescue`).
 
     - A local directory is locked. A row is appended by a single write and flushed to the disk; a line without its
       newline is not a row yet.
@@ -61,6 +70,7 @@ class Store:
         identity: what the sweep is (scenario, method, space, protocol), in JSON's types.
         resume: whether to go on with what is there, and to let it grow (see `Budget`).
         is_finished: whether rows are all that the sweep is to have; None: they are as many as the protocol's `trials`.
+        rescue: where on this machine rows are kept that the location loses; None: nowhere.
 
     Raises:
         InputError: the location cannot be written, is in use, belongs to another sweep or one of a larger budget, or
@@ -77,6 +87,7 @@ class Store:
         *,
         resume: bool,
         is_finished: Callable[[list[Row]], bool] | None = None,
+        rescue: Path | None = None,
     ) -> None:
         self.directory = locate(location)
         self._held = contextlib.ExitStack()
@@ -87,14 +98,29 @@ class Store:
         self._lines: list[bytes] = []  # of this part
         self._seal = seal_of(identity) or b""
         self._asked = self._identity = identity
+        self._told_s = -TELL_S
+        self._rescue = rescue and Rescue(rescue, self.directory)
+        self._rows: list[Row] = []
+        self._files: dict[str, bytes] = {}  # that were put
         self.grown: dict[str, list[int]] = {}
         try:
             if self.directory.local:
                 self._lock()
+            lost = self._rescue.rows(identity, resume) if self._rescue else []
             self._claim(identity, resume, is_finished or (lambda rows: len(rows) >= identity["protocol"]["trials"]))
+            self._put_back(lost)
         except BaseException:
             self._held.close()
             raise
+
+    def _put_back(self, lost: list[Row]) -> None:
+        """Append rows that were rescued, but for those that are here."""
+        known = {row["trial"] for row in self._rows}
+        for row in lost:
+            if row["trial"] not in known:
+                self.append(row)
+        if lost and self._rescue:
+            self._rescue.clear()
 
     @property
     def name(self) -> str:
@@ -109,6 +135,7 @@ class Store:
             StorageError: it could not be stored, or another writer took the sweep over.
         """
         line = json_line(row, self._seal)
+        self._rows.append(row)
         if self.directory.local:
             self._persist(lambda: self._append(line))
             return
@@ -125,8 +152,21 @@ class Store:
         Raises:
             As `append`.
         """
-        encoded = as_json(content, self._seal)
+        encoded = self._files[name] = as_json(content, self._seal)
         self._persist(lambda: self._write(name, encoded))
+
+    def tell(self, running: list[dict[str, Any]]) -> None:
+        """Write how far the processes are for `raymu status`, at most every ten seconds. It is not missed where it
+        cannot be written.
+
+        Args:
+            running: see `raymu.results.status.Status`.
+        """
+        if (now := time.monotonic()) - self._told_s >= TELL_S:
+            self._told_s = now
+            content = {"time": time.time(), "host": self._writer["host"], "running": running}
+            with contextlib.suppress(OSError):
+                write_bytes(self.directory, PROGRESS, as_json(content, self._seal))
 
     def end(self, rows: int) -> None:
         """Mark the sweep as ended.
@@ -172,6 +212,8 @@ class Store:
                 self._held.enter_context(FileLock(f"{self.directory.path}/{LOCK}", timeout=0))
             except Timeout as error:
                 raise InputError(f"{self.directory} is in use by a running sweep; choose another --name") from error
+            self._mark = os.open(f"{self.directory.path}/{LOCK}", os.O_RDONLY)
+            self._held.callback(os.close, self._mark)
 
     def _claim(self, identity: dict[str, Any], resume: bool, is_finished: Callable[[list[Row]], bool]) -> None:
         with mendable("read", self.directory):
@@ -201,6 +243,7 @@ class Store:
                     f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
                 )
             self._identity = stored
+            self._rows = self.read()
         with mendable("write to", self.directory):
             if self.directory.local:
                 self._drop_half_row()
@@ -212,6 +255,8 @@ class Store:
 
     def _append(self, line: bytes) -> None:
         with open(f"{self.directory.path}/{ROWS}", "ab", buffering=0) as file:
+            if file.tell() < self._end:
+                raise _Lost
             if file.tell() > self._end:
                 file.truncate(self._end)  # what an attempt left that failed
             if file.write(line) < len(line):
@@ -230,14 +275,37 @@ class Store:
 
     def _write(self, name: str, content: bytes) -> None:
         if not self.directory.local and (writer := read_json(self.directory, WRITER, b"")) != self._writer:
+            if writer is None:
+                raise _Lost
             raise StorageError(f"{self.directory} was taken over by another writer: {writer}")
         write_bytes(self.directory, name, content)
 
     def _persist(self, write: Callable[[], None]) -> None:
         try:
+            if not self._is_there():
+                raise _Lost
             patiently("write to", self.directory, write)
+        except _Lost:
+            raise StorageError(
+                f"{self.directory} is gone: it was removed, or its disk is not there any more. {self._kept()}"
+            ) from None
         except InputError as error:
-            raise StorageError(f"{error}. What is there stays, and the same command with --resume continues") from error
+            raise StorageError(f"{error}. {self._kept()}") from error
+
+    def _is_there(self) -> bool:
+        """Whether a local directory is the one that was locked."""
+        if not self.directory.local:
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._mark), os.stat(f"{self.directory.path}/{LOCK}"))
+        except FileNotFoundError:
+            return False
+
+    def _kept(self) -> str:
+        """What remains of the rows, in a sentence."""
+        if self._rescue and self._rows:
+            return self._rescue.keep(self._identity, self._rows, self._files)
+        return "What is there stays, and the same command with --resume continues"
 
     def __enter__(self) -> "Store":
         return self
@@ -245,6 +313,8 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(OSError):
+            self.directory.filesystem.delete_file(f"{self.directory.path}/{PROGRESS}")
         self._held.close()
 
 

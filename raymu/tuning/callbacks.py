@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from raymu.distributed.retries import Failure, Retries
+from raymu.distributed.watch import Watch
 from raymu.engines import Options
 from raymu.errors import NodeError, StorageError
 from raymu.results import files, writer
@@ -63,10 +64,11 @@ class Recorder(tune.Callback):
         done: list[Row],
         retries: Retries,
         queue: Queue,
+        watch: Watch,
         searched_s: Callable[[], float | None],
     ) -> None:
         self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
-        self._retries, self._queue, self._searched_s = retries, queue, searched_s
+        self._retries, self._queue, self._watch, self._searched_s = retries, queue, watch, searched_s
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for its restore, which raymu does not use."""
@@ -92,7 +94,8 @@ class Recorder(tune.Callback):
         text = Path(trial.error_file or os.devnull).read_text()
         if unfit := NODE_ERROR.search(text):
             raise Ended(NodeError(unfit[1]))
-        failure = Failure.of(text)
+        reason = self._watch.reason(id_of_trial(self._rows.name, task.number))
+        failure = Failure("ended", reason) if reason else Failure.of(text)
         with or_end():
             pause = self._retries.fail(task.number, failure)
         if pause is not None:

@@ -22,12 +22,12 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from rich.console import Console
 
-from raymu import engines, environment, fixed_points, reference_models, source, splits
+from raymu import cache, engines, environment, fixed_points, reference_models, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.distributed import nodes
 from raymu.distributed.retries import Retries, in_flight
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster, session
-from raymu.distributed.worker_groups import side_by_side
+from raymu.distributed.watch import Watch
 from raymu.errors import InputError, NodeError, StorageError
 from raymu.models import compatibility, pretrained
 from raymu.results import files, writer
@@ -35,9 +35,9 @@ from raymu.results.identity import CONFIRMATIONS, place_of
 from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
-from raymu.tuning import remaining
+from raymu.tuning import references, remaining
 from raymu.tuning.callbacks import Ended, Recorder, or_end
-from raymu.tuning.process import CHECKPOINTS, checkpoints_of, id_of_trial, tune_trial
+from raymu.tuning.process import checkpoints_of, id_of_trial, tune_trial
 from raymu.tuning.progress import SweepProgress
 from raymu.tuning.queue import Queue
 from raymu.tuning.samplers.learning import distribution
@@ -53,7 +53,6 @@ os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "300"  # a trial that its stopped
 os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
 for module in (actor_manager, tune_controller):  # which end the sweep where Ray ends a trial for its memory
     vars(module)["RayActorError"] = (RayActorError, OutOfMemoryError)
-OF_REFERENCES = "references"  # among them
 
 
 def run_sweep(
@@ -95,7 +94,8 @@ def run_sweep(
     def finished(rows: Sequence[Row]) -> bool:
         return remaining.is_finished(sweep, rows, in_flight(directory, rows))
 
-    with writer.Store(directory, sweep.identity(), resume=resume, is_finished=finished) as rows:
+    rescue = cache.base() / "rescued"
+    with writer.Store(directory, sweep.identity(), resume=resume, is_finished=finished, rescue=rescue) as rows:
         retries = Retries(rows)
         done = rows.read()
         followed = functools.partial(_followed, sweep, rows.name, done, retries, trackers or Trackers(), console)
@@ -116,9 +116,10 @@ def run_sweep(
         with (
             session(resources.address),
             nodes.driving(rows.directory, mirror) as driver,
+            Watch(driver.signs, rows.tell) as watch,
             followed() as followers,
         ):
-            run = _Run(sweep, rows, retries, driver, resources, console, followers)
+            run = _Run(sweep, rows, retries, driver, watch, resources, console, followers)
             nodes.check(driver, sweep.scenario)
             run.check_gpus()
             run.train_references([sweep.scenario])
@@ -132,7 +133,7 @@ def run_sweep(
             run.confirm()
         if not finished(done := rows.read()):
             raise RuntimeError("Ray Tune ended before the sweep did")
-        Checkpoints(rows.directory / CHECKPOINTS / OF_REFERENCES).clear()
+        Checkpoints(references.checkpoints_in(rows.directory)).clear()
         rows.end(len(done))
         return done
 
@@ -180,12 +181,13 @@ class _Run:
         rows: writer.Store,
         retries: Retries,
         driver: nodes.Driver,
+        watch: Watch,
         resources: Resources,
         console: Console,
         followers: Sequence[tune.Callback],
     ) -> None:
         self._sweep, self._rows, self._retries = sweep, rows, retries
-        self._driver, self._resources = driver, resources
+        self._driver, self._watch, self._resources = driver, watch, resources
         self._console, self._followers = console, followers
         # None: it is known how many trials share a GPU.
         self._sharing = Sharing() if resources.gpus_per_worker == "auto" else None
@@ -199,46 +201,9 @@ class _Run:
             nodes.check_gpus()
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
-        """Train those that are missing, side by side, and then compare every two.
-
-        Raises:
-            InputError: rows of this sweep came from other ones.
-        """
-        further = self._sweep.protocol.metrics
-        self._train_missing(
-            [scenario for scenario in dict.fromkeys(scenarios) if not reference_models.are_ready(scenario, further)]
-        )
-        done = self._rows.read()
-        for scenario in scenarios:
-            metrics = reference_models.metrics(scenario, further)
-            for which in reference_models.of(scenario):
-                column, weights = f"{which}_weights", metrics[which]["weights"]
-                rows = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
-                if any(row[column] != weights for row in rows):
-                    raise InputError(
-                        f"the {which} model of the rows is not the one in {reference_models.directory(scenario)},"
-                        " which was trained elsewhere or anew: choose another --name"
-                    )
-
-    def _train_missing(self, scenarios: Sequence[Scenario]) -> None:
-        if not scenarios:
-            return
-        missing = [(scenario, which) for scenario in scenarios for which in reference_models.missing(scenario)]
-        started, count = time.monotonic(), len(missing)
-        with self._console.status(f"training {count} references" if missing else "comparing the references"):
-            options, kept = self._slots.options, self._rows.directory / CHECKPOINTS / OF_REFERENCES
-            entry_of = reference_models.entry_of
-            train = [
-                (reference_models.train, *one, options, Checkpoints(kept / one[0].hash / entry_of(*one).name))
-                for one in missing
-            ]
-            further = self._sweep.protocol.metrics
-            for calls in (train, [(reference_models.compare, one, options, further) for one in scenarios]):
-                side_by_side(self._driver, self._slots, calls)
-        if missing:
-            self._console.print(
-                f"trained {count} reference{'s' * (count > 1)} ({time.monotonic() - started:.0f} s)", highlight=False
-            )
+        """See `references.train`."""
+        what = self._sweep, scenarios, self._rows
+        references.train(*what, self._driver, self._watch, self._slots, self._console)
 
     def look_at_memory(self, anyway: bool) -> None:
         """Say what there is to forget.
@@ -366,9 +331,20 @@ class _Run:
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
         ended: StorageError | NodeError | None = None
         try:
-            with SweepProgress(self._console, what, before + count, before) as progress:
+            with (
+                SweepProgress(self._console, what, before + count, done) as progress,
+                self._watch.over(progress.look, self._resources.timeout_s),
+            ):
                 recorder = Recorder(
-                    self._sweep, self._rows, self._slots.options, progress, done, self._retries, queue, searched_s
+                    self._sweep,
+                    self._rows,
+                    self._slots.options,
+                    progress,
+                    done,
+                    self._retries,
+                    queue,
+                    self._watch,
+                    searched_s,
                 )
                 tune.Tuner(
                     tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),

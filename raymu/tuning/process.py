@@ -28,7 +28,8 @@ def tune_trial(
     """What an actor of Tune does, trial after trial; data, references and other workers stay with its process."""
     task: Task = config["task"]
     try:
-        in_group(driver, options, _work, task, sweep, options, checkpoints_of(directory, task.number), driver)
+        what, kept = id_of_trial(directory.name, task.number), checkpoints_of(directory, task.number)
+        in_group(driver, options, what, _work, task, sweep, options, kept, driver)
     except WorkerError as error:
         if isinstance(error.__cause__, (*OF_THE_MACHINE, NodeError)):
             raise

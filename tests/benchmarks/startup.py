@@ -51,7 +51,7 @@ class First:
     """What an actor of Tune is: the process of a trial's first worker."""
 
     def start(self, driver: Driver, options: Options) -> None:
-        in_group(driver, options, start, options)
+        in_group(driver, options, "start", start, options)
 
 
 def main() -> None:

@@ -1,0 +1,78 @@
+"""Rows that a sweep's storage has lost, kept on this machine until `--resume` puts them back."""
+
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from raymu.errors import InputError
+from raymu.results.files import ROWS, SWEEP, all_rows, as_json, identity_and_parts, json_line, seal_of
+from raymu.results.identity import lasting
+from raymu.row import Row
+from raymu.storage import Location, locate, mendable, read_bytes, write_bytes
+from raymu.values import content_hash
+
+
+class Rescue:
+    """The directory of one sweep for what its storage loses. It has the files of a sweep's directory.
+
+    Args:
+        where: directory for all sweeps of this machine.
+        lost: the sweep's own directory, which may be gone.
+    """
+
+    def __init__(self, where: Path, lost: Location) -> None:
+        self.place, self._lost = where / f"{lost.name}-{content_hash(str(lost))}", lost
+
+    def keep(self, identity: Mapping[str, object], rows: Sequence[Row], files: Mapping[str, bytes]) -> str:
+        """Keep all that is known of the sweep; return where in a sentence, or why it cannot be kept.
+
+        Args:
+            files: its other files by name.
+        """
+        seal = seal_of(dict(identity)) or b""
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            for name, content in {
+                **files,
+                SWEEP: as_json(dict(identity)),
+                ROWS: b"".join(json_line(row, seal) for row in rows),
+            }.items():
+                write_bytes(locate(self.place), name, content)
+        except OSError as error:
+            return f"Its {len(rows)} rows cannot be kept in {self.place} either: {error.strerror}"
+        return f"Its {len(rows)} rows are kept in {self.place}, and the same command with --resume continues with them"
+
+    def rows(self, identity: dict[str, object], resume: bool) -> list[Row]:
+        """Rows that are kept here, once the sweep's other files are where they were; none where nothing is kept.
+
+        Raises:
+            InputError: there are some, and the sweep is not to be resumed or is another one.
+        """
+        if not self.place.exists():
+            return []
+        here = locate(self.place)
+        with mendable("read", here):
+            stored, _ = identity_and_parts(here)
+            rows = all_rows(here)
+        if not resume or stored is None or lasting(stored) != lasting(identity):
+            raise InputError(
+                f"{self._lost} has lost a sweep, whose {len(rows)} rows are kept in {self.place}: the same command with"
+                " --resume continues with them. Choose another --name, or remove that directory if nobody needs them"
+            )
+        with mendable("write to", self._lost):
+            for path in self.place.iterdir():
+                if path.name != ROWS:
+                    self._put_back(path)
+        return rows
+
+    def _put_back(self, path: Path) -> None:
+        try:
+            read_bytes(self._lost, path.name)
+        except FileNotFoundError:
+            write_bytes(self._lost, path.name, path.read_bytes())
+
+    def clear(self) -> None:
+        """Nothing is kept here any more."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.place)
