@@ -16,6 +16,7 @@ from raymu.errors import InputError
 
 SCENARIO, STORAGE = "digits", "raymu-results"  # where nobody says another one
 MOST_NAMED = 5  # classes in a sentence
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell for that begins so
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,11 @@ def _named(classes: Sequence[int], names: Sequence[str]) -> str:
     first = [names[number] if number < len(names) else str(number) for number in classes[:MOST_NAMED]]
     more = f", ... ({len(classes)} in all)" if len(classes) > MOST_NAMED else ""
     return ", ".join(first) + more
+
+
+def as_cell(value: Any) -> Any:
+    """Value for a cell of a CSV file. A text that a spreadsheet would take for a formula has a quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def given_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def account(tmp_path, monkeypatch) -> Iterator[Any]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
     with mock_aws():
-        boto3.client("iam", region_name="eu-central-1").create_instance_profile(InstanceProfileName="raymu")
+        for name in ("raymu-head", "raymu-worker"):
+            boto3.client("iam", region_name="eu-central-1").create_instance_profile(InstanceProfileName=name)
         ec2 = boto3.resource("ec2", region_name="eu-central-1")
         group = ec2.create_security_group(GroupName="raymu", Description="raymu", VpcId=next(iter(ec2.vpcs.all())).id)
         group.authorize_ingress(IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="192.0.2.1/32")
@@ -160,11 +161,36 @@ def test_ray_opens_nothing_on_aws(account, tmp_path) -> None:
         node_type["node_config"]["SecurityGroupIds"] = [group.id]
     started = bootstrap_aws(config)
     assert {other.id for other in ec2.security_groups.all()} == groups
-    for node_type in started["available_node_types"].values():
+    for name, node_type in started["available_node_types"].items():
         assert node_type["node_config"]["SecurityGroupIds"] == [group.id]
-        assert node_type["node_config"]["IamInstanceProfile"] == {"Name": "raymu"}
+        assert node_type["node_config"]["IamInstanceProfile"] == {"Name": f"raymu-{name}"}
         assert node_type["node_config"]["SubnetIds"]
     assert Path(started["auth"]["ssh_private_key"]).is_relative_to(tmp_path)
+
+
+def test_a_worker_on_aws_may_do_nothing_but_use_the_bucket() -> None:
+    """What the README's commands allow: no action is a pattern but those that look, and one role alone is passed on."""
+    text = (CLUSTER / "README.md").read_text()
+    both, head = re.findall(r"put-role-policy --role-name (\S+) .*?--policy-document '(.*?)'\n", text, re.DOTALL)
+    assert (both[0], head[0]) == ("$role", "raymu-head")
+    of_both, of_head = (json.loads(policy)["Statement"] for _, policy in (both, head))
+
+    def actions(statements: list[dict[str, Any]]) -> list[str]:
+        named = [one["Action"] for one in statements]
+        return [action for some in named for action in ([some] if isinstance(some, str) else some)]
+
+    assert {action.split(":")[0] for action in actions(of_both)} == {"s3"}
+    assert [action for action in actions(of_both + of_head) if "*" in action] == ["ec2:Describe*"]
+    (passed,) = [one["Resource"] for one in of_head if one["Action"] == "iam:PassRole"]
+    assert passed.endswith(":role/raymu-worker")
+
+
+def test_torch_on_google_cloud_is_built_for_the_driver_of_its_image() -> None:
+    config = prepared("gcp")
+    image = config["available_node_types"]["worker"]["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+    (cuda,) = re.findall(r"-cu(\d+)-", image)
+    for node in ("head", "worker"):
+        assert f"https://download.pytorch.org/whl/cu{cuda}" in "\n".join(config[f"{node}_setup_commands"])
 
 
 def test_machines_on_google_cloud_are_in_a_network_of_their_own() -> None:

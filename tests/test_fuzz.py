@@ -7,18 +7,27 @@ import json
 import random
 import shutil
 import sys
+import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import typer
 from conftest import REPOSITORY
 from test_ranking import confirmed
 
-from raymu import row
-from raymu.cli import main
+from raymu import reference_models, row
+from raymu.cli import main, program
 from raymu.cli.program import console
+from raymu.cli.sweep import _sweep_app
+from raymu.errors import InputError
+from raymu.methods.salun import SalUn
 from raymu.results import files, writer
+from raymu.scenario import SCENARIOS
+from raymu.tuning.sweep import Sweep
 
 HOSTILE: list[Any] = [
     None, 5, -1, 0, 10**400, 1.5, True, "", "x", "../../x", "a\nb", "é\u202e", "9" * 400, ".inf", [], [5], {}, {"a": 1},
@@ -140,3 +149,100 @@ def test_rows_without_a_column(end, tmp_path, needed) -> None:
             rows.append({name: value for name, value in found.items() if name != needed})
     for command in READERS:
         assert f"line 1 of rows.jsonl is damaged ({needed}: Field required)" in end(*command, "s")
+
+
+# Flags
+
+VALUES = [
+    "", "0", "-1", "1", "2", "nan", "inf", "-inf", "1e400", "9" * 400, "0x1", "1_0", "٣", "é\u202e", "a" * 5000, "../x",
+    "/proc/x", "/etc/passwd", ".", "missing", "binary", "deep.yaml", "own.py", "[red]x[/]", "{}", "[]", "null", ",",
+    "1,2", "0,0", "3:1", "lr=1:2", "lr=", "=", "lr=a:b", "lr=nan:1", "salun", "SalUn", "digits", "tpe", "grid", "auto",
+    "none", "removal", "hmaen", "s3://", "gs://", "s3://a:b@", "file:///x", "sqlite://", "--", "-", "\n", "a\tb",
+    "images",
+]  # fmt: skip
+
+
+def options() -> dict[tuple[str, ...], list[Any]]:
+    """Parameters of every command, by its words."""
+    app = typer.main.get_command(program.app)
+    found = {(name,): one.params for name, one in app.commands.items() if name not in ("sweep", "doctor")}
+    sweep = _sweep_app([Sweep(SalUn, SCENARIOS["digits"])])
+    return found | {("sweep", "salun"): typer.main.get_command(sweep).params}
+
+
+def drawn(draw: random.Random, known: dict[tuple[str, ...], list[Any]]) -> list[str]:
+    """A command with some of its arguments and flags, of which any may be nonsense."""
+    words = draw.choice(sorted(known))
+    arguments = list(words)
+    for one in known[words]:
+        if one.param_type_name == "argument":
+            arguments += [draw.choice(VALUES)] if draw.random() < 0.7 else []
+        elif draw.random() < 2 / len(known[words]):
+            flag = draw.choice([*one.opts, *one.secondary_opts])
+            arguments += [flag] if one.is_flag else [flag, draw.choice(VALUES)]
+    return arguments
+
+
+@pytest.fixture
+def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No computation begins, and some files are there."""
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise InputError("it would compute now")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    for name in ("train", "compare", "load"):
+        monkeypatch.setattr(reference_models, name, refuse)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    (tmp_path / "own.py").write_text("1 / 0")
+
+
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.long) for first in range(25, 1000, 25))])
+def test_flags(end, idle, tmp_path, first) -> None:
+    known = options()
+    for seed in range(first, first + 25):
+        arguments = drawn(random.Random(seed), known)
+        began = time.monotonic()
+        try:
+            end(*arguments)
+        except BaseException:
+            print(arguments)
+            raise
+        assert time.monotonic() - began < 10, arguments
+
+
+# Scenario files
+
+TOML = ['""', "[]", "{}", "nan", "-inf", "9" * 400, "true", "1979-05-27", "[[1]]", '"\\u0000"', "5"]
+PETS = """
+architecture = "test_resnet"
+forget = [1]
+original = "none.pth"
+[data]
+format = "npz"
+where = "binary"
+mean = [0.5]
+std = [0.5]
+[recipe]
+lr = 0.1
+epochs = 2
+batch_size = 8
+"""
+
+
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.long) for first in range(25, 500, 25))])
+def test_scenario_files(end, idle, tmp_path, first) -> None:
+    whole = tomllib.loads(PETS)
+    for seed in range(first, first + 25):
+        draw = random.Random(seed)
+        lines = PETS.splitlines()
+        if draw.random() < 0.3:
+            lines[draw.randrange(len(lines))] = draw.choice(["[", "x", "= 1", "[data]", "forget = [", "\x00", 'a = "'])
+        else:
+            name = draw.choice(sorted(name for name, value in whole.items() if not isinstance(value, dict)))
+            value = draw.choice(TOML)
+            lines = [f"{name} = {value}" if line.startswith(name) else line for line in lines]
+        (tmp_path / "a.toml").write_text("\n".join(lines))
+        assert end(*draw.choice([["references"], ["run", "salun"], ["sweep", "salun"]]), "--scenario", "a.toml")

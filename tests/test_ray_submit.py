@@ -114,6 +114,29 @@ def test_the_three_commands_on_two_machines(server, user, tmp_path) -> None:
     assert result.environment["git"] == {"commit": commit, "dirty": True}
 
 
+LEFT_ALONE = """
+set -e
+cd ~/checkout
+echo 0123456789abcdef0123456789abcdef > ~/.ray/auth_token
+ray up --yes cluster.yaml
+ray submit --tmux cluster.yaml sweeps/salun.py --trials 2 --storage {shared}/results
+! pgrep ssh # no session is left
+until PYTHONPATH=$PWD python -m raymu status {shared}/results --json | grep '"ended"'; do sleep 2; done
+ray exec cluster.yaml 'tmux capture-pane -p -S - | grep -A2 "tuned setting"'
+ray down --yes cluster.yaml
+for host in {head} {worker}; do
+    ssh -o StrictHostKeyChecking=no $host 'for wait in $(seq 90); do pgrep raylet || exit 0; sleep 1; done; exit 1'
+done
+"""
+
+
+@pytest.mark.long
+def test_a_sweep_outlives_the_session_that_submits_it(server, user, tmp_path) -> None:
+    """Afterwards no Ray is left on either machine."""
+    commands = LEFT_ALONE.replace("{head}", HEAD).replace("{worker}", WORKER)
+    sweep_on_machines(server, user, tmp_path / "shared", commands)
+
+
 AUTOSCALING = """
 set -e
 cd ~/checkout

@@ -703,9 +703,7 @@ def test_rows_of_a_storage_that_is_gone_are_kept_and_put_back(storage: str, tmp_
         rows.put(files.RUNNING, {"2": {}})
         rows.append(row(0))
         lose(place)
-        with pytest.raises(
-            StorageError, match=r"is gone: .* Its 2 rows are kept in .*, and .* with --resume"
-        ):
+        with pytest.raises(StorageError, match=r"is gone: .* Its 2 rows are kept in .*, and .* with --resume"):
             rows.append(row(1))
     (kept,) = rescue.iterdir()
     assert trials(reader.read(kept)) == [0, 1]
@@ -758,3 +756,11 @@ def test_a_row_that_a_full_disk_refuses_is_kept(small_disk: Path, tmp_path: Path
     filler.unlink()
     with Store(small_disk / "sweep", IDENTITY, resume=True, rescue=tmp_path / "rescued"):
         assert trials(reader.read(small_disk / "sweep")) == [0, 1]
+
+
+def test_a_table_for_spreadsheets_has_no_formula(in_process, tmp_path: Path) -> None:
+    with Store(tmp_path / "sweep", IDENTITY, resume=False) as rows:
+        rows.append(row(0, score=-0.5, error="=1+1"))
+    said = in_process("results", str(tmp_path), "--csv")
+    assert "'=1+1" in said
+    assert ",-0.5," in said

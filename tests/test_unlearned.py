@@ -20,11 +20,12 @@ from raymu import evaluation, reference_models
 from raymu.cli import main
 from raymu.errors import InputError
 from raymu.evaluation import columns
-from raymu.evaluation.samples import FORMULAS, write
+from raymu.evaluation.samples import write
 from raymu.methods.random_label import RandomLabel
 from raymu.models import architectures
 from raymu.scenario import Scenario
 from raymu.trial import measured
+from raymu.values import FORMULAS
 
 OWN = """
 import dataclasses

@@ -15,19 +15,24 @@ import pytest
 import ray
 import steady
 from rich.console import Console
+from test_faults import killed_after
 
 from raymu import heartbeat, reference_models
+from raymu.checkpoints import Checkpoints
 from raymu.distributed import retries, watch
 from raymu.distributed.session import Resources, session
 from raymu.distributed.watch import Sign, Watch
 from raymu.engines import Options
 from raymu.errors import NodeError
+from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import files
 from raymu.results.status import status
 from raymu.scenario import Recipe
+from raymu.storage import locate
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
+from raymu.workers import ALONE
 
 ray.cloudpickle.register_pickle_by_value(steady)  # processes of Ray do not find the tests
 PLACE = ("node", 1)
@@ -224,3 +229,16 @@ def test_status_as_a_command(in_process, tmp_path) -> None:
     assert "epoch 2 of 5, 1:15" in said
     assert "interrupted" in in_process("status", str(tmp_path))
     assert "interrupted" in in_process("status", str(tmp_path), "--follow")
+
+
+@pytest.mark.parametrize("ends_soon", [True, False])
+def test_on_a_machine_that_is_taken_away_every_epoch_is_kept(quick, quick_references, tmp_path, ends_soon) -> None:
+    class Ear(heartbeat.Listener):
+        def ends_soon(self) -> bool:
+            return ends_soon
+
+    checkpoints = Checkpoints(locate(tmp_path))
+    with heartbeat.heard_by(Ear()):
+        killed_after(1, quick, RandomLabel(lr=0.01, epochs=3), checkpoints, options=Options(checkpoint_s=1e9))
+    found = checkpoints.load(ALONE)
+    assert (found is not None and found[0].epoch == 1) is ends_soon

@@ -11,7 +11,7 @@ import yaml
 from raymu.cli.flags import JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
 from raymu.errors import InputError
-from raymu.values import STORAGE
+from raymu.values import STORAGE, as_cell
 
 FOLLOW_S = 5.0  # between two looks at a storage
 
@@ -49,7 +49,10 @@ def results(
     if as_csv:
         from raymu.results.outputs import load  # and what draws a report, which takes seconds
 
-        typer.echo(load(storage).to_csv(index=False), nl=False)
+        table = load(storage)
+        texts = table.select_dtypes("object")
+        table[texts.columns] = texts.map(as_cell)
+        typer.echo(table.to_csv(index=False), nl=False)
         return
     sweeps = reader.load(storage)
     found = groups.grouped(groups.sound(sweeps) if is_ranking else sweeps)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import FileSelector
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymu
@@ -28,6 +29,8 @@ from raymu.storage import Location, locate, mendable, patiently, read_bytes, wri
 
 MUST_AGREE = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "deepspeed")
 LATE_S = 5.0  # until other nodes see a new file on a network file system
+MARK = ".visible-"  # begins the name of a driver's mark
+OLD_S = 7 * 24 * 3600.0  # after which the mark in a cache, which other drivers share, is one of a driver that is gone
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
     for module in plugins.loaded():
         ray.cloudpickle.register_pickle_by_value(module)
     node = ray.get_runtime_context().get_node_id()
-    mark = f".visible-{uuid.uuid4().hex}"
+    mark = f"{MARK}{uuid.uuid4().hex}"
     cache.root().mkdir(parents=True, exist_ok=True)
     marked = [shared] if mirror else [shared, locate(cache.root())]
+    _forget_drivers(shared, 0)
+    _forget_drivers(locate(cache.root()), OLD_S)
     for place in marked:
         patiently("write to", place, partial(write_bytes, place, mark, b""))
     before, cache.mirror = cache.mirror, mirror
@@ -96,6 +101,14 @@ def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
         for place in marked:
             with contextlib.suppress(OSError):
                 place.filesystem.delete_file(f"{place.path}/{mark}")
+
+
+def _forget_drivers(place: Location, older_s: float) -> None:
+    """Remove marks of drivers that were killed: those which are older than so many seconds."""
+    with contextlib.suppress(OSError):
+        for found in place.filesystem.get_file_info(FileSelector(place.path, allow_not_found=True)):
+            if found.base_name.startswith(MARK) and time.time() - found.mtime.timestamp() >= older_s:
+                place.filesystem.delete_file(found.path)
 
 
 def check(driver: Driver, scenario: Scenario) -> None:

@@ -15,6 +15,7 @@ from raymu.errors import InputError, Undefined
 from raymu.evaluation import attack
 from raymu.evaluation.views import OfModel, OfSplit
 from raymu.splits import Data, Split
+from raymu.values import as_cell
 
 COLUMNS = ("split", "image", "label", "model", "probe", "ncc", "attacker")
 SHOWN = 48  # images of a contact sheet
@@ -22,7 +23,6 @@ IN_A_ROW = 8
 SIDE, GAP, LINE, FONT = 120, 8, 14, 11  # pixels
 LETTERS = 21  # of a caption's line
 OF_A_NORMALISATION = 256  # images
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell for that begins so
 
 
 def samples(views: Sequence[OfModel]) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def write(found: Sequence[Mapping[str, Any]], data: Data, path: Path) -> Path | 
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        table.writerows({name: _cell(value) for name, value in row.items()} for row in found)
+        table.writerows({name: as_cell(value) for name, value in row.items()} for row in found)
     sheet = _sheet(path)
     sheet.unlink(missing_ok=True)
     known = [place for place, row in enumerate(found) if row["probe"] == row["label"]]
@@ -147,11 +147,6 @@ def _odds(view: OfSplit) -> list[float | None]:
     of_reader = view.forget.odds[:, areas.index(max(areas))]
     odds: list[float | None] = of_reader.gather(1, view.belongs.unsqueeze(1))[:, 0].tolist()
     return odds
-
-
-def _cell(value: Any) -> Any:
-    """A text that no spreadsheet computes; numbers stay as they are."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
 
 
 def _caption(row: Mapping[str, Any]) -> tuple[str, str]:
