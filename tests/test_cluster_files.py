@@ -169,11 +169,18 @@ def test_ray_opens_nothing_on_aws(account, tmp_path) -> None:
 
 
 def test_a_worker_on_aws_may_do_nothing_but_use_the_bucket() -> None:
-    """What the README's commands allow: no action is a pattern but those that look, and one role alone is passed on."""
-    text = (CLUSTER / "README.md").read_text()
-    both, head = re.findall(r"put-role-policy --role-name (\S+) .*?--policy-document '(.*?)'\n", text, re.DOTALL)
-    assert (both[0], head[0]) == ("$role", "raymu-head")
-    of_both, of_head = (json.loads(policy)["Statement"] for _, policy in (both, head))
+    """No action is a pattern but those that look, and one role alone is passed on."""
+    of_both, of_head = (
+        json.loads((CLUSTER / f"aws-{name}.json").read_text())["Statement"] for name in ("bucket", "workers")
+    )
+    given = re.findall(
+        r"put-role-policy --role-name (\S+) .* file://cluster/(\S+)", (CLUSTER / "README.md").read_text()
+    )
+    assert given == [
+        ("raymu-head", "aws-bucket.json"),
+        ("raymu-worker", "aws-bucket.json"),
+        ("raymu-head", "aws-workers.json"),
+    ]
 
     def actions(statements: list[dict[str, Any]]) -> list[str]:
         named = [one["Action"] for one in statements]

@@ -222,7 +222,7 @@ def test_sweeps_that_do_not_compare_are_chapters(sweeps: list[SweepResults], tmp
     assert text.count("<article") == 2
     assert re.findall(r"href=\"#(g\d-headline)\"", text) == re.findall(r"h2 id=\"(g\d-headline)\"", text)
     assert "Not compared with the first group: other." in text
-    assert len(set(re.findall(r'id="(plot-\d+)"', text))) == text.count('<div id="plot-')
+    assert len(set(re.findall(r'id="(plot-\d+)"', text))) == text.count('<div class="plot" id="plot-')
 
 
 def test_figures_say_their_titles_and_a_page_is_a_link(sweeps: list[SweepResults], tmp_path: Path) -> None:

@@ -214,10 +214,11 @@ def has_room_after(refusals: int, directory: str) -> None:
 
 def test_a_call_that_the_machine_fails_is_made_again(driver, watch, tmp_path, monkeypatch) -> None:
     """As a trial is: references are trained by such calls, and a sweep is not over for an outage."""
-    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(retries, "RETRIES", 3)  # Ray may give a process to a call that another test is about to end
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0, 0.0, 0.0))
     slots = Slots(Options(), {"CPU": 1.0}, 1)
     side_by_side(driver, watch, slots, [("test", has_room_after, 2, str(tmp_path))])
     assert len(list(tmp_path.iterdir())) == 3
-    with pytest.raises(NodeError, match=r"^test: OSError: .*No space left on device; tried 3 times"):
-        side_by_side(driver, watch, slots, [("test", has_room_after, 7, str(tmp_path))])
-    assert len(list(tmp_path.iterdir())) == 6
+    with pytest.raises(NodeError, match=r"^test: OSError: .*No space left on device; tried 4 times"):
+        side_by_side(driver, watch, slots, [("test", has_room_after, 9, str(tmp_path))])
+    assert len(list(tmp_path.iterdir())) in (6, 7)

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -73,11 +73,9 @@ def run_program(program: Callable[[], None]) -> None:
     try:
         program()
     except (InputError, StorageError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _end(str(error))
     except (OSError, MemoryError) as error:
-        typer.echo(f"error: {_refused(error)}", err=True)
-        sys.exit(2)
+        _end(_refused(error))
     except KeyboardInterrupt:
         sys.exit(code)
     except SystemExit as ended:
@@ -85,6 +83,13 @@ def run_program(program: Callable[[], None]) -> None:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _end(reason: str) -> NoReturn:
+    """End with a reason in one line, whatever it quotes."""
+    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in reason.strip())
+    typer.echo(f"error: {''.join(shown)}", err=True)
+    sys.exit(2)
 
 
 def _refused(error: OSError | MemoryError) -> str:

@@ -47,11 +47,13 @@ def results(
         typer.echo(json.dumps(reader.read_all(storage), indent=2))
         return
     if as_csv:
+        from pandas.api.types import is_numeric_dtype
+
         from raymu.results.outputs import load  # and what draws a report, which takes seconds
 
         table = load(storage)
-        texts = table.select_dtypes("object")
-        table[texts.columns] = texts.map(as_cell)
+        texts = [name for name in table if not is_numeric_dtype(table[name])]
+        table[texts] = table[texts].map(as_cell)
         typer.echo(table.to_csv(index=False), nl=False)
         return
     sweeps = reader.load(storage)

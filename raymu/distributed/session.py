@@ -106,7 +106,10 @@ def session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
-    is_alone = services.canonicalize_bootstrap_address(address) is None  # type: ignore[arg-type]
+    try:
+        is_alone = services.canonicalize_bootstrap_address(address) is None  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(f"{address} is no address of a Ray cluster, such as 10.0.0.1:6379") from error
     _guard_token(is_alone)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as ended:

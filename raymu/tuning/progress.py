@@ -200,7 +200,8 @@ class SweepProgress(_Line):
         if self._best is not None:
             parts.append(f"best {self._best:.3f}")
         parts.append(clock(now - self._began_s))
-        if finished := self._done - self._before:
+        finished = self._done - self._before
+        if finished and self._done < self._total:
             expected_s = (self._ended_s - self._began_s) / finished * (self._total - self._done)
             parts.append(f"{clock(max(0.0, expected_s - (now - self._ended_s)))} left")
         return ", ".join(parts)
