@@ -5,6 +5,7 @@ and whatever else its writer puts there: `running.json`, `environment.json`, `re
 it runs `progress.json`, and at the end `ended.json`.
 """
 
+import contextlib
 import fnmatch
 import gc
 import hashlib
@@ -139,16 +140,22 @@ def read_rows(directory: Location, parts: list[str], seal: bytes | None) -> list
     Args:
         seal: see `seal_of`.
     """
+    with uncollected(), ThreadPoolExecutor(READERS) as pool:
+        contents = pool.map(partial(read_bytes, directory), parts)
+        by_trial: dict[int, Row] = {}
+        for name, content in zip(parts, contents, strict=True):
+            for row in _parsed(directory, name, content, seal):
+                by_trial.setdefault(row["trial"], row)
+        return list(by_trial.values())
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from looking for garbage in the body: it would look through all rows again and again."""
     collecting = gc.isenabled()
-    gc.disable()  # it would look through all rows again and again: two thirds of the time
+    gc.disable()
     try:
-        with ThreadPoolExecutor(READERS) as pool:
-            contents = pool.map(partial(read_bytes, directory), parts)
-            by_trial: dict[int, Row] = {}
-            for name, content in zip(parts, contents, strict=True):
-                for row in _parsed(directory, name, content, seal):
-                    by_trial.setdefault(row["trial"], row)
-            return list(by_trial.values())
+        yield
     finally:
         if collecting:
             gc.enable()

@@ -14,6 +14,7 @@ from raymu.values import content_hash
 
 FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of what lasts of an identity
 MODELS = ("original_weights", "retrained_weights")
+_Model = tuple[str, str, str]  # a scenario's hash, the column of one of its references, and this one's weights
 DIGESTS = ("protocol.suggestions ", "protocol.decisions ", "evaluation_code ", "objective_code ")
 
 
@@ -32,10 +33,15 @@ class Group(NamedTuple):
 def grouped(sweeps: Sequence[SweepResults]) -> list[Group]:
     """Sweeps in groups, in the order in which they are given."""
     groups: list[Group] = []
+    models = {id(sweep): _models(sweep) for sweep in sweeps}
+
+    def apart(one: SweepResults, other: SweepResults) -> str:
+        return _apart(one, other) or _differ(models[id(one)], models[id(other)])
+
     for sweep in sweeps:
-        alike = (one for one in groups if not any(_apart(each, sweep) for each in one.sweeps))
+        alike = (one for one in groups if not any(apart(each, sweep) for each in one.sweeps))
         if (found := next(alike, None)) is None:
-            groups.append(found := Group([], _apart(groups[0].sweeps[0], sweep) if groups else ""))
+            groups.append(found := Group([], apart(groups[0].sweeps[0], sweep) if groups else ""))
         found.sweeps.append(sweep)
     return groups
 
@@ -94,17 +100,27 @@ def said_of_part(sweeps: Sequence[SweepResults]) -> str:
 
 
 def _apart(one: SweepResults, other: SweepResults) -> str:
-    """Why two sweeps, or the rows of one, do not compare; empty where they do."""
+    """Why two sweeps do not compare, by what was asked for; empty where they do."""
     ours, others = lasting(one.identity), lasting(other.identity)
     if ours.get("format") != others.get("format"):
         return "earlier versions of raymu numbered trials otherwise"
     fields = [(field, ours.get(field), others.get(field)) for field in FIELDS]
     if found := [said for field, there, here in fields for said in differences(there, here, field)]:
         return "; ".join([said for said in found if not said.startswith(DIGESTS)] or found)
-    models = {(row["scenario_hash"], column): row.get(column) for row in one.rows for column in MODELS}
-    for row, column in itertools.product(other.rows, MODELS):
-        here, there = row.get(column), models.get((row["scenario_hash"], column))
-        if here is not None and there is not None and here != there:
+    return ""
+
+
+def _models(sweep: SweepResults) -> set[_Model]:
+    """The references that rows were compared with, as far as they say them."""
+    found = {(row["scenario_hash"], column, row.get(column)) for row in sweep.rows for column in MODELS}
+    return {(scenario, column, weights) for scenario, column, weights in found if weights is not None}
+
+
+def _differ(ours: set[_Model], others: set[_Model]) -> str:
+    """Why rows do not compare that have these references; empty where they do."""
+    known = {(scenario, column): weights for scenario, column, weights in ours}
+    for scenario, column, here in sorted(others):
+        if (there := known.get((scenario, column), here)) != here:
             return (
                 f"{column} is {there} there, {here} here, so their references were trained at different times or places"
             )
@@ -129,7 +145,7 @@ def _check_rows(sweep: SweepResults) -> None:
                 f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated}, its rows say"
                 f" {', '.join(sorted(map(str, others)))}"
             )
-    if apart := _apart(sweep, sweep):
+    if apart := _differ(models := _models(sweep), models):
         raise InputError(f"rows of {sweep.name} do not compare: {apart}")
 
 

@@ -22,6 +22,7 @@ from raymu.results.files import (
     read_json,
     read_rows,
     seal_of,
+    uncollected,
 )
 from raymu.results.identity import Budget, is_of_first_version
 from raymu.row import Row
@@ -105,7 +106,11 @@ def load(storage: Path | str | Location) -> list[SweepResults]:
     Raises:
         InputError: there is no sweep, none can be read, the storage is a damaged sweep itself, or it does not answer.
     """
-    where = locate(storage)
+    with uncollected():
+        return _load_all(locate(storage))
+
+
+def _load_all(where: Location) -> list[SweepResults]:
     results: list[SweepResults] = []
     damaged: list[InputError] = []
     for name, files in files_of_sweeps(where).items():
@@ -220,9 +225,10 @@ def is_copy(rows: list[Row], others: list[Row]) -> bool:
     if not rows:
         return False
     measured = {column: value for column, value in rows[0].items() if column not in ("trial_id", "confirms")}
+    same_number = [other for other in others if other["trial"] == rows[0]["trial"]]
     return any(
         all(other.get(column) == value for column, value in measured.items()) and other.keys() == rows[0].keys()
-        for other in others
+        for other in same_number
     )
 
 

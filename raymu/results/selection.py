@@ -46,7 +46,11 @@ class Best:
     def choose(self, rows: Iterable[Row]) -> list[Row]:
         """The best `count`, fewer where there are fewer."""
         chosen: list[Row] = []
-        for row in sorted(candidates(rows), key=lambda row: (-row["score"], -_seen(row), row["trial"])):
+
+        def order(row: Row) -> tuple[float, float, int]:
+            return -row["score"], 0.0 if row["score"] else -_seen(row), row["trial"]
+
+        for row in sorted(candidates(rows), key=order):
             if len(chosen) < self.count and all(row["config"] != one["config"] for one in chosen):
                 chosen.append(row)
         return chosen
