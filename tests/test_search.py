@@ -17,6 +17,7 @@ from conftest import REPOSITORY
 from optuna.samplers import NSGAIISampler, TPESampler
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 from rich.console import Console
+from test_store import row as a_row
 
 from raymu.distributed.session import Resources
 from raymu.errors import InputError
@@ -188,7 +189,7 @@ def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: 
     module, name, value, fields = OTHERS[case]
     before = Sweep(RandomLabel, digits, Protocol(2, **fields))
     with writer.Store(tmp_path / "s", before.identity(), resume=False) as kept:
-        kept.append({"trial": 0})
+        kept.append(a_row(0))
     upgrade(module, name, value)
     after = dataclasses.replace(before, protocol=Protocol(2, **fields))
     assert after.protocol_hash != before.protocol_hash
@@ -205,7 +206,7 @@ def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: 
 def test_an_upgrade_that_does_the_same_resumes(digits, tmp_path: Path, upgrade) -> None:
     before = Sweep(RandomLabel, digits, Protocol(2))
     with writer.Store(tmp_path / "s", before.identity(), resume=False) as kept:
-        kept.append({"trial": 0})
+        kept.append(a_row(0))
     upgrade(learning, "optuna", learning.optuna)  # forgets what was measured
     same = dataclasses.replace(before, protocol=Protocol(2))
     assert same.protocol == before.protocol
