@@ -115,7 +115,7 @@ def session(address: str | None = None) -> Iterator[None]:
     with contextlib.ExitStack() as ended:
         directory = ended.enter_context(_directory()) if is_alone else None
         try:
-            with _loopback() if is_alone else contextlib.nullcontext():
+            with _loopback() if is_alone or _is_local(address) else contextlib.nullcontext():
                 ray.init(
                     address=address,
                     include_dashboard=False,
@@ -202,6 +202,20 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _is_local(address: str | None) -> bool:
+    """Whether an address that answers is one of a Ray which listens on loopback alone, as another process's local one.
+    Ray would look for it at the machine's own address.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host not in ("localhost", "127.0.0.1"):
+        return False
+    try:
+        socket.create_connection((services.get_node_ip_address(), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def try_ray() -> dict[str, float]:
