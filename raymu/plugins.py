@@ -57,6 +57,8 @@ def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         _warn(f"left out: {packages[name].value} of {group} has the name of raymu's own {name}")
     modules = [sys.modules["__main__"], *_loaded.values()]
     files = {name: one for module in modules for name, one in _defined_in(module, kind, own).items()}
+    for name in files.keys() & own.keys():
+        _warn(f"{name} is a {kind.__name__.lower()} of your own file now, and not raymu's")
     return {**packages, **own, **files}
 
 

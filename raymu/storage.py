@@ -199,7 +199,9 @@ def mendable(doing: str, directory: Location) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Reason of an error, in one line and without the number of the request."""
-    return re.split(r"\n| \(Request ID", str(getattr(error, "strerror", None) or error))[0]
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return re.split(r"\n| \(Request ID", str(error))[0]
 
 
 def _redacted(text: str) -> str:

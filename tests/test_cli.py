@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY
 from test_ranking import confirmed
 
-from raymu import __version__, methods
+from raymu import __version__, methods, scenarios
 from raymu.cli import doctor, main, sweep_main
 from raymu.cli.program import console
 from raymu.evaluation import columns
@@ -294,6 +294,31 @@ def storage(tmp_path):
         none = dict.fromkeys(metrics)
         rows.append({**common, "trial_id": "a-1", "trial": 1, "status": "error", "score": None, **none})
     return "s"
+
+
+OWN_FILE = """
+import dataclasses
+import raymu
+
+class Mine(raymu.methods.get("finetune")):
+    pass
+
+DIGITS = raymu.SCENARIOS["digits"]
+SCENARIO = dataclasses.replace(DIGITS, name="mine", forget=(8,), recipe=dataclasses.replace(DIGITS.recipe, epochs=1))
+"""
+
+
+def test_what_a_row_names_is_found_in_the_file_of_the_method(in_process, tmp_path) -> None:
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    (tmp_path / "best.yaml").write_text("scenario: mine\nconfig: {lr: 0.01, epochs: 1}\n")
+    assert "mine on mine" in in_process("run", "own.py", "--config", "best.yaml", "--out", "out")
+
+
+def test_a_thing_of_the_users_with_a_name_of_raymus_is_told(tmp_path, caplog) -> None:
+    (tmp_path / "own.py").write_text(OWN_FILE.replace('"mine"', '"digits"'))
+    scenarios.load(tmp_path / "own.py")
+    assert scenarios.get("digits").forget == (8,)
+    assert "digits is a scenario of your own file now, and not raymu's" in caplog.text
 
 
 def test_results_in_every_form(raymu, storage) -> None:

@@ -901,7 +901,9 @@ def test_an_objective_reads_the_columns_that_it_names() -> None:
 )
 def test_an_objective_that_cannot_be_computed_is_refused_before_anything_is(quick, score, scheduler, message) -> None:
     with pytest.raises(InputError, match=message):
-        Sweep(RandomLabel, quick, Protocol(2, scheduler=scheduler, objective=Objective(score, name="mine")))
+        Sweep(
+            RandomLabel, quick, Protocol(2, scheduler=scheduler, objective=Objective(score, name="mine"))
+        ).check_protocol()
 
 
 def test_an_objective_is_known_by_its_code() -> None:

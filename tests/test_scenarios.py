@@ -181,7 +181,7 @@ def test_without_a_retrained_model_nothing_is_compared_with_it(own) -> None:
     assert reference_models.memory(task) == {}
     several = Protocol(objective=HMEAN, confirmation=Confirmation(seeds=1, originals=3))
     with pytest.raises(InputError, match="own has one original, trained elsewhere: --confirm-originals 0"):
-        Sweep(RandomLabel, task, several)
+        Sweep(RandomLabel, task, several).check_protocol()
     with pytest.raises(InputError, match="removal compares with a retrained model, which own does not have: use hmean"):
         Trial(RandomLabel(), task)
 

@@ -78,6 +78,7 @@ def run(
     from raymu.study import Trial, options_of, scenario_of
 
     load_own(own)
+    chosen = get_method(method)  # first: its file may define what the row names
     row = read_row(config)
     options = options_of(
         row,
@@ -92,7 +93,7 @@ def run(
     whole = scenario_of(row) if scenario is None else get_scenario(scenario)
     trial = Trial.of(
         row,
-        method=get_method(method),
+        method=chosen,
         scenario=with_forget(with_subset(whole, classes, train_share), forget, forget_share),
         head=head,
         train=train,

@@ -87,6 +87,7 @@ def run_sweep(
         KeyboardInterrupt: by Ctrl-C; the rows so far are kept.
     """
     source.read_anew()
+    sweep.check_protocol()
     directory = locate(location)
     pretrained.prepare(sweep.scenario, weights_file)
     sweep = dataclasses.replace(sweep, scenario=splits.prepare(sweep.scenario, data_dir))

@@ -101,16 +101,8 @@ class Sweep:
         if not isinstance(self.protocol, Protocol):
             raise InputError(f"a protocol is a raymu.Protocol, not {self.protocol!r}")
         check(self.scenario, self.method, self.protocol.objective, self.protocol.metrics)
-        if self.scenario.original and self.protocol.confirmation.originals:
-            raise InputError(
-                f"{self.scenario.name} has one original, trained elsewhere: --confirm-originals 0 confirms on it"
-            )
         for other in self._forget_sets()[1:]:
             check(other, self.method, self.protocol.objective, self.protocol.metrics)
-        if self.protocol.scheduler != "none":
-            self.protocol.objective.check(
-                measured(self.protocol.metrics, rung=True), "while a trial runs: --scheduler none runs all in full"
-            )
         self.method.check_options(self.head, self.train)
         known = list(self.method.ranges(self.head))
         for name in self.space:
@@ -119,6 +111,23 @@ class Sweep:
         for name, search in {**self.method.ranges(self.head), **self.space}.items():
             self.method.check_range(name, search)
         self._known(self.protocol.search_seeds[0])
+
+    def check_protocol(self) -> None:
+        """Look whether the sweep can run under its protocol, which flags may have changed since it was written.
+
+        Raises:
+            InputError: its objective reads what is not measured while a trial runs, and a scheduler is to stop trials;
+                or it is to be confirmed on several originals where the scenario has one.
+        """
+        if self.scenario.original and self.protocol.confirmation.originals:
+            raise InputError(
+                f"{self.scenario.name} has one original, trained elsewhere: --confirm-originals 0 confirms on it"
+            )
+        if self.protocol.scheduler != "none":
+            self.protocol.objective.check(
+                measured(self.protocol.metrics, rung=True),
+                'while a trial runs: --scheduler none, or Protocol(scheduler="none"), runs all in full',
+            )
 
     @property
     def name(self) -> str:
