@@ -157,7 +157,7 @@ def removal(
 
         soft(share) = NOTHING + (1 - NOTHING) share,  below 0 NOTHING / (1 - share)
 
-    and of that how far it is above NOTHING, which is what remains of two shares of 1 and one of 0.
+    The score is how far it is above NOTHING, its value for two shares of 1 and one of 0.
 
     Where there is no memory, the original being read no better than the retrained model, none can be removed: `memory`
     is 0 for every model, and so is the score.

@@ -104,7 +104,7 @@ def driving(shared: Location, mirror: Location | None) -> Iterator[Driver]:
 
 
 def _forget_drivers(place: Location, older_s: float) -> None:
-    """Remove marks of drivers that were killed: those which are older than so many seconds."""
+    """Remove marks of drivers that were killed: those which are older than `older_s` seconds."""
     with contextlib.suppress(OSError):
         for found in place.filesystem.get_file_info(FileSelector(place.path, allow_not_found=True)):
             if found.base_name.startswith(MARK) and time.time() - found.mtime.timestamp() >= older_s:

@@ -97,7 +97,7 @@ class _Process(heartbeat.Listener):
 
 
 def at_work(signs: Any, what: str) -> contextlib.AbstractContextManager[None]:
-    """Have the signs heard that this process gives in the body, where it works on something of that name."""
+    """Send the signs of life that this process gives in the body, where it works on something of that name."""
     return _Process(signs).at_work(what)
 
 

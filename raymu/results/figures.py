@@ -24,7 +24,7 @@ POINTS = 2000  # of a figure: more cannot be told apart, and take a browser long
 
 
 def thinned(rows: Sequence[Row], most: int) -> list[Row]:
-    """Rows, or so many of them, evenly chosen."""
+    """Rows, evenly thinned out where there are more than `most`."""
     return [rows[len(rows) * number // most] for number in range(most)] if len(rows) > most else list(rows)
 
 

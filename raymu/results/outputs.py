@@ -48,7 +48,7 @@ class Plots(dict[str, go.Figure]):
 
 
 def load(results: Results) -> pandas.DataFrame:
-    """All rows of sweeps: a line a trial, a column a field, NaN or None where it has none.
+    """All rows of sweeps, with a line for each trial and a column for each field; NaN or None where a row has none.
 
     `sweep` is the sweep's name. The setting has a column a hyperparameter: `config.lr`, `config.epochs`.
 

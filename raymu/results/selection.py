@@ -216,7 +216,7 @@ def to_confirm(rows: Iterable[Row], top: int) -> list[Row]:
 
 
 def part(sweep: SweepResults, budget: Budget | None = None) -> list[Row]:
-    """The rows of a sweep that one of a budget would have; None: of its own budget. Where a sweep has grown, it may
+    """Rows of a sweep that it would have under another budget; None: under its own. Where a sweep has grown, it may
     also have confirmed settings that are not the best any more, or on the original that was searched on.
     """
     budget = budget or Budget.of(sweep.identity)

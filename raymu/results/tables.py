@@ -62,7 +62,7 @@ def comparison(models: Mapping[str, Figures | None], objective: str, width: int,
 
 
 def _fitting(table: Table, width: int) -> Table:
-    """The table without the columns on the right that lines of so many characters have no room for."""
+    """The table without the columns on the right for which lines of this width have no room."""
     endless = Console(width=10_000)
     while len(table.columns) > NEEDED and Measurement.get(endless, endless.options, table).maximum > width:
         table.columns.pop()

@@ -210,7 +210,7 @@ class _Run:
         """Say what there is to forget.
 
         Raises:
-            InputError: nothing, and the sweep shall not run anyway; or the objective has no score for a reference.
+            InputError: there is nothing to forget, unless `anyway`; or the objective has no score for a reference.
         """
         scenario, protocol = self._sweep.scenario, self._sweep.protocol
         fixed_points.scored(scenario, protocol.objective, protocol.metrics)
