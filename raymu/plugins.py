@@ -55,11 +55,13 @@ def all_of(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:
     packages = _of_packages(group, tuple(sys.path))
     for name in packages.keys() & own.keys():
         _warn(f"left out: {packages[name].value} of {group} has the name of raymu's own {name}")
-    modules = [sys.modules["__main__"], *_loaded.values()]
-    files = {name: one for module in modules for name, one in _defined_in(module, kind, own).items()}
-    for name in files.keys() & own.keys():
-        _warn(f"{name} is a {kind.__name__.lower()} of your own file now, and not raymu's")
-    return {**packages, **own, **files}
+    found = {**packages, **own, **_defined_in(sys.modules["__main__"], kind, own)}
+    for module in _loaded.values():
+        files = _defined_in(module, kind, own)
+        for name in files.keys() & own.keys():
+            _warn(f"{name} is the {kind.__name__.lower()} of {module.__file__} now, and not raymu's")
+        found |= files
+    return found
 
 
 def is_file(name: str) -> bool:

@@ -34,7 +34,7 @@ def _build(entry: str, log: str) -> None:
 
 
 def test_two_processes_build_once_and_see_it_whole(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # fresh ones would import torch, for nothing
     arguments = (str(tmp_path / "entry"), str(tmp_path / "log"))
     processes = [context.Process(target=_build, args=arguments) for _ in range(2)]
     for process in processes:

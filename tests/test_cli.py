@@ -318,7 +318,7 @@ def test_a_thing_of_the_users_with_a_name_of_raymus_is_told(tmp_path, caplog) ->
     (tmp_path / "own.py").write_text(OWN_FILE.replace('"mine"', '"digits"'))
     scenarios.load(tmp_path / "own.py")
     assert scenarios.get("digits").forget == (8,)
-    assert "digits is a scenario of your own file now, and not raymu's" in caplog.text
+    assert f"digits is the scenario of {tmp_path / 'own.py'} now, and not raymu's" in caplog.text
 
 
 def test_results_in_every_form(raymu, storage) -> None:

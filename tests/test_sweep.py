@@ -50,7 +50,7 @@ def script(name: str, directory: Path) -> list[str]:
     return [sys.executable, str(copy)]
 
 
-def run(command: list[str], *arguments: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], *arguments: object, timeout: float = 580) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=Path(command[1]).parent
     )

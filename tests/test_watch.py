@@ -242,3 +242,12 @@ def test_on_a_machine_that_is_taken_away_every_epoch_is_kept(quick, quick_refere
         killed_after(1, quick, RandomLabel(lr=0.01, epochs=3), checkpoints, options=Options(checkpoint_s=1e9))
     found = checkpoints.load(ALONE)
     assert (found is not None and found[0].epoch == 1) is ends_soon
+
+
+def test_what_a_dead_process_said_is_forgotten() -> None:
+    signs = watch._Signs()
+    signs.begin(PLACE, "trial")
+    signs.hear(PLACE, 1, 2)
+    signs.begin(("node", 2), "another")
+    signs.forget("trial")
+    assert [one.what for one in signs.all().values()] == ["another"]

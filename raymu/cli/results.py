@@ -52,8 +52,9 @@ def results(
         from raymu.results.outputs import load  # and what draws a report, which takes seconds
 
         table = load(storage)
-        texts = [name for name in table if not is_numeric_dtype(table[name])]
-        table[texts] = table[texts].map(as_cell)
+        for name in table.columns:
+            if not is_numeric_dtype(table[name]):
+                table[name] = table[name].map(as_cell)
         typer.echo(table.to_csv(index=False), nl=False)
         return
     sweeps = reader.load(storage)

@@ -18,6 +18,7 @@ from raymu import heartbeat
 LOOK_S = 1.0  # between two looks
 SILENCE_S = 600.0  # without a sign of life, which no process is ended for
 TIMES = 10  # the longest silence that ended is what another one may last
+ANSWER_S = 30.0  # for the actor to answer
 DRAIN_S = 5.0  # between two looks at nodes that are taken away
 
 Place = tuple[str, int]  # Ray's name of a node, and a process on it
@@ -59,6 +60,9 @@ class _Signs:
 
     def end(self, place: Place) -> None:
         self._last.pop(place, None)
+
+    def forget(self, what: str) -> None:
+        self._last = {place: sign for place, sign in self._last.items() if sign.what != what}
 
     def all(self) -> dict[Place, Sign]:
         now = time.monotonic()
@@ -133,10 +137,11 @@ class Watch:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(ANSWER_S)
 
     def reason(self, what: str) -> str | None:
-        """Why whoever worked on it was ended, told once; None: it was not."""
+        """Why the process that worked on it was ended, now that it is gone; None: nobody ended it."""
+        self._signs.forget.remote(what)
         return self._reasons.pop(what, None)
 
     @contextlib.contextmanager
@@ -158,7 +163,7 @@ class Watch:
         looked = time.monotonic()
         while not self._over.wait(LOOK_S):
             with contextlib.suppress(ray.exceptions.RayError):  # the cluster is about to end
-                signs: dict[Place, Sign] = ray.get(self._signs.all.remote())
+                signs: dict[Place, Sign] = ray.get(self._signs.all.remote(), timeout=ANSWER_S)
                 now = time.monotonic()
                 # A machine that slept has not watched.
                 self._look(signs, min(now - looked, 2 * LOOK_S))
