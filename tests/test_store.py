@@ -727,7 +727,7 @@ def test_a_storage_that_shrinks_has_its_rows_put_back(tmp_path: Path) -> None:
         os.truncate(place / files.ROWS, 0)
         with pytest.raises(StorageError, match="is gone"):
             rows.append(row(2))
-    with pytest.raises(InputError, match="has lost a sweep"):
+    with pytest.raises(InputError, match="This is another sweep: method is salun there, other here"):
         Store(place, {"method": "other"}, resume=True, rescue=rescue)
     with Store(place, IDENTITY, resume=True, rescue=rescue):
         assert trials(reader.read(place)) == [0, 1, 2]

@@ -10,11 +10,10 @@ from raymu.errors import InputError
 from raymu.objective import score_name
 from raymu.results import selection
 from raymu.results.comparison import FEWEST, Cell, Lead, Runs, by_original, leads, unpaired
-from raymu.results.identity import name_of
+from raymu.results.identity import differences, name_of
 from raymu.results.ranking import Ranked, score_on_test, step
 from raymu.results.reader import SweepResults
 from raymu.results.verdict import some
-from raymu.results.writer import differences
 from raymu.row import Row
 
 NAMES = ("trial_id", "confirms")  # of a row, which depend on what else is in the storage

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from raymu.errors import InputError
 from raymu.results.files import SWEEP
-from raymu.results.identity import NAMES, Budget, lasting, smallest
+from raymu.results.identity import NAMES, Budget, differences, lasting, smallest
 from raymu.results.reader import SweepResults, is_copy
-from raymu.results.writer import differences
 from raymu.values import content_hash
 
 FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of what lasts of an identity

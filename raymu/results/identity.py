@@ -1,11 +1,15 @@
 """What a sweep is, as its `sweep.json` says, and what of that may grow."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raymu.values import forget_set_in_words, subset_in_words
 
 FORMAT = 3  # of a sweep's directory; in the two before trials had other numbers, and nothing grew
+MEANINGS = {  # of fields that say little by themselves
+    "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
+    "protocol.decisions": "another version of Ray stops other trials; see environment.json",
+}
 IN_WORDS = ("forgotten", "subset")  # what a scenario says, with the names of its classes
 CONFIRMATIONS = 1_000_000  # number of the first run of a confirmation; a search's trials lie below it
 
@@ -116,3 +120,13 @@ def place_of(number: int, search_seeds: Sequence[int]) -> int:
 def is_of_first_version(identity: Mapping[str, Any]) -> bool:
     """Whether a sweep is raymu 0.1's, whose files have no checksums."""
     return str(identity.get("raymu")).startswith("0.1.")
+
+
+def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
+    """'protocol.trials is 24 there, 30 here', for every field that differs."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in stored | asked:
+            yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
+    elif stored != asked:
+        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
+        yield f"{name} is {stored} there, {asked} here{meaning}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raymu.errors import InputError
 from raymu.results.files import ROWS, SWEEP, all_rows, as_json, identity_and_parts, json_line, seal_of
-from raymu.results.identity import lasting
+from raymu.results.identity import differences, lasting
 from raymu.row import Row
 from raymu.storage import Location, locate, mendable, read_bytes, write_bytes
 from raymu.values import content_hash
@@ -55,11 +55,12 @@ class Rescue:
         with mendable("read", here):
             stored, _ = identity_and_parts(here)
             rows = all_rows(here)
-        if not resume or stored is None or lasting(stored) != lasting(identity):
-            raise InputError(
-                f"{self._lost} has lost a sweep, whose {len(rows)} rows are kept in {self.place}: the same command with"
-                " --resume continues with them. Choose another --name, or remove that directory if nobody needs them"
-            )
+        lost = f"{self._lost} has lost a sweep, whose {len(rows)} rows are kept in {self.place}"
+        other = "Choose another --name, or remove that directory if nobody needs them"
+        if not resume:
+            raise InputError(f"{lost}: the same command with --resume continues with them. {other}")
+        if differing := list(differences(lasting(stored or {}), lasting(identity))):
+            raise InputError(f"{lost}. This is another sweep: {'; '.join(differing)}. {other}")
         with mendable("write to", self._lost):
             for path in self.place.iterdir():
                 if path.name != ROWS:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ from raymu.results.files import (
     read_json,
     seal_of,
 )
-from raymu.results.identity import Budget, changed, is_of_first_version, lasting
+from raymu.results.identity import Budget, changed, differences, is_of_first_version, lasting
 from raymu.results.reader import read, running
 from raymu.results.rescue import Rescue
 from raymu.row import Row
@@ -38,10 +38,6 @@ LOCK = ".lock"
 WRITER = "writer.json"
 PART_ROWS = 200  # of a part on object storage, which is written anew with every row
 TELL_S = 10.0  # between two reports of progress
-MEANINGS = {  # of fields that say little by themselves
-    "protocol.suggestions": "other versions of Optuna, NumPy or SciPy suggest other settings; see environment.json",
-    "protocol.decisions": "another version of Ray stops other trials; see environment.json",
-}
 
 
 class _Lost(Exception):
@@ -316,13 +312,3 @@ class Store:
         with contextlib.suppress(OSError):
             self.directory.filesystem.delete_file(f"{self.directory.path}/{PROGRESS}")
         self._held.close()
-
-
-def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
-    """'protocol.trials is 24 there, 30 here', for every field that differs."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in stored | asked:
-            yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)
-    elif stored != asked:
-        meaning = f" ({MEANINGS[name]})" if name in MEANINGS else ""
-        yield f"{name} is {stored} there, {asked} here{meaning}"
