@@ -79,7 +79,7 @@ def followed(quick, quick_references, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.cluster
 def test_nothing_is_lost_and_nothing_complained_of(followed: Followed) -> None:
     assert sorted(row["trial_id"] for row in followed.rows) == ["rl-0000", "rl-0001", "rl-0002"]
-    assert "rl-0003" in followed.printed  # of the confirmation
+    assert "rl-1000000" in followed.printed  # of the confirmation
     assert "warning" not in followed.printed
 
 
