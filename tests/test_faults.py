@@ -198,10 +198,9 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
             while (epoch := epoch_of(which)) < last:
                 if over.wait(0.005):
                     return
-            for process in Path("/proc").glob("[0-9]*"):
+            for process in processes_of(b"in_group"):
                 with contextlib.suppress(OSError):
-                    if b"ray::in_group" in (process / "cmdline").read_bytes():
-                        os.kill(int(process.name), signal.SIGKILL)
+                    os.kill(process, signal.SIGKILL)
             killed.append((which, epoch))
 
     monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "disturbed"))
@@ -224,6 +223,16 @@ def test_a_reference_whose_process_is_killed_goes_on_by_itself(cluster, tmp_path
 
 
 # What the machine refuses
+
+
+def processes_of(what: bytes) -> list[int]:
+    """Processes of Ray that do something of that name."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"ray::" + what in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
 
 
 def failures(directory: Path) -> int:

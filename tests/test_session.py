@@ -119,7 +119,7 @@ def test_every_reference_has_checkpoints_of_its_own(monkeypatch, digits, tmp_pat
     made: Any = SimpleNamespace(directory=locate(tmp_path), protocol=Protocol(), options=Options())
     digits = splits.prepare(digits)
     scenarios = [digits, *(replace(digits, **one) for one in ({"model_seed": 1}, {"forget": (5,)}))]
-    references._train_missing(made, scenarios, made, made, Watch(None), made, Console(quiet=True))
+    references.train(made, scenarios, made, made, Watch(None), made, Console(quiet=True))
     trained = [call for call in calls if call[1] is reference_models.train]
     assert len({call[-1].location.path for call in trained}) == len({call[0] for call in trained}) == 6
 

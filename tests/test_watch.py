@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import ray
 import steady
 from rich.console import Console
-from test_faults import killed_after
+from test_faults import killed_after, meanwhile, processes_of
 
 from raymu import heartbeat, reference_models
 from raymu.checkpoints import Checkpoints
@@ -110,24 +110,6 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def worker_of(what: bytes) -> list[int]:
-    """Processes of Ray that do something of that name."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if b"ray::" + what in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return found
-
-
-@contextlib.contextmanager
-def meanwhile(what: Callable[[], None]) -> Iterator[None]:
-    thread = threading.Thread(target=what)
-    thread.start()
-    yield
-    thread.join()
-
-
 def sweep(name: str, epochs: int = 1) -> Sweep:
     made = steady.sweep(Protocol(trials=2, scheduler="none"))
     recipe = Recipe(lr=0.05, epochs=epochs, batch_size=16)
@@ -147,7 +129,7 @@ def test_a_trial_that_is_stopped_is_tried_again_and_seen_from_elsewhere(cluster,
     def stop() -> None:
         while not list(tmp_path.glob("hung/checkpoints/1/state.json")):
             time.sleep(0.02)
-        (process,) = worker_of(b"ImplicitFunc")
+        (process,) = processes_of(b"ImplicitFunc")
         os.kill(process, signal.SIGSTOP)
         while not (seen and seen[-1].running):
             time.sleep(0.2)
@@ -182,7 +164,7 @@ def test_a_reference_that_hangs_is_trained_again(cluster, tmp_path, monkeypatch)
     def stop() -> None:
         while not list(tmp_path.glob("stuck/checkpoints/references/*/*/state.json")):
             time.sleep(0.02)
-        stopped.extend(worker_of(b"in_group"))
+        stopped.extend(processes_of(b"in_group"))
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
 
@@ -201,7 +183,7 @@ def test_a_reference_whose_process_dies_again_and_again_ends_the_sweep_in_a_line
 
     def kill() -> None:
         while not over.wait(0.05):
-            for process in worker_of(b"in_group"):
+            for process in processes_of(b"in_group"):
                 with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
 

@@ -13,10 +13,10 @@ from raymu.cli.program import app, console
 from raymu.errors import InputError
 from raymu.values import STORAGE, as_cell
 
-FOLLOW_S = 5.0  # between two looks at a storage
-
 if TYPE_CHECKING:  # `raymu --help` does not need it
     from raymu.results.groups import Group
+
+FOLLOW_S = 5.0  # between two looks at a storage
 
 
 @app.command()

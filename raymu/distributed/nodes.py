@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 from pyarrow.fs import FileSelector
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raymu
 from raymu import cache, devices, modules, plugins, source, splits
@@ -140,7 +139,7 @@ def _look_at(found: Sequence[dict[str, Any]], look_at: Callable[..., None], *arg
     """Call a function on nodes, in a new process on each, which takes nothing from trials."""
     task = ray.remote(num_cpus=0, max_calls=1)(look_at)
     looks = {
-        node["NodeManagerAddress"]: task.options(scheduling_strategy=_on(node["NodeID"])).remote(*arguments)
+        node["NodeManagerAddress"]: task.options(scheduling_strategy=watch.on(node["NodeID"])).remote(*arguments)
         for node in found
     }
     for address, look in looks.items():
@@ -282,7 +281,3 @@ def _modules() -> dict[str, str]:
             with contextlib.suppress(OSError):  # it may be gone
                 found[name] = cache.hash_of(path)
     return found
-
-
-def _on(node: str) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node, soft=False)

@@ -199,7 +199,7 @@ def _check_reachable(address: str) -> None:
     if not port.isdigit():
         return  # a word of Ray's own, such as "auto"
     try:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+        _connect(host, port)
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from error
 
@@ -212,10 +212,15 @@ def _is_local(address: str | None) -> bool:
     if host not in ("localhost", "127.0.0.1"):
         return False
     try:
-        socket.create_connection((services.get_node_ip_address(), int(port)), CONNECT_TIMEOUT_S).close()
+        _connect(services.get_node_ip_address(), port)
     except OSError:
         return True
     return False
+
+
+def _connect(host: str, port: str) -> None:
+    """Connect once. Raises OSError if nobody answers in time."""
+    socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def try_ray() -> dict[str, float]:

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ Place = tuple[str, int]  # Ray's name of a node, and a process on it
 
 
 class Sign(NamedTuple):
-    """What a process said last.
+    """Last sign of a process.
 
     Attributes:
         what: it works on.
@@ -43,7 +42,7 @@ class Sign(NamedTuple):
 
 
 class _Signs:
-    """What all processes said last; an actor on the driver's node."""
+    """Last signs of all processes; an actor on the driver's node."""
 
     def __init__(self) -> None:
         self._began: dict[Place, float] = {}
@@ -69,17 +68,22 @@ class _Signs:
         return {place: sign._replace(seconds=now - self._began[place]) for place, sign in self._last.items()}
 
 
+def on(node: str) -> NodeAffinitySchedulingStrategy:
+    """Strategy that runs something on a node, by Ray's name of it, and nowhere else."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
 def signs() -> Any:
     """Actor that hears the signs of all processes."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = on(ray.get_runtime_context().get_node_id())
     return ray.remote(num_cpus=0)(_Signs).options(scheduling_strategy=here).remote()
 
 
 class _Process(heartbeat.Listener):
-    """A process that tells the actor. It does not wait for it."""
+    """Listener that passes on to the actor what this process says, and does not wait for it."""
 
-    def __init__(self, signs: Any) -> None:
-        self._signs, self._place = signs, (ray.get_runtime_context().get_node_id(), os.getpid())
+    def __init__(self, signs: Any, place: Place) -> None:
+        self._signs, self._place = signs, place
         self._looked_s, self._is_draining = 0.0, False
 
     def hear(self, epoch: int, epochs: int) -> None:
@@ -90,25 +94,17 @@ class _Process(heartbeat.Listener):
             self._looked_s, self._is_draining = now, bool(ray._private.state.state.get_draining_nodes())
         return self._is_draining
 
-    @contextlib.contextmanager
-    def at_work(self, what: str) -> Iterator[None]:
-        self._signs.begin.remote(self._place, what)
-        try:
-            with heartbeat.heard_by(self):
-                yield
-        finally:
-            self._signs.end.remote(self._place)
 
-
-def at_work(signs: Any, what: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def at_work(signs: Any, what: str) -> Iterator[None]:
     """Send the signs of life that this process gives in the body, where it works on something of that name."""
-    return _Process(signs).at_work(what)
-
-
-@dataclass
-class _Seen:
-    sign: Sign
-    silent_s: float = 0.0
+    place = ray.get_runtime_context().get_node_id(), os.getpid()
+    signs.begin.remote(place, what)
+    try:
+        with heartbeat.heard_by(_Process(signs, place)):
+            yield
+    finally:
+        signs.end.remote(place)
 
 
 class Watch:
@@ -125,7 +121,7 @@ class Watch:
         self._signs, self._tell = signs, tell
         self._timeout_s: float | None = None
         self._show: Callable[[Mapping[Place, Sign]], None] = lambda signs: None
-        self._seen: dict[Place, _Seen] = {}
+        self._seen: dict[Place, tuple[Sign, float]] = {}  # the last sign, and for how many seconds it has been so
         self._longest_s = 0.0
         self._reasons: dict[str, str] = {}
         self._over = threading.Event()
@@ -174,14 +170,12 @@ class Watch:
     def _look(self, signs: Mapping[Place, Sign], elapsed_s: float) -> None:
         before, self._seen = self._seen, {}
         for place, sign in signs.items():
-            seen = before.get(place)
-            if seen is None or (seen.sign.what, seen.sign.given) != (sign.what, sign.given):
-                self._longest_s = max(self._longest_s, seen.silent_s if seen else 0.0)
-                self._seen[place] = _Seen(sign)
-                silent_s = 0.0
-            else:
-                silent_s = seen.silent_s + elapsed_s
-                self._seen[place] = _Seen(sign, silent_s)
+            last, silent_s = before.get(place, (sign, 0.0))
+            if (last.what, last.given) != (sign.what, sign.given):
+                self._longest_s, silent_s = max(self._longest_s, silent_s), 0.0
+            elif place in before:
+                silent_s += elapsed_s
+            self._seen[place] = sign, silent_s
             limit = max(SILENCE_S, TIMES * self._longest_s)
             if silent_s > limit:
                 self._end(place, sign.what, f"no sign of life for {silent_s:.0f} s")
@@ -192,8 +186,7 @@ class Watch:
         node, process = place
         self._reasons[what] = reason
         self._signs.end.remote(place)
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there).remote(process)
+        ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=on(node)).remote(process)
 
 
 def _kill(process: int) -> None:

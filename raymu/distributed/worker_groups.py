@@ -214,7 +214,7 @@ def side_by_side(driver: nodes.Driver, watch: Watch, slots: Slots, calls: Sequen
 
 
 def _failure(done: Any, watch: Watch, what: str) -> Failure | None:
-    """What ended a call before it returned. Raises what it raised itself."""
+    """Failure that ended a call; None: it has returned. Raises the call's own error."""
     try:
         nodes.returned(done)
     except OF_THE_MACHINE as error:

@@ -220,8 +220,8 @@ def _mean(values: Collection[float]) -> float | None:
 
 
 def _range(settings: int, degrees: float) -> float:
-    """What the studentized range of `settings` means exceeds with a chance of LEVEL. Degrees are rounded down to
-    quarters, since its quantiles are slow to compute.
+    """Quantile of the studentized range of `settings` means, exceeded with a chance of LEVEL. Degrees are rounded down
+    to quarters, since it is slow to compute.
     """
     return _quantile(settings, np.floor(4 * degrees + 1e-6) / 4)  # rounding may have left a whole number just short
 

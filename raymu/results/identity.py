@@ -122,6 +122,16 @@ def is_of_first_version(identity: Mapping[str, Any]) -> bool:
     return str(identity.get("raymu")).startswith("0.1.")
 
 
+def has_ended(identity: Mapping[str, Any], ended: Mapping[str, Any] | None) -> bool:
+    """Whether a sweep has ended, and has not grown since.
+
+    Args:
+        ended: content of its `ended.json`; None: there is none.
+    """
+    budget = Budget.of(identity)
+    return ended is not None and (budget is None or ended.get("budget") == budget._asdict())
+
+
 def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
     """'protocol.trials is 24 there, 30 here', for every field that differs."""
     if isinstance(stored, dict) and isinstance(asked, dict):

@@ -58,7 +58,7 @@ class _Grown(TypedDict, total=False):
 
 
 class Sweep(TypedDict, total=False):
-    """What was asked for, `sweep.json`."""
+    """Request for a sweep, `sweep.json`."""
 
     format: int
     raymu: str

@@ -24,7 +24,7 @@ from raymu.results.files import (
     seal_of,
     uncollected,
 )
-from raymu.results.identity import Budget, is_of_first_version
+from raymu.results.identity import has_ended, is_of_first_version
 from raymu.row import Row
 from raymu.storage import DamagedError, Location, locate, mendable
 
@@ -237,6 +237,6 @@ def _missing(identity: dict[str, Any], ended: dict[str, Any] | None, rows: int) 
         return ""
     if ended is None:
         return f"the sweep has not ended; {rows} rows so far"
-    if (budget := Budget.of(identity)) is not None and ended.get("budget") != budget._asdict():
+    if not has_ended(identity, ended):
         return f"the sweep has grown, and not ended since; {rows} rows so far"
     return "" if rows == ended["rows"] else f"{rows} of its {ended['rows']} rows are there"

@@ -4,12 +4,13 @@ import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raymu.errors import InputError
 from raymu.results.files import ROWS, SWEEP, all_rows, as_json, identity_and_parts, json_line, seal_of
 from raymu.results.identity import differences, lasting
 from raymu.row import Row
-from raymu.storage import Location, locate, mendable, read_bytes, write_bytes
+from raymu.storage import Location, locate, mendable, read_if_there, reason, write_bytes
 from raymu.values import content_hash
 
 
@@ -24,26 +25,26 @@ class Rescue:
     def __init__(self, where: Path, lost: Location) -> None:
         self.place, self._lost = where / f"{lost.name}-{content_hash(str(lost))}", lost
 
-    def keep(self, identity: Mapping[str, object], rows: Sequence[Row], files: Mapping[str, bytes]) -> str:
+    def keep(self, identity: dict[str, Any], rows: Sequence[Row], files: Mapping[str, bytes]) -> str:
         """Keep all that is known of the sweep; return where in a sentence, or why it cannot be kept.
 
         Args:
             files: its other files by name.
         """
-        seal = seal_of(dict(identity)) or b""
+        seal = seal_of(identity) or b""
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             for name, content in {
                 **files,
-                SWEEP: as_json(dict(identity)),
+                SWEEP: as_json(identity),
                 ROWS: b"".join(json_line(row, seal) for row in rows),
             }.items():
                 write_bytes(locate(self.place), name, content)
         except OSError as error:
-            return f"Its {len(rows)} rows cannot be kept in {self.place} either: {error.strerror}"
+            return f"Its {len(rows)} rows cannot be kept in {self.place} either: {reason(error)}"
         return f"Its {len(rows)} rows are kept in {self.place}, and the same command with --resume continues with them"
 
-    def rows(self, identity: dict[str, object], resume: bool) -> list[Row]:
+    def rows(self, identity: dict[str, Any], resume: bool) -> list[Row]:
         """Rows that are kept here, once the sweep's other files are where they were; none where nothing is kept.
 
         Raises:
@@ -63,15 +64,9 @@ class Rescue:
             raise InputError(f"{lost}. This is another sweep: {'; '.join(differing)}. {other}")
         with mendable("write to", self._lost):
             for path in self.place.iterdir():
-                if path.name != ROWS:
-                    self._put_back(path)
+                if path.name != ROWS and read_if_there(self._lost, path.name) is None:
+                    write_bytes(self._lost, path.name, path.read_bytes())
         return rows
-
-    def _put_back(self, path: Path) -> None:
-        try:
-            read_bytes(self._lost, path.name)
-        except FileNotFoundError:
-            write_bytes(self._lost, path.name, path.read_bytes())
 
     def clear(self) -> None:
         """Nothing is kept here any more."""

@@ -45,8 +45,8 @@ def expected_best(scores: Sequence[float], numbers: Iterable[int]) -> list[float
     E[max] = sum_i s_(i) ((i / N)^n - ((i - 1) / N)^n), s_(i) being the i-th lowest of N scores (Dodge et al., Show Your
     Work, EMNLP 2019, equations 7 and 8).
     """
-    below = np.arange(len(scores) + 1) / max(len(scores), 1)
-    return [float(np.sort(scores) @ np.diff(below**n)) for n in numbers]
+    ordered, below = np.sort(scores), np.arange(len(scores) + 1) / max(len(scores), 1)
+    return [float(ordered @ np.diff(below**n)) for n in numbers]
 
 
 def effort(sweeps: Sequence[SweepResults]) -> go.Figure:

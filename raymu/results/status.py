@@ -15,8 +15,7 @@ from raymu.results.files import (
     read_rows,
     seal_of,
 )
-from raymu.results.identity import Budget
-from raymu.row import Row
+from raymu.results.identity import has_ended
 from raymu.storage import DamagedError, Location, locate, mendable
 
 SILENT_S = 60.0  # after which a driver that gives no sign is taken for dead
@@ -71,17 +70,17 @@ def _status(name: str, storage: Location, files: Sequence[str]) -> Status:
         rows = read_rows(directory, parts_among(list(files)), seal)
         ended = read_json(directory, ENDED, seal)
         progress = read_json(directory, PROGRESS, seal) or {}
-    protocol, budget = identity.get("protocol", {}), Budget.of(identity)
-    has_ended = ended is not None and (budget is None or ended.get("budget") == budget._asdict())
+    protocol = identity.get("protocol", {})
     silent_s = max(0.0, time.time() - progress["time"]) if progress else None
     search = [row for row in rows if row.get("source") != "confirmation"]
+    scores = (row["score"] for row in search if row["status"] == "completed" and row["score"] is not None)
     return Status(
         name=name or storage.name,
-        state="ended" if has_ended else _state(silent_s),
+        state="ended" if has_ended(identity, ended) else _state(silent_s),
         searched=len(search),
         trials=protocol.get("trials", len(search)) * len(protocol.get("search_seeds", [0])),
         confirmed=len(rows) - len(search),
-        best=max((score for row in search if (score := _score(row)) is not None), default=None),
+        best=max(scores, default=None),
         ended_s=max((row["ended_s"] for row in rows if row.get("ended_s")), default=None),
         silent_s=silent_s,
         host=progress.get("host", ""),
@@ -93,8 +92,3 @@ def _state(silent_s: float | None) -> str:
     if silent_s is None:
         return "interrupted"
     return "running" if silent_s < SILENT_S else "silent"
-
-
-def _score(row: Row) -> float | None:
-    score: float | None = row["score"] if row["status"] == "completed" else None
-    return score

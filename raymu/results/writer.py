@@ -29,7 +29,7 @@ from raymu.results.files import (
     seal_of,
 )
 from raymu.results.identity import Budget, changed, differences, is_of_first_version, lasting
-from raymu.results.reader import read, running
+from raymu.results.reader import running
 from raymu.results.rescue import Rescue
 from raymu.row import Row
 from raymu.storage import Location, locate, mendable, patiently, write_bytes
@@ -234,12 +234,12 @@ class Store:
                     f"{self.directory} holds this sweep with less: {more}. --resume lets it grow, another --name starts"
                     " anew"
                 )
-            if not resume and (rows := read(self.directory)) and not is_finished(rows):
+            self._rows = self.read()
+            if not resume and self._rows and not is_finished(self._rows):
                 raise InputError(
                     f"{self.directory} holds this sweep, unfinished; --resume continues it, another --name starts anew"
                 )
             self._identity = stored
-            self._rows = self.read()
         with mendable("write to", self.directory):
             if self.directory.local:
                 self._drop_half_row()
@@ -298,7 +298,7 @@ class Store:
             return False
 
     def _kept(self) -> str:
-        """What remains of the rows, in a sentence."""
+        """Sentence that says where the rows remain."""
         if self._rescue and self._rows:
             return self._rescue.keep(self._identity, self._rows, self._files)
         return "What is there stays, and the same command with --resume continues"

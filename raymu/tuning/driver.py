@@ -202,9 +202,10 @@ class _Run:
             nodes.check_gpus()
 
     def train_references(self, scenarios: Sequence[Scenario]) -> None:
-        """See `references.train`."""
-        what = self._sweep, scenarios, self._rows
-        references.train(*what, self._driver, self._watch, self._slots, self._console)
+        """See `references.train` and `references.check`."""
+        sweep, rows = self._sweep, self._rows
+        references.train(sweep, scenarios, rows, self._driver, self._watch, self._slots, self._console)
+        references.check(sweep, scenarios, rows.read())
 
     def look_at_memory(self, anyway: bool) -> None:
         """Say what there is to forget.

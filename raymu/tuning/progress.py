@@ -53,7 +53,7 @@ class NotebookConsole(Console):
 
 
 class _State(ProgressColumn):
-    """What a line says of itself, asked anew whenever it is drawn."""
+    """State of a line, asked anew whenever it is drawn."""
 
     def __init__(self, line: "_Line") -> None:
         super().__init__()
@@ -84,13 +84,17 @@ class _Line(ABC):
 
     @abstractmethod
     def state(self) -> str:
-        """What goes on, and the time that it has taken and will take."""
+        """State in words, with the time taken and left."""
 
     def look(self, signs: "Mapping[Place, Sign]") -> None:
         """Take in what the processes say: see Watch."""
-        is_read_later = not self._console.is_terminal and not isinstance(self._console, NotebookConsole)
-        if is_read_later and time.monotonic() - self._told_s >= QUIET_S:
+        if not self._is_live and time.monotonic() - self._told_s >= QUIET_S:
             self._print(f"{self._what}: {self._progress()}")
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether the line itself changes, on a terminal or in a notebook."""
+        return self._console.is_terminal or isinstance(self._console, NotebookConsole)
 
     def _print(self, line: str) -> None:
         self._told_s = time.monotonic()
@@ -187,10 +191,9 @@ class SweepProgress(_Line):
         line = f"{row['trial_id']}  {row['status']:9}  score {shown}  {setting(row['config'])}"
         if row["error"]:
             line += f"  ({row['error']})"
-        is_live = self._console.is_terminal or isinstance(self._console, NotebookConsole)
-        if not is_live:
+        if not self._is_live:
             line = f"[{self._progress()}]  {line}"
-        if is_best or row["error"] or not is_live:
+        if is_best or row["error"] or not self._is_live:
             self._print(line)
 
     def state(self) -> str:
@@ -212,7 +215,7 @@ class SweepProgress(_Line):
 
 
 class _Spinner(heartbeat.Listener):
-    """What this process itself computes, with the epochs of what it trains."""
+    """Spinner of what this process itself computes, with the epochs of what it trains."""
 
     def __init__(self, status: Status, what: str) -> None:
         self._status, self._what = status, what

@@ -13,6 +13,7 @@ from raymu.distributed.watch import Watch
 from raymu.distributed.worker_groups import side_by_side
 from raymu.errors import InputError
 from raymu.results import writer
+from raymu.row import Row
 from raymu.scenario import Scenario
 from raymu.storage import Location
 from raymu.tuning.process import CHECKPOINTS
@@ -34,36 +35,12 @@ def train(
     """Train those that are missing, side by side, and then compare every two.
 
     Raises:
-        InputError: rows of this sweep came from other ones.
         NodeError: machines failed one too often.
     """
-    further = sweep.protocol.metrics
-    missing = [one for one in dict.fromkeys(scenarios) if not reference_models.are_ready(one, further)]
-    if missing:
-        _train_missing(sweep, missing, rows, driver, watch, slots, console)
-    done = rows.read()
-    for scenario in scenarios:
-        metrics = reference_models.metrics(scenario, further)
-        for which in reference_models.of(scenario):
-            column, weights = f"{which}_weights", metrics[which]["weights"]
-            theirs = (row for row in done if row["scenario_hash"] == scenario.hash and row[column])
-            if any(row[column] != weights for row in theirs):
-                raise InputError(
-                    f"the {which} model of the rows is not the one in {reference_models.directory(scenario)},"
-                    " which was trained elsewhere or anew: choose another --name"
-                )
-
-
-def _train_missing(
-    sweep: Sweep,
-    scenarios: Sequence[Scenario],
-    rows: writer.Store,
-    driver: nodes.Driver,
-    watch: Watch,
-    slots: Slots,
-    console: Console,
-) -> None:
     started, options, further = time.monotonic(), slots.options, sweep.protocol.metrics
+    scenarios = [one for one in dict.fromkeys(scenarios) if not reference_models.are_ready(one, further)]
+    if not scenarios:
+        return
     missing = [(scenario, which) for scenario in scenarios for which in reference_models.missing(scenario)]
     names = [f"{which} model {one.model_seed} of {one.name} ({one.forgotten})" for one, which in missing]
     if missing:
@@ -79,8 +56,35 @@ def _train_missing(
             f"trained {count} reference{'s' * (count > 1)} ({time.monotonic() - started:.0f} s)", highlight=False
         )
     with console.status("comparing the references"):
-        calls = [(f"references of {one}", reference_models.compare, one, options, further) for one in scenarios]
+        calls = [
+            (
+                f"references {one.model_seed} of {one.name} ({one.forgotten})",
+                reference_models.compare,
+                one,
+                options,
+                further,
+            )
+            for one in scenarios
+        ]
         side_by_side(driver, watch, slots, calls)
+
+
+def check(sweep: Sweep, scenarios: Sequence[Scenario], rows: Sequence[Row]) -> None:
+    """Look whether the rows of a sweep came from the references that are there.
+
+    Raises:
+        InputError: they came from other ones.
+    """
+    for scenario in scenarios:
+        metrics = reference_models.metrics(scenario, sweep.protocol.metrics)
+        for which in reference_models.of(scenario):
+            column, weights = f"{which}_weights", metrics[which]["weights"]
+            theirs = (row for row in rows if row["scenario_hash"] == scenario.hash and row[column])
+            if any(row[column] != weights for row in theirs):
+                raise InputError(
+                    f"the {which} model of the rows is not the one in {reference_models.directory(scenario)},"
+                    " which was trained elsewhere or anew: choose another --name"
+                )
 
 
 def checkpoints_in(directory: Location) -> Location:
