@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import urllib.request
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSelector, FileSystem
 from rich.console import Console
 
 from raymu import splits
@@ -674,11 +675,33 @@ def test_no_secret_is_printed_or_stored(s3: Server) -> None:
         assert b"ssword" not in filesystem.open_input_stream(f"{path}/{name}").read()
 
 
+def told(secret: bytes, logs: Path, stop: threading.Event, found: set[Path], seen: set[Path]) -> None:
+    """Look for a secret in the arguments and environment of all processes, and in Ray's logs, until told to stop."""
+    while not stop.wait(0.2):
+        for path in (*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ"), *logs.rglob("*.*")):
+            with contextlib.suppress(OSError):  # it has ended, or is none
+                found |= {path} if secret in path.read_bytes() else set()
+                seen.add(path)
+
+
 @pytest.mark.long
-def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: References) -> None:
-    place = s3.place()
+def test_a_whole_sweep_on_s3(s3: Server, quick: Scenario, quick_references: References, monkeypatch) -> None:
+    """The key in the URI is in no process list, no log and no file of the storage."""
+    secret, stop, found, seen = uuid.uuid4().hex, threading.Event(), set[Path](), set[Path]()
+    place = s3.place().replace("p%2Fssword", secret)
     sweep = Sweep(RandomLabel, quick, Protocol(trials=3, confirmation=Confirmation(seeds=1)))
-    rows = run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True), anyway=True)
+    with tempfile.TemporaryDirectory() as logs:
+        monkeypatch.setenv("RAY_TMPDIR", logs)
+        watch = threading.Thread(target=told, args=(secret.encode(), Path(logs), stop, found, seen))
+        watch.start()
+        rows = run_sweep(sweep, locate(place) / "rl", Resources(), Console(quiet=True), anyway=True)
+        stop.set()
+        watch.join()
+    assert not found
+    assert any(path.suffix == ".log" for path in seen)
+    filesystem, path = FileSystem.from_uri(place)
+    for info in filesystem.get_file_info(FileSelector(path, recursive=True)):
+        assert not info.is_file or secret.encode() not in filesystem.open_input_stream(info.path).read(), info.path
     (result,) = reader.load(place)
     assert (result.name, result.rows) == ("rl", rows)
     assert sorted(trials(rows))[:4] == [0, 1, 2, 3]
