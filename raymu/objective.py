@@ -86,6 +86,11 @@ class Objective(source.Travels):
         assert self.maximises is not None
         return [float(value) for value in self.maximises(**self._given(self.maximises, row, {}, "val"))]
 
+    def own(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns of a row that the score reads on validation; references' are others."""
+        names = (_column(name, "val") for name in _parameters(self.score))
+        return {name: row[name] for name in names if name in row}
+
     def check(self, known: list[str], when: str) -> None:
         """Look whether all its columns are measured.
 

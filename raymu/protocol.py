@@ -11,7 +11,7 @@ from raymu.objective import REMOVAL, Objective
 from raymu.results.identity import CONFIRMATIONS, Budget
 from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
 
-Searcher = Literal["tpe", "random", "quasi_random", "grid", "nsga2"]
+Searcher = Literal["tpe", "gp", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
 
 REDUCTION_FACTOR = 3
@@ -62,9 +62,10 @@ class Protocol:
             more; None: no limit.
         max_hours: wall time of a search after which it begins no trial any more, all resumptions together. Unlike
             `max_images` it is not reproducible to the trial: a faster machine tries more settings. None: no limit.
-        searcher: "tpe" (Optuna's), "random", "quasi_random" (scrambled Sobol points), "grid" (as many values of every
-            hyperparameter as the trials allow), or "nsga2" (Optuna's) for the objective pareto. What one suggests
-            depends on no total, so that the trials of a shorter search begin a longer one.
+        searcher: "tpe" (Optuna's), "gp" (Gaussian processes of the columns that the objective reads, for one score),
+            "random", "quasi_random" (scrambled Sobol points), "grid" (as many values of every hyperparameter as the
+            trials allow), or "nsga2" (Optuna's) for the objective pareto. What one suggests depends on no total, so
+            that the trials of a shorter search begin a longer one.
         scheduler: "asha" stops a trial after epoch 1, 3, 9, ... when its objective there is not among the best third
             of the trials that got there before it (Li et al., MLSys 2020); "median" after any epoch when it was never
             as good as the median of the others' averages up to there (Golovin et al., KDD 2017); both never within a
@@ -105,6 +106,8 @@ class Protocol:
         name, several = self.objective.name, self.objective.maximises is not None
         if self.searcher == "nsga2" and not several:
             raise InputError(f"searcher nsga2 is for the objective pareto, not for {name}")
+        if self.searcher == "gp" and several:
+            raise InputError(f"searcher gp maximises one score: with the objective {name} take tpe or nsga2")
         if several and self.scheduler != "none":
             raise InputError(f"a scheduler compares trials by one score; with the objective {name} it has to be none")
 

@@ -693,15 +693,20 @@ def test_metrics_of_other_code_are_computed_anew_for_the_references_too(striped,
 
 
 def row(trial: int, **more) -> dict:
-    of_sweep = {"trial": trial, "trial_id": f"s-{trial}", "source": "search", "method": "finetune"}
-    return of_sweep | {
-        "status": "completed",
-        "score": 0.5,
-        "scenario_hash": "s",
-        "objective": "hmean",
-        "config": {"lr": 0.1},
-        **more,
-    }
+    of_sweep = {"trial": trial, "trial_id": f"s-{trial}", "source": "search", "confirms": None, "method": "finetune"}
+    made_from = {"model_seed": 0, "seed": 0, "forget": [8], "forget_share": 0.0}
+    return (
+        of_sweep
+        | made_from
+        | {
+            "status": "completed",
+            "score": 0.5,
+            "scenario_hash": "s",
+            "objective": "hmean",
+            "config": {"lr": 0.1},
+            **more,
+        }
+    )
 
 
 @pytest.mark.long
@@ -710,7 +715,7 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
         rows.append(row(0, note='a quote: "checksum": "'))
         rows.append(row(1))
         rows.put(files.REFERENCES, {"s": {"original": {"val_retain_acc": 0.9}}})
-        rows.put(files.FEATURES, {})
+        rows.put(files.FEATURES, {"labels": [], "forget": []})
     assert reader.read(tmp_path / "s") == [row(0, note='a quote: "checksum": "'), row(1)]
     (loaded,) = reader.load(tmp_path / "s")
     assert loaded.references == {"s": {"original": {"val_retain_acc": 0.9}}}
@@ -744,7 +749,8 @@ def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
 def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> None:
     """As where two searches over other ranges of one method were put into one directory."""
     for name in ("narrow", "wide"):
-        with writer.Store(locate(tmp_path / name), {"protocol": {"trials": 2}, "space": name}, resume=False) as one:
+        space = {"lr": {"low": 0.01, "high": 0.1 if name == "narrow" else 1.0, "scale": "log"}}
+        with writer.Store(locate(tmp_path / name), {"protocol": {"trials": 2}, "space": space}, resume=False) as one:
             one.append(row(0, sweep=name))
             one.put(files.REFERENCES, {})
     narrow, wide = tmp_path / "narrow", tmp_path / "wide"

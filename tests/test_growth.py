@@ -31,6 +31,7 @@ VERSION = raymu.__version__
 PARETO = {"objective": "pareto", "scheduler": "none"}
 SEARCHERS = {
     "tpe": {},
+    "gp": {"searcher": "gp", "objective": "hmean"},
     "tpe for pareto": PARETO,
     "random": {"searcher": "random"},
     "quasi_random": {"searcher": "quasi_random"},
@@ -87,7 +88,9 @@ def by_number(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["trial"])
 
 
-@pytest.mark.parametrize("case", SEARCHERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.long if name == "gp" else ()) for name in SEARCHERS]
+)
 def test_a_search_of_20_that_grows_to_40_suggests_and_stops_as_one_of_40(digits, case) -> None:
     small, large = (Sweep(RandomLabel, digits, Protocol(trials, **SEARCHERS[case])) for trials in (20, 40))
     whole = by_number(searched(large, []))

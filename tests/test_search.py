@@ -27,7 +27,7 @@ from raymu.protocol import Protocol
 from raymu.results import ranking, reader, writer
 from raymu.tuning import fingerprints, samplers, schedulers
 from raymu.tuning.driver import run_sweep
-from raymu.tuning.samplers import learning, nsga2, sampler, tpe
+from raymu.tuning.samplers import gp, learning, nsga2, sampler, tpe
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
@@ -173,6 +173,7 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType, s
 
 OTHERS = {
     "suggestions": (tpe.TPE, "_sampler", lambda self, seed: TPESampler(seed=seed, n_ei_candidates=5), {}),
+    "suggestions of gp": (gp, "NEAR", 0.3, {"searcher": "gp"}),
     "suggestions of nsga2": (nsga2.NSGA2, "_sampler", lambda self, seed: NSGAIISampler(seed=seed), PROTOCOLS["nsga2"]),
     "suggestions of Sobol": (
         samplers,

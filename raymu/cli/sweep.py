@@ -153,7 +153,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
                 " reproducible to the trial, unlike --max-images."
             ),
         ] = budget.max_hours,
-        searcher: Annotated[str, typer.Option(help="tpe, random, quasi_random, grid, nsga2.")] = budget.searcher,
+        searcher: Annotated[str, typer.Option(help="tpe, gp, random, quasi_random, grid, nsga2.")] = budget.searcher,
         scheduler: Annotated[
             str, typer.Option(help="asha or median stop hopeless trials early; none runs all in full.")
         ] = budget.scheduler,

@@ -235,7 +235,8 @@ class _Run:
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
         missing = remaining.missing(sweep, seed, everything, self._retries)
         done = remaining.of_search(seed, everything)
-        sampler, numbers_of_search = sweep.sampler(seed, done), sweep.trials(seed)
+        references = reference_models.metrics(sweep.scenario, protocol.metrics)
+        sampler, numbers_of_search = sweep.sampler(seed, done, references), sweep.trials(seed)
         started = time.monotonic() - remaining.searched_s(done)
 
         def searched_s() -> float:
@@ -246,7 +247,8 @@ class _Run:
             if number in self._retries:
                 setting = self._retries.config(number)
             elif place := place_of(number, protocol.search_seeds):
-                setting = sampler.suggest(place)
+                running = [self._retries.config(one) for one in self._retries if one in numbers_of_search]
+                setting = sampler.suggest(place, running)
             return sweep.task(seed, number, setting)
 
         def is_spent(number: int) -> bool:

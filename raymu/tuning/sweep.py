@@ -13,7 +13,7 @@ import raymu
 from raymu import engines, reference_models
 from raymu.errors import InputError
 from raymu.method import Head, Method, Range, Train
-from raymu.objective import REMOVAL
+from raymu.objective import REMOVAL, References
 from raymu.protocol import Protocol
 from raymu.results import selection
 from raymu.results.identity import CONFIRMATIONS, FORMAT, lasting_protocol, name_of, place_of
@@ -21,7 +21,7 @@ from raymu.row import Row
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
-from raymu.tuning.samplers import Sampler, Setting, known_settings, sampler
+from raymu.tuning.samplers import NONE, Sampler, Setting, known_settings, sampler
 from raymu.values import SCENARIO, content_hash, unknown
 
 MOST_CLASSES = 10  # classes in the name of a directory
@@ -172,13 +172,14 @@ class Sweep:
         """The method at a setting."""
         return self.method.from_config(config, head=self.head, train=self.train)
 
-    def sampler(self, seed: int, done: Sequence[Row] = ()) -> Sampler:
+    def sampler(self, seed: int, done: Sequence[Row] = (), references: References = NONE) -> Sampler:
         """What suggests the settings of one search beside the published one.
 
         Args:
             done: the rows of the search so far; those that are appended later are learnt, too.
+            references: what the objective compares with.
         """
-        return sampler(self.protocol, seed, self.ranges, done)
+        return sampler(self.protocol, seed, self.ranges, done, references)
 
     def trials(self, seed: int) -> range:
         """The numbers of the trials of one search, whose first is the published setting; see `place_of`."""

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from raymu.method import Range
+from raymu.objective import References
 from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers import grid, quasi_random, random
 from raymu.tuning.samplers.base import Known, Sampler, Setting
+from raymu.tuning.samplers.gp import GP
 
 __all__ = ["KNOWN", "Sampler", "Setting", "known_settings", "sampler"]
 
+NONE: References = {}
 KNOWN = {"random": random.settings, "quasi_random": quasi_random.settings, "grid": grid.settings}
 
 
@@ -25,19 +28,24 @@ def known_settings(protocol: Protocol, seed: int, ranges: Mapping[str, Range]) -
     return KNOWN[protocol.searcher](ranges, count, seed) if ranges else nothing[:count]
 
 
-def sampler(protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row] = ()) -> Sampler:
+def sampler(
+    protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row] = (), references: References = NONE
+) -> Sampler:
     """The sampler of one search.
 
     Args:
         seed: of the search.
         ranges: the search space.
         done: the rows of the search so far; those that are appended later are learnt, too.
+        references: what the objective compares with, for a searcher that computes scores itself.
 
     Raises:
         InputError: see `known_settings`.
     """
     if (settings := known_settings(protocol, seed, ranges)) is not None:
         return Known(settings)
+    if protocol.searcher == "gp":
+        return GP(protocol, seed, ranges, done, references)
     from raymu.tuning.samplers import nsga2, tpe  # they load Optuna
 
     return {"tpe": tpe.TPE, "nsga2": nsga2.NSGA2}[protocol.searcher](protocol, seed, ranges, done)

@@ -19,8 +19,12 @@ class Sampler(ABC):
     """Settings of one search."""
 
     @abstractmethod
-    def suggest(self, place: int) -> Setting:
-        """Setting for the trial of this place in the search, from 1 on: 0 is the published setting's."""
+    def suggest(self, place: int, running: Sequence[Setting] = ()) -> Setting:
+        """Setting for the trial of this place in the search, from 1 on: 0 is the published setting's.
+
+        Args:
+            running: settings of trials that have begun and have no row yet.
+        """
 
 
 class Known(Sampler):
@@ -29,7 +33,7 @@ class Known(Sampler):
     def __init__(self, settings: Sequence[Setting]) -> None:
         self._settings = settings
 
-    def suggest(self, place: int) -> Setting:
+    def suggest(self, place: int, running: Sequence[Setting] = ()) -> Setting:
         """See Sampler."""
         return self._settings[place - 1]
 
@@ -37,6 +41,15 @@ class Known(Sampler):
 def setting_at(ranges: Mapping[str, Range], shares: NDArray[Any]) -> Setting:
     """The setting that lies at these shares, in [0, 1], of every range."""
     return {name: _value(search, share) for (name, search), share in zip(ranges.items(), shares.tolist(), strict=True)}
+
+
+def place_in(search: Range, value: float) -> float:
+    """Share of a range at which a value lies, of whole numbers the middle of those that give it."""
+    if search.scale == "int":
+        return (value - search.low + 0.5) / (search.high - search.low + 1)
+    if search.scale == "log":
+        return math.log(value / search.low) / math.log(search.high / search.low)
+    return (value - search.low) / (search.high - search.low)
 
 
 def _value(search: Range, share: float) -> float:

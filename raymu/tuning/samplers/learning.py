@@ -48,7 +48,7 @@ class Learner(Sampler):
         """What Optuna's sampler reads of the next trial to be learnt, beside its setting and values."""
         return {}
 
-    def suggest(self, place: int) -> Setting:
+    def suggest(self, place: int, running: Sequence[Setting] = ()) -> Setting:
         """See Sampler."""
         new = self._done[self._read :]
         self._read += len(new)

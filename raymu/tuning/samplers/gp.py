@@ -1,0 +1,229 @@
+"""Settings by Gaussian processes."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+
+from raymu.evaluation.metrics import columns
+from raymu.method import Range
+from raymu.objective import References
+from raymu.protocol import Protocol
+from raymu.row import Row
+from raymu.tuning.samplers import quasi_random
+from raymu.tuning.samplers.base import Sampler, Setting, place_in, setting_at
+
+Array = NDArray[np.float64]
+Places = NDArray[np.intp]
+
+INITIAL = 4  # settings of a Sobol sequence, which come first
+FEWEST = 3  # rows without which nothing is known
+MOST = 128  # rows that are learnt at most: the best and the last ones
+CANDIDATES = 512  # settings of which one is suggested: half from anywhere, half near the BEST
+BEST = 3
+NEAR = 0.1  # standard deviation of the step to a candidate nearby, in shares of the ranges
+FINALISTS = 64  # candidates whose expected improvement is computed
+DRAWS = 32
+LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # over which a column may change, in shares of a range
+NOISES = (1e-3, 1e-2, 1e-1)  # variance of a column that no setting explains, as a part of all
+LEAST = 0.005  # at which the log-odds of a share end
+SHARES = frozenset(columns(rung=True))
+
+
+class GP(Sampler):
+    """The setting with the highest expected improvement of the score, where each column that the objective reads is a
+    Gaussian process over the settings (Astudillo and Frazier, ICML 2019): a score may be 0 nearly everywhere and rise
+    steeply, while accuracies change smoothly and show from a few trials where it will be high.
+
+    A trial that runs is known by its setting: what it will say is no news any more, so others are tried. A diverged one
+    says what a dead network does, a stopped one what it said when it was stopped; what has to be improved on is the
+    best of those that completed.
+
+    Lengths and noise of a process are those among a few that make what is known most likely: last digits, which differ
+    between CPUs, decide nothing.
+
+    Args:
+        seed: of the search.
+        ranges: the search space.
+        done: the rows of this search so far; those that are appended later are learnt, too.
+        references: what the objective compares with, and the "dead" network.
+    """
+
+    def __init__(
+        self, protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row], references: References
+    ) -> None:
+        self._seed, self._ranges, self._done = seed, ranges, done
+        self._objective, self._references = protocol.objective, references
+        self._dead = self._objective.own(references.get("dead", {}))
+        self._read, self._learnt = 0, _Learnt([], np.empty(0), np.empty((0, len(ranges))))
+
+    def suggest(self, place: int, running: Sequence[Setting] = ()) -> Setting:
+        """See Sampler."""
+        if self._read < len(self._done):
+            self._read, self._learnt = len(self._done), self._learn()
+        learnt, generator = self._learnt, np.random.default_rng((self._seed, place))
+        if place <= INITIAL or len(learnt.said) < FEWEST:
+            return self._initial(place)
+        begun = [setting for setting in running if self._holds(setting)]
+        taken = {self._key(setting) for setting in (*(row["config"] for row in self._done), *begun)}
+        found = [one for one in self._candidates(learnt, generator) if self._key(one) not in taken]
+        if not found:  # all of a small space is known
+            return self._initial(place)
+        means, errors = learnt.at(self._points(found), self._points(begun))
+
+        def drawn(chosen: Places, deviations: Array) -> Array:
+            """Scores of the chosen candidates whose columns lie so many standard deviations above their means."""
+            said = learnt.values(means[:, chosen] + deviations * errors[:, chosen])
+            return np.array([self._objective.seen(values, self._references) for values in said])
+
+        everyone, width = np.arange(len(found)), len(means)
+        likely = drawn(everyone, np.zeros((width, 1)))
+        lucky = drawn(everyone, generator.normal(size=(width, len(found))))
+        finalists = np.union1d(_highest(likely, FINALISTS // 2), _highest(lucky, FINALISTS // 2))
+        draws = [drawn(finalists, generator.normal(size=(width, 1))) for _ in range(DRAWS)]
+        gains = np.maximum(np.array(draws) - learnt.best, 0.0).mean(axis=0)
+        return found[finalists[np.argmax(gains)] if gains.any() else np.argmax(likely)]
+
+    def _learn(self) -> "_Learnt":
+        known = [row for row in self._done if self._tells(row)]
+        scores = np.array([self._objective.seen(self._said(row), self._references) for row in known])
+        if len(known) > MOST:
+            kept = sorted({*_highest(scores, MOST // 2).tolist(), *range(len(known) - MOST // 2, len(known))})
+            known, scores = [known[n] for n in kept], scores[kept]
+        completed = [score for row, score in zip(known, scores, strict=True) if row["status"] == "completed"]
+        points = self._points([row["config"] for row in known])
+        return _Learnt([self._said(row) for row in known], scores, points, max(completed, default=0.0))
+
+    def _initial(self, place: int) -> Setting:
+        return quasi_random.settings(self._ranges, place, self._seed)[-1]
+
+    def _tells(self, row: Row) -> bool:
+        """Whether a row tells of the space, in which the published setting may not lie."""
+        said = self._said(row)
+        return row["status"] != "error" and self._holds(row["config"]) and bool(said) and None not in said.values()
+
+    def _said(self, row: Row) -> Mapping[str, float]:
+        return self._dead if row["status"] == "diverged" else self._objective.own(row)
+
+    def _holds(self, config: Setting) -> bool:
+        return all(config[name] in search for name, search in self._ranges.items())
+
+    def _key(self, config: Setting) -> tuple[float, ...]:
+        return tuple(config[name] for name in self._ranges)
+
+    def _points(self, settings: Sequence[Setting]) -> Array:
+        """Shares of the ranges (n, d) at which settings lie."""
+        shares = [[place_in(search, one[name]) for name, search in self._ranges.items()] for one in settings]
+        return np.array(shares).reshape(len(settings), len(self._ranges))
+
+    def _candidates(self, learnt: "_Learnt", generator: np.random.Generator) -> Iterator[Setting]:
+        """Settings anywhere in the space, and near the best ones, of which half of the hyperparameters are kept."""
+        count, size = CANDIDATES // 2, len(self._ranges)
+        steps = generator.normal(0, NEAR, (count, size)) * (generator.random((count, size)) < max(0.5, 1 / size))
+        best = learnt.points[_highest(learnt.scores, BEST)]
+        near = np.clip(best[generator.integers(len(best), size=count)] + steps, 0, 1)
+        for point in (*generator.random((count, size)), *near):
+            yield setting_at(self._ranges, point)
+
+
+def _highest(scores: Array, count: int) -> Places:
+    """Places of the highest scores, of equal ones the first."""
+    found: Places = np.argsort(-scores, kind="stable")[:count]
+    return found
+
+
+class _Learnt:
+    """What is known of a space: columns `said` by n trials at `points` (n, d), their scores, and the best to improve
+    on.
+    """
+
+    def __init__(self, said: Sequence[Mapping[str, float]], scores: Array, points: Array, best: float = 0.0) -> None:
+        self.said, self.scores, self.points, self.best = said, scores, points, best
+        self._names = list(said[0]) if said else []
+        self._columns = [_Column(name, np.array([one[name] for one in said])) for name in self._names]
+        self._processes = [_Process(points, column.scaled) for column in self._columns]
+
+    def at(self, candidates: Array, waiting: Array) -> tuple[Array, Array]:
+        """Means and standard deviations (columns, m) at candidates (m, d), once there is an answer at waiting points
+        (w, d), too.
+        """
+        found = [process.at(candidates, waiting) for process in self._processes]
+        means, errors = (np.array(some) for some in zip(*found, strict=True))
+        return means, errors
+
+    def values(self, scaled: Array) -> Iterator[Mapping[str, float]]:
+        """Columns of m trials by their scaled values (columns, m)."""
+        values = [column.unscaled(one).tolist() for column, one in zip(self._columns, scaled, strict=True)]
+        for one in zip(*values, strict=True):
+            yield dict(zip(self._names, one, strict=True))
+
+
+class _Column:
+    """Values of one column, with mean 0 and variance 1: those of a share in log-odds, of another as they are, and never
+    beyond what has been seen.
+    """
+
+    def __init__(self, name: str, values: Array) -> None:
+        self._is_share, self._low, self._high = name in SHARES, values.min(), values.max()
+        found = np.log((values + LEAST) / (1 + LEAST - values)) if self._is_share else values
+        self._mean, self._std = found.mean(), found.std() or 1.0
+        self.scaled = (found - self._mean) / self._std
+
+    def unscaled(self, scaled: Array) -> Array:
+        """Values by their scaled ones."""
+        values: Array = scaled * self._std + self._mean
+        if self._is_share:
+            return np.clip((1 + 2 * LEAST) / (1 + np.exp(-values)) - LEAST, 0.0, 1.0)
+        return np.clip(values, self._low, self._high)
+
+
+class _Process:
+    """A Gaussian process with a Matern-5/2 kernel through values (n,) at points (n, d), with a length a dimension."""
+
+    def __init__(self, points: Array, values: Array) -> None:
+        self._points, self._values = points, values
+        self._lengths, self._noise = np.full(points.shape[1], 0.8), 1e-2
+        self._apart = _apart(points, points)
+        best = self._likelihood(self._lengths, self._noise)
+        for place in itertools.chain.from_iterable(range(points.shape[1] + 1) for _ in range(2)):
+            for value in NOISES if place == points.shape[1] else LENGTHS:
+                lengths, noise = self._lengths.copy(), self._noise
+                if place == points.shape[1]:
+                    noise = value
+                else:
+                    lengths[place] = value
+                if (found := self._likelihood(lengths, noise)) > best + 1e-6:
+                    best, self._lengths, self._noise = found, lengths, noise
+
+    def at(self, candidates: Array, waiting: Array) -> tuple[Array, Array]:
+        """Means and standard deviations (m,) at candidates (m, d), once values at waiting points (w, d) are there."""
+        known = np.concatenate([self._points, waiting])
+        across = _matern(_apart(known, candidates), self._lengths)
+        covariance = _matern(_apart(known, known), self._lengths) + self._noise * np.eye(len(known))
+        count = len(self._points)
+        mean = across[:count].T @ np.linalg.solve(covariance[:count, :count], self._values)
+        explained = np.sum(across * np.linalg.solve(covariance, across), axis=0)
+        return mean, np.sqrt(np.maximum(1 - explained, 1e-6))
+
+    def _likelihood(self, lengths: Array, noise: float) -> float:
+        """Logarithm of how likely the values are, up to a constant; a middling length is likelier beforehand."""
+        covariance = _matern(self._apart, lengths) + noise * np.eye(len(self._values))
+        lower = np.linalg.cholesky(covariance)
+        white = solve_triangular(lower, self._values, lower=True)
+        beforehand = float(np.sum(np.log(lengths / 0.8) ** 2)) / 2
+        return float(-(white @ white) / 2 - np.log(np.diag(lower)).sum() - beforehand)
+
+
+def _apart(ones: Array, others: Array) -> Array:
+    """Squared differences (n, m, d) of points (n, d) and (m, d)."""
+    found: Array = (ones[:, None] - others[None]) ** 2
+    return found
+
+
+def _matern(apart: Array, lengths: Array) -> Array:
+    """Matern-5/2 kernel (n, m) of squared differences (n, m, d)."""
+    distance = np.sqrt(5 * (apart @ lengths**-2))
+    found: Array = (1 + distance + distance**2 / 3) * np.exp(-distance)
+    return found

@@ -1,0 +1,237 @@
+"""How many images searchers need to find a good setting, replayed against the tables that `search_tables.py` made.
+
+OMP_NUM_THREADS=1 python tests/benchmarks/search.py
+"""
+
+import argparse
+import heapq
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from search_tables import EPOCHS, TABLES
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Kernel, Matern, WhiteKernel
+
+from raymu import methods
+from raymu.method import Method, Range
+from raymu.objective import HMEAN, REMOVAL, Objective
+from raymu.protocol import Protocol
+from raymu.tuning.samplers import sampler
+from raymu.tuning.schedulers import scheduler
+
+Array = NDArray[np.float64]
+SPLITS = ("val", "test")
+LEAST = 0.005  # where the log-odds of a share end
+TRIALS = 64
+SEARCHERS = [("random", "asha"), ("tpe", "none"), ("tpe", "asha"), ("gp", "none")]
+DIVERGED = {"attack_auc": 0.5}  # what is measured of such a model; else 0
+
+
+class Run(NamedTuple):
+    """What a run of as many epochs as a method may have says after each of them, from the first that compares on."""
+
+    first: int
+    metrics: Array
+    val: Array
+    test: Array
+    images: Array
+    seconds: Array
+
+
+class Table:
+    """A method on a scenario, at any setting.
+
+    Every metric that the objective reads is, in log-odds, a Gaussian process over the settings, each range scaled to
+    [0, 1], for all epochs and both splits together. What it misses at the nearest setting of the table is added: so the
+    table's own runs come back as they were, and others are as rough as these.
+
+    Attributes:
+        real: the runs of the table.
+        error: of the scores that it says of the table's settings from all others: root of the mean square, over
+            settings and epochs. `spread` is these scores' standard deviation.
+    """
+
+    def __init__(self, path: Path, objective: Objective) -> None:
+        begin, *lines = map(json.loads, path.read_text().splitlines())
+        self.name = path.stem
+        _, method, self.head = path.stem.rsplit("-", 2)
+        self.method: type[Method] = methods.get(method)
+        self.knob, self.before = EPOCHS.get(method, ("epochs", []))
+        self.ranges: dict[str, Range] = dict(self.method.ranges(self.head))
+        self.longest = int(self.ranges[self.knob].high)
+        self._objective, self.references = objective, begin["references"]
+        self.metrics = [name[4:] for name in lines[0] if name[:4] == "val_" and name[4:] in objective.columns]
+        self._settings = [line["setting"] for line in lines]
+        self._points = np.array([self._point(setting) for setting in self._settings])
+        self._images, self._seconds = (
+            np.array([self._spent(line, column) for line in lines]) for column in ("images", "train_s")
+        )
+        measured = np.array([[self._measured(line, metric) for metric in self.metrics] for line in lines])
+        fitted = [self._fit(_log_odds(measured[:, place])) for place in range(len(self.metrics))]
+        self._kernels, self._weights, self._means, left_out = zip(*fitted, strict=True)
+        self._missed = _log_odds(measured) - np.stack(
+            [self._mean(place, self._points) for place in range(len(fitted))], 1
+        )
+        found = [self._scores(_shares(one)) for one in np.stack(left_out, 1)]
+        self.real = [self(setting) for setting in self._settings]
+        differ = np.array([one.val for one in self.real]) - np.array([one[0] for one in found])
+        self.error, self.spread = float(np.sqrt(np.mean(differ**2))), float(np.std([one.val for one in self.real]))
+
+    def __call__(self, setting: Mapping[str, Any]) -> Run:
+        """The run of a setting, whatever its number of epochs is."""
+        point = self._point(setting)
+        nearest = int(np.argmin(np.sum((self._points - point) ** 2, 1)))
+        said = np.stack([self._mean(place, point[None])[0] for place in range(len(self.metrics))])
+        measured = _shares(said + self._missed[nearest])
+        val, test = self._scores(measured)
+        first = 1 + self._skipped(setting)
+        return Run(first, measured[:, 0], val, test, self._images[nearest], self._seconds[nearest])
+
+    def _point(self, setting: Mapping[str, Any]) -> Array:
+        found = {name: _share(search, setting[name]) for name, search in self.ranges.items() if name != self.knob}
+        return np.array(list(found.values()))
+
+    def _skipped(self, setting: Mapping[str, Any]) -> int:
+        return sum(setting[name] for name in self.before)
+
+    def _spent(self, line: Mapping[str, Any], column: str) -> Array:
+        """What a run has spent after each epoch that compares; one that diverges, a mean epoch in the next."""
+        skipped, found = self._skipped(line["setting"]), list(line[column])
+        if column == "train_s":
+            found = list(np.cumsum(found))
+        while len(found) < skipped + self.longest:
+            found.append(found[-1] * (len(found) + 1) / len(found) if found else 1.0)
+        return np.array(found[skipped:])
+
+    def _measured(self, line: Mapping[str, Any], metric: str) -> Array:
+        """Values on both splits, (2, epochs)."""
+        skipped = self._skipped(line["setting"])
+        rest = [DIVERGED.get(metric, 0.0)] * self.longest
+        return np.array([[*line[f"{split}_{metric}"][skipped:], *rest][: self.longest] for split in SPLITS])
+
+    def _fit(self, values: Array) -> tuple[Kernel, Array, Array, Array]:
+        """Kernel, weights, mean, and what is said of every setting from all others."""
+        flat = values.reshape(len(values), -1)
+        mean = flat.mean(0)
+        kernel = Matern(np.full(self._points.shape[1], 0.5), (0.05, 20), nu=2.5) + WhiteKernel(0.05, (1e-4, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a length at the end of its bounds
+            scaled = (flat - mean) / (flat.std(0) + LEAST)
+            kernel = GaussianProcessRegressor(kernel, random_state=0).fit(self._points, scaled).kernel_
+        inverse = np.linalg.inv(kernel(self._points))
+        weights = inverse @ (flat - mean)
+        left_out = flat - weights / np.diag(inverse)[:, None]
+        return kernel, weights, mean, left_out.reshape(values.shape)
+
+    def _mean(self, place: int, points: Array) -> Array:
+        """Log-odds of a metric, (points, 2, epochs)."""
+        said = self._kernels[place](points, self._points) @ self._weights[place] + self._means[place]
+        return said.reshape(len(points), 2, self.longest)
+
+    def _scores(self, measured: Array) -> Array:
+        """Scores on both splits (2, epochs) of metrics (metrics, 2, epochs), as a searcher sees them."""
+        return np.array(
+            [
+                [
+                    self._objective.seen(
+                        {f"{split}_{name}": value for name, value in zip(self.metrics, values, strict=True)},
+                        self.references,
+                        split,
+                    )
+                    for values in measured[:, place].T.tolist()
+                ]
+                for place, split in enumerate(SPLITS)
+            ]
+        )
+
+
+def _log_odds(shares: Array) -> Array:
+    shares = np.clip(shares, 0, 1)
+    return np.log((shares + LEAST) / (1 + LEAST - shares))
+
+
+def _shares(log_odds: Array) -> Array:
+    return np.clip((1 + 2 * LEAST) / (1 + np.exp(-log_odds)) - LEAST, 0, 1)
+
+
+def _share(search: Range, value: float) -> float:
+    """Place of a value in its range, from 0 to 1."""
+    if search.scale == "log":
+        return float(np.log(value / search.low) / np.log(search.high / search.low))
+    return (value - search.low) / (search.high - search.low)
+
+
+class Found(NamedTuple):
+    """A completed trial: images of all trials until it ended, and its scores."""
+
+    images: float
+    val: float
+    test: float
+
+
+def replay(table: Table, objective: Objective, searcher: Any, stops: Any, seed: int, slots: int) -> list[Found]:
+    """A search by raymu's sampler and scheduler, whose trials take as long as in the table."""
+    protocol = Protocol(TRIALS, searcher=searcher, scheduler=stops, objective=objective)
+    done: list[dict[str, Any]] = []
+    suggests = sampler(protocol, seed, table.ranges, done, table.references)
+    judge: Any = scheduler(stops, table.longest, [])
+    found, running, events, spent, now, begun = list[Found](), dict[int, Method](), [], 0.0, 0.0, 0
+    while begun < TRIALS or events:
+        while begun < TRIALS and len(running) < slots:
+            setting = suggests.suggest(begun, [one.config for one in running.values()]) if begun else {}
+            running[begun] = table.method.from_config(setting, head=table.head)
+            heapq.heappush(events, (now + table(running[begun].config).seconds[0], begun, 1))
+            begun += 1
+        now, number, epoch = heapq.heappop(events)
+        method, run = running[number], table(running[number].config)
+        spent += run.images[epoch - 1] - (run.images[epoch - 2] if epoch > 1 else 0)
+        rungs = protocol.rungs(method.total_epochs, method.comparable_from) if number else []
+        trained = run.first - 1 + epoch
+        curve = [(rung, float(run.val[rung - run.first])) for rung in rungs if rung <= trained]
+        if trained < method.total_epochs:
+            if trained not in rungs or judge.tell(number, "stopped", curve) != "STOP":
+                heapq.heappush(events, (now + run.seconds[epoch] - run.seconds[epoch - 1], number, epoch + 1))
+                continue
+            status = "stopped"
+        else:
+            status, curve = "completed", [*curve, (trained, float(run.val[epoch - 1]))]
+            found.append(Found(spent, max(0.0, float(run.val[epoch - 1])), float(run.test[epoch - 1])))
+        del running[number]
+        said = zip(table.metrics, run.metrics[:, epoch - 1].tolist(), strict=True)
+        row = {"config": method.config, "status": status, "score": max(0.0, curve[-1][1]), "curve": curve}
+        done.append(row | {f"val_{name}": value for name, value in said})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--slots", type=int, default=1)
+    given = parser.parse_args()
+    for path in sorted(TABLES.glob("*.jsonl")):
+        for objective in (REMOVAL, HMEAN):
+            table = Table(path, objective)
+            at_random = [replay(table, objective, "random", "none", seed, given.slots) for seed in range(given.seeds)]
+            target = np.median([max(one.val for one in found) for found in at_random])
+            images = np.median([found[-1].images for found in at_random])
+            print(f"{table.name}, {objective.name}: target {target:.3f}, error {table.error:.3f} of {table.spread:.3f}")
+            for searcher, stops in SEARCHERS:
+                searches = [replay(table, objective, searcher, stops, seed, given.slots) for seed in range(given.seeds)]
+                best = [max(found, key=lambda one: one.val) for found in searches]
+                reached = [next((one.images for one in found if one.val >= target), np.inf) for found in searches]
+                val, test = np.median([one.val for one in best]), np.median([one.test for one in best])
+                spent = np.median([found[-1].images for found in searches]) / images
+                until = np.median(reached) / images
+                print(
+                    f"  {searcher:7}{stops:5}: {val:.3f}, test {test:.3f}; images {spent:.2f}, until {until:.2f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Tables of trials, against which searchers are replayed by `search.py`. Made once, by hand; ended and begun again at
+any time.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/search_tables.py digits scrub linear
+
+A table has SETTINGS settings of one method, at the points of a Sobol sequence over its ranges, and of each setting what
+the evaluation of a rung says after every epoch, on validation and test. A run of many epochs stands for all shorter
+ones: so only methods have a table whose state after an epoch does not depend on how many follow.
+
+`tests/benchmarks/search/SCENARIO-METHOD-HEAD.jsonl` begins with a line on the references; then one line a setting.
+Seconds are CPU seconds of one thread, so that other work on the machine does not count.
+"""
+
+import argparse
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from raymu import devices, engines, methods, reference_models, scenarios, splits
+from raymu.errors import Diverged
+from raymu.evaluation import columns, evaluate_quickly
+from raymu.method import Method
+from raymu.tuning.samplers import quasi_random
+
+TABLES = Path(__file__).with_name("search")
+SETTINGS = 128
+DEVICE = reference_models.default_device()
+# The knob whose epochs are all seen in one run, and the others that say how long a run is.
+EPOCHS = {"unsir": ("repair_epochs", ["impair_epochs"])}
+
+
+def settings(method: type[Method], head: str) -> list[dict[str, Any]]:
+    """Settings of a table; each runs for as many epochs as it may."""
+    knob, _ = EPOCHS.get(method.name(), ("epochs", []))
+    ranges = dict(method.ranges(head))
+    longest = int(ranges.pop(knob).high)
+    return [{**setting, knob: longest} for setting in quasi_random.settings(ranges, SETTINGS, seed=0)]
+
+
+def curve(method: Method, reference: reference_models.References) -> dict[str, Any]:
+    """What is measured after every epoch of one run; shorter than its epochs where it diverges."""
+    engine = engines.make(
+        reference.model(),
+        reference.data,
+        reference.scenario,
+        options=engines.DEFAULTS,
+        seed=0,
+        cache_directory=reference.cache_directory(),
+    )
+    found: dict[str, list[float]] = {"images": [], "train_s": [], "evaluate_s": []}
+    found |= {column: [] for column in columns(rung=True)}
+    begun = time.process_time()
+
+    def end_of_epoch(epoch: int) -> None:
+        nonlocal begun
+        trained = time.process_time()
+        measured = evaluate_quickly(engine.model, reference.data)
+        evaluated = time.process_time()
+        found["images"].append(engine.images)
+        found["train_s"].append(round(trained - begun, 3))
+        found["evaluate_s"].append(round(evaluated - trained, 3))
+        for column in columns(rung=True):
+            found[column].append(round(measured[column], 5))
+        begun = time.process_time()
+
+    with contextlib.suppress(Diverged):
+        engine.run(method, end_of_epoch)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scenario")
+    parser.add_argument("method")
+    parser.add_argument("head", choices=["linear", "cmf"])
+    given = parser.parse_args()
+    scenario, method = splits.prepare(scenarios.get(given.scenario)), methods.get(given.method)
+    table = TABLES / f"{given.scenario}-{given.method}-{given.head}.jsonl"
+    with devices.cpu_threads(1):
+        reference = reference_models.load(scenario, DEVICE)
+        if not table.exists():
+            known = {which: {c: row[c] for c in columns(rung=True)} for which, row in reference.metrics.items()}
+            begin = {"scenario": scenario.as_dict(), "code": engines.code_of(method), "references": known}
+            table.write_text(json.dumps(begin) + "\n")
+        done = len(table.read_text().splitlines()) - 1
+        for setting in settings(method, given.head)[done:]:
+            found = curve(method.from_config(setting, head=given.head), reference)
+            with table.open("a") as file:
+                file.write(json.dumps({"setting": setting, **found}) + "\n")
+            print(table.stem, len(found["images"]), f"{sum(found['train_s'] + found['evaluate_s']):.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
