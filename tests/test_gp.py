@@ -27,8 +27,8 @@ def sigmoid(value: float) -> float:
 
 
 def unlearning(setting: Mapping[str, float]) -> dict[str, float]:
-    """What is forgotten grows with rate and epochs, what is kept falls a little later: between lies a narrow ridge, and
-    elsewhere the score is 0.
+    """Columns of a made-up method. It forgets more with a higher rate, share or number of epochs, and loses retain
+    accuracy a little later. The score is high on a narrow ridge between the two, and 0 elsewhere.
     """
     strength = np.log10(setting["lr"]) + 0.5 * np.log10(setting["epochs"]) + setting["share"]
     return {
@@ -90,14 +90,14 @@ def test_what_has_an_error_or_lies_outside_is_not_learnt() -> None:
     assert sampler(Protocol(searcher="gp"), 0, SPACE, done + more, REFERENCES).suggest(8) == before
 
 
-def test_a_small_space_that_is_known_is_tried_again(monkeypatch) -> None:
+def test_a_small_space_that_is_known_is_tried_again() -> None:
     space = {"epochs": Range(1, 3, "int")}
     done = [row({"lr": 1e-3, "share": 0.5, "epochs": n}, unlearning, REMOVAL) for n in (1, 2, 3)]
     assert sampler(Protocol(searcher="gp"), 0, space, done, REFERENCES).suggest(5)["epochs"] in (1, 2, 3)
 
 
 def test_an_objective_of_the_users_reads_a_metric_of_the_users() -> None:
-    """Which is no share: here a distance, that ought to be 40."""
+    """The metric is a distance and no share. The objective wants it to be 40."""
 
     def near(distance: float) -> float:
         return 1 / (1 + abs(distance - 40))

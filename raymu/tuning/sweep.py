@@ -21,7 +21,7 @@ from raymu.row import Row
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
-from raymu.tuning.samplers import NONE, Sampler, Setting, known_settings, sampler
+from raymu.tuning.samplers import NO_REFERENCES, Sampler, Setting, known_settings, sampler
 from raymu.values import SCENARIO, content_hash, unknown
 
 MOST_CLASSES = 10  # classes in the name of a directory
@@ -172,7 +172,7 @@ class Sweep:
         """The method at a setting."""
         return self.method.from_config(config, head=self.head, train=self.train)
 
-    def sampler(self, seed: int, done: Sequence[Row] = (), references: References = NONE) -> Sampler:
+    def sampler(self, seed: int, done: Sequence[Row] = (), references: References = NO_REFERENCES) -> Sampler:
         """What suggests the settings of one search beside the published one.
 
         Args:

@@ -1,6 +1,9 @@
-"""How many images searchers need to find a good setting, replayed against the tables that `search_tables.py` made.
+"""How many images searchers need to find a good setting, replayed against the tables that `search_tables.py` made:
+`OMP_NUM_THREADS=1 python tests/benchmarks/search.py --seeds 20`.
 
-OMP_NUM_THREADS=1 python tests/benchmarks/search.py
+For each table and objective it prints the target, the median of what 64 random trials find. For each searcher it prints
+medians: the best score on validation, the test score of that setting, all images, and the images until the target was
+reached, both in those of the 64 random trials ("inf": not within its trials).
 """
 
 import argparse
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from search_tables import EPOCHS, TABLES
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel, Matern, WhiteKernel
@@ -22,6 +26,7 @@ from raymu.method import Method, Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
 from raymu.tuning.samplers import sampler
+from raymu.tuning.samplers.base import place_in
 from raymu.tuning.schedulers import scheduler
 
 Array = NDArray[np.float64]
@@ -33,7 +38,7 @@ DIVERGED = {"attack_auc": 0.5}  # what is measured of such a model; else 0
 
 
 class Run(NamedTuple):
-    """What a run of as many epochs as a method may have says after each of them, from the first that compares on."""
+    """Measurements of a run after each epoch, from epoch `first` on, before which trials do not compare."""
 
     first: int
     metrics: Array
@@ -51,7 +56,6 @@ class Table:
     table's own runs come back as they were, and others are as rough as these.
 
     Attributes:
-        real: the runs of the table.
         error: of the scores that it says of the table's settings from all others: root of the mean square, over
             settings and epochs. `spread` is these scores' standard deviation.
     """
@@ -64,10 +68,10 @@ class Table:
         self.knob, self.before = EPOCHS.get(method, ("epochs", []))
         self.ranges: dict[str, Range] = dict(self.method.ranges(self.head))
         self.longest = int(self.ranges[self.knob].high)
-        self._objective, self.references = objective, begin["references"]
+        self.objective, self.references = objective, begin["references"]
         self.metrics = [name[4:] for name in lines[0] if name[:4] == "val_" and name[4:] in objective.columns]
-        self._settings = [line["setting"] for line in lines]
-        self._points = np.array([self._point(setting) for setting in self._settings])
+        settings = [line["setting"] for line in lines]
+        self._points = np.array([self._point(setting) for setting in settings])
         self._images, self._seconds = (
             np.array([self._spent(line, column) for line in lines]) for column in ("images", "train_s")
         )
@@ -78,9 +82,9 @@ class Table:
             [self._mean(place, self._points) for place in range(len(fitted))], 1
         )
         found = [self._scores(_shares(one)) for one in np.stack(left_out, 1)]
-        self.real = [self(setting) for setting in self._settings]
-        differ = np.array([one.val for one in self.real]) - np.array([one[0] for one in found])
-        self.error, self.spread = float(np.sqrt(np.mean(differ**2))), float(np.std([one.val for one in self.real]))
+        real = np.array([self(setting).val for setting in settings])
+        differ = real - np.array([one[0] for one in found])
+        self.error, self.spread = float(np.sqrt(np.mean(differ**2))), float(np.std(real))
 
     def __call__(self, setting: Mapping[str, Any]) -> Run:
         """The run of a setting, whatever its number of epochs is."""
@@ -93,14 +97,14 @@ class Table:
         return Run(first, measured[:, 0], val, test, self._images[nearest], self._seconds[nearest])
 
     def _point(self, setting: Mapping[str, Any]) -> Array:
-        found = {name: _share(search, setting[name]) for name, search in self.ranges.items() if name != self.knob}
+        found = {name: place_in(search, setting[name]) for name, search in self.ranges.items() if name != self.knob}
         return np.array(list(found.values()))
 
     def _skipped(self, setting: Mapping[str, Any]) -> int:
         return sum(setting[name] for name in self.before)
 
     def _spent(self, line: Mapping[str, Any], column: str) -> Array:
-        """What a run has spent after each epoch that compares; one that diverges, a mean epoch in the next."""
+        """Images or seconds of a run after each epoch that compares; an epoch after it diverged costs a mean one."""
         skipped, found = self._skipped(line["setting"]), list(line[column])
         if column == "train_s":
             found = list(np.cumsum(found))
@@ -138,7 +142,7 @@ class Table:
         return np.array(
             [
                 [
-                    self._objective.seen(
+                    self.objective.seen(
                         {f"{split}_{name}": value for name, value in zip(self.metrics, values, strict=True)},
                         self.references,
                         split,
@@ -151,19 +155,12 @@ class Table:
 
 
 def _log_odds(shares: Array) -> Array:
-    shares = np.clip(shares, 0, 1)
-    return np.log((shares + LEAST) / (1 + LEAST - shares))
+    found: Array = logit((np.clip(shares, 0, 1) + LEAST) / (1 + 2 * LEAST))
+    return found
 
 
 def _shares(log_odds: Array) -> Array:
-    return np.clip((1 + 2 * LEAST) / (1 + np.exp(-log_odds)) - LEAST, 0, 1)
-
-
-def _share(search: Range, value: float) -> float:
-    """Place of a value in its range, from 0 to 1."""
-    if search.scale == "log":
-        return float(np.log(value / search.low) / np.log(search.high / search.low))
-    return (value - search.low) / (search.high - search.low)
+    return np.clip((1 + 2 * LEAST) * expit(log_odds) - LEAST, 0, 1)
 
 
 class Found(NamedTuple):
@@ -174,21 +171,22 @@ class Found(NamedTuple):
     test: float
 
 
-def replay(table: Table, objective: Objective, searcher: Any, stops: Any, seed: int, slots: int) -> list[Found]:
+def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> list[Found]:
     """A search by raymu's sampler and scheduler, whose trials take as long as in the table."""
-    protocol = Protocol(TRIALS, searcher=searcher, scheduler=stops, objective=objective)
+    protocol = Protocol(TRIALS, searcher=searcher, scheduler=stops, objective=table.objective)
     done: list[dict[str, Any]] = []
     suggests = sampler(protocol, seed, table.ranges, done, table.references)
     judge: Any = scheduler(stops, table.longest, [])
-    found, running, events, spent, now, begun = list[Found](), dict[int, Method](), [], 0.0, 0.0, 0
+    found, running, events, spent, now, begun = list[Found](), dict[int, tuple[Method, Run]](), [], 0.0, 0.0, 0
     while begun < TRIALS or events:
         while begun < TRIALS and len(running) < slots:
-            setting = suggests.suggest(begun, [one.config for one in running.values()]) if begun else {}
-            running[begun] = table.method.from_config(setting, head=table.head)
-            heapq.heappush(events, (now + table(running[begun].config).seconds[0], begun, 1))
+            setting = suggests.suggest(begun, [method.config for method, _ in running.values()]) if begun else {}
+            method = table.method.from_config(setting, head=table.head)
+            running[begun] = method, (run := table(method.config))
+            heapq.heappush(events, (now + run.seconds[0], begun, 1))
             begun += 1
         now, number, epoch = heapq.heappop(events)
-        method, run = running[number], table(running[number].config)
+        method, run = running[number]
         spent += run.images[epoch - 1] - (run.images[epoch - 2] if epoch > 1 else 0)
         rungs = protocol.rungs(method.total_epochs, method.comparable_from) if number else []
         trained = run.first - 1 + epoch
@@ -216,12 +214,12 @@ def main() -> None:
     for path in sorted(TABLES.glob("*.jsonl")):
         for objective in (REMOVAL, HMEAN):
             table = Table(path, objective)
-            at_random = [replay(table, objective, "random", "none", seed, given.slots) for seed in range(given.seeds)]
+            at_random = [replay(table, "random", "none", seed, given.slots) for seed in range(given.seeds)]
             target = np.median([max(one.val for one in found) for found in at_random])
             images = np.median([found[-1].images for found in at_random])
             print(f"{table.name}, {objective.name}: target {target:.3f}, error {table.error:.3f} of {table.spread:.3f}")
             for searcher, stops in SEARCHERS:
-                searches = [replay(table, objective, searcher, stops, seed, given.slots) for seed in range(given.seeds)]
+                searches = [replay(table, searcher, stops, seed, given.slots) for seed in range(given.seeds)]
                 best = [max(found, key=lambda one: one.val) for found in searches]
                 reached = [next((one.images for one in found if one.val >= target), np.inf) for found in searches]
                 val, test = np.median([one.val for one in best]), np.median([one.test for one in best])

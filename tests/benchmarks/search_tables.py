@@ -40,7 +40,7 @@ def settings(method: type[Method], head: str) -> list[dict[str, Any]]:
 
 
 def curve(method: Method, reference: reference_models.References) -> dict[str, Any]:
-    """What is measured after every epoch of one run; shorter than its epochs where it diverges."""
+    """Measurements after every epoch of one run; the lists end early where it diverges."""
     engine = engines.make(
         reference.model(),
         reference.data,

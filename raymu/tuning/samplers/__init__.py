@@ -8,11 +8,10 @@ from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers import grid, quasi_random, random
 from raymu.tuning.samplers.base import Known, Sampler, Setting
-from raymu.tuning.samplers.gp import GP
 
 __all__ = ["KNOWN", "Sampler", "Setting", "known_settings", "sampler"]
 
-NONE: References = {}
+NO_REFERENCES: References = {}
 KNOWN = {"random": random.settings, "quasi_random": quasi_random.settings, "grid": grid.settings}
 
 
@@ -29,7 +28,11 @@ def known_settings(protocol: Protocol, seed: int, ranges: Mapping[str, Range]) -
 
 
 def sampler(
-    protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row] = (), references: References = NONE
+    protocol: Protocol,
+    seed: int,
+    ranges: Mapping[str, Range],
+    done: Sequence[Row] = (),
+    references: References = NO_REFERENCES,
 ) -> Sampler:
     """The sampler of one search.
 
@@ -45,6 +48,8 @@ def sampler(
     if (settings := known_settings(protocol, seed, ranges)) is not None:
         return Known(settings)
     if protocol.searcher == "gp":
+        from raymu.tuning.samplers.gp import GP  # it loads scikit-learn
+
         return GP(protocol, seed, ranges, done, references)
     from raymu.tuning.samplers import nsga2, tpe  # they load Optuna
 

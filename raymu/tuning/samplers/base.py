@@ -43,8 +43,13 @@ def setting_at(ranges: Mapping[str, Range], shares: NDArray[Any]) -> Setting:
     return {name: _value(search, share) for (name, search), share in zip(ranges.items(), shares.tolist(), strict=True)}
 
 
+def lies_in(ranges: Mapping[str, Range], config: Setting) -> bool:
+    """Whether a setting lies in a space, as the published one may not."""
+    return all(config[name] in search for name, search in ranges.items())
+
+
 def place_in(search: Range, value: float) -> float:
-    """Share of a range at which a value lies, of whole numbers the middle of those that give it."""
+    """Share of a range at which a value lies; for a whole number, the middle of the shares that give it."""
     if search.scale == "int":
         return (value - search.low + 0.5) / (search.high - search.low + 1)
     if search.scale == "log":

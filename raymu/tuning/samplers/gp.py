@@ -1,11 +1,12 @@
-"""Settings by Gaussian processes."""
+"""Settings that Gaussian processes suggest."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
+from scipy.special import expit, logit
+from sklearn.gaussian_process.kernels import Matern
 
 from raymu.evaluation.metrics import columns
 from raymu.method import Range
@@ -13,7 +14,7 @@ from raymu.objective import References
 from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers import quasi_random
-from raymu.tuning.samplers.base import Sampler, Setting, place_in, setting_at
+from raymu.tuning.samplers.base import Sampler, Setting, lies_in, place_in, setting_at
 
 Array = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -27,6 +28,7 @@ NEAR = 0.1  # standard deviation of the step to a candidate nearby, in shares of
 FINALISTS = 64  # candidates whose expected improvement is computed
 DRAWS = 32
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # over which a column may change, in shares of a range
+MIDDLING = 0.8  # a length that is likelier beforehand than others
 NOISES = (1e-3, 1e-2, 1e-1)  # variance of a column that no setting explains, as a part of all
 LEAST = 0.005  # at which the log-odds of a share end
 SHARES = frozenset(columns(rung=True))
@@ -66,7 +68,7 @@ class GP(Sampler):
         learnt, generator = self._learnt, np.random.default_rng((self._seed, place))
         if place <= INITIAL or len(learnt.said) < FEWEST:
             return self._initial(place)
-        begun = [setting for setting in running if self._holds(setting)]
+        begun = [setting for setting in running if lies_in(self._ranges, setting)]
         taken = {self._key(setting) for setting in (*(row["config"] for row in self._done), *begun)}
         found = [one for one in self._candidates(learnt, generator) if self._key(one) not in taken]
         if not found:  # all of a small space is known
@@ -74,7 +76,7 @@ class GP(Sampler):
         means, errors = learnt.at(self._points(found), self._points(begun))
 
         def drawn(chosen: Places, deviations: Array) -> Array:
-            """Scores of the chosen candidates whose columns lie so many standard deviations above their means."""
+            """Scores of the chosen candidates, each column being its mean plus `deviations` standard deviations."""
             said = learnt.values(means[:, chosen] + deviations * errors[:, chosen])
             return np.array([self._objective.seen(values, self._references) for values in said])
 
@@ -87,28 +89,20 @@ class GP(Sampler):
         return found[finalists[np.argmax(gains)] if gains.any() else np.argmax(likely)]
 
     def _learn(self) -> "_Learnt":
-        known = [row for row in self._done if self._tells(row)]
-        scores = np.array([self._objective.seen(self._said(row), self._references) for row in known])
+        """Knowledge from all rows but errors and settings outside the space."""
+        within = [row for row in self._done if row["status"] != "error" and lies_in(self._ranges, row["config"])]
+        pairs = [(row, self._dead if row["status"] == "diverged" else self._objective.own(row)) for row in within]
+        known = [(row, said) for row, said in pairs if said and None not in said.values()]
+        scores = np.array([self._objective.seen(said, self._references) for _, said in known])
         if len(known) > MOST:
             kept = sorted({*_highest(scores, MOST // 2).tolist(), *range(len(known) - MOST // 2, len(known))})
             known, scores = [known[n] for n in kept], scores[kept]
-        completed = [score for row, score in zip(known, scores, strict=True) if row["status"] == "completed"]
-        points = self._points([row["config"] for row in known])
-        return _Learnt([self._said(row) for row in known], scores, points, max(completed, default=0.0))
+        completed = [score for (row, _), score in zip(known, scores, strict=True) if row["status"] == "completed"]
+        points = self._points([row["config"] for row, _ in known])
+        return _Learnt([said for _, said in known], scores, points, max(completed, default=0.0))
 
     def _initial(self, place: int) -> Setting:
         return quasi_random.settings(self._ranges, place, self._seed)[-1]
-
-    def _tells(self, row: Row) -> bool:
-        """Whether a row tells of the space, in which the published setting may not lie."""
-        said = self._said(row)
-        return row["status"] != "error" and self._holds(row["config"]) and bool(said) and None not in said.values()
-
-    def _said(self, row: Row) -> Mapping[str, float]:
-        return self._dead if row["status"] == "diverged" else self._objective.own(row)
-
-    def _holds(self, config: Setting) -> bool:
-        return all(config[name] in search for name, search in self._ranges.items())
 
     def _key(self, config: Setting) -> tuple[float, ...]:
         return tuple(config[name] for name in self._ranges)
@@ -135,8 +129,8 @@ def _highest(scores: Array, count: int) -> Places:
 
 
 class _Learnt:
-    """What is known of a space: columns `said` by n trials at `points` (n, d), their scores, and the best to improve
-    on.
+    """Knowledge from n trials: the columns that each `said`, its score and its point (n, d). A suggestion ought to
+    improve on the `best` score.
     """
 
     def __init__(self, said: Sequence[Mapping[str, float]], scores: Array, points: Array, best: float = 0.0) -> None:
@@ -167,7 +161,7 @@ class _Column:
 
     def __init__(self, name: str, values: Array) -> None:
         self._is_share, self._low, self._high = name in SHARES, values.min(), values.max()
-        found = np.log((values + LEAST) / (1 + LEAST - values)) if self._is_share else values
+        found = logit((values + LEAST) / (1 + 2 * LEAST)) if self._is_share else values
         self._mean, self._std = found.mean(), found.std() or 1.0
         self.scaled = (found - self._mean) / self._std
 
@@ -175,7 +169,8 @@ class _Column:
         """Values by their scaled ones."""
         values: Array = scaled * self._std + self._mean
         if self._is_share:
-            return np.clip((1 + 2 * LEAST) / (1 + np.exp(-values)) - LEAST, 0.0, 1.0)
+            values = (1 + 2 * LEAST) * expit(values) - LEAST
+            return np.clip(values, 0.0, 1.0)
         return np.clip(values, self._low, self._high)
 
 
@@ -184,24 +179,22 @@ class _Process:
 
     def __init__(self, points: Array, values: Array) -> None:
         self._points, self._values = points, values
-        self._lengths, self._noise = np.full(points.shape[1], 0.8), 1e-2
-        self._apart = _apart(points, points)
-        best = self._likelihood(self._lengths, self._noise)
-        for place in itertools.chain.from_iterable(range(points.shape[1] + 1) for _ in range(2)):
-            for value in NOISES if place == points.shape[1] else LENGTHS:
-                lengths, noise = self._lengths.copy(), self._noise
-                if place == points.shape[1]:
-                    noise = value
-                else:
-                    lengths[place] = value
-                if (found := self._likelihood(lengths, noise)) > best + 1e-6:
-                    best, self._lengths, self._noise = found, lengths, noise
+        size = points.shape[1]
+        found = np.array([*[MIDDLING] * size, NOISES[1]])  # the lengths, then the noise
+        best = self._likelihood(found[:-1], found[-1])
+        for place in (*range(size + 1), *range(size + 1)):
+            for value in NOISES if place == size else LENGTHS:
+                tried = found.copy()
+                tried[place] = value
+                if (likelihood := self._likelihood(tried[:-1], tried[-1])) > best + 1e-6:
+                    best, found = likelihood, tried
+        self._lengths, self._noise = found[:-1], found[-1]
 
     def at(self, candidates: Array, waiting: Array) -> tuple[Array, Array]:
         """Means and standard deviations (m,) at candidates (m, d), once values at waiting points (w, d) are there."""
         known = np.concatenate([self._points, waiting])
-        across = _matern(_apart(known, candidates), self._lengths)
-        covariance = _matern(_apart(known, known), self._lengths) + self._noise * np.eye(len(known))
+        kernel = Matern(self._lengths, nu=2.5)
+        across, covariance = kernel(known, candidates), kernel(known) + self._noise * np.eye(len(known))
         count = len(self._points)
         mean = across[:count].T @ np.linalg.solve(covariance[:count, :count], self._values)
         explained = np.sum(across * np.linalg.solve(covariance, across), axis=0)
@@ -209,21 +202,7 @@ class _Process:
 
     def _likelihood(self, lengths: Array, noise: float) -> float:
         """Logarithm of how likely the values are, up to a constant; a middling length is likelier beforehand."""
-        covariance = _matern(self._apart, lengths) + noise * np.eye(len(self._values))
-        lower = np.linalg.cholesky(covariance)
+        lower = np.linalg.cholesky(Matern(lengths, nu=2.5)(self._points) + noise * np.eye(len(self._points)))
         white = solve_triangular(lower, self._values, lower=True)
-        beforehand = float(np.sum(np.log(lengths / 0.8) ** 2)) / 2
+        beforehand = float(np.sum(np.log(lengths / MIDDLING) ** 2)) / 2
         return float(-(white @ white) / 2 - np.log(np.diag(lower)).sum() - beforehand)
-
-
-def _apart(ones: Array, others: Array) -> Array:
-    """Squared differences (n, m, d) of points (n, d) and (m, d)."""
-    found: Array = (ones[:, None] - others[None]) ** 2
-    return found
-
-
-def _matern(apart: Array, lengths: Array) -> Array:
-    """Matern-5/2 kernel (n, m) of squared differences (n, m, d)."""
-    distance = np.sqrt(5 * (apart @ lengths**-2))
-    found: Array = (1 + distance + distance**2 / 3) * np.exp(-distance)
-    return found

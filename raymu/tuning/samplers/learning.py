@@ -14,7 +14,7 @@ from raymu.method import Range
 from raymu.objective import LOWEST
 from raymu.protocol import Protocol
 from raymu.row import Row
-from raymu.tuning.samplers.base import Sampler, Setting
+from raymu.tuning.samplers.base import Sampler, Setting, lies_in
 
 
 class Learner(Sampler):
@@ -67,7 +67,7 @@ class Learner(Sampler):
         A trial that was stopped ranks below every one that was not: its score, after fewer epochs, does not compare
         with theirs, and among the trials with which it does compare it was behind.
         """
-        if row["status"] == "error" or any(row["config"][name] not in search for name, search in self._ranges.items()):
+        if row["status"] == "error" or not lies_in(self._ranges, row["config"]):
             return
         stopped = row["status"] == "stopped"
         if row["status"] == "diverged":
