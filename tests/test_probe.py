@@ -203,6 +203,15 @@ def test_more_features_than_samples(probe) -> None:
 
 
 @BOTH
+def test_features_that_hardly_vary_far_from_the_origin(probe) -> None:
+    """Their moments are singular, so that rounding decides signs."""
+    (features, labels), (held_out, their) = clusters(24, 4, 768, 3.0), clusters(600, 4, 768, 3.0, seed=1)
+    origin = 1e6 * torch.rand(768, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    answers = probe(origin + features, labels).predict(origin + held_out)
+    assert share(answers, their) > 0.95
+
+
+@BOTH
 def test_labels_need_not_be_consecutive_nor_frequent(probe) -> None:
     features, labels = clusters(200, 4, 6, spread=0.05)
     labels = torch.tensor([1, 30, 4, 7])[labels]

@@ -184,7 +184,7 @@ def _moments(features: Tensor, labels: Tensor, data: Data) -> Moments:
     moments = Moments(data.num_classes, features.shape[1], features.device)
     moments.update(features, labels)
     moments.reduce(data.workers)
-    if not moments.gram.isfinite().all():
+    if not moments.scatter.isfinite().all():
         raise Diverged("the features are too large to be squared")
     return moments
 

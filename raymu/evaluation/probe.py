@@ -125,7 +125,8 @@ class LinearProbe(LinearReader):
         self._classes, self._mean, self._scale = moments.classes, moments.mean, moments.scale
         correlation = moments.total / torch.outer(self._scale, self._scale)
         one = torch.ones(1, 1, dtype=correlation.dtype, device=correlation.device)  # what the bias is multiplied with
-        self._variances, self._axes = torch.linalg.eigh(torch.block_diag(correlation, one))
+        variances, self._axes = torch.linalg.eigh(torch.block_diag(correlation, one))
+        self._variances = variances.clamp(min=0)  # which rounding leaves below 0 where features depend on each other
 
         order, num_fit = _hold_out(torch.searchsorted(self._classes, workers.gather(labels)))
         owners = workers.gather(torch.full_like(labels, workers.rank))
