@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from test_lost_nodes import cluster_of, measured, processes_on
 
 from raymu.distributed import retries
 from raymu.results import files, ranking, reader, selection
+from raymu.results.identity import CONFIRMATIONS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
-TRIAL, WORKER, DRIVER = "trial", "worker", "driver"
-NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: b"ray::_Worker.call"}
+TRIAL, WORKER, DRIVER, REFERENCE = "trial", "worker", "driver", "reference"
+NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: b"ray::_Worker.call", REFERENCE: b"in_group"}
 DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")
 ADAPTIVE = ("--concurrent", "1")  # with one trial at a time, TPE and ASHA can be repeated, too
 SHARED = ("--workers", "2", "--searcher", "quasi_random", "--scheduler", "none", "--max-epochs", "4")
@@ -54,6 +55,13 @@ class Sweep:
         """What it stored of its trials that have begun and not ended."""
         return list(reader.running(self.directory).values())
 
+    def wait_for_confirmations(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(int(number) >= CONFIRMATIONS for number in reader.running(self.directory)):
+            assert self.driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill one of its processes of this kind, unless the sweep is over before there is one."""
         deadline = time.monotonic() + PATIENCE_S
@@ -62,7 +70,8 @@ class Sweep:
             spared = kind != DRIVER and any(trial["failures"] >= retries.RETRIES for trial in self.begun())
             if self.driver.poll() is not None:
                 return False
-            if not spared and self.begun() and (pids := self.running(kind)):
+            at_work = self.begun() or self.running(REFERENCE)
+            if not spared and at_work and (pids := self.running(kind)):
                 before = sum(trial["failures"] for trial in self.begun())
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(pids), signal.SIGKILL)
@@ -76,6 +85,8 @@ class Sweep:
         if kind == DRIVER:
             self.driver.wait()
             self.start("--resume")
+            return
+        if kind == REFERENCE:
             return
         deadline = time.monotonic() + 30  # the trial may have ended just before
         while sum(trial["failures"] for trial in self.begun()) <= failures and time.monotonic() < deadline:
@@ -128,17 +139,28 @@ def started(cluster: Any, storage: Path, arguments: tuple[str, ...], scenario: s
         sweep.driver.wait()
 
 
-def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: int, scenario: str = "digits") -> None:
-    """Kill one process of every kind in this list, at random moments, and compare with a sweep that is left alone."""
+def disturb(
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    search: list[str],
+    confirmation: Sequence[str] = (),
+    *,
+    seed: int,
+    scenario: str = "digits",
+) -> None:
+    """Kill one process of every kind in these lists, at random moments, and compare with a sweep that is left alone."""
+    kinds = [*search, *confirmation]
     with cluster_of(0, num_cpus=2) as (cluster, _):
-        with started(cluster, tmp_path / "whole", arguments, scenario) as sweep:
-            whole = sweep.end()
         chance, killed = random.Random(seed), Counter()
         with started(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as watch:
-            for kind in kinds:
+            for number, kind in enumerate(kinds):
+                if number >= len(search):
+                    sweep.wait_for_confirmations()
                 time.sleep(chance.uniform(0.0, 1.5))
                 killed[kind] += sweep.kill(kind, chance)
             rows = sweep.end()
+        with started(cluster, tmp_path / "whole", arguments, scenario) as sweep:
+            whole = sweep.end()
     assert killed == Counter(kinds)
     assert watch.error is None
     assert watch.reads > len(kinds)
@@ -154,7 +176,7 @@ def disturb(tmp_path: Path, arguments: tuple[str, ...], kinds: list[str], seed: 
         for name in ("whole", "disturbed")
     ]
     assert ranked[0] == ranked[1]
-    assert sum(row["restarts"] for row in rows) >= sum(killed.values()) - killed[DRIVER]
+    assert sum(row["restarts"] for row in rows) >= killed[TRIAL] + killed[WORKER]
     assert all(row["restarts"] <= retries.RETRIES + killed[DRIVER] for row in rows)
     assert not list((tmp_path / "disturbed" / "steady" / "checkpoints").iterdir())
 
@@ -187,3 +209,22 @@ def test_six_kills_where_two_workers_share_a_trial(tmp_path) -> None:
     disturb(
         tmp_path, ("--trials", "8", *SHARED), shuffled(3, trial=2, worker=3, driver=1), seed=3, scenario="digits-vit"
     )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_two_hundred_kills_from_the_references_to_the_report(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAYMU_CACHE", str(tmp_path / "cache"))
+    confirmed = ("--confirm-seeds", "3", "--confirm-top", "5")
+    search = [REFERENCE, DRIVER, REFERENCE, *shuffled(4, trial=146, driver=31)]
+    disturb(tmp_path, ("--trials", "200", *DESIGN, *confirmed), search, shuffled(5, trial=7, driver=3), seed=4)
+    page, chance = tmp_path / "report.html", random.Random(6)
+    write = [sys.executable, "-m", "raymu", "report", str(tmp_path / "disturbed"), "--out", str(page)]
+    for _ in range(10):
+        with subprocess.Popen(write, stdout=subprocess.DEVNULL) as report:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                report.wait(chance.uniform(1, 15))
+            report.kill()
+        assert not page.exists() or page.read_text().rstrip().endswith("</html>")
+    assert subprocess.run(write, stdout=subprocess.DEVNULL).returncode == 0
+    assert page.read_text().rstrip().endswith("</html>")

@@ -356,6 +356,15 @@ def stored(directory, one: SweepResults) -> None:
         rows.end(len(one.rows))
 
 
+def test_a_command_says_what_is_missing(raymu, tmp_path) -> None:
+    """As a process, where pytest does not listen to the warnings."""
+    stored(tmp_path / "s", confirmed("a", 0.5))
+    rows = tmp_path / "s" / "a" / files.ROWS
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    for arguments in (["results", "s"], ["report", "s"]):
+        assert "rows are there" in raymu(*arguments).stderr
+
+
 def test_what_cannot_be_read_is_said_and_the_rest_is_shown(in_process, tmp_path, caplog) -> None:
     for name, probe in (("a", 0.5), ("b", 0.4), ("c", 0.3)):
         stored(tmp_path / "s", confirmed(name, probe))

@@ -1,6 +1,7 @@
 """Real sweeps on real Ray, through the scripts that users run."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -245,13 +246,13 @@ def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path)
 def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     """Every row that was there stays, and the sweep ends with as many trials as it was to have, each once."""
     command = [*script("salun", tmp_path), "--trials", "9", "--storage", str(tmp_path / "storage"), "--name", "cut"]
+
+    def heed() -> None:
+        for number in (signal.SIGINT, signal.SIGHUP):  # which the children of a background job, or of nohup, ignore
+            signal.signal(number, signal.SIG_DFL)
+
     driver = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore Ctrl-C
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=heed
     )
     rows = tmp_path / "storage" / "cut"
     deadline = time.monotonic() + 120
@@ -641,7 +642,7 @@ def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, qui
         [[row[key] for key in same] for row in rows], key=lambda row: row[0]
     )
     scores = {(row["model_seed"], row["seed"], tuple(row["forget"])) for row in confirmed.values()}
-    assert scores == {(original, seed, forget) for original in (1, 2) for seed in (1, 2) for forget in ((8,), (3,))}
+    assert scores == set(itertools.product((1, 2), (1, 2), (quick.forget, (3,))))
     (result,) = reader.load(tmp_path / "whole")
     assert set(result.references) == {splits.prepare(quick).hash} | {row["scenario_hash"] for row in confirmed.values()}
     assert result.environment["versions"]["ray"]

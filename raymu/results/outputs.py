@@ -111,11 +111,18 @@ def report(
 
 @contextlib.contextmanager
 def _warned() -> Iterator[list[str]]:
-    """Lines that whoever reads results is warned with in the body."""
+    """Lines that whoever reads results is warned with in the body. They are shown as well."""
     lines = list[str]()
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("raymu.results")
+    last = None if logger.hasHandlers() else logging.lastResort  # which Python leaves out once there is a handler
+
+    def keep(record: logging.LogRecord) -> None:
+        lines.append(record.getMessage())
+        if last:
+            last.handle(record)
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = keep  # type: ignore[method-assign]
     logger.addHandler(handler)
     try:
         yield lines
