@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import steady
 import test_lost_nodes
-from test_lost_nodes import cluster_of, measured, processes_on
+from test_lost_nodes import cluster_of, measured, processes_on, wait_for
 
 from raymu.distributed import retries
 from raymu.results import files, ranking, reader, selection
@@ -55,12 +55,8 @@ class Sweep:
         """What it stored of its trials that have begun and not ended."""
         return list(reader.running(self.directory).values())
 
-    def wait_for_confirmations(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while not any(int(number) >= CONFIRMATIONS for number in reader.running(self.directory)):
-            assert self.driver.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    def confirms(self) -> bool:
+        return any(int(number) >= CONFIRMATIONS for number in reader.running(self.directory))
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill one of its processes of this kind, unless the sweep is over before there is one."""
@@ -154,8 +150,8 @@ def disturb(
         chance, killed = random.Random(seed), Counter()
         with started(cluster, tmp_path / "disturbed", arguments, scenario) as sweep, Reader(sweep.directory) as watch:
             for number, kind in enumerate(kinds):
-                if number >= len(search):
-                    sweep.wait_for_confirmations()
+                if number == len(search):
+                    wait_for(sweep.confirms, sweep.driver, PATIENCE_S)
                 time.sleep(chance.uniform(0.0, 1.5))
                 killed[kind] += sweep.kill(kind, chance)
             rows = sweep.end()

@@ -72,8 +72,8 @@ def processes_on(node: Any, name: bytes = TRIAL) -> list[int]:
     return sorted(found)
 
 
-def wait_for(condition, driver: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 200
+def wait_for(condition, driver: subprocess.Popen[bytes], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None
         assert time.monotonic() < deadline

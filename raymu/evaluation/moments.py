@@ -72,7 +72,8 @@ class Moments:
         """Add up all workers' moments; each then has the moments of all samples."""
         size, mean = self.counts.sum(), self.mean
         workers.sum(self.counts, self.sums)
-        self.scatter += size * torch.outer(mean - self.mean, mean - self.mean)
+        apart = mean - self.mean
+        self.scatter += size * torch.outer(apart, apart)
         workers.sum(self.scatter)
 
     @property
