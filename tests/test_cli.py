@@ -47,17 +47,28 @@ main()
 """
 
 
-def light(*arguments: str, **environment: str) -> str:
-    """What `raymu` prints where neither torch nor Ray can be imported."""
-    done = subprocess.run(
+def without_torch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`raymu` where neither torch nor Ray can be imported."""
+    return subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, *arguments],
         env={**os.environ, "COLUMNS": "160", **environment},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def light(*arguments: str, **environment: str) -> str:
+    """What is printed by a command that needs neither."""
+    done = without_torch(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_sweep_says_something_before_it_imports_torch() -> None:
+    done = without_torch("sweep", "salun", FORCE_COLOR="1")  # as on a terminal
+    assert "loading" in done.stdout
+    assert "import of torch halted" in done.stderr
 
 
 def test_the_version_and_the_methods_are_said_at_once() -> None:

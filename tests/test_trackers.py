@@ -267,32 +267,90 @@ def test_mlflow_goes_on_with_the_run_of_a_trial_that_was_interrupted(tmp_path: P
     uri, tags = f"sqlite:///{tmp_path}/mlflow.db", {"sweep": "this"}
     result = {"score": 0.5, "training_iteration": 1}
     ended = row("completed", 0.7, [[1, 0.5], [3, 0.7]]) | {"trial_id": "s-0002"}
+    earlier = row("stopped", 0.8, [[3, 0.8]]) | {"trial_id": "s-0004"}
     missed = row("error", None, []) | {"trial_id": "s-0003"}
     first = mlflow_tracker(uri, "s", tags, [], set())
     first.setup()
     for name in ("s-0000", "s-0001", "s-0002"):
         first.log_trial_start(shown(name))
         first.log_trial_result(1, shown(name), result)
+    first.log_trial_start(shown("s-0004"))
+    first.log_trial_result(1, shown("s-0004"), {"score": 0.1, "epochs": 5, "training_iteration": 5})
     first.log_trial_end(shown("s-0000"))
-    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 2, "FINISHED": 1}
+    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 3, "FINISHED": 1}
     first.interrupt()
-    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"KILLED": 2, "FINISHED": 1}
-    known = {"s-0000", "s-0001", "s-0002", "s-0003"}
+    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"KILLED": 3, "FINISHED": 1}
+    known = {"s-0000", "s-0001", "s-0002", "s-0003", "s-0004"}
     done = [row("completed", 0.6, [[1, 0.5], [3, 0.6]]) | {"trial_id": "s-0000"}, ended, missed]
     second = mlflow_tracker(uri, "s", tags, done, known)
     second.setup()
     second.log_trial_start(shown("s-0001"))
-    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 1, "FINISHED": 2, "FAILED": 1}
+    second.log_trial_start(shown("s-0004", row=earlier))
+    assert Counter(run.info.status for run in runs_of(uri, "s")) == {"RUNNING": 2, "FINISHED": 2, "FAILED": 1}
     second.log_trial_end(shown("s-0001"))
+    second.log_trial_end(shown("s-0004", row=earlier))
     second.interrupt()
     found = {run.info.run_name: (run.info.status, run.data.metrics.get("score")) for run in runs_of(uri, "s")}
-    assert len(runs_of(uri, "s")) == 4
+    assert len(runs_of(uri, "s")) == 5
     assert found == {
         "s-0000": ("FINISHED", 0.5),  # as it was left
         "s-0001": ("FINISHED", 0.5),
         "s-0002": ("FINISHED", 0.7),
         "s-0003": ("FAILED", None),
+        "s-0004": ("FINISHED", 0.8),  # what it had reached before, at epoch 5, is gone
     }
+
+
+WANDB = """
+import os, pathlib, signal, sys
+from raymu.tuning.trackers.base import Shown
+from raymu.tuning.trackers.services import wandb_tracker
+
+def tracker(*names):
+    row = {"status": "completed", "score": 0.7, "curve": [[1, 0.5], [3, 0.7]], "config": {"lr": 0.1}, "epochs": 3}
+    found = wandb_tracker("p", "s", {"sweep": "this"}, [row | {"trial_id": name} for name in names])
+    found.setup()
+    return found
+
+def look(*names):
+    tracker(*names)
+    ended = pathlib.Path("wandb").glob("offline-run-*/raymu-ended")
+    print(*sorted(path.parent.name.split("-", 3)[3] for path in ended))
+
+def drive(runs):
+    shown = [Shown(f"s-000{number}", {"lr": 0.1}, {}, None) for number in range(3)]
+    for one in shown:
+        runs.log_trial_start(one)
+        runs.log_trial_result(1, one, {"score": 0.5, "training_iteration": 1})
+    runs.log_trial_end(shown[0])
+"""
+
+
+def test_weights_and_biases_has_every_trial_after_any_interruption(tmp_path: Path) -> None:
+    """Trials that have ended, by the files which `wandb sync` sends. The driver was killed, or interrupted, while two
+    of three ran; meanwhile one of these got its row.
+    """
+    pytest.importorskip("wandb")
+
+    def printed(script: str) -> tuple[int, list[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", WANDB + script],
+            cwd=tmp_path,
+            env=os.environ | {"WANDB_MODE": "offline"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout.splitlines()
+
+    assert printed("drive(tracker()); os.kill(os.getpid(), signal.SIGKILL)") == (-signal.SIGKILL, [])
+    later = "look(); look('s-0000', 's-0001'); look('s-0000', 's-0001')\n"
+    later += "runs = tracker('s-0000'); drive(runs); runs.interrupt(); look()"
+    assert printed(later) == (
+        0,
+        ["this-0000", "this-0000 this-0001", "this-0000 this-0001", "this-0000 this-0000 this-0001"],
+    )
 
 
 @pytest.mark.parametrize(("sweep", "known"), [("another", {"s-0000"}), ("this", set())])
@@ -384,7 +442,7 @@ def test_a_tracker_that_fails_costs_one_line_and_no_row(
 
 
 def shown(trial_id: str, **last_result: Any) -> Any:
-    return Shown(trial_id, trial_id, {"lr": 0.01, "epochs": 5}, last_result, Path("nowhere"))
+    return Shown(trial_id, {"lr": 0.01, "epochs": 5}, last_result, Path("nowhere"))
 
 
 def row(status: str, score: float | None, curve: list[list[float]], **config: float) -> dict[str, Any]:
@@ -447,6 +505,7 @@ def test_a_tracker_hears_numbers_only_and_nothing_after_the_end() -> None:
     tracker.on_trial_start(0, [], trial)
     tracker.on_trial_result(0, [], trial, {"row": final, "score": 0.0})
     tracker.on_trial_error(0, [], trial)
+    tracker.close()
     told = {"epochs": 3, "wall_s": 2.0, "val_mia_auc": 0.5, "training_iteration": 3}
     assert diary.entries == ["start", "start", told, "end, failed=True"]
 

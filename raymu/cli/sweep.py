@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # they import torch and Ray, which `raymu --help` does not ne
     from raymu.tuning.sweep import Sweep
 
 
+LOADING = "loading PyTorch and Ray"  # which takes seconds, in which a terminal would show nothing
+
+
 def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
     """Last call of a script in `sweeps/`: it reads the flags, runs the sweep and prints the comparison.
 
@@ -52,8 +55,10 @@ def sweep_main(sweep: "Callable[[], Sweep | list[Sweep]]") -> None:
     """
 
     def program() -> None:
-        made = sweep()
-        _sweep_app(made if isinstance(made, list) else [made])()
+        with console.status(LOADING):
+            made = sweep()
+            command = _sweep_app(made if isinstance(made, list) else [made])
+        command()
 
     run_program(program)
 
@@ -62,12 +67,14 @@ class _Tune(typer.core.TyperCommand):
     """Command of one method. Until it is asked for its flags it is no more than a name and a line."""
 
     def make_context(self, info_name: str | None, *given: Any, **more: Any) -> Any:
-        from raymu import methods
-        from raymu.scenarios import get as get_scenario
-        from raymu.tuning.sweep import Sweep
+        with console.status(LOADING):
+            from raymu import methods
+            from raymu.scenarios import get as get_scenario
+            from raymu.tuning.sweep import Sweep
 
-        sweep = Sweep(methods.get(str(self.name)), get_scenario(SCENARIO))
-        return typer.main.get_command(_sweep_app([sweep])).make_context(info_name, *given, **more)
+            sweep = Sweep(methods.get(str(self.name)), get_scenario(SCENARIO))
+            command = typer.main.get_command(_sweep_app([sweep]))
+        return command.make_context(info_name, *given, **more)
 
 
 class _Methods(typer.core.TyperGroup):

@@ -1,10 +1,11 @@
 """A tracker follows a sweep: what all of them have in common."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
@@ -16,10 +17,6 @@ from rich.console import Console
 
 from raymu.row import Row
 
-if TYPE_CHECKING:
-    pass
-
-
 Distribution = FloatDistribution | IntDistribution
 STATES = {
     "completed": TrialState.COMPLETE,
@@ -28,6 +25,7 @@ STATES = {
     "error": TrialState.FAIL,
 }
 SWEEP = "sweep"  # the tag or attribute that says whose trials a tracker holds
+END_TIMEOUT_S = 60  # for what a tracker has not taken when the searches end
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,19 @@ class Shown:
     """A trial as the trackers see it: what Ray's loggers and `_Study` read of Tune's.
 
     Attributes:
-        trial_id: the same whenever the trial begins; of the sweep's identity and the trial's number.
-        name: the `trial_id` of its row.
+        trial_id: the one of its row, the same whenever the trial begins.
         config: its hyperparameters.
         last_result: what it reported last.
         directory: where a logger may write.
     """
 
     trial_id: str
-    name: str
     config: dict[str, Any] = field(compare=False)
     last_result: dict[str, Any] = field(compare=False)
     directory: Path = field(compare=False)
 
     def __str__(self) -> str:
-        return self.name
+        return self.trial_id
 
     @property
     def evaluated_params(self) -> dict[str, Any]:
@@ -67,8 +63,8 @@ class Shown:
 
 
 class Tracker(tune.Callback):
-    """Link from Tune to one tracker: it passes on numbers until the tracker fails. The tracker runs in a thread of its
-    own, where Ctrl-C cannot end a write halfway and leave a database locked.
+    """Link from Tune to one tracker: it passes on numbers until the tracker fails. The tracker runs in its own thread,
+    where no trial waits for it, and Ctrl-C cannot end a write halfway and leave a database locked.
     """
 
     def __init__(
@@ -98,15 +94,26 @@ class Tracker(tune.Callback):
         if self._is_open:
             return
         self._is_open = True
+        self._thread.submit(self._open).result()
+
+    def _open(self) -> None:
         try:
-            self._tracker = self._thread.submit(self._make).result()
+            tracker = self._make()
+            tracker.setup()
+            self._tracker = tracker
         except Exception as error:
             self._drop(error)
-        self._do(lambda tracker: tracker.setup())
 
     def close(self) -> None:
-        """Let a tracker that has an `interrupt` say of trials which have not ended that they do not run any more."""
-        self._do(lambda tracker: getattr(tracker, "interrupt", lambda: None)())
+        """Wait for the tracker, and let one that has an `interrupt` say of trials which have not ended that they do not
+        run any more.
+        """
+        last = self._do(lambda tracker: getattr(tracker, "interrupt", lambda: None)())
+        try:
+            if wait_for([last], END_TIMEOUT_S).not_done:
+                self._drop(TimeoutError(f"it has not taken everything within {END_TIMEOUT_S} s"))
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """See tune.Callback."""
@@ -128,10 +135,6 @@ class Tracker(tune.Callback):
         if self._is_over(trial):
             self._end(trial, failed=True)
 
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """See tune.Callback."""
-        self._do(lambda tracker: tracker.on_experiment_end(trials))
-
     def _end(self, trial: Trial, *, failed: bool) -> None:
         self._tell(trial, lambda tracker, shown: tracker.log_trial_end(shown, failed=failed))
         self._ended.add(trial.trial_id)
@@ -139,12 +142,16 @@ class Tracker(tune.Callback):
     def _tell(self, trial: Trial, what: Callable[[LoggerCallback, Any], None]) -> None:
         """Nothing after a trial's end: its process may die after its last word, and Tune start another."""
         if trial.trial_id not in self._ended:
-            self._do(lambda tracker: what(tracker, self._shown(trial, self._name)))
+            shown = self._shown(trial, self._name)
+            self._do(lambda tracker: what(tracker, shown))
 
-    def _do(self, what: Callable[[LoggerCallback], None]) -> None:
+    def _do(self, what: Callable[[LoggerCallback], None]) -> Future[None]:
+        return self._thread.submit(self._try, what)
+
+    def _try(self, what: Callable[[LoggerCallback], None]) -> None:
         if self._tracker is not None:
             try:
-                self._thread.submit(what, self._tracker).result()
+                what(self._tracker)
             except Exception as error:  # whatever a tracker raises: the sweep goes on
                 self._drop(error)
 
@@ -172,7 +179,7 @@ def _told(row: Row) -> dict[str, float]:
 
 def catch_up(logger: LoggerCallback, row: Row, directory: Path = Path()) -> None:
     """Tell a logger of a trial that has ended, all at once."""
-    trial: Any = Shown(row["trial_id"], row["trial_id"], known_values(row["config"]), {"row": row}, directory)
+    trial: Any = Shown(row["trial_id"], known_values(row["config"]), {"row": row}, directory)
     logger.log_trial_start(trial)
     for epoch, score in row["curve"][:-1]:
         logger.log_trial_result(0, trial, {"score": score, TRAINING_ITERATION: epoch})

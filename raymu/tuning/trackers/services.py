@@ -6,7 +6,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
@@ -15,12 +15,10 @@ from ray.air.constants import TRAINING_ITERATION
 from ray.tune.logger import LoggerCallback
 from ray.tune.logger.tensorboardx import TBXLoggerCallback
 
-if TYPE_CHECKING:
-    pass
 from raymu.row import Row
 from raymu.tuning.trackers.base import STATES, SWEEP, Distribution, catch_up, measurements
 
-UPLOAD_TIMEOUT_S = 60  # for what Weights & Biases has not sent when the sweep ends
+ENDED = "raymu-ended"  # a file beside those of a run of Weights & Biases that is complete
 
 
 class TensorBoardTracker(TBXLoggerCallback):
@@ -94,6 +92,18 @@ def mlflow_tracker(
             metrics = [Metric(key, float(value), now, step) for key, value in measurements(result).items()]
             self._client.log_batch(self._trial_runs[trial], metrics)
 
+        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            """End its run. A trial that was interrupted may end at an earlier epoch than it had reached: then its run
+            is replaced, since MLflow shows the values of the latest epoch.
+            """
+            row, run_id = trial.last_result.get("row"), self._trial_runs[trial]
+            if row and self._client.get_run(run_id).data.metrics.get("epochs", 0) > row["epochs"]:
+                self._client.delete_run(run_id)
+                self._found.pop(str(trial), None)
+                del self._trial_runs[trial]
+                catch_up(self, row)
+            super().log_trial_end(trial, failed)
+
         def interrupt(self) -> None:
             """End what has not ended, also of an earlier driver: MLflow would call it RUNNING for ever."""
             for run_id in {run.info.run_id for run in self._found.values()} | set(self._trial_runs.values()):
@@ -104,18 +114,72 @@ def mlflow_tracker(
     return Runs(uri, experiment_name=name, tags=dict(tags))
 
 
-def wandb_tracker(project: str, name: str, tags: Mapping[str, str]) -> LoggerCallback:
+def wandb_tracker(project: str, name: str, tags: Mapping[str, str], done: Sequence[Row]) -> LoggerCallback:
     """Weights & Biases: a sweep is a group, a trial is a run."""
-    from ray.air.integrations.wandb import WandbLoggerCallback
+    import wandb
 
-    return WandbLoggerCallback(
-        project,
-        name,
-        upload_timeout=UPLOAD_TIMEOUT_S,
-        resume="allow",  # a trial that was interrupted goes on in its run
-        tags=list(tags.values()),
-        dir=os.environ.get("WANDB_DIR", os.getcwd()),  # Ray's actor would write into Tune's directory
-    )
+    class Runs(LoggerCallback):
+        """Every trial has one run, whatever interrupts it. Ray's logger starts an actor a trial, which may die with the
+        driver before it has begun.
+        """
+
+        def __init__(self) -> None:
+            self._runs: dict[str, wandb.Run] = {}  # by the id of the trial; those that have not ended
+
+        def setup(self, *arguments: Any, **info: Any) -> None:
+            """Add what is missing, by the files that Weights & Biases keeps of each run.
+
+            Raises:
+                ValueError: nobody has logged in.
+            """
+            settings = wandb.setup().settings
+            if settings.mode == "online" and not wandb.login(prompt=False):
+                raise ValueError("no API key: wandb login, or WANDB_API_KEY")
+            ended = {path.parent.name for path in Path(settings.wandb_dir).glob(f"*run-*/{ENDED}")}
+            for row in done:
+                if not any(one.endswith(self._id(row["trial_id"])) for one in ended):
+                    catch_up(self, row)
+
+        def _id(self, trial_id: str) -> str:
+            """Id of a run: `wandb sync` puts what has one id into one run."""
+            return f"{tags[SWEEP]}-{trial_id.rpartition('-')[2]}"
+
+        def log_trial_start(self, trial: Any) -> None:
+            """Begin its run, or go on with it."""
+            if str(trial) not in self._runs:
+                self._runs[str(trial)] = wandb.init(
+                    project=project,
+                    group=name,
+                    id=self._id(str(trial)),
+                    name=str(trial),
+                    config=trial.config,
+                    tags=list(tags.values()),
+                    resume="allow",
+                    reinit="create_new",  # several runs at once
+                    # The driver's output and load are not the trial's.
+                    settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+                )
+                # As its own step a smaller epoch than the last would be dropped.
+                self._runs[str(trial)].define_metric("*", step_metric=TRAINING_ITERATION)
+
+        def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+            """Log measurements."""
+            self._runs[str(trial)].log(measurements(result))
+
+        def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+            """End its run, and note that it has everything."""
+            run = self._runs.pop(str(trial))
+            run.finish(exit_code=int(failed))
+            (Path(run.settings.sync_dir) / ENDED).touch()
+
+        def interrupt(self) -> None:
+            """End the runs of trials that have not ended; they are called preempted."""
+            while self._runs:
+                _, run = self._runs.popitem()
+                run.mark_preempting()
+                run.finish(exit_code=1)
+
+    return Runs()
 
 
 class StudyTracker(LoggerCallback):

@@ -109,7 +109,7 @@ def callbacks(
     if (uri := trackers.mlflow) is not None:
         makers["mlflow"] = lambda: mlflow_tracker(uri, name, tags, done, known)
     if (project := trackers.wandb) is not None:
-        makers["wandb"] = lambda: wandb_tracker(project, name, tags)
+        makers["wandb"] = lambda: wandb_tracker(project, name, tags, done)
     if (url := trackers.optuna) is not None:
         wide = {key: widened(search, sweep.published[key]) for key, search in space.items()}
         makers["optuna"] = lambda: StudyTracker(url, name, wide, done, identity)
@@ -118,8 +118,6 @@ def callbacks(
         trial_id, config = describe(trial)
         # Tune's own directory is deleted with the sweep's end.
         place = directory / trial_id if tracker == "tensorboard" and directory else Path(trial.local_path or "")
-        return Shown(
-            f"{identity}-{trial_id.rpartition('-')[2]}", trial_id, known_values(config), trial.last_result, place
-        )
+        return Shown(trial_id, known_values(config), trial.last_result, place)
 
     return [Tracker(tracker, make, shown, is_over, console) for tracker, make in makers.items()]
