@@ -246,3 +246,29 @@ def test_scenario_files(end, idle, tmp_path, first) -> None:
             lines = [f"{name} = {value}" if line.startswith(name) else line for line in lines]
         (tmp_path / "a.toml").write_text("\n".join(lines))
         assert end(*draw.choice([["references"], ["run", "salun"], ["sweep", "salun"]]), "--scenario", "a.toml")
+
+
+# The environment
+
+VARIABLES = (
+    *("RAYMU_CACHE", "HOME", "TMPDIR", "RAY_TMPDIR", "RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
+    *("RAY_AUTH_MODE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "COLUMNS", "TERM", "LC_ALL", "USER", "PATH"),
+)
+SAID = ["", "nan", "/proc/x", "/etc/passwd", 5000 * "a", "é", "missing", "0", "-1", "1e9", "/dev/null", "s3://x"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(0, 50, 10))
+def test_the_environment(raymu, tmp_path, first) -> None:
+    """A process each, since much is read when it starts. `raymu doctor` ends with 1 where something is missing."""
+    store(tmp_path / "stored", seed=1)
+    sweep = ["sweep", "finetune", "--trials", "0"]  # what it says of the trials comes after all that it imports
+    for seed in range(first, first + 10):
+        draw = random.Random(seed)
+        arguments = draw.choice([["doctor"], sweep, ["results", "stored"], ["scenarios"]])
+        environment = {draw.choice(VARIABLES): draw.choice(SAID)}
+        done = raymu(*arguments, **environment)
+        about = arguments, environment, done.stdout, done.stderr
+        assert done.returncode in (0, 1 if arguments == ["doctor"] else 2, 2), about
+        assert "Traceback" not in done.stdout + done.stderr, about
+        assert done.returncode != 2 or done.stderr.splitlines()[-1].startswith("error: "), about
