@@ -114,6 +114,8 @@ class Method:
         start: "original" weights, or "scratch" for random ones by the trial's seed (or pretrained ones).
         trains: whether it takes optimizer steps; otherwise it edits the weights once, in no epoch.
         classes_only: whether it can forget classes, but not single samples.
+        nested: the hyperparameter of which a run shows all smaller values on its way, since none of its epochs depends
+            on how many follow; "": there is none.
 
     Differs from the source, in every method: batches are of nearly equal size, where the authors' code has a small last
     one; the split, the original's training and the augmentation of training batches are the scenario's; and what is
@@ -133,6 +135,7 @@ class Method:
     start: ClassVar[Literal["original", "scratch"]] = "original"
     trains: ClassVar[bool] = True
     classes_only: ClassVar[bool] = False
+    nested: ClassVar[str] = ""
     _fields: ClassVar[dict[str, "dataclasses.Field[Any]"]]  # of hyperparameters, base classes' included
     _code: ClassVar[tuple[str, int, str]]  # which process looked, at which of its looks, and the digest
 
@@ -172,6 +175,14 @@ class Method:
     def comparable_from(self) -> int:
         """The first epoch after which the state may be compared with other trials' (a scheduler has to wait)."""
         return 1
+
+    def shorter(self, epoch: int) -> dict[str, int]:
+        """What differs in the setting of the run that ends with the state after an epoch of this one; empty: no run
+        does.
+        """
+        if not self.nested or not self.comparable_from <= epoch < self.total_epochs:
+            return {}
+        return {self.nested: getattr(self, self.nested) - self.total_epochs + epoch}
 
     @classmethod
     def name(cls) -> str:

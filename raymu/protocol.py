@@ -15,6 +15,7 @@ Searcher = Literal["tpe", "gp", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["asha", "median", "none"]
 
 REDUCTION_FACTOR = 3
+LEARNING_FACTOR = 2  # between rungs that are learnt from alone
 GRACE_EPOCHS = 1
 
 
@@ -127,11 +128,15 @@ class Protocol:
             "metrics": {metric.name: metric.code() for metric in self.metrics},
         }
 
-    def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
-        """The epochs before the last after which the scheduler compares a trial of `epochs` epochs, the first at which
-        its score is comparable being `comparable_from`.
+    def rungs(self, epochs: int, comparable_from: int = 1, *, shows_shorter: bool = False) -> list[int]:
+        """Epochs before the last after which a trial of `epochs` epochs is measured.
+
+        Args:
+            comparable_from: the first epoch at which its score is comparable.
+            shows_shorter: whether it also tells of shorter runs, from which "gp" learns; else only a scheduler that
+                compares trials asks for rungs.
         """
-        if self.scheduler == "none":
+        if self.scheduler == "none" and not (shows_shorter and self.searcher == "gp"):
             return []
         if self.scheduler == "median":
             return list(range(max(GRACE_EPOCHS, comparable_from), epochs))
@@ -140,5 +145,5 @@ class Protocol:
         while epoch < epochs:
             if epoch >= comparable_from:
                 rungs.append(epoch)
-            epoch *= REDUCTION_FACTOR
+            epoch *= REDUCTION_FACTOR if self.scheduler == "asha" else LEARNING_FACTOR
         return rungs

@@ -57,6 +57,10 @@ class Columns:
     score: float | None = column("the objective on validation, in [0, 1]", "setting", default=None)
     test_score: float | None = column("the objective on test, in [0, 1]", default=None)
     curve: list[list[float]] = column("[epoch, score as a searcher sees it] of every rung and of the end", factory=list)
+    shorter: list[dict[str, float | None]] = column(
+        "of every rung, what differs in the setting of the run that ends there, and what the objective reads of it",
+        factory=list,
+    )
     resumed: list[int] = column("epochs after which it went on from a checkpoint", factory=list)
     val_retain_images: int | None = column("images that validation's retain columns are of", default=None)
     val_forget_images: int | None = column("images that validation's forget columns are of", default=None)

@@ -125,6 +125,8 @@ def run_trial(
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
             if epoch in rungs and epoch < method.total_epochs:
                 measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
+                if setting := method.shorter(epoch):
+                    row["shorter"].append(setting | objective.own(row))
                 report({**row, "status": "stopped"})
             is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
             if checkpoints is not None and workers.broadcast(is_due):

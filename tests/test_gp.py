@@ -90,6 +90,23 @@ def test_what_has_an_error_or_lies_outside_is_not_learnt() -> None:
     assert sampler(Protocol(searcher="gp"), 0, SPACE, done + more, REFERENCES).suggest(8) == before
 
 
+@pytest.mark.parametrize("status", ["completed", "stopped"])
+def test_a_trial_tells_of_shorter_runs(status: str) -> None:
+    """What it tells is learnt like their own rows. Of a stopped one nothing else is."""
+    settings = [one["config"] | {"epochs": 8} for one in search("gp", 0, 7, unlearning)]
+    shorter = [
+        [{"epochs": epochs} | unlearning(setting | {"epochs": epochs}) for epochs in (2, 4)] for setting in settings
+    ]
+    told = [
+        row(setting, unlearning, REMOVAL, status) | {"shorter": of}
+        for setting, of in zip(settings, shorter, strict=True)
+    ]
+    epochs = (2, 4, 8) if status == "completed" else (2, 4)
+    alone = [row(setting | {"epochs": n}, unlearning, REMOVAL) for setting in settings for n in epochs]
+    suggested = [sampler(Protocol(searcher="gp"), 0, SPACE, done, REFERENCES).suggest(9) for done in (told, alone)]
+    assert suggested[0] == suggested[1]
+
+
 def test_a_small_space_that_is_known_is_tried_again() -> None:
     space = {"epochs": Range(1, 3, "int")}
     done = [row({"lr": 1e-3, "share": 0.5, "epochs": n}, unlearning, REMOVAL) for n in (1, 2, 3)]

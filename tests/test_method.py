@@ -276,6 +276,35 @@ def test_every_epoch_knob_is_obeyed(method, head, train, small) -> None:
         assert 1 <= instance.comparable_from <= instance.total_epochs
 
 
+@pytest.mark.parametrize(("method", "head", "train"), [case for case in CASES if case.values[0].nested])
+def test_a_run_shows_the_ends_of_shorter_ones(method, head, train, small) -> None:
+    """To the last bit, whatever changes from epoch to epoch, such as SCRUB's learning rate."""
+    scenario, images, original = small("resnet")
+
+    def ends(config: dict[str, float]) -> tuple[Method, dict[int, dict[str, torch.Tensor]]]:
+        instance, states = method.from_config(config, head=head, train=train), {}
+        engine = Engine(start(method, original, scenario), images, scenario, seed=0)
+
+        def keep(epoch: int) -> None:
+            states[epoch] = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+
+        engine.run(instance, keep)
+        return instance, states
+
+    knobs = [name for name in method.ranges() if name.endswith("epochs")]
+    config = {**dict.fromkeys(knobs, 1), method.nested: 5}
+    long, states = ends(config)
+    shorter = {epoch: long.shorter(epoch) for epoch in range(long.total_epochs + 1)}
+    assert {epoch for epoch, setting in shorter.items() if setting} == set(
+        range(long.comparable_from, long.total_epochs)
+    )
+    for epoch in (long.comparable_from, long.total_epochs - 1):  # the last is behind a step of SCRUB's learning rate
+        assert shorter[epoch].keys() == {method.nested}
+        short, of_short = ends(config | shorter[epoch])
+        assert short.total_epochs == epoch
+        assert all(torch.equal(of_short[epoch][name], tensor) for name, tensor in states[epoch].items())
+
+
 @pytest.mark.parametrize("head", ["linear", "cmf"])
 def test_a_vit_with_average_pooling_unlearns_and_is_evaluated(head, digits, digits_data) -> None:
     scenario = dataclasses.replace(digits, **AVERAGE_POOLING)

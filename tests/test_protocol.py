@@ -56,6 +56,10 @@ def test_rungs() -> None:
     assert Protocol(scheduler="median").rungs(5) == [1, 2, 3, 4]
     assert Protocol(scheduler="median").rungs(5, comparable_from=3) == [3, 4]
     assert Protocol(scheduler="none").rungs(10) == []
+    assert Protocol(scheduler="none").rungs(10, shows_shorter=True) == []
+    assert Protocol(searcher="gp", scheduler="none").rungs(10) == []
+    assert Protocol(searcher="gp", scheduler="none").rungs(10, 2, shows_shorter=True) == [2, 4, 8]
+    assert Protocol(searcher="gp").rungs(10, shows_shorter=True) == [1, 3, 9]
 
 
 @pytest.mark.parametrize("kind", ["random", "quasi_random"])

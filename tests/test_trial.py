@@ -16,6 +16,7 @@ from raymu.method import Method, Range, Step, tuned
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
 from raymu.methods.salun import SalUn
+from raymu.objective import REMOVAL
 from raymu.trial import run_trial
 
 COSTS = {"wall_s", "unlearn_s", "evaluate_s", "peak_mem"}
@@ -67,7 +68,8 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     reports: list[dict] = []
     looked, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2], report=reports.append)
     plain, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0)
-    assert without_costs(looked) | {"curve": None} == without_costs(plain) | {"curve": None}
+    on_the_way = {"curve": None, "shorter": None}
+    assert without_costs(looked) | on_the_way == without_costs(plain) | on_the_way
     assert looked["wall_s"] == pytest.approx(looked["unlearn_s"] + looked["evaluate_s"])  # nothing is cached
     assert [report["epochs"] for report in reports] == [1, 2]
     assert [report["status"] for report in reports] == ["stopped", "stopped"]
@@ -75,6 +77,16 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     retrained = quick_references.metrics["retrained"]
     for key in ("val_probe_forget_acc", "test_retain_acc"):
         assert reports[0][f"{key}_gap"] == pytest.approx(reports[0][key] - retrained[key])
+
+
+def test_a_row_tells_of_shorter_runs(quick) -> None:
+    """A rung measures what the run that ends there is measured to be, and a method without such runs tells of none."""
+    row, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2])
+    for epoch in (1, 2):
+        own, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=epoch), seed=0)
+        assert row["shorter"][epoch - 1] == {"epochs": epoch} | REMOVAL.own(own)
+    assert {*row["shorter"][0]} == {"epochs", "val_retain_acc", "val_forget_acc", "val_attack_auc"}
+    assert run_trial(quick, Retrain(epochs=2), seed=0, rungs=[1])[0]["shorter"] == []
 
 
 def test_the_original_stays_as_it_is(quick, quick_references) -> None:

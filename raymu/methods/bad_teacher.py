@@ -25,6 +25,7 @@ class BadTeacher(Method):
     """
 
     paper: ClassVar[str] = "Chundawat et al., AAAI 2023"
+    nested: ClassVar[str] = "epochs"
 
     lr: float = tuned(1e-4, Range(1e-6, 1e-2, "log"), "learning rate")
     epochs: int = tuned(1, Range(1, 10, "int"), "passes over the forget set and the retain sample")

@@ -22,6 +22,7 @@ class Finetune(Method):
 
     paper: ClassVar[str] = "Golatkar et al., CVPR 2020"
     needs: ClassVar[tuple[Part, ...]] = ("retain",)
+    nested: ClassVar[str] = "epochs"
     published: ClassVar[dict[Any, Any]] = {
         ("cifar10", "linear", "code"): {"lr": 1e-3, "epochs": 3},
         ("cifar100", "linear", "code"): {"lr": 1e-3, "epochs": 3},

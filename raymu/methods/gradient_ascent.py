@@ -22,6 +22,7 @@ class GradientAscent(Method):
 
     paper: ClassVar[str] = "Thudi et al., EuroS&P 2022"
     needs: ClassVar[tuple[Part, ...]] = ("forget",)
+    nested: ClassVar[str] = "epochs"
 
     lr: float = tuned(1e-4, Range(1e-7, 1e-2, "log"), "learning rate")
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the forget set")

@@ -33,6 +33,7 @@ class NegGradPlus(Method):
         ("cifar100", "cmf", "code"): {"lr": 1e-4, "ascent": 0.5},
         ("tinyimagenet", "cmf", "code"): {"lr": 3e-5, "ascent": 0.5},
     }
+    nested: ClassVar[str] = "epochs"
 
     lr: float = tuned(1e-3, Range(1e-6, 1e-1, "log"), "learning rate")
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the retain set")

@@ -35,6 +35,7 @@ class RandomLabel(Method):
         ("cifar100", "cmf", "code"): {"lr": 2e-3, "epochs": 4, "clip": 1.0},
         ("tinyimagenet", "cmf", "code"): {"lr": 1e-2, "epochs": 4, "clip": 1.0},
     }
+    nested: ClassVar[str] = "epochs"
 
     lr: float = tuned(1e-2, Range(1e-5, 1e-1, "log"), "learning rate")
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the training set")

@@ -46,6 +46,7 @@ class Scrub(Method):
         ("tinyimagenet", "cmf", "code (several classes)"): {"lr": 1e-3},
         ("tinyimagenet", "cmf", "table"): {"lr": 1e-3},
     }
+    nested: ClassVar[str] = "epochs"
 
     lr: float = tuned(1e-4, Range(1e-6, 1e-1, "log"), "learning rate")
     epochs: int = tuned(3, Range(1, 10, "int"), "passes over the retain set")

@@ -46,6 +46,7 @@ class UNSIR(Method):
     }
     needs: ClassVar[tuple[Any, ...]] = ("retain",)
     classes_only: ClassVar[bool] = True
+    nested: ClassVar[str] = "repair_epochs"
 
     impair_lr: float = tuned(1e-4, Range(1e-6, 1e-2, "log"), "learning rate of the first phase")
     repair_lr: float = tuned(5e-5, Range(1e-6, 1e-2, "log"), "learning rate of the second phase")

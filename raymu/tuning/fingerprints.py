@@ -68,7 +68,7 @@ def decisions(kind: str) -> str:
 def _example(number: int) -> Row:
     """A row of the example, whose settings fill the space evenly (Roberts' R3 sequence)."""
     shares = [(0.5 + (number + 1) * step) % 1 for step in (0.8191725134, 0.6710436067, 0.5497004779)]
-    config = {
+    config: dict[str, Any] = {
         "log": 10 ** (-5 + 4 * shares[0]),
         "linear": 2 * shares[1],
         "int": 1 + int(10 * shares[2]),
@@ -80,4 +80,8 @@ def _example(number: int) -> Row:
         "val_retain_acc": keep,
         "val_probe_forget_acc": 1 - forget,
         "curve": [[epoch, keep * forget * epoch / config["int"]] for epoch in (1, 3, 9, 10) if epoch <= config["int"]],
+        "shorter": [
+            {"int": epoch, "val_retain_acc": keep, "val_probe_forget_acc": 1 - forget * epoch / config["int"]}
+            for epoch in range(1, config["int"], 2)
+        ],
     }

@@ -54,8 +54,7 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
         objective=sweep.protocol.objective,
         metrics=sweep.protocol.metrics,
         options=options,
-        # Only a search stops trials; the published setting runs in full, or there were nothing to compare with.
-        rungs=sweep.protocol.rungs(method.total_epochs, method.comparable_from) if task.source == "search" else [],
+        rungs=sweep.rungs(method) if task.source == "search" else (),
         report=for_all(lambda row: tune.report(_result(row))),
         checkpoints=checkpoints,
     )

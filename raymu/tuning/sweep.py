@@ -172,6 +172,13 @@ class Sweep:
         """The method at a setting."""
         return self.method.from_config(config, head=self.head, train=self.train)
 
+    def rungs(self, method: Method) -> list[int]:
+        """Epochs after which a trial is measured on its way, if it belongs to a search: the published setting runs in
+        full, or there were nothing to compare with.
+        """
+        epochs, first = method.total_epochs, method.comparable_from
+        return self.protocol.rungs(epochs, first, shows_shorter=bool(method.nested))
+
     def sampler(self, seed: int, done: Sequence[Row] = (), references: References = NO_REFERENCES) -> Sampler:
         """What suggests the settings of one search beside the published one.
 

@@ -96,6 +96,11 @@ class Table:
         first = 1 + self._skipped(setting)
         return Run(first, measured[:, 0], val, test, self._images[nearest], self._seconds[nearest])
 
+    def said(self, run: Run, epoch: int) -> dict[str, float]:
+        """Columns of a row that is measured after an epoch."""
+        values = run.metrics[:, epoch - run.first].tolist()
+        return {f"val_{name}": value for name, value in zip(self.metrics, values, strict=True)}
+
     def _point(self, setting: Mapping[str, Any]) -> Array:
         found = {name: place_in(search, setting[name]) for name, search in self.ranges.items() if name != self.knob}
         return np.array(list(found.values()))
@@ -188,9 +193,14 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> li
         now, number, epoch = heapq.heappop(events)
         method, run = running[number]
         spent += run.images[epoch - 1] - (run.images[epoch - 2] if epoch > 1 else 0)
-        rungs = protocol.rungs(method.total_epochs, method.comparable_from) if number else []
+        rungs = (
+            protocol.rungs(method.total_epochs, method.comparable_from, shows_shorter=bool(method.nested))
+            if number
+            else []
+        )
         trained = run.first - 1 + epoch
-        curve = [(rung, float(run.val[rung - run.first])) for rung in rungs if rung <= trained]
+        past = [rung for rung in rungs if rung <= trained]
+        curve = [(rung, float(run.val[rung - run.first])) for rung in past]
         if trained < method.total_epochs:
             if trained not in rungs or judge.tell(number, "stopped", curve) != "STOP":
                 heapq.heappush(events, (now + run.seconds[epoch] - run.seconds[epoch - 1], number, epoch + 1))
@@ -200,9 +210,9 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> li
             status, curve = "completed", [*curve, (trained, float(run.val[epoch - 1]))]
             found.append(Found(spent, max(0.0, float(run.val[epoch - 1])), float(run.test[epoch - 1])))
         del running[number]
-        said = zip(table.metrics, run.metrics[:, epoch - 1].tolist(), strict=True)
+        shorter = [setting | table.said(run, rung) for rung in past if (setting := method.shorter(rung))]
         row = {"config": method.config, "status": status, "score": max(0.0, curve[-1][1]), "curve": curve}
-        done.append(row | {f"val_{name}": value for name, value in said})
+        done.append(row | {"shorter": shorter} | table.said(run, trained))
     return found
 
 

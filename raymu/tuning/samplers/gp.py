@@ -1,5 +1,6 @@
 """Settings that Gaussian processes suggest."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -39,9 +40,10 @@ class GP(Sampler):
     Gaussian process over the settings (Astudillo and Frazier, ICML 2019): a score may be 0 nearly everywhere and rise
     steeply, while accuracies change smoothly and show from a few trials where it will be high.
 
-    A trial that runs is known by its setting: what it will say is no news any more, so others are tried. A diverged one
-    says what a dead network does, a stopped one what it said when it was stopped; what has to be improved on is the
-    best of those that completed.
+    A trial that runs is known by its setting: what it will say is no news any more, so others are tried. One that has
+    run tells of shorter runs as well, where it shows their ends (`Method.shorter`). A diverged one says what a dead
+    network does, a stopped one that shows none what it said when it was stopped; what has to be improved on is the best
+    of those that completed.
 
     Lengths and noise of a process are those among a few that make what is known most likely: last digits, which differ
     between CPUs, decide nothing.
@@ -90,7 +92,8 @@ class GP(Sampler):
 
     def _learn(self) -> "_Learnt":
         """Knowledge from all rows but errors and settings outside the space."""
-        within = [row for row in self._done if row["status"] != "error" and lies_in(self._ranges, row["config"])]
+        seen = itertools.chain.from_iterable(map(_with_shorter, self._done))
+        within = [row for row in seen if row["status"] != "error" and lies_in(self._ranges, row["config"])]
         pairs = [(row, self._dead if row["status"] == "diverged" else self._objective.own(row)) for row in within]
         known = [(row, said) for row, said in pairs if said and None not in said.values()]
         scores = np.array([self._objective.seen(said, self._references) for _, said in known])
@@ -120,6 +123,16 @@ class GP(Sampler):
         near = np.clip(best[generator.integers(len(best), size=count)] + steps, 0, 1)
         for point in (*generator.random((count, size)), *near):
             yield setting_at(self._ranges, point)
+
+
+def _with_shorter(row: Row) -> Iterator[Row]:
+    """Rows that shorter runs of a trial would have left, then its own, unless it was stopped and is one of these."""
+    shorter_runs = row.get("shorter", [])  # none in rows of earlier versions
+    for shorter in shorter_runs:
+        changed = {name: value for name, value in shorter.items() if name in row["config"]}
+        yield row | shorter | {"config": row["config"] | changed, "status": "completed"}
+    if row["status"] != "stopped" or not shorter_runs:
+        yield row
 
 
 def _highest(scores: Array, count: int) -> Places:
