@@ -30,7 +30,7 @@ END_TIMEOUT_S = 60  # for what a tracker has not taken when the searches end
 
 @dataclass(frozen=True)
 class Shown:
-    """A trial as the trackers see it: what Ray's loggers and `_Study` read of Tune's.
+    """A trial as the trackers see it: what Ray's loggers and `StudyTracker` read of Tune's.
 
     Attributes:
         trial_id: the one of its row, the same whenever the trial begins.

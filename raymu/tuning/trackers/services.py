@@ -174,8 +174,7 @@ def wandb_tracker(project: str, name: str, tags: Mapping[str, str], done: Sequen
 
         def interrupt(self) -> None:
             """End the runs of trials that have not ended; they are called preempted."""
-            while self._runs:
-                _, run = self._runs.popitem()
+            for run in self._runs.values():
                 run.mark_preempting()
                 run.finish(exit_code=1)
 
