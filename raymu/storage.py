@@ -110,8 +110,16 @@ class DamagedError(ValueError):
 
 
 def read_bytes(directory: Location, name: str) -> bytes:
-    """What a file of the directory holds."""
-    with directory.filesystem.open_input_stream(f"{directory.path}/{name}") as stream:
+    """What a file of the directory holds.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedError: it is a pipe or device, which might never end.
+    """
+    path = f"{directory.path}/{name}"
+    if directory.local and os.path.exists(path) and not os.path.isfile(path):
+        raise DamagedError(f"{name} is no file")
+    with directory.filesystem.open_input_stream(path) as stream:
         content: bytes = stream.read()
         return content
 

@@ -91,7 +91,14 @@ class Sweep:
             time.sleep(0.02)
 
     def end(self) -> list[dict[str, Any]]:
-        assert self.driver.wait(PATIENCE_S) == 0
+        """Its rows, once it has ended. Until then they grow."""
+        rows: list[dict[str, Any]] = []
+        while self.driver.poll() is None:
+            before, rows = len(rows), reader.read(self.directory)
+            assert len(rows) > before or not before
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.driver.wait(PATIENCE_S)
+        assert self.driver.returncode == 0
         return reader.read(self.directory)
 
 

@@ -4,6 +4,7 @@ traceback.
 
 import copy
 import json
+import os
 import random
 import shutil
 import sys
@@ -95,16 +96,21 @@ def mutated(content: Any, draw: random.Random) -> Any:
     return changed
 
 
-def store(directory: Path, seed: int) -> None:
-    """A storage with a sweep of raymu 0.1, which had no checksums, and one of today, of which one file says something
-    else; where checksums are, they fit.
-    """
-    draw = random.Random(seed)
+def written(directory: Path) -> None:
+    """Store a sweep."""
     one = confirmed("a", 0.5)
     with writer.Store(directory / "a", one.identity, resume=False) as rows:
         for row in one.rows:
             rows.append(row)
         rows.end(len(one.rows))
+
+
+def store(directory: Path, seed: int) -> None:
+    """A storage with a sweep of raymu 0.1, which had no checksums, and one of today, of which one file says something
+    else; where checksums are, they fit.
+    """
+    draw = random.Random(seed)
+    written(directory)
     shutil.copytree(REPOSITORY / "tests" / "raymu-0.1", directory / "b")
     path = draw.choice(sorted(path for path in directory.rglob("*.json*") if path.is_file()))
     if draw.random() < 0.2:
@@ -139,6 +145,17 @@ def test_many_storages(end, tmp_path, first) -> None:
         store(tmp_path / str(seed), seed)
         for command in READERS:
             end(*command, str(seed))
+
+
+@pytest.mark.parametrize("name", [files.SWEEP, files.ROWS, files.REFERENCES, files.ENDED])
+def test_a_pipe_is_no_file(end, tmp_path, name) -> None:
+    """To read it would never end."""
+    written(tmp_path)
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "a" / name)
+    for command in READERS:
+        assert f"{name} is no file" in end(*command, "a")
+    end("status", "a")
 
 
 @pytest.mark.parametrize("needed", row.NEEDED)

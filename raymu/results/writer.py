@@ -32,7 +32,7 @@ from raymu.results.identity import Budget, changed, differences, is_of_first_ver
 from raymu.results.reader import running
 from raymu.results.rescue import Rescue
 from raymu.row import Row
-from raymu.storage import Location, locate, mendable, patiently, write_bytes
+from raymu.storage import Location, locate, mendable, patiently, read_bytes, write_bytes
 
 LOCK = ".lock"
 WRITER = "writer.json"
@@ -265,7 +265,7 @@ class Store:
         """Cut off what a writer that was killed in the middle of a write left behind."""
         path = Path(self.directory.path) / ROWS
         if path.exists():
-            content = path.read_bytes()
+            content = read_bytes(self.directory, ROWS)
             self._end = content.rfind(b"\n") + 1
             os.truncate(path, self._end)
 
