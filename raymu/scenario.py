@@ -12,7 +12,6 @@ from raymu.data.published import DATASETS
 from raymu.errors import InputError
 from raymu.values import (
     NOT_NEGATIVE,
-    POSITIVE,
     SHARE,
     Bounds,
     conform,
@@ -23,6 +22,7 @@ from raymu.values import (
 
 # Fields that hashes did not always have.
 LATER = ("original", "original_rows", "retrained", "train_share", "classes", "forget_samples")
+RATE = Bounds(0, 1e30, above=True)  # beyond it 32 bits overflow
 NONE = "none"  # in the place of a retrained model
 # What timm would take for a model, but data, recipe or `pretrained` say: weights from a file have no part in the hash.
 NO_ARGUMENTS = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path")
@@ -59,7 +59,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        conform(self, "recipe: ", lr=POSITIVE, epochs=Bounds(1), batch_size=Bounds(1), patience=Bounds(1))
+        conform(self, "recipe: ", lr=RATE, epochs=Bounds(1), batch_size=Bounds(1), patience=Bounds(1))
 
 
 @dataclass(frozen=True, eq=False)

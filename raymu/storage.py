@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
+from pyarrow import ArrowException
 from pyarrow.fs import (
     AwsStandardS3RetryStrategy,
     FileSystem,
@@ -62,7 +63,8 @@ class Location:
         return real[0] == real[1] and self.filesystem.equals(other.filesystem)
 
     def __truediv__(self, name: str) -> "Location":
-        if not name.strip("/.") or name.startswith("/") or {".", ".."} & set(name.split("/")):
+        is_within = name.strip("/.") and not name.startswith("/") and not {".", ".."} & set(name.split("/"))
+        if not is_within or not name.isprintable():
             raise InputError(f"{name!r} is no name of a directory within {self}")
         place, mark, query = (self.shown, "", "") if self.local else self.shown.partition("?")
         shown = f"{place.rstrip('/')}/{name if self.local else quote(name)}{mark}{query}"
@@ -125,8 +127,17 @@ def read_bytes(directory: Location, name: str) -> bytes:
 
 
 def write_bytes(directory: Location, name: str, content: bytes) -> None:
-    """In one step for every reader: a file on object storage appears when it is closed, a local one is renamed."""
+    """In one step for every reader: a file on object storage appears when it is closed, a local one is renamed. Of a
+    local link what it leads to is written.
+
+    Raises:
+        OSError: it cannot be written, or would replace a pipe or device.
+    """
     path = f"{directory.path}/{name}"
+    if directory.local:
+        path = os.path.realpath(path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"{name} is no file")
     unfinished = f"{path}.tmp" if directory.local else path
     try:
         with directory.filesystem.open_output_stream(unfinished) as stream:
@@ -201,8 +212,8 @@ def mendable(doing: str, directory: Location) -> Iterator[None]:
     """Turn what the storage refuses into an InputError."""
     try:
         yield
-    except (OSError, DamagedError) as error:
-        raise InputError(f"cannot {doing} {directory}: {reason(error)}") from error
+    except (OSError, ArrowException, DamagedError) as error:
+        raise InputError(f"cannot {doing} {directory}: {_redacted(reason(error))}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -214,5 +225,5 @@ def reason(error: BaseException) -> str:
 
 def _redacted(text: str) -> str:
     """A text without the key and secret of a URI in it, and without parameters that may be secret."""
-    text = re.sub(r"://[^/\s:@]*:\S*@", "://***@", text)
+    text = re.sub(r"://([^/:@]*:.*|[^/@]*)@", "://***@", text, flags=re.DOTALL)
     return re.sub(r"([?&](?!endpoint_override=|region=|scheme=)[^=&\s]*=)[^&\s']*", r"\1***", text)

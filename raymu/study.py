@@ -78,6 +78,8 @@ def tune(
     from raymu.tuning.progress import default_console
 
     where = locate(storage)
+    if MIRROR in (name or "").split("/"):
+        raise InputError(f"{MIRROR} is where {where} keeps what is cached: choose another name")
     directory = where / (name or sweep.directory)
     run_sweep(
         sweep,

@@ -39,6 +39,7 @@ class Bounds:
         return " and ".join(ends)
 
 
+LARGEST = 2**63 - 1  # what JSON's readers take for a whole number
 ANY = Bounds()
 NOT_NEGATIVE = Bounds(0)
 POSITIVE = Bounds(0, above=True)
@@ -109,10 +110,12 @@ def _number(what: str, value: Any, kind: type[int] | type[float], bounds: Bounds
         number = int(value) if isinstance(value, Integral) else float(value)
         if number not in bounds or not (kind is float or float(number).is_integer()):
             raise ValueError("out of bounds")
-        return kind(number)
     except (ValueError, OverflowError) as error:
         wanted = ", ".join(filter(None, [str(bounds), "a whole number" if kind is int else "a number"]))
         raise InputError(f"{what} has to be {wanted}, not {value!r}") from error
+    if kind is int and abs(number) > LARGEST:
+        raise InputError(f"{what} has to be below 2^63, not {value!r}")
+    return kind(number)
 
 
 def parameters_of(function: Any, what: str) -> tuple[str, ...]:

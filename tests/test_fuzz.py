@@ -158,6 +158,18 @@ def test_a_pipe_is_no_file(end, tmp_path, name) -> None:
     end("status", "a")
 
 
+def test_a_report_replaces_no_pipe(end, tmp_path) -> None:
+    """Nor a device: `--out /dev/null` as root. Of a link it is what the link leads to that is written."""
+    written(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is no file" in end("report", "a", "--out", "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("page.html")
+    end("report", "a", "--out", "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+
 @pytest.mark.parametrize("needed", row.NEEDED)
 def test_rows_without_a_column(end, tmp_path, needed) -> None:
     one = confirmed("a", 0.5)

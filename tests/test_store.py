@@ -1,6 +1,7 @@
 """Rows survive whatever happens to their writer, on a disk and on S3 as moto serves it."""
 
 import contextlib
+import errno
 import json
 import logging
 import multiprocessing
@@ -13,7 +14,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -653,6 +654,8 @@ def test_an_endpoint_that_does_not_answer_is_said_soon(monkeypatch: pytest.Monke
         "s3://key:secret@bucket/path?secret_key=secret",
         "nowhere://key:secret@bucket/path",
         "fsspec+nowhere://key:secret@bucket/path?token=secret&region=here",
+        "s3://key:top secret@bucket/path",
+        "nowhere://secretkey@bucket/path",
     ],
 )
 def test_what_is_no_uri_is_refused_without_a_word_of_its_secret(uri: str) -> None:
@@ -741,6 +744,54 @@ def test_rows_of_a_storage_that_is_gone_are_kept_and_put_back(storage: str, tmp_
     assert not kept.exists()
     with Store(place, IDENTITY, resume=True, rescue=rescue):
         pass
+
+
+def link_to_itself(place: Path) -> None:
+    place.symlink_to(place.name)
+
+
+@pytest.mark.parametrize("replace", [Path.touch, link_to_itself], ids=["file", "link to itself"])
+def test_what_stands_in_the_place_of_a_storage_is_left_alone(tmp_path: Path, replace: Callable[[Path], None]) -> None:
+    place, rescue = tmp_path / "storage" / "sweep", tmp_path / "rescued"
+    with Store(place, IDENTITY, resume=False, rescue=rescue) as rows:
+        rows.append(row(0))
+        place.parent.rename(tmp_path / "moved")
+        replace(place.parent)
+        with pytest.raises(StorageError, match=r"is gone: .* Its 2 rows are kept in"):
+            rows.append(row(1))
+    assert trials(reader.read(next(rescue.iterdir()))) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ENOTCONN", "EACCES"])
+def test_a_mount_that_does_not_answer_is_waited_for(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.setattr("raymu.storage.OUTAGE_S", 1.0)
+    stat, refused, answers_after = os.stat, [], 2
+
+    def dropped(path: Any, **more: Any) -> os.stat_result:
+        if str(path).endswith(writer.LOCK) and len(refused) < answers_after:
+            refused.append(path)
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+        return stat(path, **more)
+
+    with Store(tmp_path / "sweep", IDENTITY, resume=False, rescue=tmp_path / "rescued") as rows:
+        monkeypatch.setattr(os, "stat", dropped)
+        rows.append(row(0))
+        assert len(refused) == 2
+        answers_after = 10**6
+        with pytest.raises(StorageError, match=r"cannot write to .* Its 2 rows are kept in"):
+            rows.append(row(1))
+
+
+def test_a_sweep_that_loses_what_was_asked_for_ends(tmp_path: Path) -> None:
+    place, rescue = tmp_path / "sweep", tmp_path / "rescued"
+    with Store(place, IDENTITY, resume=False, rescue=rescue) as rows:
+        rows.append(row(0))
+        (place / files.SWEEP).unlink()
+        with pytest.raises(StorageError, match=r"is gone: .* Its 2 rows are kept in"):
+            rows.append(row(1))
+    with Store(place, IDENTITY, resume=True, rescue=rescue) as rows:
+        rows.append(row(2))
+    assert trials(reader.read(place)) == [0, 1, 2]
 
 
 def test_a_storage_that_shrinks_has_its_rows_put_back(tmp_path: Path) -> None:

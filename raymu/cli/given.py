@@ -51,7 +51,8 @@ def read_row(path: Path | None) -> dict[str, Any]:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"({words})$"), None)
     try:
         content = yaml.load(text_of(path) or "", Loader)
-    except (yaml.YAMLError, TypeError, RecursionError) as error:  # TypeError: a name that is a list
+    # A name that is a list, a tag of another kind, a number of too many digits: PyYAML leaves them to Python.
+    except (yaml.YAMLError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise InputError(f"{path} needs a `config` with hyperparameters, as `raymu best --yaml` prints it")

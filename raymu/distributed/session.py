@@ -58,6 +58,8 @@ class Resources:
     def __post_init__(self) -> None:
         conform(self, gpus_per_worker=NOT_NEGATIVE, concurrent=Bounds(1), timeout_s=POSITIVE)
         gpus = self.gpus_per_worker
+        if isinstance(gpus, float) and 0 < gpus < 1 / MAX_PARTS:
+            raise InputError(f"gpus per worker has to be 0 or at least {1 / MAX_PARTS:g}, not {gpus:g}")
         if isinstance(gpus, float) and gpus > 1 and gpus % 1:
             raise InputError(f"gpus per worker has to be a part of one, or a whole number, not {gpus:g}")
         if self.options.workers > 1 and gpus is not None and (gpus == "auto" or gpus % 1):

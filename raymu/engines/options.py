@@ -8,6 +8,7 @@ from raymu.errors import InputError
 from raymu.values import NOT_NEGATIVE, SHARE, Bounds, checked, conform, unknown
 
 STAGES = (0, 1, 2, 3)
+MOST = 4096  # threads or workers, of which no machine has more
 ENGINES = {"pytorch": None, **{f"zero-{stage}": stage for stage in STAGES}}  # ZeRO's stage, by the word in rows
 DECIDED = {  # by the method, the scenario or the engine
     "optimizer": "the method chooses it",
@@ -70,7 +71,7 @@ class Options:
 
     def __post_init__(self) -> None:
         stages = Bounds(min(STAGES), max(STAGES))
-        several = {"threads": Bounds(1), "workers": Bounds(1), "cores": Bounds(1)}
+        several = dict.fromkeys(("threads", "workers", "cores"), Bounds(1, MOST))
         conform(self, zero=stages, checkpoint_s=NOT_NEGATIVE, gpu_share=SHARE, **several)
         if self.offload and not self.stage:
             raise InputError("offload needs ZeRO stage 1, 2 or 3")

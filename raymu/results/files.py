@@ -128,7 +128,8 @@ def identity_and_parts(directory: Location) -> tuple[dict[str, Any] | None, list
     Raises:
         DamagedError: there are rows without it.
     """
-    identity, parts = read_identity(directory), parts_among(_files(directory))
+    parts = parts_among(_files(directory))  # first: without credentials, to open a file on Azure ends the process
+    identity = read_identity(directory)
     if parts and identity is None:
         raise DamagedError(f"there are rows, but no {SWEEP}")
     return identity, parts

@@ -277,10 +277,13 @@ class Store:
         write_bytes(self.directory, name, content)
 
     def _persist(self, write: Callable[[], None]) -> None:
-        try:
+        def write_there() -> None:
             if not self._is_there():
                 raise _Lost
-            patiently("write to", self.directory, write)
+            write()
+
+        try:
+            patiently("write to", self.directory, write_there)
         except _Lost:
             raise StorageError(
                 f"{self.directory} is gone: it was removed, or its disk is not there any more. {self._kept()}"
@@ -289,13 +292,20 @@ class Store:
             raise StorageError(f"{error}. {self._kept()}") from error
 
     def _is_there(self) -> bool:
-        """Whether a local directory is the one that was locked."""
+        """Whether a local directory is the one that was locked, and has what was asked for.
+
+        Raises:
+            OSError: that cannot be known now, as of a mount that does not answer.
+        """
         if not self.directory.local:
             return True
         try:
+            os.stat(f"{self.directory.path}/{SWEEP}")
             return os.path.samestat(os.fstat(self._mark), os.stat(f"{self.directory.path}/{LOCK}"))
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
 
     def _kept(self) -> str:
         """Sentence that says where the rows remain."""
