@@ -746,6 +746,24 @@ def test_rows_of_a_storage_that_is_gone_are_kept_and_put_back(storage: str, tmp_
         pass
 
 
+def test_rows_are_put_back_where_they_were(tmp_path: Path, monkeypatch) -> None:
+    """Not where a sweep has the same path relative to another directory; and by any path that leads there."""
+    rescue = tmp_path / "rescued"
+    for folder in ("mine", "others"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    with Store("sweep", IDENTITY, resume=False, rescue=rescue) as rows:
+        rows.append(row(0))
+        lose(tmp_path / "mine" / "sweep")
+        with pytest.raises(StorageError, match="is gone"):
+            rows.append(row(1))
+    monkeypatch.chdir(tmp_path / "others")
+    with Store("sweep", IDENTITY, resume=True, rescue=rescue):
+        assert reader.read("sweep") == []
+    with Store("../mine/sweep", IDENTITY, resume=True, rescue=rescue):
+        assert trials(reader.read("../mine/sweep")) == [0, 1]
+
+
 def link_to_itself(place: Path) -> None:
     place.symlink_to(place.name)
 
