@@ -177,8 +177,8 @@ class Method:
         return 1
 
     def shorter(self, epoch: int) -> dict[str, int]:
-        """What differs in the setting of the run that ends with the state after an epoch of this one; empty: no run
-        does.
+        """The hyperparameter, with its value, of the shorter run that ends as this one is after an epoch; empty where
+        there is no such run.
         """
         if not self.nested or not self.comparable_from <= epoch < self.total_epochs:
             return {}

@@ -57,10 +57,14 @@ class Location:
         """Whether it is a directory of this machine, which can be locked and appended to."""
         return isinstance(self.filesystem, LocalFileSystem)
 
+    @property
+    def real(self) -> str:
+        """The path without links."""
+        return os.path.realpath(self.path) if self.local else self.path
+
     def is_same(self, other: "Location") -> bool:
         """Whether both are one directory, also by way of a link."""
-        real = [os.path.realpath(one.path) if one.local else one.path for one in (self, other)]
-        return real[0] == real[1] and self.filesystem.equals(other.filesystem)
+        return self.real == other.real and self.filesystem.equals(other.filesystem)
 
     def __truediv__(self, name: str) -> "Location":
         is_within = name.strip("/.") and not name.startswith("/") and not {".", ".."} & set(name.split("/"))
@@ -111,15 +115,20 @@ class DamagedError(ValueError):
     """Content that is not what was stored."""
 
 
+def _is_no_file(path: str) -> bool:
+    """Whether a pipe, a device or a directory is there."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 def read_bytes(directory: Location, name: str) -> bytes:
-    """What a file of the directory holds.
+    """Content of a file in the directory.
 
     Raises:
         OSError: it cannot be read.
         DamagedError: it is a pipe or device, which might never end.
     """
     path = f"{directory.path}/{name}"
-    if directory.local and os.path.exists(path) and not os.path.isfile(path):
+    if directory.local and _is_no_file(path):
         raise DamagedError(f"{name} is no file")
     with directory.filesystem.open_input_stream(path) as stream:
         content: bytes = stream.read()
@@ -136,7 +145,7 @@ def write_bytes(directory: Location, name: str, content: bytes) -> None:
     path = f"{directory.path}/{name}"
     if directory.local:
         path = os.path.realpath(path)
-        if os.path.exists(path) and not os.path.isfile(path):
+        if _is_no_file(path):
             raise OSError(f"{name} is no file")
     unfinished = f"{path}.tmp" if directory.local else path
     try:

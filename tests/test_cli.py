@@ -14,7 +14,7 @@ import tomllib
 
 import pytest
 from conftest import REPOSITORY
-from test_ranking import confirmed
+from test_ranking import confirmed, stored
 
 from raymu import __version__, methods, scenarios
 from raymu.cli import doctor, main, sweep_main
@@ -24,7 +24,6 @@ from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
 from raymu.results import files, reader, writer
-from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
 
@@ -59,7 +58,7 @@ def without_torch(*arguments: str, **environment: str) -> subprocess.CompletedPr
 
 
 def light(*arguments: str, **environment: str) -> str:
-    """What is printed by a command that needs neither."""
+    """Output of a command that needs neither torch nor Ray."""
     done = without_torch(*arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -369,13 +368,6 @@ def test_best_goes_on_where_a_group_has_nothing(in_process, storage, tmp_path) -
     said = in_process("best", storage)
     assert "no completed trial to choose from" in said
     assert "a-0: salun" in said
-
-
-def stored(directory, one: SweepResults) -> None:
-    with writer.Store(directory / one.name, one.identity, resume=False) as rows:
-        for of in one.rows:
-            rows.append(of)
-        rows.end(len(one.rows))
 
 
 def test_a_command_says_what_is_missing(raymu, tmp_path) -> None:

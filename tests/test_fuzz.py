@@ -18,7 +18,7 @@ import pytest
 import ray
 import typer
 from conftest import REPOSITORY
-from test_ranking import confirmed
+from test_ranking import confirmed, stored
 
 from raymu import reference_models, row
 from raymu.cli import main, program
@@ -96,21 +96,12 @@ def mutated(content: Any, draw: random.Random) -> Any:
     return changed
 
 
-def written(directory: Path) -> None:
-    """Store a sweep."""
-    one = confirmed("a", 0.5)
-    with writer.Store(directory / "a", one.identity, resume=False) as rows:
-        for row in one.rows:
-            rows.append(row)
-        rows.end(len(one.rows))
-
-
 def store(directory: Path, seed: int) -> None:
     """A storage with a sweep of raymu 0.1, which had no checksums, and one of today, of which one file says something
     else; where checksums are, they fit.
     """
     draw = random.Random(seed)
-    written(directory)
+    stored(directory, confirmed("a", 0.5))
     shutil.copytree(REPOSITORY / "tests" / "raymu-0.1", directory / "b")
     path = draw.choice(sorted(path for path in directory.rglob("*.json*") if path.is_file()))
     if draw.random() < 0.2:
@@ -150,7 +141,7 @@ def test_many_storages(end, tmp_path, first) -> None:
 @pytest.mark.parametrize("name", [files.SWEEP, files.ROWS, files.REFERENCES, files.ENDED])
 def test_a_pipe_is_no_file(end, tmp_path, name) -> None:
     """To read it would never end."""
-    written(tmp_path)
+    stored(tmp_path, confirmed("a", 0.5))
     (tmp_path / "a" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "a" / name)
     for command in READERS:
@@ -160,7 +151,7 @@ def test_a_pipe_is_no_file(end, tmp_path, name) -> None:
 
 def test_a_report_replaces_no_pipe(end, tmp_path) -> None:
     """Nor a device: `--out /dev/null` as root. Of a link it is what the link leads to that is written."""
-    written(tmp_path)
+    stored(tmp_path, confirmed("a", 0.5))
     os.mkfifo(tmp_path / "pipe")
     assert "pipe is no file" in end("report", "a", "--out", "pipe")
     assert (tmp_path / "pipe").is_fifo()

@@ -92,7 +92,7 @@ def test_what_has_an_error_or_lies_outside_is_not_learnt() -> None:
 
 @pytest.mark.parametrize("status", ["completed", "stopped"])
 def test_a_trial_tells_of_shorter_runs(status: str) -> None:
-    """What it tells is learnt like their own rows. Of a stopped one nothing else is."""
+    """Shorter runs are learnt as if each had its own row. A stopped trial adds nothing to them."""
     settings = [one["config"] | {"epochs": 8} for one in search("gp", 0, 7, unlearning)]
     shorter = [
         [{"epochs": epochs} | unlearning(setting | {"epochs": epochs}) for epochs in (2, 4)] for setting in settings

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from raymu.errors import InputError
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
-from raymu.results import groups, ranking, report, selection, tables
+from raymu.results import groups, ranking, report, selection, tables, writer
 from raymu.results.groups import grouped
 from raymu.results.ranking import rank
 from raymu.results.reader import SweepResults
@@ -76,6 +77,14 @@ def confirmed(name: str, probe: float, spread: float = 0.02, seed: int = 0, orig
         for run in (1, 2, 3)
     ]
     return sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, probe), *runs])
+
+
+def stored(directory: Path, one: SweepResults) -> None:
+    """Write a sweep below a directory."""
+    with writer.Store(directory / one.name, one.identity, resume=False) as rows:
+        for of in one.rows:
+            rows.append(of)
+        rows.end(len(one.rows))
 
 
 # Rules

@@ -1,7 +1,6 @@
 """Rows that a sweep's storage has lost, kept on this machine until `--resume` puts them back."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ class Rescue:
     """
 
     def __init__(self, where: Path, lost: Location) -> None:
-        known = os.path.realpath(lost.path) if lost.local else str(lost)  # whatever it was called from
+        known = lost.real if lost.local else str(lost)  # whatever it was called from
         self.place, self._lost = where / f"{lost.name}-{content_hash(known)}", lost
 
     def keep(self, identity: dict[str, Any], rows: Sequence[Row], files: Mapping[str, bytes]) -> str:
