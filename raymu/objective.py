@@ -101,9 +101,17 @@ class Objective(source.Travels):
         Raises:
             InputError: one is not.
         """
-        for column in self.columns:
-            if not {_column(column, "val"), _column(_of_reference(column)[0], "val")} & set(known):
-                raise InputError(f"objective {self.name} reads {column}, which is not measured {when}")
+        if missing := self.missing(known):
+            raise InputError(f"objective {self.name} reads {missing[0]}, which is not measured {when}")
+
+    def missing(self, known: list[str]) -> list[str]:
+        """Columns that it reads and that are not among the known ones, which are named with their splits."""
+        there = set(known)
+        return [
+            column
+            for column in self.columns
+            if there.isdisjoint({_column(column, "val"), _column(_of_reference(column)[0], "val")})
+        ]
 
     def _given(
         self, function: Callable[..., Any], row: Mapping[str, Any], references: References, split: str

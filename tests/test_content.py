@@ -912,6 +912,16 @@ def test_an_objective_that_cannot_be_computed_is_refused_before_anything_is(quic
         ).check_protocol()
 
 
+def test_a_searcher_that_learns_from_shorter_runs_does_without_them_where_no_rung_has_the_objective(quick) -> None:
+    def rungs(objective: Objective) -> list[int]:
+        sweep = Sweep(RandomLabel, quick, Protocol(searcher="gp", scheduler="none", objective=objective))
+        sweep.check_protocol()
+        return sweep.rungs(RandomLabel(epochs=9))
+
+    assert rungs(HMEAN) == [1, 2, 4, 8]
+    assert rungs(Objective(lambda mia_auc: mia_auc, name="mine")) == []
+
+
 def test_an_objective_is_known_by_its_code() -> None:
     before = HMEAN.code()
     assert Objective(lambda retain_acc: 1.0, name="hmean").code() != before

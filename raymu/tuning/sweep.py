@@ -125,7 +125,7 @@ class Sweep:
             )
         if self.protocol.scheduler != "none":
             self.protocol.objective.check(
-                measured(self.protocol.metrics, rung=True),
+                self._at_rungs,
                 'while a trial runs: --scheduler none, or Protocol(scheduler="none"), runs all in full',
             )
 
@@ -177,7 +177,13 @@ class Sweep:
         full, or there were nothing to compare with.
         """
         epochs, first = method.total_epochs, method.comparable_from
-        return self.protocol.rungs(epochs, first, shows_shorter=bool(method.nested))
+        shows_shorter = bool(method.nested) and not self.protocol.objective.missing(self._at_rungs)
+        return self.protocol.rungs(epochs, first, shows_shorter=shows_shorter)
+
+    @property
+    def _at_rungs(self) -> list[str]:
+        """Columns that are measured while a trial runs."""
+        return measured(self.protocol.metrics, rung=True)
 
     def sampler(self, seed: int, done: Sequence[Row] = (), references: References = NO_REFERENCES) -> Sampler:
         """What suggests the settings of one search beside the published one.
