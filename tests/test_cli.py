@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,19 @@ def test_a_sweep_says_something_before_it_imports_torch() -> None:
     done = without_torch("sweep", "salun", FORCE_COLOR="1")  # as on a terminal
     assert "loading" in done.stdout
     assert "import of torch halted" in done.stderr
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_ends_it_without_a_word(tmp_path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)")
+    done = subprocess.run(
+        [sys.executable, "-m", "raymu", "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_the_version_and_the_methods_are_said_at_once() -> None:
