@@ -374,6 +374,7 @@ def test_a_look_is_the_same_truth(quick_references, trained) -> None:
     for key in columns(rung=True):
         assert look[key] == whole[key]
     assert look["train_nc1"] is None
+    assert all(value is None for key, value in look.items() if key.startswith("test_"))
 
 
 @pytest.mark.parametrize("measure", [evaluation.evaluate_quickly, evaluation.evaluate])

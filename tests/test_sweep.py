@@ -74,6 +74,7 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
     for row in rows:
         assert set(row) >= ROW_KEYS
         assert all(0 <= row[column] <= 1 for column in columns(rung=True))
+        assert (row["test_retain_acc"] is None) == (row["status"] == "stopped")
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:

@@ -75,7 +75,7 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     assert [report["status"] for report in reports] == ["stopped", "stopped"]
     assert [epoch for epoch, _ in looked["curve"]] == [1, 2, 3]
     retrained = quick_references.metrics["retrained"]
-    for key in ("val_probe_forget_acc", "test_retain_acc"):
+    for key in ("val_probe_forget_acc", "val_retain_acc"):
         assert reports[0][f"{key}_gap"] == pytest.approx(reports[0][key] - retrained[key])
 
 

@@ -16,7 +16,7 @@ from raymu.errors import Diverged, Undefined
 from raymu.evaluation import attack
 from raymu.evaluation.accuracy import accuracy
 from raymu.evaluation.attack import Memory, log_odds
-from raymu.evaluation.metrics import METRICS, SPLITS, Metric, columns
+from raymu.evaluation.metrics import AT_RUNGS, METRICS, SPLITS, Metric, columns
 from raymu.evaluation.moments import Moments
 from raymu.evaluation.ncc import NearestClassCentre
 from raymu.evaluation.probe import LDAProbe, LinearProbe, LinearReader
@@ -37,7 +37,8 @@ class Read(NamedTuple):
 
 
 def evaluate_quickly(model: nn.Module, data: Data, metrics: Sequence[Metric] = ()) -> dict[str, Any]:
-    """The metrics of a rung, as `evaluate` measures them: what a scheduler has to know while a trial runs.
+    """The metrics of a rung, as `evaluate` measures them, but not on test: what a scheduler and a searcher have to know
+    while a trial runs.
 
     Args:
         metrics: further ones beside raymu's.
@@ -48,7 +49,7 @@ def evaluate_quickly(model: nn.Module, data: Data, metrics: Sequence[Metric] = (
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.
     """
-    return dict.fromkeys(columns(metrics)) | measured(look(model, data), metrics, rung=True)
+    return dict.fromkeys(columns(metrics)) | measured(look(model, data, splits=AT_RUNGS), metrics, rung=True)
 
 
 def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tensor]:
@@ -67,7 +68,7 @@ def baseline(references: Mapping[str, nn.Module], data: Data) -> dict[str, Tenso
     """
     tensors = {}
     for which, model in references.items():
-        held_out = _by_split(extract(model, data, *data.val, *data.test))
+        held_out = _held_out(model, data, SPLITS)
         for split, said in held_out.items():
             tensors[f"{split}_{which}"] = torch.cat([data.workers.gather(part.features) for part in said])
             if which == "original":
@@ -103,11 +104,14 @@ def evaluate(
     return measured(look(model, data, baseline), metrics)
 
 
-def look(model: nn.Module, data: Data, baseline: Mapping[str, Tensor] | None = None) -> list[OfModel]:
-    """Views of a model from which metrics are computed: one of each of SPLITS, and one of the training images.
+def look(
+    model: nn.Module, data: Data, baseline: Mapping[str, Tensor] | None = None, splits: Sequence[str] = SPLITS
+) -> list[OfModel]:
+    """Views of a model from which metrics are computed: one of each split, and one of the training images.
 
     Args:
         baseline: what the function of that name returns; None: what is seen at a rung.
+        splits: some of SPLITS.
 
     Raises:
         Diverged: a feature, its square or a logit is not finite, on all workers.
@@ -115,12 +119,12 @@ def look(model: nn.Module, data: Data, baseline: Mapping[str, Tensor] | None = N
     features, labels, learnt = _of_training(model, data)
     moments = _moments(features, labels, data)
     readers = _Readers(features, labels, moments, data)
-    answered = {split: readers(said) for split, said in _by_split(extract(model, data, *data.val, *data.test)).items()}
+    answered = {split: readers(said) for split, said in _held_out(model, data, splits).items()}
     of_model, relearn = OfModel(model, data, moments), None
     if baseline is not None:
         relearn = functools.cache(functools.partial(_relearn, model, data, answered, baseline))
-    splits = [OfSplit(of_model, split, *parts, learnt, baseline, relearn) for split, parts in answered.items()]
-    return [*splits, of_model]
+    of_splits = [OfSplit(of_model, split, *parts, learnt, baseline, relearn) for split, parts in answered.items()]
+    return [*of_splits, of_model]
 
 
 def measured(views: Sequence[OfModel], metrics: Sequence[Metric] = (), *, rung: bool = False) -> dict[str, Any]:
@@ -157,9 +161,10 @@ def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any] | None, metrics: S
     return {f"{key}_gap": None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
 
 
-def _by_split(said: Sequence[Outputs]) -> dict[str, Read]:
-    """What is said of the parts of "val" and then of "test", by SPLITS."""
-    return {split: Read(*parts) for split, parts in zip(SPLITS, (said[:2], said[2:]), strict=True)}
+def _held_out(model: nn.Module, data: Data, splits: Sequence[str]) -> dict[str, Read]:
+    """What a model says of this worker's share of held-out splits."""
+    said = iter(extract(model, data, *(part for split in splits for part in getattr(data, split))))
+    return {split: Read(next(said), next(said)) for split in splits}
 
 
 def _of_training(model: nn.Module, data: Data) -> tuple[Tensor, Tensor, Said]:
@@ -229,9 +234,9 @@ def _relearn(
 
     def accuracies(relearnt: nn.Module) -> list[float]:
         try:
-            said = extract(relearnt, data, data.val.forget, data.test.forget)
+            said = extract(relearnt, data, *(getattr(data, split).forget for split in answered))
         except Diverged:
-            return [0.0, 0.0]
+            return [0.0] * len(answered)
         return [accuracy(each.logits.argmax(1), each.labels, data.workers) for each in said]
 
     epochs = relearn_epochs(

@@ -23,6 +23,7 @@ from raymu.values import conform, parameters_of, unknown
 from raymu.workers import Workers
 
 SPLITS = ("val", "test")
+AT_RUNGS = ("val",)  # test is for the end of a trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Metric(source.Travels):
             gets this worker's share of the images and adds up itself; else it gets all images.
         name: its column without the split, empty: the function's name. A metric that needs nothing of a split stands in
             the column `train_{name}`, every other one in `val_{name}` and `test_{name}`.
-        rung: whether it is measured while a trial runs as well, for a scheduler and the objective.
+        rung: whether it is measured while a trial runs as well, but not on test, for a scheduler and the objective.
 
     Raises:
         InputError: it has no name, or needs what there is not.
@@ -230,10 +231,11 @@ def columns(metrics: Iterable[Metric] = (), *, rung: bool = False) -> list[str]:
     """Columns of raymu's metrics and of further ones.
 
     Args:
-        rung: only those that are measured while a trial runs.
+        rung: only those that are measured while a trial runs, of which none is on test.
     """
     chosen = [metric for metric in (*METRICS, *metrics) if metric.rung or not rung]
-    return [f"{split}_{one.name}" for split in (*SPLITS, "train") for one in chosen if split in one.splits]
+    splits = (*(AT_RUNGS if rung else SPLITS), "train")
+    return [f"{split}_{one.name}" for split in splits for one in chosen if split in one.splits]
 
 
 def markdown_table() -> str:

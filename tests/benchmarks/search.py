@@ -4,6 +4,10 @@
 For each table and objective it prints the target, the median of what 64 random trials find. For each searcher it prints
 medians: the best score on validation, the test score of that setting, all images, and the images until the target was
 reached, both in those of the 64 random trials ("inf": not within its trials).
+
+It also says whether a run that is LOST margins of retain accuracy below the retrained model, and still falls, might be
+stopped: how many of a table's runs come there before their last epoch, and in how many of these a later epoch has the
+highest score.
 """
 
 import argparse
@@ -23,7 +27,7 @@ from sklearn.gaussian_process.kernels import Kernel, Matern, WhiteKernel
 
 from raymu import methods
 from raymu.method import Method, Range
-from raymu.objective import HMEAN, REMOVAL, Objective
+from raymu.objective import HMEAN, MARGIN, REMOVAL, Objective
 from raymu.protocol import Protocol
 from raymu.tuning.samplers import sampler
 from raymu.tuning.samplers.base import place_in
@@ -33,6 +37,7 @@ Array = NDArray[np.float64]
 SPLITS = ("val", "test")
 LEAST = 0.005  # where the log-odds of a share end
 TRIALS = 64
+LOST = 5
 SEARCHERS = [("random", "asha"), ("tpe", "none"), ("tpe", "asha"), ("gp", "none")]
 DIVERGED = {"attack_auc": 0.5}  # what is measured of such a model; else 0
 
@@ -70,8 +75,8 @@ class Table:
         self.longest = int(self.ranges[self.knob].high)
         self.objective, self.references = objective, begin["references"]
         self.metrics = [name[4:] for name in lines[0] if name[:4] == "val_" and name[4:] in objective.columns]
-        settings = [line["setting"] for line in lines]
-        self._points = np.array([self._point(setting) for setting in settings])
+        self.settings = [line["setting"] for line in lines]
+        self._points = np.array([self._point(setting) for setting in self.settings])
         self._images, self._seconds = (
             np.array([self._spent(line, column) for line in lines]) for column in ("images", "train_s")
         )
@@ -82,7 +87,7 @@ class Table:
             [self._mean(place, self._points) for place in range(len(fitted))], 1
         )
         found = [self._scores(_shares(one)) for one in np.stack(left_out, 1)]
-        real = np.array([self(setting).val for setting in settings])
+        real = np.array([self(setting).val for setting in self.settings])
         differ = real - np.array([one[0] for one in found])
         self.error, self.spread = float(np.sqrt(np.mean(differ**2))), float(np.std(real))
 
@@ -216,6 +221,19 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> li
     return found
 
 
+def fallen(table: Table) -> tuple[int, int]:
+    """Numbers of runs that come LOST margins below the retrained model and fall, and of those that rise again."""
+    come, rise, retain = 0, 0, table.metrics.index("retain_acc")
+    for setting in table.settings:
+        run = table(setting)
+        loss = (table.references["retrained"]["val_retain_acc"] - run.metrics[retain]) / MARGIN
+        places = 1 + np.flatnonzero((loss[1:-1] > LOST) & (loss[1:-1] >= loss[:-2]))
+        if places.size:
+            come += 1
+            rise += bool(max(run.val[places[0] + 1 :]) > max(0.0, *run.val[: places[0] + 1]))
+    return come, rise
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
@@ -228,6 +246,9 @@ def main() -> None:
             target = np.median([max(one.val for one in found) for found in at_random])
             images = np.median([found[-1].images for found in at_random])
             print(f"{table.name}, {objective.name}: target {target:.3f}, error {table.error:.3f} of {table.spread:.3f}")
+            print(
+                "  of {} runs {} lose too much, and {} of these rise again".format(len(table.settings), *fallen(table))
+            )
             for searcher, stops in SEARCHERS:
                 searches = [replay(table, searcher, stops, seed, given.slots) for seed in range(given.seeds)]
                 best = [max(found, key=lambda one: one.val) for found in searches]

@@ -20,12 +20,14 @@ from typing import Any
 
 from raymu import devices, engines, methods, reference_models, scenarios, splits
 from raymu.errors import Diverged
-from raymu.evaluation import columns, evaluate_quickly
+from raymu.evaluation import look, measured
+from raymu.evaluation.metrics import METRICS, SPLITS
 from raymu.method import Method
 from raymu.tuning.samplers import quasi_random
 
 TABLES = Path(__file__).with_name("search")
 SETTINGS = 128
+COLUMNS = [f"{split}_{metric.name}" for split in SPLITS for metric in METRICS if metric.rung]
 DEVICE = reference_models.default_device()
 # The knob whose epochs are all seen in one run, and the others that say how long a run is.
 EPOCHS = {"unsir": ("repair_epochs", ["impair_epochs"])}
@@ -50,19 +52,19 @@ def curve(method: Method, reference: reference_models.References) -> dict[str, A
         cache_directory=reference.cache_directory(),
     )
     found: dict[str, list[float]] = {"images": [], "train_s": [], "evaluate_s": []}
-    found |= {column: [] for column in columns(rung=True)}
+    found |= {column: [] for column in COLUMNS}
     begun = time.process_time()
 
     def end_of_epoch(epoch: int) -> None:
         nonlocal begun
         trained = time.process_time()
-        measured = evaluate_quickly(engine.model, reference.data)
+        said = measured(look(engine.model, reference.data), rung=True)
         evaluated = time.process_time()
         found["images"].append(engine.images)
         found["train_s"].append(round(trained - begun, 3))
         found["evaluate_s"].append(round(evaluated - trained, 3))
-        for column in columns(rung=True):
-            found[column].append(round(measured[column], 5))
+        for column in COLUMNS:
+            found[column].append(round(said[column], 5))
         begun = time.process_time()
 
     with contextlib.suppress(Diverged):
@@ -81,7 +83,7 @@ def main() -> None:
     with devices.cpu_threads(1):
         reference = reference_models.load(scenario, DEVICE)
         if not table.exists():
-            known = {which: {c: row[c] for c in columns(rung=True)} for which, row in reference.metrics.items()}
+            known = {which: {c: row[c] for c in COLUMNS} for which, row in reference.metrics.items()}
             begin = {"scenario": scenario.as_dict(), "code": engines.code_of(method), "references": known}
             table.write_text(json.dumps(begin) + "\n")
         done = len(table.read_text().splitlines()) - 1
