@@ -207,7 +207,7 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> li
         past = [rung for rung in rungs if rung <= trained]
         curve = [(rung, float(run.val[rung - run.first])) for rung in past]
         if trained < method.total_epochs:
-            if trained not in rungs or judge.tell(number, "stopped", curve) != "STOP":
+            if trained not in rungs or stops == "none" or judge.tell(number, "stopped", curve) != "STOP":
                 heapq.heappush(events, (now + run.seconds[epoch] - run.seconds[epoch - 1], number, epoch + 1))
                 continue
             status = "stopped"
