@@ -147,3 +147,23 @@ def test_images_are_read_to_a_gpu(monkeypatch, tmp_path) -> None:
         read = list(imagenet.batches(loaded, loaded.forget.nonzero().squeeze(1), 0, size=10))
     assert [len(images) for images in read] == [10, 6]
     assert all(images.is_cuda for images in read)
+
+
+def test_searchers_are_replayed_against_runs_that_were_measured(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(GPU.parent)
+    search = importlib.import_module("search")
+    path = search.TABLES / "digits-random_label-linear.jsonl"
+    table = search.Table(path, search.HMEAN)
+    for line in map(json.loads, path.read_text().splitlines()[1::16]):
+        if len(line["images"]) == table.longest:  # else it diverged
+            run = table(line["setting"])
+            place = table.metrics.index("retain_acc")
+            assert run.metrics[place].tolist() == pytest.approx(line["val_retain_acc"], abs=1e-6)
+            assert run.images.tolist() == line["images"]
+    monkeypatch.setattr(search, "TRIALS", 6)
+    for searcher, stops in search.SEARCHERS:
+        found = search.replay(table, searcher, stops, seed=0, slots=2)
+        images = [one.images for one in found]
+        assert images == sorted(images)
+        assert len(found) == 6 if stops == "none" else 1 <= len(found) <= 6
+        assert max(one.val for one in found) > 0
