@@ -11,6 +11,7 @@ import yaml
 from raymu.cli.flags import JsonFlag, MethodFlag, StorageArgument
 from raymu.cli.program import app, console
 from raymu.errors import InputError
+from raymu.results.garbage import uncollected
 from raymu.values import STORAGE, as_cell
 
 if TYPE_CHECKING:  # `raymu --help` does not need it
@@ -20,6 +21,7 @@ FOLLOW_S = 5.0  # between two looks at a storage
 
 
 @app.command()
+@uncollected()
 def results(
     storage: StorageArgument = STORAGE,
     as_json: JsonFlag = False,
@@ -122,6 +124,7 @@ def _print(line: str) -> None:
 
 
 @app.command()
+@uncollected()
 def best(
     storage: StorageArgument = STORAGE,
     method: MethodFlag = None,

@@ -5,9 +5,7 @@ and whatever else its writer puts there: `running.json`, `environment.json`, `re
 it runs `progress.json`, and at the end `ended.json`.
 """
 
-import contextlib
 import fnmatch
-import gc
 import hashlib
 import json
 import logging
@@ -24,6 +22,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from raymu.errors import InputError
 from raymu.results import kinds
+from raymu.results.garbage import uncollected
 from raymu.results.identity import is_of_first_version, lasting
 from raymu.row import Row, misfit
 from raymu.storage import DamagedError, Location, mendable, read_bytes
@@ -148,18 +147,6 @@ def read_rows(directory: Location, parts: list[str], seal: bytes | None) -> list
             for row in _parsed(directory, name, content, seal):
                 by_trial.setdefault(row["trial"], row)
         return list(by_trial.values())
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage in the body: it would look through all rows again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None) -> list[Row]:

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from raymu.errors import InputError
 from raymu.results import ranking, reader
+from raymu.results.garbage import uncollected
 from raymu.results.reader import Results
 from raymu.results.report import Drawing, drawings, side_by_side, titled, write, write_png
 from raymu.storage import locate
@@ -79,6 +80,7 @@ def figures(results: Results) -> Plots:
     return Plots(drawings(sweeps, ranking.rank(sweeps)))
 
 
+@uncollected()
 def report(
     results: Results,
     out: Path | str = "report.html",

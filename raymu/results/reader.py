@@ -22,8 +22,8 @@ from raymu.results.files import (
     read_json,
     read_rows,
     seal_of,
-    uncollected,
 )
+from raymu.results.garbage import uncollected
 from raymu.results.identity import has_ended, is_of_first_version
 from raymu.row import Row
 from raymu.storage import DamagedError, Location, locate, mendable

@@ -263,11 +263,11 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     ]
     if not found:
         raise NothingCompleted("no completed trial to choose from")
-    for field in COMPARABLE:
-        values = sorted({str(row.get(field)) for row in found})
-        if len(values) > 1:
+    kinds = {tuple(map(row.get, COMPARABLE)) for row in found}
+    for field, *values in zip(COMPARABLE, *kinds, strict=True):
+        if len(several := sorted(set(map(str, values)))) > 1:
             raise InputError(
-                f"rows of several kinds ({field}: {', '.join(values)}) do not compare; name one sweep's directory"
+                f"rows of several kinds ({field}: {', '.join(several)}) do not compare; name one sweep's directory"
             )
     return found
 
