@@ -138,6 +138,19 @@ def test_many_storages(end, tmp_path, first) -> None:
             end(*command, str(seed))
 
 
+@pytest.mark.parametrize("ends", [(0.0, 1.0, "log"), (1.0, 1.0, "linear"), (2, 1, "int"), (0.1, 1.0, "cube")])
+def test_a_range_that_cannot_be(end, tmp_path, ends) -> None:
+    """A report has no place for it on an axis."""
+    stored(tmp_path, confirmed("a", 0.5))
+    path = tmp_path / "a" / files.SWEEP
+    said = json.loads(path.read_text())
+    del said["checksum"]
+    said["space"] = {"lr": dict(zip(("low", "high", "scale"), ends, strict=True))}
+    path.write_bytes(files.as_json(said))
+    for command in READERS:
+        assert "sweep.json is damaged (space.lr" in end(*command, "a")
+
+
 @pytest.mark.parametrize("name", [files.SWEEP, files.ROWS, files.REFERENCES, files.ENDED])
 def test_a_pipe_is_no_file(end, tmp_path, name) -> None:
     """To read it would never end."""

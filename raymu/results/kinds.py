@@ -1,7 +1,9 @@
 """Kinds of the files of a sweep: the fields that are read of each. A file may have others as well."""
 
-from typing import Any, Required
+import math
+from typing import Annotated, Any, Literal, Required
 
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from raymu import row, shapes
@@ -20,10 +22,19 @@ class _Scenario(TypedDict, total=False):
     train_share: float
 
 
-class _Range(TypedDict):
+class _Ends(TypedDict):
     low: float
     high: float
-    scale: str
+    scale: Literal["log", "linear", "int"]
+
+
+def _is_range(ends: _Ends) -> _Ends:
+    if not (0 if ends["scale"] == "log" else -math.inf) < ends["low"] < ends["high"] < math.inf:
+        raise ValueError("there is no such range")
+    return ends
+
+
+_Range = Annotated[_Ends, AfterValidator(_is_range)]
 
 
 class _Confirmation(TypedDict, total=False):
