@@ -110,7 +110,7 @@ def look(
     """Views of a model from which metrics are computed: one of each split, and one of the training images.
 
     Args:
-        baseline: what the function of that name returns; None: what is seen at a rung.
+        baseline: what the function of that name returns; None: the views lack what only the end of a trial measures.
         splits: some of SPLITS.
 
     Raises:
@@ -162,7 +162,7 @@ def gaps(row: Mapping[str, Any], retrained: Mapping[str, Any] | None, metrics: S
 
 
 def _held_out(model: nn.Module, data: Data, splits: Sequence[str]) -> dict[str, Read]:
-    """What a model says of this worker's share of held-out splits."""
+    """Outputs of a model for this worker's share of held-out splits, by split."""
     said = iter(extract(model, data, *(part for split in splits for part in getattr(data, split))))
     return {split: Read(next(said), next(said)) for split in splits}
 

@@ -28,13 +28,18 @@ class _Ends(TypedDict):
     scale: Literal["log", "linear", "int"]
 
 
-def _is_range(ends: _Ends) -> _Ends:
+def _checked(ends: _Ends) -> _Ends:
+    """Ends of a range that `raymu.method.Range` would take, whose check stands on a floor above.
+
+    Raises:
+        ValueError: they are not.
+    """
     if not (0 if ends["scale"] == "log" else -math.inf) < ends["low"] < ends["high"] < math.inf:
         raise ValueError("there is no such range")
     return ends
 
 
-_Range = Annotated[_Ends, AfterValidator(_is_range)]
+_Range = Annotated[_Ends, AfterValidator(_checked)]
 
 
 class _Confirmation(TypedDict, total=False):
