@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, get_type_hints
 
@@ -112,6 +113,11 @@ NEEDED = (  # what is shown and ranked goes by these
     *("config", "status", "objective", "score"),
 )
 MEASURED = ("val_", "test_", "train_")  # begin the columns that metrics fill
+
+
+def values(rows: Iterable[Row], columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Values of some columns together, each once, in the order of the rows; None for a column that a row lacks."""
+    return list(dict.fromkeys(tuple(map(row.get, columns)) for row in rows))
 
 
 def misfit(row: Row, needed: tuple[str, ...] = NEEDED) -> str:

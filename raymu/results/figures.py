@@ -93,9 +93,9 @@ def axis_of_names(names: Sequence[str]) -> dict[str, Any]:
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points (x, y) that no other beats, x being better when low and y when high; by rising x."""
     front: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), key=lambda point: (point[0], -point[1])):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
+    for x, below in sorted({(x, -y) for x, y in points}):
+        if not front or -below > front[-1][1]:
+            front.append((x, -below))
     return front
 
 
@@ -135,8 +135,8 @@ def illusion(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked], models: M
     )
 
 
-def _with(rows: Iterable[Row], *columns: str) -> list[Row]:
-    return [row for row in rows if all(number(row.get(column)) is not None for column in columns)]
+def _with(rows: Iterable[Row], x: str, y: str) -> list[Row]:
+    return [row for row in rows if number(row.get(x)) is not None and number(row.get(y)) is not None]
 
 
 def _cloud(
@@ -151,7 +151,8 @@ def _cloud(
     settings outlined, and the two references.
     """
     figure = empty_figure(480).update_xaxes(tickformat=".1~%").update_yaxes(tickformat=".1~%")
-    places, all_trials = set(needed), sum(len(search_rows(sweep)) for sweep in sweeps)
+    of_search = {sweep.name: search_rows(sweep) for sweep in sweeps}
+    places, all_trials = set(needed), sum(map(len, of_search.values()))
 
     def add(name: str, rows: Iterable[Row], marker: dict[str, Any], legend: bool = False) -> None:
         rows = _with(rows, x, y)
@@ -165,11 +166,11 @@ def _cloud(
         )  # fmt: skip
 
     style = styles(sweeps)
-    for sweep in sweeps:
-        name, colour, symbol, _ = style[sweep.name]
-        stopped = [row for row in search_rows(sweep) if row["status"] == "stopped"]
+    for sweep, rows in of_search.items():
+        name, colour, symbol, _ = style[sweep]
+        stopped = [row for row in rows if row["status"] == "stopped"]
         add(name, stopped, {"color": colour, "symbol": f"{symbol}-open", "size": 7, "opacity": 0.4})
-        completed = [row for row in search_rows(sweep) if row["status"] == "completed"]
+        completed = [row for row in rows if row["status"] == "completed"]
         add(name, completed, {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.7}, legend=True)
     outline = {"color": INK, "width": 2}
     for entry in ranked:

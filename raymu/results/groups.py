@@ -9,6 +9,7 @@ from raymu.errors import InputError
 from raymu.results.files import SWEEP
 from raymu.results.identity import NAMES, Budget, differences, lasting, smallest
 from raymu.results.reader import SweepResults, is_copy
+from raymu.row import values
 from raymu.values import content_hash
 
 FIELDS = ("protocol", "scenario", "evaluation_code", "objective_code")  # of what lasts of an identity
@@ -111,8 +112,9 @@ def _apart(one: SweepResults, other: SweepResults) -> str:
 
 def _models(sweep: SweepResults) -> set[_Model]:
     """The references that rows were compared with, as far as they say them."""
-    found = {(row["scenario_hash"], column, row.get(column)) for row in sweep.rows for column in MODELS}
-    return {(scenario, column, weights) for scenario, column, weights in found if weights is not None}
+    found = values(sweep.rows, ("scenario_hash", *MODELS))
+    known = {(scenario, one) for scenario, *weights in found for one in zip(MODELS, weights, strict=True)}
+    return {(scenario, column, weights) for scenario, (column, weights) in known if weights is not None}
 
 
 def _differ(ours: set[_Model], others: set[_Model]) -> str:
@@ -129,19 +131,21 @@ def _differ(ours: set[_Model], others: set[_Model]) -> str:
 def _check_rows(sweep: SweepResults) -> None:
     """Look whether the rows are of the scenario, protocol and code that stand with them."""
     identity = sweep.identity
-    for field, stated in (
-        ("protocol_hash", content_hash(lasting(identity).get("protocol"))),
-        ("objective", identity.get("protocol", {}).get("objective")),
-        ("method", identity.get("method")),
-        ("method_code", identity.get("method_code")),  # none in sweeps of raymu 0.1
-        ("evaluation_code", identity.get("evaluation_code")),
-        ("objective_code", identity.get("objective_code")),
-        ("scenario_hash", content_hash(identity.get("scenario"))),
-    ):
-        rows = [row for row in sweep.rows if field != "scenario_hash" or row["source"] != "confirmation"]
-        if others := {row.get(field) for row in rows} - {stated}:
+    stated = {
+        "protocol_hash": content_hash(lasting(identity).get("protocol")),
+        "objective": identity.get("protocol", {}).get("objective"),
+        "method": identity.get("method"),
+        "method_code": identity.get("method_code"),  # none in sweeps of raymu 0.1
+        "evaluation_code": identity.get("evaluation_code"),
+        "objective_code": identity.get("objective_code"),
+        "scenario_hash": content_hash(identity.get("scenario")),
+    }
+    found = values(sweep.rows, ("source", *stated))
+    for place, field in enumerate(stated, start=1):
+        of = [one for one in found if field != "scenario_hash" or one[0] != "confirmation"]
+        if others := {one[place] for one in of} - {stated[field]}:
             raise InputError(
-                f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated}, its rows say"
+                f"{sweep.name}/{SWEEP} was changed after the sweep: it says {field} {stated[field]}, its rows say"
                 f" {', '.join(sorted(map(str, others)))}"
             )
     if apart := _differ(models := _models(sweep), models):

@@ -260,7 +260,7 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
             " method should stay right in retain, and move left, towards the retrained model, in the other two."
         )
         yield Drawing("comparison", None, drawn, "Published and tuned settings on test, %", said)
-    found = [sweep for sweep in sweeps if search_figures.draws(sweep.rows)]
+    found = [sweep for sweep in sweeps if any(row.get("source") == "search" for row in sweep.rows)]
     if found:
         drawn = search_figures.effort(found)
         said = (

@@ -32,11 +32,8 @@ def draws(rows: Iterable[Row]) -> list[float]:
     """
     searched = [row for row in rows if row.get("source") == "search"]
     floor = min((number(row["score"]) or 0.0 for row in searched if row["status"] == "completed"), default=0.0)
-    worth = []
-    for row in searched:
-        score = number(row["score"]) or 0.0
-        worth.append({"completed": score, "stopped": min(score, floor)}.get(row["status"], 0.0))
-    return worth
+    most = {"completed": math.inf, "stopped": floor}
+    return [min(number(row["score"]) or 0.0, most.get(row["status"], 0.0)) for row in searched]
 
 
 def expected_best(scores: Sequence[float], numbers: Iterable[int]) -> list[float]:

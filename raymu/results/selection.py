@@ -13,7 +13,7 @@ from raymu.errors import InputError
 from raymu.objective import pair
 from raymu.results.identity import Budget, place_of
 from raymu.results.reader import Results, SweepResults, loaded
-from raymu.row import COMPARABLE, Row
+from raymu.row import COMPARABLE, Row, values
 from raymu.values import unknown
 
 RULES = ("tuned", "pareto", "cheapest", "constrained")
@@ -51,7 +51,9 @@ class Best:
             return -row["score"], 0.0 if row["score"] else -_seen(row), row["trial"]
 
         for row in sorted(candidates(rows), key=order):
-            if len(chosen) < self.count and all(row["config"] != one["config"] for one in chosen):
+            if len(chosen) == self.count:
+                break
+            if all(row["config"] != one["config"] for one in chosen):
                 chosen.append(row)
         return chosen
 
@@ -263,9 +265,8 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
     ]
     if not found:
         raise NothingCompleted("no completed trial to choose from")
-    kinds = {tuple(map(row.get, COMPARABLE)) for row in found}
-    for field, *values in zip(COMPARABLE, *kinds, strict=True):
-        if len(several := sorted(set(map(str, values)))) > 1:
+    for field, *of in zip(COMPARABLE, *values(found, COMPARABLE), strict=True):
+        if len(several := sorted(set(map(str, of)))) > 1:
             raise InputError(
                 f"rows of several kinds ({field}: {', '.join(several)}) do not compare; name one sweep's directory"
             )

@@ -12,6 +12,7 @@ from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import Ranked
 from raymu.results.reader import SweepResults
 from raymu.results.tables import fixed, interval
+from raymu.row import values
 
 ENOUGH_ORIGINALS = 5
 MANY = 4  # names are a number in the headline
@@ -137,10 +138,10 @@ def _memories(sweeps: Sequence[SweepResults]) -> dict[int, Mapping[str, float]]:
     """Memory on test by original, the one that was searched on first, as far as it is known."""
     found: dict[int, Mapping[str, float]] = {}
     for sweep in sweeps:
-        for row in sweep.rows:
-            memory = sweep.references.get(row["scenario_hash"], {}).get("memory") or {}
+        for scenario, seed in values(sweep.rows, ("scenario_hash", "model_seed")):
+            memory = sweep.references.get(scenario, {}).get("memory") or {}
             if memory.get("test"):
-                found.setdefault(row.get("model_seed", 0), memory["test"])
+                found.setdefault(seed or 0, memory["test"])
     return found
 
 
