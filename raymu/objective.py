@@ -76,15 +76,24 @@ class Objective(source.Travels):
         Raises:
             ValueError: a column is missing or None, or the score is no number in [-1, 1].
         """
-        score = self.score(**self._given(self.score, row, references, split))
-        if isinstance(score, bool) or not isinstance(score, Real) or not LOWEST <= score <= 1:
-            raise ValueError(f"objective {self.name} has to return a number from -1 to 1, not {score!r}")
-        return float(score)
+        return self.scorer(references, split)(row)
+
+    def scorer(self, references: References, split: str = "val") -> Callable[[Mapping[str, Any]], float]:
+        """Function that returns what `seen` says of a row: faster, where there are many."""
+        read = self._reader(self.score, references, split)
+
+        def seen(row: Mapping[str, Any]) -> float:
+            score = self.score(**read(row))
+            if isinstance(score, bool) or not isinstance(score, Real) or not LOWEST <= score <= 1:
+                raise ValueError(f"objective {self.name} has to return a number from -1 to 1, not {score!r}")
+            return float(score)
+
+        return seen
 
     def values(self, row: Mapping[str, Any]) -> list[float]:
         """Numbers of `maximises` on validation, which a search maximises in place of the score."""
         assert self.maximises is not None
-        return [float(value) for value in self.maximises(**self._given(self.maximises, row, {}, "val"))]
+        return [float(value) for value in self.maximises(**self._reader(self.maximises, {}, "val")(row))]
 
     def own(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Columns of a row that the score reads on validation; references' are others."""
@@ -113,18 +122,24 @@ class Objective(source.Travels):
             if there.isdisjoint({_column(column, "val"), _column(_of_reference(column)[0], "val")})
         ]
 
-    def _given(
-        self, function: Callable[..., Any], row: Mapping[str, Any], references: References, split: str
-    ) -> dict[str, Any]:
-        given = {}
-        for name in _parameters(function):
+    def _reader(
+        self, function: Callable[..., Any], references: References, split: str
+    ) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """Function that reads from a row, or else from the references, what the other one is called with."""
+        own = {name: _column(name, split) for name in _parameters(function)}
+        of_references = {}
+        for name in own:
             column, which = _of_reference(name)
-            own = _column(name, split)
-            given[name] = row[own] if own in row else references.get(which, {}).get(_column(column, split))
-        for name, value in given.items():
-            if value is None:
-                raise ValueError(f"objective {self.name} reads {name}, which is not defined here")
-        return given
+            of_references[name] = references.get(which, {}).get(_column(column, split))
+
+        def read(row: Mapping[str, Any]) -> dict[str, Any]:
+            given = {name: row[column] if column in row else of_references[name] for name, column in own.items()}
+            for name, value in given.items():
+                if value is None:
+                    raise ValueError(f"objective {self.name} reads {name}, which is not defined here")
+            return given
+
+        return read
 
 
 def _column(name: str, split: str) -> str:
