@@ -11,8 +11,8 @@ from raymu.objective import REMOVAL, Objective
 from raymu.results.identity import CONFIRMATIONS, Budget
 from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
 
-Searcher = Literal["tpe", "gp", "random", "quasi_random", "grid", "nsga2"]
-Scheduler = Literal["asha", "median", "none"]
+Searcher = Literal["gp", "tpe", "random", "quasi_random", "grid", "nsga2"]
+Scheduler = Literal["none", "asha", "median"]
 
 REDUCTION_FACTOR = 3
 LEARNING_FACTOR = 2  # between rungs that are learnt from alone
@@ -63,14 +63,14 @@ class Protocol:
             more; None: no limit.
         max_hours: wall time of a search after which it begins no trial any more, all resumptions together. Unlike
             `max_images` it is not reproducible to the trial: a faster machine tries more settings. None: no limit.
-        searcher: "tpe" (Optuna's), "gp" (Gaussian processes of the columns that the objective reads, for one score),
+        searcher: "gp" (Gaussian processes of the columns that the objective reads, for one score), "tpe" (Optuna's),
             "random", "quasi_random" (scrambled Sobol points), "grid" (as many values of every hyperparameter as the
             trials allow), or "nsga2" (Optuna's) for the objective pareto. What one suggests depends on no total, so
             that the trials of a shorter search begin a longer one.
-        scheduler: "asha" stops a trial after epoch 1, 3, 9, ... when its objective there is not among the best third
-            of the trials that got there before it (Li et al., MLSys 2020); "median" after any epoch when it was never
-            as good as the median of the others' averages up to there (Golovin et al., KDD 2017); both never within a
-            phase in which its method says that scores do not compare yet. "none" lets all run in full.
+        scheduler: "none" lets all trials run in full. "asha" stops a trial after epoch 1, 3, 9, ... when its objective
+            there is not among the best third of the trials that got there before it (Li et al., MLSys 2020), "median"
+            after any epoch when it was never as good as the median of the others' averages up to there (Golovin et al.,
+            KDD 2017); both never within a phase in which its method says that scores do not compare yet.
         search_seeds: every seed makes one search: it draws the suggestions, and everything random inside the trials.
         objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
@@ -80,12 +80,12 @@ class Protocol:
         InputError: a value that cannot work.
     """
 
-    trials: int = 40
+    trials: int = 24
     max_epochs: int | None = None
     max_images: int | None = None
     max_hours: float | None = None
-    searcher: Searcher = "tpe"
-    scheduler: Scheduler = "asha"
+    searcher: Searcher = "gp"
+    scheduler: Scheduler = "none"
     search_seeds: tuple[int, ...] = (0,)
     objective: Objective = REMOVAL
     confirmation: Confirmation = field(default_factory=Confirmation)

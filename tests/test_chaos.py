@@ -25,9 +25,9 @@ from raymu.results.identity import CONFIRMATIONS
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 TRIAL, WORKER, DRIVER, REFERENCE = "trial", "worker", "driver", "reference"
 NAMES = {TRIAL: test_lost_nodes.TRIAL, WORKER: b"ray::_Worker.call", REFERENCE: b"in_group"}
-DESIGN = ("--searcher", "quasi_random", "--scheduler", "none", "--concurrent", "2")
-ADAPTIVE = ("--concurrent", "1")  # with one trial at a time, TPE and ASHA can be repeated, too
-SHARED = ("--workers", "2", "--searcher", "quasi_random", "--scheduler", "none", "--max-epochs", "4")
+DESIGN = ("--searcher", "quasi_random", "--concurrent", "2")
+ADAPTIVE = ("--concurrent", "1", "--scheduler", "asha")  # with one trial at a time, what learns can be repeated, too
+SHARED = ("--workers", "2", "--searcher", "quasi_random", "--max-epochs", "4")
 PATIENCE_S = 400  # for anything to happen
 
 
@@ -197,7 +197,7 @@ def test_three_kills(quick_references, tmp_path) -> None:
 
 @pytest.mark.long
 def test_eight_kills_of_a_search_that_learns(quick_references, tmp_path) -> None:
-    """TPE and ASHA, one trial at a time."""
+    """With ASHA, one trial at a time."""
     disturb(tmp_path, ("--trials", "24", *ADAPTIVE), shuffled(1, trial=5, driver=3), seed=1)
 
 

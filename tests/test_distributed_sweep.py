@@ -80,6 +80,8 @@ def test_every_trial_is_accounted_for_where_asha_stops_some_and_a_worker_is_kill
         "2",
         "--max-epochs",
         "6",
+        "--scheduler",
+        "asha",
         "--name",
         "random_label",
         "--anyway",

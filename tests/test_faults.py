@@ -48,7 +48,8 @@ ray.cloudpickle.register_pickle_by_value(steady)  # processes of Ray do not find
 
 SAME = ("trial", "seed", "config", "status", "score", "curve", "epochs", "images", *columns())
 FILLER = "filler"
-PARETO = {"searcher": "nsga2", "objective": "pareto", "scheduler": "none"}
+ASHA = {"searcher": "tpe", "scheduler": "asha"}
+PARETO = {"searcher": "nsga2", "objective": "pareto"}
 
 
 def by_trial(rows: list[dict]) -> list[list]:
@@ -136,16 +137,20 @@ def test_a_damaged_state_is_as_good_as_none(quick, quick_references, tmp_path) -
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "asked",
-    [pytest.param({}, id="tpe-asha"), pytest.param(PARETO, id="nsga2")],
+    ("asked", "ends"),
+    [
+        pytest.param({"objective": "hmean"}, {"completed"}, id="gp"),
+        pytest.param(ASHA, {"completed", "stopped"}, id="tpe-asha"),
+        pytest.param(PARETO, {"completed"}, id="nsga2"),
+    ],
 )
-def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp_path, asked) -> None:
+def test_a_sweep_that_is_resumed_ends_as_one_that_was_not_disturbed(cluster, tmp_path, asked, ends) -> None:
     """One trial at a time: the same settings, stopped at the same rungs, to the last digit."""
     protocol = Protocol(trials=8, **asked)
     whole = run(protocol, tmp_path / "whole")
     lines = (tmp_path / "whole" / files.ROWS).read_text().splitlines(keepends=True)
-    assert not asked or len({row["score"] for row in whole}) > 2
-    assert asked or "stopped" in {row["status"] for row in whole}
+    assert asked == ASHA or len({row["score"] for row in whole}) > 2
+    assert {row["status"] for row in whole} == ends
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", cut)
     (cut / files.ROWS).write_text("".join(lines[:4]))

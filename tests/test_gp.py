@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raymu.errors import InputError
 from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
@@ -67,7 +66,7 @@ def test_what_runs_is_known_and_nothing_else_counts() -> None:
     done = search("gp", 0, 12, unlearning)
 
     def suggested(place: int = 12, running: tuple[Mapping[str, float], ...] = ()) -> Mapping[str, float]:
-        return sampler(Protocol(searcher="gp"), 0, SPACE, done, REFERENCES).suggest(place, running)
+        return sampler(Protocol(), 0, SPACE, done, REFERENCES).suggest(place, running)
 
     alone = suggested()
     assert alone == suggested()
@@ -79,15 +78,15 @@ def test_what_runs_is_known_and_nothing_else_counts() -> None:
 def test_where_trials_diverge_none_is_suggested() -> None:
     done = [row({"lr": lr, "share": share, "epochs": 5}, unlearning, REMOVAL, "diverged" if lr > 1e-3 else "completed")
             for lr in (1e-5, 1e-4, 5e-4, 5e-3, 5e-2) for share in (0.1, 0.5, 0.9)]  # fmt: skip
-    learner = sampler(Protocol(searcher="gp"), 0, SPACE, done, REFERENCES)
+    learner = sampler(Protocol(), 0, SPACE, done, REFERENCES)
     assert np.median([learner.suggest(place)["lr"] for place in range(5, 15)]) < 2e-3
 
 
 def test_what_has_an_error_or_lies_outside_is_not_learnt() -> None:
     done = search("gp", 0, 8, unlearning)
-    before = sampler(Protocol(searcher="gp"), 0, SPACE, done, REFERENCES).suggest(8)
+    before = sampler(Protocol(), 0, SPACE, done, REFERENCES).suggest(8)
     more = [done[0] | {"config": done[0]["config"] | {"lr": 1.0}}, done[0] | {"status": "error"}]
-    assert sampler(Protocol(searcher="gp"), 0, SPACE, done + more, REFERENCES).suggest(8) == before
+    assert sampler(Protocol(), 0, SPACE, done + more, REFERENCES).suggest(8) == before
 
 
 @pytest.mark.parametrize("status", ["completed", "stopped"])
@@ -103,14 +102,14 @@ def test_a_trial_tells_of_shorter_runs(status: str) -> None:
     ]
     epochs = (2, 4, 8) if status == "completed" else (2, 4)
     alone = [row(setting | {"epochs": n}, unlearning, REMOVAL) for setting in settings for n in epochs]
-    suggested = [sampler(Protocol(searcher="gp"), 0, SPACE, done, REFERENCES).suggest(9) for done in (told, alone)]
+    suggested = [sampler(Protocol(), 0, SPACE, done, REFERENCES).suggest(9) for done in (told, alone)]
     assert suggested[0] == suggested[1]
 
 
 def test_a_small_space_that_is_known_is_tried_again() -> None:
     space = {"epochs": Range(1, 3, "int")}
     done = [row({"lr": 1e-3, "share": 0.5, "epochs": n}, unlearning, REMOVAL) for n in (1, 2, 3)]
-    assert sampler(Protocol(searcher="gp"), 0, space, done, REFERENCES).suggest(5)["epochs"] in (1, 2, 3)
+    assert sampler(Protocol(), 0, space, done, REFERENCES).suggest(5)["epochs"] in (1, 2, 3)
 
 
 def test_an_objective_of_the_users_reads_a_metric_of_the_users() -> None:
@@ -132,17 +131,10 @@ def test_hmean_needs_no_reference() -> None:
         return {"val_retain_acc": 1 - setting["share"], "val_probe_forget_acc": setting["epochs"] / 10}
 
     done: list[dict] = []
-    learner = sampler(Protocol(searcher="gp", objective=HMEAN), 0, SPACE, done)
+    learner = sampler(Protocol(objective=HMEAN), 0, SPACE, done)
     for place in range(1, 12):
         done.append(row(learner.suggest(place), columns, HMEAN))
     assert best(done) > 0.85  # the highest is 0.947
-
-
-def test_two_objectives_at_once_are_not_for_gp() -> None:
-    with pytest.raises(
-        InputError, match="searcher gp maximises one score: with the objective pareto take tpe or nsga2"
-    ):
-        Protocol(searcher="gp", objective="pareto", scheduler="none")
 
 
 def test_a_process_is_that_of_the_text_book() -> None:

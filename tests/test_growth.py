@@ -28,18 +28,17 @@ from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
 VERSION = raymu.__version__
-PARETO = {"objective": "pareto", "scheduler": "none"}
+PARETO = {"objective": "pareto"}
 SEARCHERS = {
-    "tpe": {},
-    "gp": {"searcher": "gp", "objective": "hmean"},
-    "tpe for pareto": PARETO,
+    "gp": {"objective": "hmean"},
+    "tpe": {"searcher": "tpe", "scheduler": "asha"},
+    "tpe for pareto": {"searcher": "tpe", **PARETO},
     "random": {"searcher": "random"},
     "quasi_random": {"searcher": "quasi_random"},
     "grid": {"searcher": "grid"},
     "nsga2": {"searcher": "nsga2", **PARETO},
-    "median": {"scheduler": "median"},
-    "none": {"scheduler": "none"},
-    "several seeds": {"search_seeds": (0, 3)},
+    "median": {"searcher": "tpe", "scheduler": "median"},
+    "several seeds": {"searcher": "tpe", "search_seeds": (0, 3)},
 }
 UNCONFIRMED = Confirmation()
 SAME = ("trial", "trial_id", "search_seed", "source", "seed", "config", "status", "score", "curve", "epochs", "images")
@@ -369,7 +368,7 @@ def _same(rows: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", ["tpe", "random", "quasi_random", "grid", "nsga2", "median"])
+@pytest.mark.parametrize("case", ["gp", "tpe", "random", "quasi_random", "grid", "nsga2", "median"])
 def test_a_sweep_that_grew_is_one_that_was_to_be_larger(local_ray, quick, tmp_path: Path, case) -> None:
     def sweep(trials: int) -> Sweep:
         return Sweep(RandomLabel, quick, Protocol(trials, max_epochs=3, **SEARCHERS[case]))

@@ -528,7 +528,9 @@ def test_a_metric_without_a_number_is_no_row(quick) -> None:
         (lambda: Protocol(metrics=[Metric(lambda both: 1.0, "retain_acc_gap")]), "names another column"),
         (
             lambda: Sweep(
-                SalUn, SCENARIOS["digits"], Protocol(objective=CONFIDENT, metrics=[Metric(confidence)])
+                SalUn,
+                SCENARIOS["digits"],
+                Protocol(scheduler="asha", objective=CONFIDENT, metrics=[Metric(confidence)]),
             ).check_protocol(),
             "reads confidence, which is not measured while a trial runs",
         ),

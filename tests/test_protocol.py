@@ -36,7 +36,8 @@ RANGES = {"lr": Range(1e-4, 1.0, "log"), "epochs": Range(1, 4, "int"), "share": 
         ({"searcher": "gird"}, "did you mean 'grid'"),
         ({"scheduler": "ash"}, "did you mean 'asha'"),
         ({"searcher": "nsga2"}, "nsga2 is for the objective pareto"),
-        ({"objective": "pareto"}, "it has to be none"),
+        ({"objective": "pareto"}, "gp maximises one score: with the objective pareto take tpe or nsga2"),
+        ({"objective": "pareto", "searcher": "tpe", "scheduler": "asha"}, "it has to be none"),
     ],
 )
 def test_a_protocol_that_cannot_work_is_refused(fields, message) -> None:
@@ -51,15 +52,15 @@ def test_a_confirmation_that_cannot_work_is_refused(fields) -> None:
 
 
 def test_rungs() -> None:
-    assert Protocol().rungs(10) == [1, 3, 9]
-    assert Protocol().rungs(10, comparable_from=2) == [3, 9]
+    assert Protocol(scheduler="asha").rungs(10) == [1, 3, 9]
+    assert Protocol(scheduler="asha").rungs(10, comparable_from=2) == [3, 9]
     assert Protocol(scheduler="median").rungs(5) == [1, 2, 3, 4]
     assert Protocol(scheduler="median").rungs(5, comparable_from=3) == [3, 4]
-    assert Protocol(scheduler="none").rungs(10) == []
-    assert Protocol(scheduler="none").rungs(10, shows_shorter=True) == []
-    assert Protocol(searcher="gp", scheduler="none").rungs(10) == []
-    assert Protocol(searcher="gp", scheduler="none").rungs(10, 2, shows_shorter=True) == [2, 4, 8]
-    assert Protocol(searcher="gp").rungs(10, shows_shorter=True) == [1, 3, 9]
+    assert Protocol(searcher="tpe").rungs(10) == []
+    assert Protocol(searcher="tpe").rungs(10, shows_shorter=True) == []
+    assert Protocol().rungs(10) == []
+    assert Protocol().rungs(10, 2, shows_shorter=True) == [2, 4, 8]
+    assert Protocol(scheduler="asha").rungs(10, shows_shorter=True) == [1, 3, 9]
 
 
 @pytest.mark.parametrize("kind", ["random", "quasi_random"])

@@ -33,8 +33,12 @@ from raymu.tuning.sweep import Sweep
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 2.0, "linear"), "epochs": Range(1, 10, "int")}
 SEED = 3
-PARETO = {"objective": "pareto", "scheduler": "none"}
-PROTOCOLS = {"tpe": {}, "pareto": PARETO, "nsga2": {"searcher": "nsga2", **PARETO}}
+PARETO = {"objective": "pareto"}
+PROTOCOLS: dict[str, Any] = {
+    "tpe": {"searcher": "tpe"},
+    "pareto": {"searcher": "tpe", **PARETO},
+    "nsga2": {"searcher": "nsga2", **PARETO},
+}
 RANDOM = [[0.0014239, 1.87911, 9], [0.00595151, 1.47346, 1]]  # with 5 rows, for trials 5 and 6
 SUGGESTED = {  # with 33 rows, for trials 33 and 34, by `fingerprints.suggestions`
     "c209af8c3ecf": [[0.00451008, 1.02088, 8], [0.00333606, 0.73143, 4]],  # tpe, Optuna 4.5
@@ -172,8 +176,8 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType, s
 
 
 OTHERS = {
-    "suggestions": (tpe.TPE, "_sampler", lambda self, seed: TPESampler(seed=seed, n_ei_candidates=5), {}),
-    "suggestions of gp": (gp, "NEAR", 0.3, {"searcher": "gp"}),
+    "suggestions": (tpe.TPE, "_sampler", lambda self, seed: TPESampler(seed=seed, n_ei_candidates=5), PROTOCOLS["tpe"]),
+    "suggestions of gp": (gp, "NEAR", 0.3, {}),
     "suggestions of nsga2": (nsga2.NSGA2, "_sampler", lambda self, seed: NSGAIISampler(seed=seed), PROTOCOLS["nsga2"]),
     "suggestions of Sobol": (
         samplers,
@@ -181,7 +185,7 @@ OTHERS = {
         {"quasi_random": lambda ranges, count, seed: [{"lr": 0.5}] * count},
         {"searcher": "quasi_random"},
     ),
-    "decisions": (schedulers, "REDUCTION_FACTOR", 2, {}),
+    "decisions": (schedulers, "REDUCTION_FACTOR", 2, {"scheduler": "asha"}),
 }
 
 
@@ -205,10 +209,10 @@ def test_an_algorithm_that_does_otherwise_is_another_protocol(digits, tmp_path: 
 
 
 def test_an_upgrade_that_does_the_same_resumes(digits, tmp_path: Path, upgrade) -> None:
-    before = Sweep(RandomLabel, digits, Protocol(2))
+    before = Sweep(RandomLabel, digits, Protocol(2, **PROTOCOLS["tpe"]))
     with writer.Store(tmp_path / "s", before.identity(), resume=False) as kept:
         kept.append(a_row(0))
     upgrade(learning, "optuna", learning.optuna)  # forgets what was measured
-    same = dataclasses.replace(before, protocol=Protocol(2))
+    same = dataclasses.replace(before, protocol=Protocol(2, **PROTOCOLS["tpe"]))
     assert same.protocol == before.protocol
     writer.Store(tmp_path / "s", same.identity(), resume=True).__exit__(None, None, None)

@@ -40,6 +40,7 @@ from raymu.tuning.samplers import KNOWN, sampler
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
+SHORT = ("--trials", 12, "--max-epochs", 4, "--scheduler", "asha")
 pytestmark = pytest.mark.timeout(600)  # beside other tests a sweep takes minutes
 ROW_KEYS = {"method", "scenario", "seed", "trial_id", "status", "config", "score", "wall_s", "epochs", *columns()}
 
@@ -62,7 +63,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     """The storage after one sweep of SalUn, and what it printed."""
     directory = tmp_path_factory.mktemp("swept")
     storage = directory / "storage"
-    return storage, run(script("salun", directory), "--trials", 12, "--max-epochs", 4, "--storage", storage)
+    return storage, run(script("salun", directory), *SHORT, "--storage", storage)
 
 
 def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
@@ -317,7 +318,7 @@ def test_a_finished_sweep_shows_its_table_although_the_cache_was_cleared(swept) 
     storage, printed = swept
     for comparison in reference_models.directory(SCENARIOS["digits"]).glob("comparison-*"):
         shutil.rmtree(comparison)
-    again = run(script("salun", storage.parent), "--trials", 12, "--max-epochs", 4, "--storage", storage)
+    again = run(script("salun", storage.parent), *SHORT, "--storage", storage)
     assert again.returncode == 0, again.stderr
     table = printed.stdout[printed.stdout.index("On test") : printed.stdout.index("tuned setting")]
     assert table in again.stdout
@@ -339,7 +340,7 @@ def searched(trial: int, score: float, status: str = "completed", **config) -> d
 def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None:
     """Its score does not compare with theirs: it must not win over one that ran to its end."""
     done = [searched(1, 0.9, "stopped"), searched(2, 0.4), searched(3, None, "error"), searched(4, 0.8, lr=100.0)]
-    sweep = Sweep(RandomLabel, digits)
+    sweep = Sweep(RandomLabel, digits, Protocol(searcher="tpe"))
     learner = sampler(sweep.protocol, 0, sweep.ranges, done)
     learner.suggest(5)
     trials = learner.study.trials
@@ -349,11 +350,12 @@ def test_to_the_searcher_a_stopped_trial_is_worse_than_any_other(digits) -> None
     assert trials[1].value == 0.4
 
 
-GP = {"searcher": "gp", "objective": "hmean"}
-PARETO = {"searcher": "nsga2", "objective": "pareto", "scheduler": "none"}
+GP = {"objective": "hmean"}
+TPE = {"searcher": "tpe"}
+PARETO = {"searcher": "nsga2", "objective": "pareto"}
 
 
-@pytest.mark.parametrize("asked", [{}, GP, PARETO], ids=["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("asked", [GP, TPE, PARETO], ids=["gp", "tpe", "nsga2"])
 def test_a_suggestion_depends_on_what_is_known_and_on_nothing_else(digits, asked) -> None:
     protocol = Protocol(24, **asked)
     sweep = Sweep(RandomLabel, digits, protocol)
@@ -541,7 +543,7 @@ def test_poisoned_test_labels_change_nothing_in_the_search(tmp_path, monkeypatch
             "test_labels": generator.permutation(labels[:300]) if poison else labels[:300],
         }
         published.DATASETS["cifar10"].keep(parts)
-        protocol = Protocol(trials=12, confirmation=Confirmation(seeds=1, originals=1, top=2))
+        protocol = Protocol(12, scheduler="asha", confirmation=Confirmation(seeds=1, originals=1, top=2))
         rows = _sweep(Sweep(RandomLabel, scenario, protocol), tmp_path / f"poison-{poison}" / "rows")
         seen = ("trial_id", "confirms", "model_seed", "seed", "config", "status", "epochs", "curve", "score")
         searches.append([[row[key] for key in seen] for row in rows])

@@ -160,9 +160,9 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
                 " reproducible to the trial, unlike --max-images."
             ),
         ] = budget.max_hours,
-        searcher: Annotated[str, typer.Option(help="tpe, gp, random, quasi_random, grid, nsga2.")] = budget.searcher,
+        searcher: Annotated[str, typer.Option(help="gp, tpe, random, quasi_random, grid, nsga2.")] = budget.searcher,
         scheduler: Annotated[
-            str, typer.Option(help="asha or median stop hopeless trials early; none runs all in full.")
+            str, typer.Option(help="none runs all trials in full; asha or median stop some early.")
         ] = budget.scheduler,
         seed: Annotated[
             str, typer.Option(help="Draws the suggestions and everything random in a trial; 0,1,2 are three searches.")

@@ -180,7 +180,8 @@ def _cloud(
         marker = {"symbol": symbol, "size": 12, "line": {"color": INK, "width": 3}}
         add(model, [models[model]] if model in models else [], marker, legend=True)
     add_legend(figure, "tuned", {"color": "white", "size": 12, "line": outline})
-    add_legend(figure, "stopped early", {"color": GREY, "symbol": "circle-open", "size": 7})
+    if any(row["status"] == "stopped" for rows in of_search.values() for row in rows):
+        add_legend(figure, "stopped early", {"color": GREY, "symbol": "circle-open", "size": 7})
     return figure
 
 

@@ -21,7 +21,7 @@ def known_settings(protocol: Protocol, seed: int, ranges: Mapping[str, Range]) -
     Raises:
         InputError: the protocol has too few trials for a grid.
     """
-    if protocol.searcher not in KNOWN:
+    if ranges and protocol.searcher not in KNOWN:
         return None
     count, nothing = protocol.trials - 1, list[Setting]([{}])
     return KNOWN[protocol.searcher](ranges, count, seed) if ranges else nothing[:count]

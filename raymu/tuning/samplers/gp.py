@@ -59,7 +59,7 @@ class GP(Sampler):
         self, protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row], references: References
     ) -> None:
         self._seed, self._ranges, self._done = seed, ranges, done
-        self._objective, self._references = protocol.objective, references
+        self._objective, self._score = protocol.objective, protocol.objective.scorer(references)
         self._dead = self._objective.own(references.get("dead", {}))
         self._read, self._learnt = 0, _Learnt([], np.empty(0), np.empty((0, len(ranges))))
 
@@ -80,7 +80,7 @@ class GP(Sampler):
         def drawn(chosen: Places, deviations: Array) -> Array:
             """Scores of the chosen candidates, each column being its mean plus `deviations` standard deviations."""
             said = learnt.values(means[:, chosen] + deviations * errors[:, chosen])
-            return np.array([self._objective.seen(values, self._references) for values in said])
+            return np.array([self._score(values) for values in said])
 
         everyone, width = np.arange(len(found)), len(means)
         likely = drawn(everyone, np.zeros((width, 1)))
@@ -96,7 +96,7 @@ class GP(Sampler):
         within = [row for row in seen if row["status"] != "error" and lies_in(self._ranges, row["config"])]
         pairs = [(row, self._dead if row["status"] == "diverged" else self._objective.own(row)) for row in within]
         known = [(row, said) for row, said in pairs if said and None not in said.values()]
-        scores = np.array([self._objective.seen(said, self._references) for _, said in known])
+        scores = np.array([self._score(said) for _, said in known])
         if len(known) > MOST:
             kept = sorted({*_highest(scores, MOST // 2).tolist(), *range(len(known) - MOST // 2, len(known))})
             known, scores = [known[n] for n in kept], scores[kept]
