@@ -23,6 +23,8 @@ from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
 from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
 
+os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a sweep says what ended it, and not what failed beside that
+
 CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
 NODE_GROUP = "ray.io/node-group"  # a label of Ray's own
