@@ -184,6 +184,7 @@ def pretended_gpu(monkeypatch: Any) -> Iterator[Counter[str]]:
         "max_memory_allocated": 2**27,
         "reset_peak_memory_stats": None,
         "synchronize": None,
+        "is_current_stream_capturing": False,
         "manual_seed_all": None,
         "get_rng_state": torch.get_rng_state(),
         "set_rng_state": None,

@@ -13,7 +13,8 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Gradient of a scalar in every weight, in their order: 0 in those that it does not depend on, as some models have
     them.
     """
-    return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    return tuple(one.detach() for one in found)  # torch 2.8 makes the zeros as leaves
 
 
 def clipping(norm: float, length: Tensor) -> Tensor:
