@@ -113,7 +113,7 @@ def _apart(one: SweepResults, other: SweepResults) -> str:
 def _models(sweep: SweepResults) -> set[_Model]:
     """The references that rows were compared with, as far as they say them."""
     found = values(sweep.rows, ("scenario_hash", *MODELS))
-    known = {(scenario, one) for scenario, *weights in found for one in zip(MODELS, weights, strict=True)}
+    known = {(scenario or "", one) for scenario, *weights in found for one in zip(MODELS, weights, strict=True)}
     return {(scenario, column, weights) for scenario, (column, weights) in known if weights is not None}
 
 
