@@ -166,10 +166,10 @@ def _cloud(
         )  # fmt: skip
 
     style = styles(sweeps)
+    stopped = {sweep: [row for row in rows if row["status"] == "stopped"] for sweep, rows in of_search.items()}
     for sweep, rows in of_search.items():
         name, colour, symbol, _ = style[sweep]
-        stopped = [row for row in rows if row["status"] == "stopped"]
-        add(name, stopped, {"color": colour, "symbol": f"{symbol}-open", "size": 7, "opacity": 0.4})
+        add(name, stopped[sweep], {"color": colour, "symbol": f"{symbol}-open", "size": 7, "opacity": 0.4})
         completed = [row for row in rows if row["status"] == "completed"]
         add(name, completed, {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.7}, legend=True)
     outline = {"color": INK, "width": 2}
@@ -180,7 +180,7 @@ def _cloud(
         marker = {"symbol": symbol, "size": 12, "line": {"color": INK, "width": 3}}
         add(model, [models[model]] if model in models else [], marker, legend=True)
     add_legend(figure, "tuned", {"color": "white", "size": 12, "line": outline})
-    if any(row["status"] == "stopped" for rows in of_search.values() for row in rows):
+    if any(stopped.values()):
         add_legend(figure, "stopped early", {"color": GREY, "symbol": "circle-open", "size": 7})
     return figure
 

@@ -152,14 +152,11 @@ class Table:
         return np.array(
             [
                 [
-                    self.objective.seen(
-                        {f"{split}_{name}": value for name, value in zip(self.metrics, values, strict=True)},
-                        self.references,
-                        split,
-                    )
+                    score({f"{split}_{name}": value for name, value in zip(self.metrics, values, strict=True)})
                     for values in measured[:, place].T.tolist()
                 ]
                 for place, split in enumerate(SPLITS)
+                for score in [self.objective.scorer(self.references, split)]
             ]
         )
 
