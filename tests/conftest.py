@@ -30,9 +30,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Each process has its own place for Ray, which joins a cluster that `ray start` wrote down there. Trials are as
-    urgent as tests: by Ray's default they would wait while other tests compute.
+    urgent as tests: by Ray's default they would wait while other tests compute. Whatever is started computes with one
+    thread: those of NumPy's libraries keep a core busy while they wait.
     """
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix=f"{worker}-", dir=os.environ.get("RAY_TMPDIR"))
 

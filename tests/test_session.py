@@ -178,6 +178,16 @@ def test_another_user_of_the_machine_does_not_get_in(tmp_path: Path) -> None:
         assert not Path(found["temp_dir"]).parent.exists()
 
 
+@pytest.mark.long  # Ray gives a node 30 s
+@pytest.mark.parametrize("program", ["GCS_SERVER_EXECUTABLE", "RAYLET_EXECUTABLE"])
+def test_a_ray_that_does_not_start_is_a_line(program: str) -> None:
+    start = f"from ray._private import services; services.{program} = '/bin/false'; from raymu.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", start, "sweep", "finetune"], capture_output=True, text=True)
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: Ray cannot start: ")
+    assert ended.returncode == 2
+
+
 def test_a_token_that_others_may_read_is_mended(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -225,7 +225,7 @@ def test_export_makes_the_tuned_model_again_with_a_card(swept, raymu, tmp_path) 
 def test_a_finished_sweep_is_shown_again_and_another_is_refused(swept, tmp_path) -> None:
     command = script("salun", tmp_path)
     before = (swept[0] / "salun" / files.ROWS).read_bytes()
-    asked = ("--trials", 12, "--max-epochs", 4, "--storage", swept[0])
+    asked = (*SHORT, "--storage", swept[0])
     again = run(command, *asked)
     assert again.returncode == 0
     assert "tuned setting" in again.stdout

@@ -129,7 +129,7 @@ def session(address: str | None = None) -> Iterator[None]:
                 )
         except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
             raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
-        except OSError as error:
+        except Exception as error:  # a node that is not there within 30 s is a bare one, or a RuntimeError
             raise InputError(f"Ray cannot start: {error}") from error
         ended.callback(ray.shutdown)
         if threading.current_thread() is threading.main_thread():
