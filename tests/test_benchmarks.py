@@ -27,7 +27,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
         package = tmp_path / "hidden" / name
         package.mkdir(parents=True)
         (package / "__init__.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')")
-    changed = {"PYTHONPATH": str(tmp_path / "hidden"), "OMP_NUM_THREADS": "1", "RAYMU_CACHE": str(tmp_path / "cache")}
+    changed = {"PYTHONPATH": str(tmp_path / "hidden"), "RAYMU_CACHE": str(tmp_path / "cache")}
     return {**os.environ, **changed}
 
 

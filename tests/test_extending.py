@@ -40,7 +40,7 @@ def shell(command: str, where: Path) -> str:
     raymu = f"{sys.executable} -m raymu"
     command = re.sub(r"^raymu ", f"{raymu} ", command)
     command = re.sub(r"^python ", f"{sys.executable} ", command)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, shell=True, cwd=where, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+from packaging.version import Version
 from PIL import Image
 
 from raymu.data import published
@@ -66,7 +67,7 @@ def palette() -> Image.Image:
 WHITE, BIG = (255, 255, 255), np.array([300, 32768, 65535, 0])
 BIG_GREY = grey(1, 128, 255, 0)  # 300 / 257 = 1.17, 32768 / 257 = 127.5019
 TRANSPARENT_LA = [(100, 255), (100, 0), (0, 51)]  # 0.2 of black on white
-OLD = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow before 13 does not read such a TIFF")
+OLD = pytest.mark.skipif(Version(PIL.__version__).major < 13, reason="Pillow before 13 does not read such a TIFF")
 EXACT = {
     "1": (file(row("1", 0, 255), "PNG"), grey(0, 255)),
     "L": (file(row("L", 0, 77, 255), "PNG"), grey(0, 77, 255)),

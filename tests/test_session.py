@@ -180,9 +180,10 @@ def test_another_user_of_the_machine_does_not_get_in(tmp_path: Path) -> None:
 
 @pytest.mark.long  # Ray gives a node 30 s
 @pytest.mark.parametrize("program", ["GCS_SERVER_EXECUTABLE", "RAYLET_EXECUTABLE"])
-def test_a_ray_that_does_not_start_is_a_line(program: str) -> None:
+def test_a_ray_that_does_not_start_is_a_line(program: str, tmp_path: Path) -> None:
     start = f"from ray._private import services; services.{program} = '/bin/false'; from raymu.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", start, "sweep", "finetune"], capture_output=True, text=True)
+    command = [sys.executable, "-c", start, "sweep", "finetune"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: Ray cannot start: ")
     assert ended.returncode == 2

@@ -127,10 +127,9 @@ def session(address: str | None = None) -> Iterator[None]:
                     log_to_driver=False,
                     _temp_dir=directory,
                 )
-        except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
-            raise InputError(f"cannot join the Ray cluster {address or 'of `ray start`'}: {error}") from error
-        except Exception as error:  # a node that is not there within 30 s is a bare one, or a RuntimeError
-            raise InputError(f"Ray cannot start: {error}") from error
+        except Exception as error:  # of any kind: a node that is not there within 30 s is a bare one
+            what = "Ray cannot start" if is_alone else f"cannot join the Ray cluster {address or 'of `ray start`'}"
+            raise InputError(f"{what}: {error}") from error
         ended.callback(ray.shutdown)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack
