@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, get_type_hints
 
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from raymu import shapes
@@ -129,13 +130,26 @@ def misfit(row: Row, needed: tuple[str, ...] = NEEDED) -> str:
     return shapes.misfit(row, _kind(tuple(row) if isinstance(row, dict) else (), needed))
 
 
+def parsed(line: bytes, columns: tuple[str, ...]) -> Row:
+    """Some columns of a stored row, those of NEEDED among them, in less than half of the time that all take.
+
+    Args:
+        line: a JSON object.
+
+    Raises:
+        ValueError: one of them is not of its kind, or missing though it is needed.
+    """
+    row: Row = shapes.parsed(line, _kind(columns, NEEDED))
+    return row
+
+
 @functools.cache
 def _kind(columns: tuple[str, ...], needed: tuple[str, ...]) -> Any:
     """Kind of rows with these columns, which are those of many."""
     known = [name for name in dict.fromkeys((*needed, *columns)) if name in KINDS or name.startswith(MEASURED)]
     kinds = {name: KINDS.get(name, float | None) for name in known}
     fields = {name: kind if name in needed else NotRequired[kind] for name, kind in kinds.items()}
-    return TypedDict("Row", fields)  # type: ignore[operator]
+    return with_config(ConfigDict(allow_inf_nan=False))(TypedDict("Row", fields))  # type: ignore[operator]
 
 
 def _used_as(use: str) -> tuple[str, ...]:

@@ -15,9 +15,25 @@ def misfit(content: Any, kind: Any) -> str:
     try:
         _adapter(kind).validate_python(content, strict=True)  # a text is no number
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        return _said(error)
     return ""
+
+
+def parsed(content: bytes, kind: Any) -> Any:
+    """What a JSON object holds of the fields that its kind declares.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        return _adapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise ValueError(_said(error)) from None
+
+
+def _said(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 @functools.cache

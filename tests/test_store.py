@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ from raymu.protocol import Confirmation, Protocol
 from raymu.reference_models import References
 from raymu.results import files, outputs, reader, writer
 from raymu.results.writer import Store
+from raymu.row import NEEDED
 from raymu.scenario import Scenario
 from raymu.storage import locate
 from raymu.tuning.driver import run_sweep
@@ -330,6 +332,40 @@ def test_a_killed_writer_loses_nothing_and_no_reader_sees_half(storage: str, tmp
 
 
 # In a directory
+
+
+def test_some_columns_are_those_of_the_whole_rows(tmp_path: Path) -> None:
+    with Store(tmp_path, IDENTITY, resume=False) as rows:
+        config = {"lr": 1e-3, "epochs": 3, "deep": True, "part": None, "name": "ü", "decay": [0.1, 2.0]}
+        rows.append(row(0, score=1 / 3, config=config, test_retain_acc=0.1 + 0.2, wall_s=9.0))
+        rows.append(row(1, score=None, status="error", error="\u2028", test_retain_acc=None, scenario_hash="def"))
+        rows.append(row(2, score=0, curve=[[1, 0.5]]))
+    (whole,), (part,) = reader.load(tmp_path), reader.load(tmp_path, ("test_retain_acc",))
+    columns = {*NEEDED, *reader.APART, "test_retain_acc"}
+    assert part.rows == [{name: one[name] for name in one.keys() & columns} for one in whole.rows]
+    assert part._replace(rows=[]) == whole._replace(rows=[])
+    assert all(type(one["config"]["epochs"]) is int for one in part.rows[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"score": "a"}, "score: Input should be a valid number"),
+        ({"score": float("nan")}, "score: Input should be a finite number"),
+        ({"test_retain_acc": "a"}, "test_retain_acc: Input should be a valid number"),
+        ({"config": {"lr": [None]}}, "config.lr"),
+        ({"trial": 1.5}, "trial: Input should be a valid integer"),
+    ],
+)
+def test_some_columns_are_checked_as_whole_rows_are(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with Store(tmp_path, IDENTITY, resume=False) as rows:
+        seal = rows._seal
+    (tmp_path / files.ROWS).write_bytes(files._sealed(json.dumps(row(0) | change).encode(), seal) + b"\n")
+    with pytest.raises(InputError, match=rf"line 1 of rows.jsonl is damaged \({re.escape(said)}"):
+        reader.load(tmp_path, ("test_retain_acc",))
+    (tmp_path / files.ROWS).write_bytes(files.json_line(row(0), b"another"))
+    with pytest.raises(InputError, match="its checksum does not fit"):
+        reader.load(tmp_path, ("test_retain_acc",))
 
 
 def test_half_a_row_is_not_a_row_and_gives_way(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def results(
                 table[name] = table[name].map(as_cell)
         typer.echo(table.to_csv(index=False), nl=False)
         return
-    sweeps = reader.load(storage)
+    sweeps = reader.load(storage, () if is_ranking else tables.OF_TRIAL)
     found = groups.grouped(groups.sound(sweeps) if is_ranking else sweeps)
     for number, group in enumerate(found, start=1):
         heading = _heading(number, found)

@@ -24,7 +24,7 @@ from raymu.errors import InputError
 from raymu.results import kinds
 from raymu.results.garbage import uncollected
 from raymu.results.identity import is_of_first_version, lasting
-from raymu.row import Row, misfit
+from raymu.row import Row, misfit, parsed
 from raymu.storage import DamagedError, Location, mendable, read_bytes
 from raymu.values import content_hash
 
@@ -134,22 +134,23 @@ def identity_and_parts(directory: Location) -> tuple[dict[str, Any] | None, list
     return identity, parts
 
 
-def read_rows(directory: Location, parts: list[str], seal: bytes | None) -> list[Row]:
+def read_rows(directory: Location, parts: list[str], seal: bytes | None, columns: tuple[str, ...] = ()) -> list[Row]:
     """Rows of some files, one a trial: the first that was written.
 
     Args:
         seal: see `seal_of`.
+        columns: those that are read, beside what every row needs; none: all.
     """
     with uncollected(), ThreadPoolExecutor(READERS) as pool:
         contents = pool.map(partial(read_bytes, directory), parts)
         by_trial: dict[int, Row] = {}
         for name, content in zip(parts, contents, strict=True):
-            for row in _parsed(directory, name, content, seal):
+            for row in _parsed(directory, name, content, seal, columns):
                 by_trial.setdefault(row["trial"], row)
         return list(by_trial.values())
 
 
-def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None) -> list[Row]:
+def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None, columns: tuple[str, ...]) -> list[Row]:
     """The rows of a part. What follows the last newline is not a row yet.
 
     Raises:
@@ -158,12 +159,25 @@ def _parsed(directory: Location, name: str, content: bytes, seal: bytes | None) 
     rows = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            rows.append(_opened(line, seal))
-            if said := misfit(rows[-1]):
-                raise DamagedError(said)
-        except (orjson.JSONDecodeError, DamagedError) as error:
+            rows.append(_row(line, seal, columns))
+        except ValueError as error:
             raise InputError(f"cannot read {directory}: line {number} of {name} is damaged ({error})") from error
     return rows
+
+
+def _row(line: bytes, seal: bytes | None, columns: tuple[str, ...]) -> Row:
+    """A row, or some columns of it.
+
+    Raises:
+        ValueError: it is damaged or of another sweep.
+    """
+    if columns and seal is not None:
+        _check(line, seal)
+        return parsed(line, columns)
+    row: Row = _opened(line, seal)
+    if said := misfit(row):
+        raise DamagedError(said)
+    return row
 
 
 def json_line(row: Row, seal: bytes) -> bytes:
@@ -201,13 +215,22 @@ def _opened(content: bytes, seal: bytes | None) -> Any:
     found = orjson.loads(content)
     if not isinstance(found, dict):
         raise DamagedError("it is no JSON object")
-    body, mark, checksum = content.rpartition(CHECKSUM)
-    if not mark and (seal is None or is_of_first_version(found)):
+    if CHECKSUM not in content and (seal is None or is_of_first_version(found)):
         return found
-    if seal is None or checksum.rstrip() != _checksum(body, seal) + b'"}':
-        raise DamagedError("its checksum does not fit: it was changed, or is of another sweep")
+    _check(content, seal)
     del found["checksum"]
     return found
+
+
+def _check(content: bytes, seal: bytes | None) -> None:
+    """Look whether JSON has the checksum of its sweep.
+
+    Raises:
+        DamagedError: it has another, or none.
+    """
+    body, _, checksum = content.rpartition(CHECKSUM)
+    if seal is None or checksum.rstrip() != _checksum(body, seal) + b'"}':
+        raise DamagedError("its checksum does not fit: it was changed, or is of another sweep")
 
 
 def _checksum(content: bytes, seal: bytes) -> bytes:

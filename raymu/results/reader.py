@@ -54,6 +54,8 @@ class SweepResults(NamedTuple):
     missing: str = ""
 
 
+# What tells rows of several sweeps apart, beside what every row needs.
+APART = ("scenario_hash", "original_weights", "retrained_weights", "ended_s")
 Results = Path | str | Location | SweepResults | Sequence[SweepResults]  # a sweep, several, or where they are stored
 
 
@@ -99,24 +101,27 @@ def read_all(storage: Path | str | Location) -> list[Row]:
     return [row for sweep in load(storage) for row in sweep.rows]
 
 
-def load(storage: Path | str | Location) -> list[SweepResults]:
+def load(storage: Path | str | Location, columns: tuple[str, ...] = ()) -> list[SweepResults]:
     """All that is stored of all sweeps at or below `storage`, by name. One that is damaged is left out, and a warning
     says why.
+
+    Args:
+        columns: those of the rows that are read, beside what every row needs; none: all.
 
     Raises:
         InputError: there is no sweep, none can be read, the storage is a damaged sweep itself, or it does not answer.
     """
     with uncollected():
-        return _load_all(locate(storage))
+        return _load_all(locate(storage), (*columns, *APART) if columns else ())
 
 
-def _load_all(where: Location) -> list[SweepResults]:
+def _load_all(where: Location, columns: tuple[str, ...]) -> list[SweepResults]:
     results: list[SweepResults] = []
     damaged: list[InputError] = []
     for name, files in files_of_sweeps(where).items():
         directory = where / name if name else where
         try:
-            found = _load(name or where.name, directory, files)
+            found = _load(name or where.name, directory, files, columns)
         except InputError as error:
             if not name or (isinstance(error.__cause__, OSError) and not where.local):  # then no sweep can be known
                 raise
@@ -135,11 +140,12 @@ def _load_all(where: Location) -> list[SweepResults]:
     return _told_apart(results)
 
 
-def _load(name: str, directory: Location, files: list[str]) -> SweepResults:
+def _load(name: str, directory: Location, files: list[str], columns: tuple[str, ...]) -> SweepResults:
     """All that is stored of one sweep.
 
     Args:
         files: names of those in its directory.
+        columns: as `read_rows` takes them.
 
     Raises:
         InputError: it cannot be read, is damaged, or holds another sweep's rows or references.
@@ -151,7 +157,7 @@ def _load(name: str, directory: Location, files: list[str]) -> SweepResults:
         seal = seal_of(identity)
         others = (ENVIRONMENT, REFERENCES, FEATURES, ENDED)
         content = {file: read_json(directory, file, seal) for file in others if file in files}
-        rows = read_rows(directory, parts_among(files), seal)
+        rows = read_rows(directory, parts_among(files), seal, columns)
     _check_references(directory, content.get(REFERENCES, {}), rows)
     return SweepResults(
         name=name,

@@ -67,7 +67,7 @@ def _status(name: str, storage: Location, files: Sequence[str]) -> Status:
         if identity is None:
             raise DamagedError(f"{SWEEP} is gone")
         seal = seal_of(identity)
-        rows = read_rows(directory, parts_among(list(files)), seal)
+        rows = read_rows(directory, parts_among(list(files)), seal, ("ended_s",))
         ended = read_json(directory, ENDED, seal)
         progress = read_json(directory, PROGRESS, seal) or {}
     protocol = identity.get("protocol", {})

@@ -36,6 +36,7 @@ COLUMNS = {
     "probe-forget": "probe_forget_acc",
     "NCC-forget": "ncc_forget_acc",
 }
+OF_TRIAL = tuple(f"test_{column}" for column in COLUMNS.values())  # read for the table of trials
 
 
 def comparison(models: Mapping[str, Figures | None], objective: str, width: int, search: Spent | None = None) -> Table:
@@ -262,7 +263,7 @@ def trials(rows: Sequence[Row]) -> Table:
             row["trial_id"],
             row["status"],
             "-" if row["score"] is None else f"{row['score']:.3f}",
-            *(metric(f"test_{column}", row.get(f"test_{column}")) for column in COLUMNS.values()),
+            *(metric(column, row.get(column)) for column in OF_TRIAL),
             setting(row["config"]),
         )
     return table
