@@ -19,7 +19,7 @@ from raymu.methods.random_label import RandomLabel
 from raymu.models.inference import extract, heads
 from raymu.objective import MARGIN, REMOVAL
 from raymu.protocol import Protocol
-from raymu.scenario import SCENARIOS, Scenario
+from raymu.scenario import SCENARIOS, Recipe, Scenario
 from raymu.scenarios import get as get_scenario
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
@@ -266,7 +266,8 @@ def test_without_memory_there_is_nothing_to_tell(originals, splits) -> None:
 
 
 def test_a_sweep_without_memory_stops_in_one_line(digits, tmp_path) -> None:
-    sweep = Sweep(RandomLabel, digits, Protocol(trials=1))
+    untrained = dataclasses.replace(digits, recipe=Recipe(lr=1e-6, epochs=1))
+    sweep = Sweep(RandomLabel, untrained, Protocol(trials=1))
     with pytest.raises(InputError, match=r"nothing to forget: on val and test .* train longer; --anyway goes on"):
         run_sweep(sweep, tmp_path / "results", Resources(), Console(quiet=True))
     assert not (tmp_path / "results" / "rows.jsonl").exists()
