@@ -58,6 +58,10 @@ class Sweep:
     def confirms(self) -> bool:
         return any(int(number) >= CONFIRMATIONS for number in reader.running(self.directory))
 
+    def trial_s(self) -> float:
+        """Seconds of a trial: were many over before the next is killed, a fast machine would end the sweep first."""
+        return min((row["wall_s"] for row in reader.read(self.directory)), default=1.5)
+
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Kill one of its processes of this kind, unless the sweep is over before there is one."""
         deadline = time.monotonic() + PATIENCE_S
@@ -159,7 +163,7 @@ def disturb(
             for number, kind in enumerate(kinds):
                 if number == len(search):
                     wait_for(sweep.confirms, sweep.driver, PATIENCE_S)
-                time.sleep(chance.uniform(0.0, 1.5))
+                time.sleep(chance.uniform(0.0, sweep.trial_s()))
                 killed[kind] += sweep.kill(kind, chance)
             rows = sweep.end()
         with started(cluster, tmp_path / "whole", arguments, scenario) as sweep:
