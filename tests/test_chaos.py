@@ -75,24 +75,24 @@ class Sweep:
                 before = sum(trial["failures"] for trial in self.begun())
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(pids), signal.SIGKILL)
-                    self._wait_for_the_end_of(kind, before)
-                    return True
+                    if self._has_cost_an_attempt(kind, before):
+                        return True
             time.sleep(0.02)
         raise TimeoutError(f"no {kind} to kill")
 
-    def _wait_for_the_end_of(self, kind: str, failures: int) -> None:
-        """So that the next one is killed of a sweep that goes on."""
+    def _has_cost_an_attempt(self, kind: str, failures: int) -> bool:
+        """Whether the kill was one; not, where the trial had ended just before. The next is of a sweep that goes on."""
         if kind == DRIVER:
             self.driver.wait()
             self.start("--resume")
-            return
-        if kind == REFERENCE:
-            return
-        deadline = time.monotonic() + 30  # the trial may have ended just before
-        while sum(trial["failures"] for trial in self.begun()) <= failures and time.monotonic() < deadline:
-            if self.driver.poll() is not None:
-                return
+        if kind in (DRIVER, REFERENCE):
+            return True
+        rows = len(reader.read(self.directory))
+        while sum(trial["failures"] for trial in self.begun()) <= failures:
+            if self.driver.poll() is not None or len(reader.read(self.directory)) > rows:
+                return False
             time.sleep(0.02)
+        return True
 
     def end(self) -> list[dict[str, Any]]:
         """Its rows, once it has ended. Until then they grow."""
