@@ -14,6 +14,7 @@ from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
 Searcher = Literal["gp", "tpe", "random", "quasi_random", "grid", "nsga2"]
 Scheduler = Literal["none", "asha", "median"]
 
+AUTO = 64, 8  # trials and patience of a search that ends when more trials are not worth it
 REDUCTION_FACTOR = 3
 LEARNING_FACTOR = 2  # between rungs that are learnt from alone
 GRACE_EPOCHS = 1
@@ -75,6 +76,8 @@ class Protocol:
         objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
         metrics: what is measured beside raymu's own metrics.
+        patience: a search begins no trial any more when so many in a row were expected to improve on the best score by
+            less than its noise (`expected_gain` of a row); None: it tries all settings.
 
     Raises:
         InputError: a value that cannot work.
@@ -90,10 +93,11 @@ class Protocol:
     objective: Objective = REMOVAL
     confirmation: Confirmation = field(default_factory=Confirmation)
     metrics: tuple[Metric, ...] = ()
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         some = Bounds(1)
-        conform(self, trials=some, max_epochs=some, max_images=some, max_hours=POSITIVE)
+        conform(self, trials=some, max_epochs=some, max_images=some, max_hours=POSITIVE, patience=some)
         if not self.search_seeds or min(self.search_seeds) < 0:
             raise InputError(f"a search needs seeds of at least 0, not {self.search_seeds}")
         if len(set(self.search_seeds)) < len(self.search_seeds):
@@ -109,6 +113,8 @@ class Protocol:
             raise InputError(f"searcher nsga2 is for the objective pareto, not for {name}")
         if self.searcher == "gp" and several:
             raise InputError(f"searcher gp maximises one score: with the objective {name} take tpe or nsga2")
+        if self.patience is not None and self.searcher != "gp":
+            raise InputError(f"searcher {self.searcher} expects nothing of a trial: only gp has patience")
         if several and self.scheduler != "none":
             raise InputError(f"a scheduler compares trials by one score; with the objective {name} it has to be none")
 

@@ -93,6 +93,9 @@ class InSweep:
     fallback: bool = column("whether it is the published setting of another dataset or architecture")
     restarts: int = column("how often it was begun again")
     ended_s: float = column("seconds since 1970 when it ended")
+    expected_gain: float | None = column(
+        "expected improvement on the best score, in standard deviations of that score's noise; none: not known"
+    )
     search_s: float | None = column("seconds that its search had run by then, all resumptions together")
 
 

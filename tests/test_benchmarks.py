@@ -160,9 +160,11 @@ def test_searchers_are_replayed_against_runs_that_were_measured(monkeypatch) -> 
             place = table.metrics.index("retain_acc")
             assert run.metrics[place].tolist() == pytest.approx(line["val_retain_acc"], abs=1e-6)
             assert run.images.tolist() == line["images"]
+    most = len(search.replay(table, "gp", "none", seed=0, slots=2, patience=1))
+    assert 6 < most < search.TRIALS
     monkeypatch.setattr(search, "TRIALS", 6)
-    for searcher, stops in search.SEARCHERS:
-        found = search.replay(table, searcher, stops, seed=0, slots=2)
+    for searcher, stops, patience in search.SEARCHERS:
+        found = search.replay(table, searcher, stops, seed=0, slots=2, patience=patience)
         images = [one.images for one in found]
         assert images == sorted(images)
         assert len(found) == 6 if stops == "none" else 1 <= len(found) <= 6

@@ -399,11 +399,11 @@ def test_a_trial_outlives_lost_nodes_but_not_for_ever(tmp_path) -> None:
         assert counted.fail(3, process) == 0.0
     with Store(tmp_path, steady.sweep().identity(), resume=True) as rows:
         counted = retries.Retries(rows)
-        assert counted.config(3) == {"lr": 0.1}
+        assert counted[3].config == {"lr": 0.1}
         counted.begin(3, {"lr": 0.1})
         assert counted.fail(3, process) == 0.0
         assert counted.fail(3, process) is None
-        assert counted.begun(3) == 14
+        assert counted[3].begun == 14
         counted.begin(4, {})
         assert [counted.fail(4, node) for _ in range(retries.LOST_NODES)] == [0.0] * retries.LOST_NODES
         assert counted.fail(4, node) is None

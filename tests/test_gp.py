@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
 from raymu.tuning.samplers import sampler
-from raymu.tuning.samplers.gp import _Process
+from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, _Process
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 1.0, "linear"), "epochs": Range(1, 10, "int")}
 Columns = Callable[[Mapping[str, float]], dict[str, Any]]
@@ -106,6 +107,46 @@ def test_a_trial_tells_of_shorter_runs(status: str) -> None:
     assert suggested[0] == suggested[1]
 
 
+def test_the_expected_gain_is_an_integral_over_what_is_not_known() -> None:
+    """Of a score that is one accuracy: its improvement, and its noise, by quadrature over normal distributions."""
+
+    def kept(retain_acc: float) -> float:
+        return retain_acc
+
+    only = Objective(kept)
+    done = search("gp", 0, 9, unlearning, only)
+    learner = sampler(Protocol(objective=only), 0, SPACE, done, REFERENCES)
+    assert isinstance(learner, GP)
+    setting = {"lr": 3e-5, "share": 0.3, "epochs": 4}
+    running = ({"lr": 1e-4, "share": 0.8, "epochs": 7},)
+    said = np.array([one["val_retain_acc"] for one in done])
+    log_odds = logit((said + LEAST) / (1 + 2 * LEAST))
+    places, weights = np.polynomial.hermite_e.hermegauss(60)
+
+    def scores(mean: float, error: float) -> np.ndarray:
+        found = (mean + error * places) * log_odds.std() + log_odds.mean()
+        return np.clip((1 + 2 * LEAST) * expit(found) - LEAST, 0, 1)
+
+    def expected(values: np.ndarray) -> float:
+        return float(values @ weights / weights.sum())
+
+    learnt = learner._up_to_date()
+    (process,) = learnt._processes
+    (mean,), (error,) = process.at(learner._points([setting]), learner._points(running))
+    again = scores((log_odds[said.argmax()] - log_odds.mean()) / log_odds.std(), np.sqrt(process.noise))
+    noise = np.sqrt(expected(again**2) - expected(again) ** 2)
+    gain = expected(np.maximum(scores(mean, error) - said.max(), 0)) / noise
+    assert learner.gain(9, setting, running) == pytest.approx(gain, rel=0.25)
+    assert learner.gain(9, setting, (*running, setting)) < learner.gain(9, setting, running)
+    assert learner.gain(INITIAL, setting) is None  # drawn before anything was learnt
+
+
+def test_nothing_is_expected_where_no_score_is_known() -> None:
+    done = [row({"lr": 1e-1, "share": n / 9, "epochs": 5}, unlearning, REMOVAL, "diverged") for n in range(9)]
+    learner = sampler(Protocol(), 0, SPACE, done, REFERENCES)
+    assert learner.gain(9, learner.suggest(9)) is None
+
+
 def test_a_small_space_that_is_known_is_tried_again() -> None:
     space = {"epochs": Range(1, 3, "int")}
     done = [row({"lr": 1e-3, "share": 0.5, "epochs": n}, unlearning, REMOVAL) for n in (1, 2, 3)]
@@ -152,7 +193,7 @@ def test_a_process_is_that_of_the_text_book() -> None:
     for place, point in enumerate(new):
         for known, expected in ((points, mean[place]), (np.vstack([points, waiting]), error[place] ** 2)):
             covariance = np.array([[kernel(one, other) for other in known] for one in known])
-            covariance += process._noise * np.eye(len(known))
+            covariance += process.noise * np.eye(len(known))
             across = np.array([kernel(point, one) for one in known])
             found = across @ np.linalg.inv(covariance)
             assert np.isclose(found @ values if len(known) == 6 else 1 - found @ across, expected)

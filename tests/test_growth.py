@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from raymu.results.reader import SweepResults
 from raymu.results.writer import Store
 from raymu.tuning import remaining
 from raymu.tuning.driver import run_sweep
+from raymu.tuning.samplers.gp import INITIAL
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
 
@@ -435,6 +437,45 @@ def test_no_trial_begins_after_the_hours_of_its_search(digits) -> None:
     assert not remaining.is_spent(sweep.protocol, rows[:2], 1799.0)
     assert remaining.is_spent(sweep.protocol, rows[:2], 1800.0)
     assert not remaining.is_spent(dataclasses.replace(sweep.protocol, max_hours=None), rows, 1e9)
+
+
+def test_no_trial_begins_once_nothing_is_expected(digits) -> None:
+    sweep = Sweep(RandomLabel, digits, Protocol(12, patience=3))
+
+    def missing(*gains: float | None, begun: tuple[int, ...] = ()) -> list[int]:
+        rows = [{"trial": n, "search_seed": 0, "images": 1, "expected_gain": gain} for n, gain in enumerate(gains)]
+        return remaining.missing(sweep, 0, rows[::-1], begun)
+
+    assert missing(None, None, 2.0, 0.9, 0.1) == list(range(5, 12))
+    assert missing(None, None, 2.0, 0.9, 0.1, 0.99) == []
+    assert missing(None, None, 2.0, 0.9, 0.1, 0.99, begun=(7,)) == [7]
+    assert missing(None, 0.9, 0.9, 0.9, 1.0) == list(range(5, 12))  # its last one is worth more
+    assert missing(None, 0.0, 0.0, None) == list(range(4, 12))
+    sweep = dataclasses.replace(sweep, protocol=Protocol(12))
+    assert missing(*[0.0] * 6) == list(range(6, 12))
+
+
+@pytest.mark.long
+def test_a_search_without_hope_ends_and_its_report_says_why(local_ray, quick, tmp_path: Path) -> None:
+    sweep = Sweep(RandomLabel, splits.prepare(quick), Protocol(40, patience=2))
+    rows = _run(sweep, tmp_path / "s")
+    gains = [row["expected_gain"] for row in rows]
+    assert len(rows) < 40
+    assert gains[: INITIAL + 1] == [None] * (INITIAL + 1)
+    still = [gain is not None and gain < 1 for gain in gains]
+    assert still[-2:] == [True, True]
+    assert not any(itertools.starmap(operator.and_, itertools.pairwise(still[:-1])))
+    assert _run(sweep, tmp_path / "s") == rows  # it is finished
+    (found,) = reader.load(tmp_path / "s")
+    (said,) = (line for line in report.verdict.cautions([found], []) if "--trials auto" in line)
+    assert said.startswith(f"s: its search ended after {len(rows)} trials, as the last 2 were expected to improve")
+    # A driver that is killed keeps what was expected of a trial on its way.
+    cut = tmp_path / "cut" / "s"
+    with Store(cut, found.identity, resume=False) as stored:
+        for row in rows[:-1]:
+            stored.append(row)
+        stored.put(files.RUNNING, {str(rows[-1]["trial"]): {"config": rows[-1]["config"], "expected_gain": gains[-1]}})
+    assert [row["expected_gain"] for row in _run(sweep, cut, resume=True)] == gains
 
 
 def test_the_report_says_that_hours_depend_on_the_machine() -> None:

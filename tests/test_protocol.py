@@ -28,6 +28,8 @@ RANGES = {"lr": Range(1e-4, 1.0, "log"), "epochs": Range(1, 4, "int"), "share": 
         ({"max_hours": -0.5}, "max_hours has to be above 0"),
         ({"max_hours": float("nan")}, "max_hours has to be above 0"),
         ({"max_hours": "soon"}, "max_hours has to be above 0, a number, not 'soon'"),
+        ({"patience": 0}, "patience has to be at least 1"),
+        ({"patience": 3, "searcher": "tpe"}, "searcher tpe expects nothing of a trial: only gp has patience"),
         ({"trials": 600_000, "search_seeds": (0, 1)}, "trials have to be at most 500,000 a search"),
         ({"search_seeds": ()}, "seeds of at least 0"),
         ({"search_seeds": (0, -1)}, "seeds of at least 0"),

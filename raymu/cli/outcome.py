@@ -62,8 +62,8 @@ def sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resour
     protocol, location = sweep.protocol, storage / (name or sweep.directory)
     score = score_name(protocol.objective.name)
     console.print(
-        f"tuning {sweep.name} on {sweep.scenario.title}:"
-        f" {protocol.trials} trials, {protocol.scheduler}, into {location}",
+        f"tuning {sweep.name} on {sweep.scenario.title}: {'' if protocol.patience is None else 'at most '}"
+        f"{protocol.trials} trials, {protocol.scheduler}, into {location}",
         highlight=False,
         soft_wrap=True,
     )

@@ -121,7 +121,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
     from raymu import objective as objectives
     from raymu.distributed.session import Resources
     from raymu.evaluation import metrics
-    from raymu.protocol import Confirmation, Protocol
+    from raymu.protocol import AUTO, Confirmation, Protocol
     from raymu.scenarios import get as get_scenario
     from raymu.storage import locate
     from raymu.study import possible
@@ -142,7 +142,13 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         train: Annotated[str | None, typer.Option(help=TRAIN_HELP)] = default.train if len(trains) == 1 else None,
         data_dir: DataFlag = None,
         weights_file: WeightsFlag = None,
-        trials: Annotated[int, typer.Option(help="How many settings to try.")] = budget.trials,
+        trials: Annotated[
+            str,
+            typer.Option(
+                help="How many settings to try; auto for {} at most, and none any more when {} in a row were expected"
+                " to improve on the best score by less than its noise.".format(*AUTO)
+            ),
+        ] = str(budget.trials),
         ranges: Annotated[
             list[str] | None,
             typer.Option("--range", metavar="NAME=LOW:HIGH", help="Search another range. May be repeated."),
@@ -250,8 +256,9 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         chosen = default.scenario if scenario == default.scenario.name else get_scenario(scenario)
         usual = budget.objective if chosen.has_retrained else objectives.default(has_retrained=False)
         forget_sets = tuple(classes_in(chosen, text) for text in confirm_forget or [])
+        count, patience = AUTO if trials == "auto" else (_count(trials), budget.patience)
         protocol = Protocol(
-            trials,
+            count,
             max_epochs,
             max_images,
             max_hours,
@@ -261,6 +268,7 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
             usual if objective in (None, usual.name) else objectives.get(objective),
             Confirmation(confirm_seeds, confirm_originals, confirm_top, forget_sets or budget.confirmation.forget),
             (*budget.metrics, *map(metrics.get, metric or [])),
+            patience,
         )
 
         def asked(one: Sweep) -> Sweep:
@@ -309,6 +317,13 @@ def _sweep_command(defaults: "list[Sweep]") -> Callable[..., None]:
         sweep_and_rank(sweeps, locate(storage), where, given, **options)
 
     return command
+
+
+def _count(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"--trials takes a whole number or auto, not {text!r}") from error
 
 
 def _gpus(text: str | None) -> "float | Literal['auto'] | None":

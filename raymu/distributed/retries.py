@@ -62,12 +62,14 @@ class Attempts:
 
     Attributes:
         config: the trial's setting.
+        expected_gain: see the row's column.
         begun: how often it was.
         failures: those that count against it.
         lost_nodes: those that do not, unless they are too many.
     """
 
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    expected_gain: float | None = None
     begun: int = 0
     failures: int = 0
     lost_nodes: int = 0
@@ -121,13 +123,12 @@ class Retries:
     def __iter__(self) -> Iterator[int]:
         return iter(self._trials)
 
-    def config(self, number: int) -> dict[str, Any]:
-        """The setting of a trial that has begun."""
-        return self._trials[number].config
+    def __getitem__(self, number: int) -> Attempts:
+        return self._trials[number]
 
-    def begin(self, number: int, config: dict[str, Any]) -> None:
+    def begin(self, number: int, config: dict[str, Any], expected_gain: float | None = None) -> None:
         """A trial is about to be run, perhaps not for the first time."""
-        self._trials.setdefault(number, Attempts(config)).begun += 1
+        self._trials.setdefault(number, Attempts(config, expected_gain)).begun += 1
         self._store()
 
     def fail(self, number: int, failure: Failure) -> float | None:
@@ -135,10 +136,6 @@ class Retries:
         pause_s = self._trials[number].fail(failure)
         self._store()
         return pause_s
-
-    def begun(self, number: int) -> int:
-        """How often the trial was begun."""
-        return self._trials[number].begun
 
     def end(self, number: int) -> None:
         """The trial has its row, or is not run any more."""

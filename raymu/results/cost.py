@@ -50,6 +50,14 @@ def spent(rows: Iterable[Row]) -> Spent | None:
     return Spent(gpu, cpu, is_all)
 
 
+def expects_nothing(rows: Iterable[Row], patience: int) -> bool:
+    """Whether so many trials of a search, the last ones, were all expected to improve on its best score by less than
+    that score's noise.
+    """
+    gains = [row.get("expected_gain") for row in sorted(rows, key=lambda row: row["trial"])]
+    return len(gains) >= patience and all(gain is not None and gain < 1 for gain in gains[-patience:])
+
+
 def hours(sweeps: Sequence[SweepResults]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of a table of what each search spent: hours of GPUs, of CPU cores, or both."""
     found = [spent(search_rows(sweep)) for sweep in sweeps]

@@ -54,6 +54,7 @@ class _Protocol(TypedDict, total=False):
     max_epochs: float | None
     max_images: float | None
     max_hours: float | None
+    patience: int | None
     searcher: str
     scheduler: str
     suggestions: str

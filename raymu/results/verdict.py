@@ -7,10 +7,11 @@ from scipy.special import ndtri
 from raymu.objective import score_name
 from raymu.results import tables
 from raymu.results.comparison import FEWEST, LEVEL, Estimate, estimate
+from raymu.results.cost import expects_nothing
 from raymu.results.groups import said_of_part
 from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import Ranked
-from raymu.results.reader import SweepResults
+from raymu.results.reader import SweepResults, search_rows
 from raymu.results.tables import fixed, interval
 from raymu.row import values
 
@@ -172,6 +173,12 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     yield from (f"{sweep.name}: {sweep.missing}." for sweep in sweeps if sweep.missing)
     if said := said_of_part(sweeps):
         yield f"{said[0].upper()}{said[1:]}."
+    for sweep in sweeps:
+        if (patience := sweep.identity.get("protocol", {}).get("patience")) and any(ended := _ended(sweep, patience)):
+            yield (
+                f"{sweep.name}: its search ended after {listed(map(str, filter(None, ended)))} trials, as the last"
+                f" {patience} were expected to improve on the best score by less than its noise (--trials auto)."
+            )
     if hours := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_hours"))}:
         yield (
             f"A search had {listed(f'{one:g}' for one in hours)} hours of wall time (--max-hours): how many settings it"
@@ -217,6 +224,13 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     ]
     if named:
         yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
+
+
+def _ended(sweep: SweepResults, patience: int) -> list[int]:
+    """Numbers of trials of the searches that nothing more was expected of; of another search 0."""
+    rows = search_rows(sweep)
+    searches = [[row for row in rows if row["search_seed"] == seed] for (seed,) in values(rows, ["search_seed"])]
+    return [len(search) * expects_nothing(search, patience) for search in searches]
 
 
 def _ended_badly(ranked: Sequence[Ranked]) -> Iterator[tuple[str, int, int, int]]:

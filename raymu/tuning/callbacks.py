@@ -103,7 +103,7 @@ class Recorder(tune.Callback):
             self._queue.again(task, pause)
             return
         row = blank_of(self._sweep, task, self._options)
-        error = f"{failure}; tried {self._retries.begun(task.number)} times"
+        error = f"{failure}; tried {self._retries[task.number].begun} times"
         self._record(trial, row | {"status": "error", "error": error, "traceback": failure.text})
 
     def _record(self, trial: Trial, row: Row) -> None:
@@ -120,8 +120,9 @@ class Recorder(tune.Callback):
             protocol_hash=sweep.protocol_hash,
             published=published,
             fallback=published is None and task.config == sweep.published,
-            restarts=self._retries.begun(task.number) - 1,
+            restarts=self._retries[task.number].begun - 1,
             ended_s=time.time(),
+            expected_gain=task.expected_gain,
             search_s=self._searched_s(),
         )
         row = dataclasses.asdict(added) | row

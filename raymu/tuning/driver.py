@@ -243,13 +243,14 @@ class _Run:
             return time.monotonic() - started
 
         def task(number: int) -> Task:
-            setting: Mapping[str, Any] = {}
             if number in self._retries:
-                setting = self._retries.config(number)
-            elif place := place_of(number, protocol.search_seeds):
-                running = [self._retries.config(one) for one in self._retries if one in numbers_of_search]
-                setting = sampler.suggest(place, running)
-            return sweep.task(seed, number, setting)
+                begun = self._retries[number]
+                return sweep.task(seed, number, begun.config, begun.expected_gain)
+            if (place := place_of(number, protocol.search_seeds)) == 0:
+                return sweep.task(seed, number, {})
+            running = [self._retries[one].config for one in self._retries if one in numbers_of_search]
+            setting = sampler.suggest(place, running)
+            return sweep.task(seed, number, setting, sampler.gain(place, setting, running))
 
         def is_spent(number: int) -> bool:
             if number in self._retries:
@@ -302,7 +303,7 @@ class _Run:
         def begin(number: int) -> Task:
             task = make(number)
             with or_end():
-                self._retries.begin(number, dict(task.config))
+                self._retries.begin(number, dict(task.config), task.expected_gain)
             return task
 
         return begin

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Sequence
 
 from raymu.protocol import Protocol
+from raymu.results.cost import expects_nothing
 from raymu.row import Row
 from raymu.tuning.sweep import Sweep, Task
 
@@ -34,13 +35,15 @@ def of_search(seed: int, rows: Iterable[Row]) -> list[Row]:
 
 
 def is_spent(protocol: Protocol, rows: Sequence[Row], now_s: float = 0.0) -> bool:
-    """Whether a search has used up its images or its time, by its rows.
+    """Whether a search has used up its images, its time or its patience, by its rows.
 
     Args:
         now_s: seconds that it has run, where trials are on their way whose rows will say so, too.
     """
     images, hours = protocol.max_images, protocol.max_hours
     if images is not None and sum(row["images"] for row in rows) >= images:
+        return True
+    if protocol.patience is not None and expects_nothing(rows, protocol.patience):
         return True
     return hours is not None and max(now_s, searched_s(rows)) >= hours * 3600
 

@@ -60,6 +60,7 @@ class Task:
         search_seed: which search it belongs to; None: it confirms.
         confirms: the `trial_id` of the trial that it runs again.
         projected: whether a t-SNE of its features is kept.
+        expected_gain: see the row's column.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Task:
     search_seed: int | None = None
     confirms: str | None = None
     projected: bool = False
+    expected_gain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -203,13 +205,13 @@ class Sweep:
     def _known(self, seed: int) -> list[Setting] | None:
         return known_settings(self.protocol, seed, self.ranges)
 
-    def task(self, seed: int, number: int, setting: Mapping[str, Any]) -> Task:
+    def task(self, seed: int, number: int, setting: Mapping[str, Any], expected_gain: float | None = None) -> Task:
         """A trial of one search."""
         config = self.configured({**self.published, **setting}).config
         source: Literal["published", "search"] = (
             "search" if place_of(number, self.protocol.search_seeds) else "published"
         )
-        return Task(number, config, self.scenario, seed, source, search_seed=seed)
+        return Task(number, config, self.scenario, seed, source, search_seed=seed, expected_gain=expected_gain)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:
         """What is run again once all searches are over, and the published setting with it.

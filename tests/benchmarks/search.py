@@ -28,7 +28,8 @@ from sklearn.gaussian_process.kernels import Kernel, Matern, WhiteKernel
 from raymu import methods
 from raymu.method import Method, Range
 from raymu.objective import HMEAN, MARGIN, REMOVAL, Objective
-from raymu.protocol import Protocol
+from raymu.protocol import AUTO, Protocol
+from raymu.tuning import remaining
 from raymu.tuning.samplers import sampler
 from raymu.tuning.samplers.base import place_in
 from raymu.tuning.schedulers import scheduler
@@ -38,7 +39,8 @@ SPLITS = ("val", "test")
 LEAST = 0.005  # where the log-odds of a share end
 TRIALS = 64
 LOST = 5
-SEARCHERS = [("random", "asha"), ("tpe", "none"), ("tpe", "asha"), ("gp", "none")]
+SEARCHERS = [("random", "asha", None), ("tpe", "none", None), ("tpe", "asha", None), ("gp", "none", None)]
+SEARCHERS += [("gp", "none", AUTO[1])]  # with the patience of --trials auto
 DIVERGED = {"attack_auc": 0.5}  # what is measured of such a model; else 0
 
 
@@ -170,6 +172,14 @@ def _shares(log_odds: Array) -> Array:
     return np.clip((1 + 2 * LEAST) * expit(log_odds) - LEAST, 0, 1)
 
 
+class Trial(NamedTuple):
+    """A trial that runs, and what was expected of it."""
+
+    method: Method
+    run: Run
+    gain: float | None
+
+
 class Found(NamedTuple):
     """A completed trial: images of all trials until it ended, and its scores."""
 
@@ -178,22 +188,26 @@ class Found(NamedTuple):
     test: float
 
 
-def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> list[Found]:
+def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patience: int | None = None) -> list[Found]:
     """A search by raymu's sampler and scheduler, whose trials take as long as in the table."""
-    protocol = Protocol(TRIALS, searcher=searcher, scheduler=stops, objective=table.objective)
+    protocol = Protocol(TRIALS, searcher=searcher, scheduler=stops, objective=table.objective, patience=patience)
     done: list[dict[str, Any]] = []
     suggests = sampler(protocol, seed, table.ranges, done, table.references)
     judge: Any = scheduler(stops, table.longest, [])
-    found, running, events, spent, now, begun = list[Found](), dict[int, tuple[Method, Run]](), [], 0.0, 0.0, 0
-    while begun < TRIALS or events:
-        while begun < TRIALS and len(running) < slots:
-            setting = suggests.suggest(begun, [method.config for method, _ in running.values()]) if begun else {}
+    found, running, events, spent, now, begun = list[Found](), dict[int, Trial](), [], 0.0, 0.0, 0
+    while events or begun < TRIALS:
+        while begun < TRIALS and len(running) < slots and not remaining.is_spent(protocol, done):
+            others = [one.method.config for one in running.values()]
+            setting = suggests.suggest(begun, others) if begun else {}
+            gain = suggests.gain(begun, setting, others) if begun and patience else None
             method = table.method.from_config(setting, head=table.head)
-            running[begun] = method, (run := table(method.config))
+            running[begun] = Trial(method, run := table(method.config), gain)
             heapq.heappush(events, (now + run.seconds[0], begun, 1))
             begun += 1
+        if not events:
+            break
         now, number, epoch = heapq.heappop(events)
-        method, run = running[number]
+        method, run, gain = running[number]
         spent += run.images[epoch - 1] - (run.images[epoch - 2] if epoch > 1 else 0)
         rungs = (
             protocol.rungs(method.total_epochs, method.comparable_from, shows_shorter=bool(method.nested))
@@ -213,8 +227,8 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int) -> li
             found.append(Found(spent, max(0.0, float(run.val[epoch - 1])), float(run.test[epoch - 1])))
         del running[number]
         shorter = [setting | table.said(run, rung) for rung in past if (setting := method.shorter(rung))]
-        row = {"config": method.config, "status": status, "score": max(0.0, curve[-1][1]), "curve": curve}
-        done.append(row | {"shorter": shorter} | table.said(run, trained))
+        row = {"trial": number, "expected_gain": gain, "config": method.config, "status": status, "shorter": shorter}
+        done.append(row | {"score": max(0.0, curve[-1][1]), "curve": curve} | table.said(run, trained))
     return found
 
 
@@ -246,15 +260,16 @@ def main() -> None:
             print(
                 "  of {} runs {} lose too much, and {} of these rise again".format(len(table.settings), *fallen(table))
             )
-            for searcher, stops in SEARCHERS:
-                searches = [replay(table, searcher, stops, seed, given.slots) for seed in range(given.seeds)]
+            for searcher, stops, patience in SEARCHERS:
+                searches = [replay(table, searcher, stops, seed, given.slots, patience) for seed in range(given.seeds)]
                 best = [max(found, key=lambda one: one.val) for found in searches]
                 reached = [next((one.images for one in found if one.val >= target), np.inf) for found in searches]
                 val, test = np.median([one.val for one in best]), np.median([one.test for one in best])
                 spent = np.median([found[-1].images for found in searches]) / images
                 until = np.median(reached) / images
+                name = f"{searcher:7}{'auto' if patience else stops:5}"
                 print(
-                    f"  {searcher:7}{stops:5}: {val:.3f}, test {test:.3f}; images {spent:.2f}, until {until:.2f}",
+                    f"  {name}: {val:.3f}, test {test:.3f}; images {spent:.2f}, until {until:.2f}",
                     flush=True,
                 )
 

@@ -26,6 +26,15 @@ class Sampler(ABC):
             running: settings of trials that have begun and have no row yet.
         """
 
+    def gain(self, place: int, setting: Setting, running: Sequence[Setting] = ()) -> float | None:
+        """By how much a suggested setting is expected to improve on the best score, in standard deviations of that
+        score's noise; None: the sampler cannot say.
+
+        Args:
+            place, running: as `suggest` takes them.
+        """
+        return None
+
 
 class Known(Sampler):
     """Settings that depend on no trial."""

@@ -28,6 +28,7 @@ BEST = 3
 NEAR = 0.1  # standard deviation of the step to a candidate nearby, in shares of the ranges
 FINALISTS = 64  # candidates whose expected improvement is computed
 DRAWS = 32
+GAIN_DRAWS = 256  # for what is expected of the suggestion
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # over which a column may change, in shares of a range
 MIDDLING = 0.8  # a length that is likelier beforehand than others
 NOISES = (1e-3, 1e-2, 1e-1)  # variance of a column that no setting explains, as a part of all
@@ -61,13 +62,11 @@ class GP(Sampler):
         self._seed, self._ranges, self._done = seed, ranges, done
         self._objective, self._score = protocol.objective, protocol.objective.scorer(references)
         self._dead = self._objective.own(references.get("dead", {}))
-        self._read, self._learnt = 0, _Learnt([], np.empty(0), np.empty((0, len(ranges))))
+        self._read, self._learnt = 0, _Learnt([], np.empty(0), np.empty((0, len(ranges))), np.empty(0))
 
     def suggest(self, place: int, running: Sequence[Setting] = ()) -> Setting:
         """See Sampler."""
-        if self._read < len(self._done):
-            self._read, self._learnt = len(self._done), self._learn()
-        learnt, generator = self._learnt, np.random.default_rng((self._seed, place))
+        learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place))
         if place <= INITIAL or len(learnt.said) < FEWEST:
             return self._initial(place)
         begun = [setting for setting in running if lies_in(self._ranges, setting)]
@@ -79,8 +78,7 @@ class GP(Sampler):
 
         def drawn(chosen: Places, deviations: Array) -> Array:
             """Scores of the chosen candidates, each column being its mean plus `deviations` standard deviations."""
-            said = learnt.values(means[:, chosen] + deviations * errors[:, chosen])
-            return np.array([self._score(values) for values in said])
+            return self._scores(means[:, chosen] + deviations * errors[:, chosen])
 
         everyone, width = np.arange(len(found)), len(means)
         likely = drawn(everyone, np.zeros((width, 1)))
@@ -89,6 +87,27 @@ class GP(Sampler):
         draws = [drawn(finalists, generator.normal(size=(width, 1))) for _ in range(DRAWS)]
         gains = np.maximum(np.array(draws) - learnt.best, 0.0).mean(axis=0)
         return found[finalists[np.argmax(gains)] if gains.any() else np.argmax(likely)]
+
+    def gain(self, place: int, setting: Setting, running: Sequence[Setting] = ()) -> float | None:
+        """See Sampler."""
+        learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place, 1))
+        if place <= INITIAL or len(learnt.said) < FEWEST or not learnt.best:
+            return None
+        begun = [one for one in running if lies_in(self._ranges, one)]
+        means, errors = learnt.at(self._points([setting]), self._points(begun))
+        deviations = generator.normal(size=(len(means), GAIN_DRAWS))
+        gain = np.maximum(self._scores(means + deviations * errors) - learnt.best, 0.0).mean()
+        noise = self._scores(learnt.best_again(deviations)).std()
+        return float(gain / noise) if noise else None
+
+    def _up_to_date(self) -> "_Learnt":
+        if self._read < len(self._done):
+            self._read, self._learnt = len(self._done), self._learn()
+        return self._learnt
+
+    def _scores(self, scaled: Array) -> Array:
+        """Scores (m,) of m trials by their scaled columns (columns, m)."""
+        return np.array([self._score(values) for values in self._learnt.values(scaled)])
 
     def _learn(self) -> "_Learnt":
         """Knowledge from all rows but errors and settings outside the space."""
@@ -100,9 +119,9 @@ class GP(Sampler):
         if len(known) > MOST:
             kept = sorted({*_highest(scores, MOST // 2).tolist(), *range(len(known) - MOST // 2, len(known))})
             known, scores = [known[n] for n in kept], scores[kept]
-        completed = [score for (row, _), score in zip(known, scores, strict=True) if row["status"] == "completed"]
+        completed = np.array([row["status"] == "completed" for row, _ in known])
         points = self._points([row["config"] for row, _ in known])
-        return _Learnt([said for _, said in known], scores, points, max(completed, default=0.0))
+        return _Learnt([said for _, said in known], scores, points, completed)
 
     def _initial(self, place: int) -> Setting:
         return quasi_random.settings(self._ranges, place, self._seed)[-1]
@@ -143,11 +162,13 @@ def _highest(scores: Array, count: int) -> Places:
 
 class _Learnt:
     """Knowledge from n trials: the columns that each `said`, its score and its point (n, d). A suggestion ought to
-    improve on the `best` score.
+    improve on the `best` score of those that completed.
     """
 
-    def __init__(self, said: Sequence[Mapping[str, float]], scores: Array, points: Array, best: float = 0.0) -> None:
-        self.said, self.scores, self.points, self.best = said, scores, points, best
+    def __init__(self, said: Sequence[Mapping[str, float]], scores: Array, points: Array, completed: Array) -> None:
+        self.said, self.scores, self.points = said, scores, points
+        self._completed = scores * completed
+        self.best = float(max(self._completed, default=0.0))
         self._names = list(said[0]) if said else []
         self._columns = [_Column(name, np.array([one[name] for one in said])) for name in self._names]
         self._processes = [_Process(points, column.scaled) for column in self._columns]
@@ -159,6 +180,14 @@ class _Learnt:
         found = [process.at(candidates, waiting) for process in self._processes]
         means, errors = (np.array(some) for some in zip(*found, strict=True))
         return means, errors
+
+    def best_again(self, deviations: Array) -> Array:
+        """Scaled columns (columns, m) of the best trial, run m times more: with so much of their noise's standard
+        deviation (columns, m).
+        """
+        place = np.argmax(self._completed)
+        again = zip(self._processes, deviations, strict=True)
+        return np.array([one.values[place] + deviation * np.sqrt(one.noise) for one, deviation in again])
 
     def values(self, scaled: Array) -> Iterator[Mapping[str, float]]:
         """Columns of m trials by their scaled values (columns, m)."""
@@ -191,7 +220,7 @@ class _Process:
     """A Gaussian process with a Matern-5/2 kernel through values (n,) at points (n, d), with a length a dimension."""
 
     def __init__(self, points: Array, values: Array) -> None:
-        self._points, self._values = points, values
+        self._points, self.values = points, values
         size = points.shape[1]
         found = np.array([*[MIDDLING] * size, NOISES[1]])  # the lengths, then the noise
         best = self._likelihood(found[:-1], found[-1])
@@ -201,21 +230,21 @@ class _Process:
                 tried[place] = value
                 if (likelihood := self._likelihood(tried[:-1], tried[-1])) > best + 1e-6:
                     best, found = likelihood, tried
-        self._lengths, self._noise = found[:-1], found[-1]
+        self._lengths, self.noise = found[:-1], found[-1]
 
     def at(self, candidates: Array, waiting: Array) -> tuple[Array, Array]:
         """Means and standard deviations (m,) at candidates (m, d), once values at waiting points (w, d) are there."""
         known = np.concatenate([self._points, waiting])
         kernel = Matern(self._lengths, nu=2.5)
-        across, covariance = kernel(known, candidates), kernel(known) + self._noise * np.eye(len(known))
+        across, covariance = kernel(known, candidates), kernel(known) + self.noise * np.eye(len(known))
         count = len(self._points)
-        mean = across[:count].T @ np.linalg.solve(covariance[:count, :count], self._values)
+        mean = across[:count].T @ np.linalg.solve(covariance[:count, :count], self.values)
         explained = np.sum(across * np.linalg.solve(covariance, across), axis=0)
         return mean, np.sqrt(np.maximum(1 - explained, 1e-6))
 
     def _likelihood(self, lengths: Array, noise: float) -> float:
         """Logarithm of how likely the values are, up to a constant; a middling length is likelier beforehand."""
         lower = np.linalg.cholesky(Matern(lengths, nu=2.5)(self._points) + noise * np.eye(len(self._points)))
-        white = solve_triangular(lower, self._values, lower=True)
+        white = solve_triangular(lower, self.values, lower=True)
         beforehand = float(np.sum(np.log(lengths / MIDDLING) ** 2)) / 2
         return float(-(white @ white) / 2 - np.log(np.diag(lower)).sum() - beforehand)
