@@ -10,9 +10,17 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from raymu import shapes
+from raymu.errors import InputError
 
 Setting = bool | int | float | str | None | list[float]  # of a hyperparameter
 Row = dict[str, Any]  # as JSON has it: the columns below by name, and among them those that metrics fill
+
+
+class Stored(Row):
+    """A row as it was read. A column that it lacks, as one of an earlier version of raymu may, is said in a line."""
+
+    def __missing__(self, column: str) -> Any:
+        raise InputError(f"trial {self.get('trial_id')} has no column {column}, which this needs")
 
 
 def column(doc: str, *uses: str, default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from raymu.cli.flags import JsonFlag
 from raymu.cli.program import app, console
@@ -55,7 +56,7 @@ def methods(
         typer.echo(markdown_table())
         return
     for name, cls in known.items():
-        console.print(f"[bold]{name}[/bold]  {cls.paper}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f"  {cls.paper}"))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), show_header=False)
         for field in cls.hyperparameters().values():
             search, doc = field.metadata["range"] or "fixed", field.metadata["doc"]
@@ -148,7 +149,7 @@ def _init(path: Path, data: str | None, original: Path | None, architecture: str
     except InputError:
         path.unlink()
         raise
-    console.print(f"{path}:\n\n{text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{path}:\n\n{text}", highlight=False, soft_wrap=True)
     if original is None:
         return
     for part, (accuracy, images) in accuracies(task).items():
@@ -177,11 +178,11 @@ def doctor(
     """Say what works on this machine, and what is missing."""
     from raymu.cli.doctor import examine
 
-    marks = {"ok": "[green]ok[/green]", "optional": "[yellow]optional[/yellow]", "missing": "[red]missing[/red]"}
+    colours = {"ok": "green", "optional": "yellow", "missing": "red"}
     states = []
     for finding in examine(storage):
         states.append(finding.state)
-        console.print(f"{marks[finding.state]} [bold]{finding.what}[/bold]", end=": ", highlight=False)
-        console.print(finding.detail, markup=False, highlight=False, soft_wrap=True)
+        state = finding.state, colours[finding.state]
+        console.print(Text.assemble(state, " ", (finding.what, "bold"), f": {finding.detail}"), soft_wrap=True)
     if "missing" in states:
         sys.exit(1)

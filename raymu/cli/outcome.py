@@ -105,5 +105,5 @@ def sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resour
         f"results: {location}",
         f"references: {reference_models.directory(sweep.scenario)}",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     return True

@@ -28,7 +28,7 @@ class _Console(Console):
         raise KeyboardInterrupt
 
 
-console = _Console(stderr=False)
+console = _Console(markup=False, emoji=False)  # names and paths may look like rich's markup
 app = typer.Typer(
     help="Tune machine-unlearning methods fairly. Start with: raymu sweep salun",
     no_args_is_help=True,

@@ -120,7 +120,7 @@ def _heading(number: int, groups: "list[Group]") -> str:
 
 def _print(line: str) -> None:
     if line:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -117,7 +117,7 @@ def _unlearn(trial: "Trial", given: Mapping[str, Any], out: Path, data_dir: str 
     name, task, objective = trial.method.name(), trial.scenario, trial.objective.name
     console.print(f"{name} on {task.title}", highlight=False, soft_wrap=True)
     for line in splits.notes(task):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     missing = reference_models.missing(task)
     with busy(console, f"training the references: {', '.join(missing)}" if missing else "unlearning"):
         row = trial.keep(out)

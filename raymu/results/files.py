@@ -24,7 +24,7 @@ from raymu.errors import InputError
 from raymu.results import kinds
 from raymu.results.garbage import uncollected
 from raymu.results.identity import is_of_first_version, lasting
-from raymu.row import Row, misfit, parsed
+from raymu.row import Row, Stored, misfit, parsed
 from raymu.storage import DamagedError, Location, mendable, read_bytes
 from raymu.values import content_hash
 
@@ -173,8 +173,8 @@ def _row(line: bytes, seal: bytes | None, columns: tuple[str, ...]) -> Row:
     """
     if columns and seal is not None:
         _check(line, seal)
-        return parsed(line, columns)
-    row: Row = _opened(line, seal)
+        return Stored(parsed(line, columns))
+    row = Stored(_opened(line, seal))
     if said := misfit(row):
         raise DamagedError(said)
     return row

@@ -3,14 +3,15 @@
 import math
 from typing import Annotated, Any, Literal, Required
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from raymu import row, shapes
 
 
 class _Scenario(TypedDict, total=False):
-    name: str
+    name: Required[str]
+    model_seed: Required[int]
     dataset: str
     architecture: str
     recipe: dict[str, Any]
@@ -43,14 +44,14 @@ _Range = Annotated[_Ends, AfterValidator(_checked)]
 
 
 class _Confirmation(TypedDict, total=False):
-    seeds: int
-    originals: int
-    top: int
+    seeds: Required[int]
+    originals: Required[int]
+    top: Required[int]
     forget: list[list[int]]
 
 
 class _Protocol(TypedDict, total=False):
-    trials: int
+    trials: Required[int]
     max_epochs: float | None
     max_images: float | None
     max_hours: float | None
@@ -59,9 +60,9 @@ class _Protocol(TypedDict, total=False):
     scheduler: str
     suggestions: str
     decisions: str
-    search_seeds: list[int]
-    objective: str
-    confirmation: _Confirmation
+    search_seeds: Required[Annotated[list[int], Field(min_length=1)]]
+    objective: Required[str]
+    confirmation: Required[_Confirmation]
     metrics: dict[str, str]
 
 
@@ -85,11 +86,11 @@ class Sweep(TypedDict, total=False):
     objective_code: str
     head: str
     train: str
-    scenario: _Scenario
+    scenario: Required[_Scenario]
     forgotten: str
     subset: str
     space: dict[str, _Range]
-    protocol: _Protocol
+    protocol: Required[_Protocol]
     history: list[_Grown]
 
 

@@ -201,7 +201,8 @@ def _told_apart(sweeps: list[SweepResults]) -> list[SweepResults]:
 
     def renamed(sweep: SweepResults, row: dict[str, Any]) -> dict[str, Any]:
         named = {key: row[key] for key in ("trial_id", "confirms") if row.get(key)}
-        return row | {key: f"{sweep.name}-{value.rpartition('-')[2]}" for key, value in named.items()}
+        told = {key: f"{sweep.name}-{value.rpartition('-')[2]}" for key, value in named.items()}
+        return type(row)(row | told)
 
     return [
         sweep._replace(

@@ -239,12 +239,14 @@ def part(sweep: SweepResults, budget: Budget | None = None) -> list[Row]:
 
 
 def confirmed(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The runs of the confirmation, by the trial they repeat. A diverged one counts, with its score of 0; one that
-    ended in an error says nothing of the setting.
+    """The runs of the confirmation, by the trial they repeat, as far as that is there. A diverged one counts, with its
+    score of 0; one that ended in an error says nothing of the setting.
     """
+    rows = list(rows)
+    searched = {row["trial_id"] for row in rows if row["source"] != "confirmation"}
     runs: dict[str, list[Row]] = {}
     for row in rows:
-        if row["source"] == "confirmation" and row["status"] in ("completed", "diverged"):
+        if row["confirms"] in searched and row["status"] in ("completed", "diverged"):
             runs.setdefault(row["confirms"], []).append(row)
     return runs
 

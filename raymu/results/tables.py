@@ -64,7 +64,7 @@ def comparison(models: Mapping[str, Figures | None], objective: str, width: int,
 
 def _fitting(table: Table, width: int) -> Table:
     """The table without the columns on the right for which lines of this width have no room."""
-    endless = Console(width=10_000)
+    endless = Console(width=10_000, markup=False, emoji=False)
     while len(table.columns) > NEEDED and Measurement.get(endless, endless.options, table).maximum > width:
         table.columns.pop()
     return table

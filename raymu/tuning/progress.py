@@ -23,7 +23,7 @@ QUIET_S = 60.0  # after which a console that is no terminal is told that the wor
 
 def default_console() -> Console:
     """Console of this process: standard output, or the output of a notebook's cell."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names and paths may look like either
     return NotebookConsole() if console.is_jupyter else console
 
 
@@ -33,7 +33,8 @@ class NotebookConsole(Console):
     """
 
     def __init__(self) -> None:
-        super().__init__(force_terminal=False, force_jupyter=False)  # ipykernel sets FORCE_COLOR
+        # ipykernel sets FORCE_COLOR.
+        super().__init__(force_terminal=False, force_jupyter=False, markup=False, emoji=False)
         self._shown: Any = None
 
     def show(self, text: str) -> None:
@@ -78,7 +79,7 @@ class _Line(ABC):
         self._console, self._what, self._total = console, what, total
         self._done: float = done
         self._began_s = self._told_s = time.monotonic()
-        columns = [TextColumn(what), BarColumn(bar_width=20), MofNCompleteColumn(), _State(self)]
+        columns = [TextColumn(what, markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), _State(self)]
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID = self._bar.add_task("", total=total, completed=done)
 
@@ -222,11 +223,11 @@ class _Spinner(heartbeat.Listener):
 
     def hear(self, epoch: int, epochs: int) -> None:
         """See Listener."""
-        self._status.update(f"{self._what}: epoch {epoch} of {epochs}" if epochs else self._what)
+        self._status.update(Text(f"{self._what}: epoch {epoch} of {epochs}" if epochs else self._what))
 
 
 @contextlib.contextmanager
 def busy(console: Console, what: str) -> Iterator[None]:
     """Show what this process computes while the body runs, and which epoch it is in."""
-    with console.status(what) as status, heartbeat.heard_by(_Spinner(status, what)):
+    with console.status(Text(what)) as status, heartbeat.heard_by(_Spinner(status, what)):
         yield
