@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["RAYMU_CACHE"]
     else:
         os.environ["RAYMU_CACHE"] = before
+
+
+def asked(trials: int = 2, **fields: Any) -> dict[str, Any]:
+    """What the least `sweep.json` says; `fields` are of its protocol."""
+    protocol = {"trials": trials, "search_seeds": [0], "objective": "hmean"}
+    protocol["confirmation"] = {"seeds": 0, "originals": 0, "top": 1}
+    return {"method": "salun", "scenario": {"name": "digits", "model_seed": 0}, "protocol": protocol | fields}
 
 
 @pytest.fixture(scope="session")

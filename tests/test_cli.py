@@ -14,7 +14,7 @@ import time
 import tomllib
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, asked
 from test_ranking import confirmed, stored
 
 from raymu import __version__, methods, scenarios
@@ -325,7 +325,7 @@ def storage(tmp_path):
         "fallback": False,
         **{"model_seed": 0, "seed": 0, "forget": [8], "forget_share": 0.0},
     }
-    with writer.Store(tmp_path / "s" / "salun", {"protocol": {"trials": 2}}, resume=False) as rows:
+    with writer.Store(tmp_path / "s" / "salun", asked(), resume=False) as rows:
         rows.append({**common, "trial_id": "a-0", "trial": 0, "status": "completed", "score": 0.5, **metrics})
         none = dict.fromkeys(metrics)
         rows.append({**common, "trial_id": "a-1", "trial": 1, "status": "error", "score": None, **none})
@@ -378,7 +378,7 @@ def test_best_of_a_method(raymu, storage) -> None:
 def test_best_goes_on_where_a_group_has_nothing(in_process, storage, tmp_path) -> None:
     one = reader.read_all(tmp_path / storage)[0]
     failed = one | {"trial_id": "b-0", "status": "error", "score": None, "error": "out of memory"}
-    with writer.Store(tmp_path / storage / "before", {"protocol": {"trials": 3}}, resume=False) as rows:
+    with writer.Store(tmp_path / storage / "before", asked(3), resume=False) as rows:
         rows.append(failed)
     said = in_process("best", storage)
     assert "no completed trial to choose from" in said

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import asked
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
@@ -534,6 +535,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_digest_knows_each_value_by_its_place(monkeypatch, tmp_path, edit) -> None:
     digests = []
+    monkeypatch.delitem(sys.modules, "helper_of_a_test", raising=False)  # of another test
     for number, value in enumerate((1, 2, 1)):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -711,7 +713,7 @@ def row(trial: int, **more) -> dict:
 
 @pytest.mark.long
 def test_a_digit_that_changed_in_a_row_is_found(raymu, tmp_path) -> None:
-    with writer.Store(locate(tmp_path / "s"), {"protocol": {"trials": 2}}, resume=False) as rows:
+    with writer.Store(locate(tmp_path / "s"), asked(), resume=False) as rows:
         rows.append(row(0, note='a quote: "checksum": "'))
         rows.append(row(1))
         rows.put(files.REFERENCES, {"s": {"original": {"val_retain_acc": 0.9}}})
@@ -750,7 +752,7 @@ def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> No
     """As where two searches over other ranges of one method were put into one directory."""
     for name in ("narrow", "wide"):
         space = {"lr": {"low": 0.01, "high": 0.1 if name == "narrow" else 1.0, "scale": "log"}}
-        with writer.Store(locate(tmp_path / name), {"protocol": {"trials": 2}, "space": space}, resume=False) as one:
+        with writer.Store(locate(tmp_path / name), asked() | {"space": space}, resume=False) as one:
             one.append(row(0, sweep=name))
             one.put(files.REFERENCES, {})
     narrow, wide = tmp_path / "narrow", tmp_path / "wide"
@@ -771,7 +773,7 @@ def test_nothing_of_another_sweep_passes_for_a_sweeps_own(raymu, tmp_path) -> No
     (wide / files.SWEEP).unlink()
     assert "wide has rows, but no sweep.json" in raymu("results", ".").stderr
     with pytest.raises(InputError, match=r"there are rows, but no sweep\.json"):
-        writer.Store(locate(wide), {"protocol": {"trials": 2}}, resume=True)
+        writer.Store(locate(wide), asked(), resume=True)
 
 
 def test_nothing_of_an_original_is_used_for_another(striped) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import asked
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSelector, FileSystem
 from rich.console import Console
@@ -38,7 +39,7 @@ from raymu.storage import locate
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
 
-IDENTITY = {"method": "salun", "protocol": {"trials": 3, "seed": 0}}
+IDENTITY = asked(3, seed=0)
 REFUSED = "Could(n't| not) connect"  # as curl says it, by version
 NAMES = ["a b", "all/salun", "ü#1", "50%20?"]
 
@@ -148,14 +149,14 @@ def test_another_sweep_is_refused_and_the_difference_named(storage: str) -> None
     with Store(storage, IDENTITY, resume=False) as rows:
         rows.append(row(0))
     for resume in (False, True):
-        other = {"method": "salun", "protocol": {"trials": 3, "seed": 1}}
+        other = asked(3, seed=1)
         with pytest.raises(InputError, match=r"protocol\.seed is 0 there, 1 here"):
             Store(storage, other, resume=resume)
     assert reader.read(storage) == [row(0)]
 
 
 def test_a_sweep_that_ran_nothing_leaves_its_place_to_another(storage: str) -> None:
-    other = {"method": "salun", "protocol": {"trials": 3}}
+    other = asked(3)
     with Store(storage, IDENTITY, resume=False):
         pass
     with Store(storage, other, resume=False) as rows:
@@ -496,7 +497,7 @@ def _kept(directory: Path, name: str) -> None:
         (files.SWEEP, b'{"method": "salun"', "sweep.json is damaged"),
         (files.SWEEP, b"[]", "sweep.json is damaged (it is no JSON object)"),
         (files.SWEEP, b'{"method": "salun", "protocol": {"trials": 9}}', "its checksum does not fit"),
-        (files.SWEEP, b'{"raymu": "0.1.0"}', "its checksum does not fit"),
+        (files.SWEEP, b'{"raymu": "0.1.0"}', "sweep.json is damaged (scenario: Field required)"),
         (files.SWEEP, b"\xff\xfe", "sweep.json is damaged"),
         (files.ROWS, b"{}\n", "line 1 of rows.jsonl is damaged"),
         (files.ROWS, b"\x00\n", "line 1 of rows.jsonl is damaged"),
