@@ -27,7 +27,7 @@ from raymu.objective import REMOVAL, Objective
 from raymu.results import reader
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
-from raymu.row import IDENTITY, MADE_WITH, Row
+from raymu.row import IDENTITY, MADE_WITH, Row, misfit
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
 from raymu.trial import check, run_trial
@@ -169,6 +169,8 @@ class Trial:
         Raises:
             InputError: the row was changed, or method or scenario are no longer those that made it.
         """
+        if said := misfit(dict(row), ()):
+            raise InputError(f"the config is damaged ({said})")
         if method is None and "method" not in row:
             raise InputError("the row does not say its method; name one")
         chosen = method or methods.get(row["method"])

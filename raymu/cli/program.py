@@ -65,6 +65,8 @@ def run_program(program: Callable[[], None]) -> None:
     def end(number: int, _: Any) -> None:
         nonlocal code
         code = 128 + number
+        for one in ours:  # a second one would cut short what the first began
+            signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt  # which libraries know
 
     ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) == signal.SIG_DFL]  # not nohup's
@@ -81,7 +83,7 @@ def run_program(program: Callable[[], None]) -> None:
     except SystemExit as ended:
         sys.exit(code if ended.code == BY_CTRL_C else ended.code)  # typer has caught it
     finally:
-        for number in ours:
+        for number in ours if code == BY_CTRL_C else []:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -5,14 +5,16 @@ import dataclasses
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray._private import ray_constants, services
@@ -29,6 +31,9 @@ CONNECT_TIMEOUT_S = 5.0
 TASK_TIMEOUT_S = 60.0
 NODE_GROUP = "ray.io/node-group"  # a label of Ray's own
 NODE_TIMEOUT_S = 900.0  # for a cloud to start a machine and set it up
+LOOK_S = 1.0  # between two looks at a local Ray
+TOLD_S = 5.0  # after which this process would know of a signal
+ESSENTIAL = {ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER}
 MEMORY_MARGIN = 0.2  # of a GPU's memory, beyond what the first trial took
 GROWTH = 1.1  # of a GPU's images a second, below which it is not worth twice the trials
 LONGEST = 29  # bytes of the path in which a local Ray has its directory; a socket's path may have 107
@@ -130,10 +135,37 @@ def session(address: str | None = None) -> Iterator[None]:
         except Exception as error:  # of any kind: a node that is not there within 30 s is a bare one
             what = "Ray cannot start" if is_alone else f"cannot join the Ray cluster {address or 'of `ray start`'}"
             raise InputError(f"{what}: {error}") from error
+        if is_main := threading.current_thread() is threading.main_thread():
+            ended.callback(_set_again, signal.SIGTERM)
         ended.callback(ray.shutdown)
-        if threading.current_thread() is threading.main_thread():
+        if is_main:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack
+        if is_alone:
+            over = threading.Event()
+            ended.callback(over.set)
+            threading.Thread(target=_end_with_ray, args=(over, directory), daemon=True).start()
         yield
+
+
+def _set_again(number: int) -> None:
+    """Set Python's handler of a signal once more: Ray, when it ends, goes back to the system's and does not say so."""
+    signal.signal(number, signal.getsignal(number))
+
+
+def _end_with_ray(over: threading.Event, directory: str | None) -> None:
+    """End this process with a line where the local Ray ends before it is `over`, for want of memory or by `ray stop`.
+    Ray would end it as well, a minute later and with pages of its own. All rows are stored.
+    """
+    node: Any = ray._private.worker._global_node
+    while not over.wait(LOOK_S):
+        dead = ESSENTIAL & {kind for kind, _ in node.dead_processes()}
+        # A signal that ended both is told of by the main thread, which ignores further ones.
+        if dead and not over.wait(TOLD_S) and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+            said = f"Ray has ended here ({', '.join(dead)}); the same command with --resume goes on"
+            print(f"error: {said}", file=sys.stderr, flush=True)
+            node.kill_all_processes(check_alive=False)
+            shutil.rmtree(str(directory), ignore_errors=True)
+            os._exit(2)
 
 
 def _guard_token(make: bool) -> None:

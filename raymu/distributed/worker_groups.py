@@ -26,6 +26,7 @@ from raymu.workers import Workers
 
 Result = TypeVar("Result")
 
+REMOVAL_S = 5.0  # for Ray to take back the places of what was on its way
 GRACE_S = 10.0  # for workers to end after the first one, or after one of them failed
 
 
@@ -209,8 +210,10 @@ def side_by_side(driver: nodes.Driver, watch: Watch, slots: Slots, calls: Sequen
             time.sleep(pause_s)
             begin(call, attempts)
     finally:
-        for _, _, placement in waiting.values():
-            remove_placement_group(placement)
+        left = [placement for _, _, placement in waiting.values()]
+        removal = threading.Thread(target=lambda: [*map(remove_placement_group, left)], daemon=True)
+        removal.start()
+        removal.join(REMOVAL_S)  # Ray may have ended, by the signal that ends this
 
 
 def _failure(done: Any, watch: Watch, what: str) -> Failure | None:
