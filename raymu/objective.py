@@ -221,7 +221,10 @@ def both(retain_acc: float, probe_forget_acc: float) -> tuple[float, float]:
 
 def pair(row: Mapping[str, Any]) -> tuple[float, float]:
     """Retain accuracy and 1 - probe-forget accuracy of a row, on validation."""
-    return both(float(row["val_retain_acc"]), float(row["val_probe_forget_acc"]))
+    found = row["val_retain_acc"], row["val_probe_forget_acc"]
+    if None in found:
+        raise InputError(f"trial {row.get('trial_id')} has no retain or probe-forget accuracy, which this needs")
+    return both(*map(float, found))
 
 
 HMEAN = Objective(hmean, forgets=("classes",))

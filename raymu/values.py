@@ -172,7 +172,7 @@ def subset_in_words(scenario: Mapping[str, Any], names: Sequence[str] = ()) -> s
 
 def _named(classes: Sequence[int], names: Sequence[str]) -> str:
     """Names of classes by their numbers, or the number where there is no name; of many the first ones."""
-    first = [names[number] if number < len(names) else str(number) for number in classes[:MOST_NAMED]]
+    first = [names[number] if 0 <= number < len(names) else str(number) for number in classes[:MOST_NAMED]]
     more = f", ... ({len(classes)} in all)" if len(classes) > MOST_NAMED else ""
     return ", ".join(first) + more
 

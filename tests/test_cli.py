@@ -15,7 +15,7 @@ import tomllib
 
 import pytest
 from conftest import REPOSITORY, asked
-from test_ranking import confirmed, stored
+from test_ranking import confirmed, row, stored
 
 from raymu import __version__, methods, scenarios
 from raymu.cli import doctor, main, sweep_main
@@ -355,6 +355,16 @@ def test_a_thing_of_the_users_with_a_name_of_raymus_is_told(tmp_path, caplog) ->
     scenarios.load(tmp_path / "own.py")
     assert scenarios.get("digits").forget == (8,)
     assert f"digits is the scenario of {tmp_path / 'own.py'} now, and not raymu's" in caplog.text
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(raymu, tmp_path) -> None:
+    for name in ("[y]", "[red]x", "[/]", ":smile:"):
+        with writer.Store(tmp_path / "s" / name, asked(), resume=False) as rows:
+            rows.append(row(0, 0.9, 0.1) | {"trial_id": f"{name}-0000", "status": "error", "config": {name: 1}})
+        for command in ("results", "status"):
+            printed = raymu(command, "s", COLUMNS="200")
+            assert printed.returncode == 0, printed.stderr
+            assert name in printed.stdout
 
 
 def test_results_in_every_form(raymu, storage) -> None:

@@ -35,7 +35,7 @@ from raymu.values import content_hash
 
 HOSTILE: list[Any] = [
     None, 5, -1, 0, 10**400, 1.5, True, "", "x", "../../x", "a\nb", "é\u202e", "9" * 400, ".inf", [], [5], {}, {"a": 1},
-    [[[]]], ["x", None], {"": None}, "=1+1", "[red]x[/]", "\x00",
+    [[[]]], ["x", None], {"": None}, "=1+1", "[red]x[/]", "[/x]", ":x:", "\x00",
 ]  # fmt: skip
 RAW = [
     b"",
@@ -222,7 +222,7 @@ def test_rows_without_a_column(end, tmp_path, needed) -> None:
 
 VALUES = [
     "", "0", "-1", "1", "2", "nan", "inf", "-inf", "1e400", "9" * 400, "0x1", "1_0", "٣", "é\u202e", "a" * 5000, "../x",
-    "/proc/x", "/etc/passwd", ".", "missing", "binary", "deep.yaml", "own.py", "[red]x[/]", "{}", "[]", "null", ",",
+    "/proc/x", "/etc/passwd", ".", "missing", "binary", "deep.yaml", "own.py", "[/x]", "{}", "[]", "null", ",",
     "1,2", "0,0", "3:1", "lr=1:2", "lr=", "=", "lr=a:b", "lr=nan:1", "salun", "SalUn", "digits", "tpe", "grid", "auto",
     "none", "removal", "hmaen", "s3://", "gs://", "s3://a:b@", "file:///x", "sqlite://", "--", "-", "\n", "a\tb",
     "images",

@@ -1,11 +1,15 @@
 """What a trial gets of a cluster."""
 
+import contextlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +17,7 @@ from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from rich.console import Console
@@ -24,6 +29,7 @@ from raymu.distributed.watch import Watch
 from raymu.engines import Options
 from raymu.errors import InputError
 from raymu.protocol import Protocol
+from raymu.results import reader
 from raymu.storage import locate
 from raymu.tuning import driver, references
 
@@ -226,3 +232,58 @@ def test_a_directory_for_ray(tmp_path, monkeypatch, variable, value, said) -> No
     with pytest.raises(InputError, match=said) if said else nullcontext(), session_module._directory() as directory:
         assert Path(directory).parent.parent == Path("/tmp")
         assert Path(directory).parent.stat().st_mode & 0o777 == 0o700
+
+
+# What ends Ray
+
+
+@contextlib.contextmanager
+def sweeping(directory: Path, said: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep with a Ray of its own, in a session of its own, that has said so."""
+    command = [sys.executable, "-m", "raymu", "sweep", "random_label", "--trials", "3", "--concurrent", "1", "--resume"]
+    env = os.environ | {"RAY_ADDRESS": "local", "RAYMU_CACHE": str(directory / "cache")}
+    with (
+        open(directory / "said", "w") as out,
+        subprocess.Popen(
+            command, cwd=directory, env=env, stdout=out, stderr=PIPE, text=True, start_new_session=True
+        ) as one,
+    ):
+        deadline = time.monotonic() + 200
+        while said not in (directory / "said").read_text():
+            assert one.poll() is None, one.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        try:
+            yield one
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("said", ["trials at once", "[1/3"], ids=["references", "trials"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_ends_a_sweep_as_one_to_the_driver(tmp_path: Path, number: int, said: str) -> None:
+    """As systemd, Slurm and a closed terminal send it, to Ray as well."""
+    with sweeping(tmp_path, said) as sweep:
+        time.sleep(2)
+        os.killpg(sweep.pid, number)
+        _, errors = sweep.communicate(timeout=50)
+    assert sweep.returncode == 128 + number
+    assert re.fullmatch(r"interrupted after \d trials; the same command with --resume continues\n", errors)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("program", ["gcs_server", "raylet"])
+def test_a_ray_that_ends_is_a_line(tmp_path: Path, program: str) -> None:
+    """And the sweep goes on where it was."""
+    with sweeping(tmp_path, "[1/3") as sweep:
+        (process,) = (one for one in psutil.Process(sweep.pid).children(recursive=True) if one.name() == program)
+        process.kill()
+        _, errors = sweep.communicate(timeout=50)
+    assert sweep.returncode == 2
+    assert errors.splitlines()[-1] == f"error: Ray has ended here ({program}); the same command with --resume goes on"
+    before = reader.read(tmp_path / "raymu-results" / "random_label")
+    with sweeping(tmp_path, "[3/3") as sweep:
+        assert sweep.wait(60) == 0
+    assert reader.read(tmp_path / "raymu-results" / "random_label")[: len(before)] == before
