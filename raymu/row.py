@@ -4,9 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, get_type_hints
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from raymu import shapes
@@ -119,7 +119,14 @@ def row_of(columns: Columns, unmeasured: Row) -> Row:
 DECLARED = (*dataclasses.fields(Columns), *dataclasses.fields(InSweep))
 
 
-KINDS = {**get_type_hints(Columns), **get_type_hints(InSweep), "config": dict[str, Setting]}
+KINDS = {
+    **get_type_hints(Columns),
+    **get_type_hints(InSweep),
+    "config": dict[str, Setting],
+    "trial": Annotated[int, Field(ge=0, lt=2**63)],
+    "source": Literal["published", "search", "confirmation"],
+    "status": Literal["completed", "stopped", "diverged", "error"],
+}
 NEEDED = (  # what is shown and ranked goes by these
     *("trial_id", "trial", "source", "confirms", "method", "model_seed", "forget", "forget_share", "seed"),
     *("config", "status", "objective", "score"),

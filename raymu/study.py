@@ -27,7 +27,7 @@ from raymu.objective import REMOVAL, Objective
 from raymu.results import reader
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
-from raymu.row import IDENTITY, MADE_WITH, Row, misfit
+from raymu.row import IDENTITY, MADE_WITH, Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
 from raymu.trial import check, run_trial
@@ -169,8 +169,6 @@ class Trial:
         Raises:
             InputError: the row was changed, or method or scenario are no longer those that made it.
         """
-        if said := misfit(dict(row), ()):
-            raise InputError(f"the config is damaged ({said})")
         if method is None and "method" not in row:
             raise InputError("the row does not say its method; name one")
         chosen = method or methods.get(row["method"])
@@ -186,9 +184,11 @@ class Trial:
         kind: Any = {"head": head or row.get("head", "linear"), "train": train or row.get("train", "all")}
         chosen.check_options(**kind)
         config = row["config"] if "config" in row else chosen.published_config(task, kind["head"])
+        if not isinstance(known := row.get("metrics", {}), Mapping):
+            raise InputError(f"metrics are names with digests, not {known!r}")
         with from_a_row():
             scored_by = objective or objectives.get(row.get("objective", objectives.default(task.has_retrained).name))
-            measured = tuple(map(metrics.get, row.get("metrics", {})))
+            measured = tuple(map(metrics.get, known))
         return cls(
             chosen.from_config(config, **kind),
             task,

@@ -160,7 +160,7 @@ def best(
         if as_json:
             typer.echo(json.dumps(rows if rule == "pareto" else rows[0], indent=2))
         elif as_yaml:
-            typer.echo(yaml.safe_dump(rows[0], sort_keys=False), nl=False)
+            typer.echo(yaml.safe_dump(dict(rows[0]), sort_keys=False), nl=False)
         else:
             _print(_heading(number, found))
             for row in rows:
