@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from search_tables import EPOCHS, TABLES
+from search_tables import EPOCHS, SETTINGS, TABLES
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel, Matern, WhiteKernel
 
@@ -251,6 +251,8 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     given = parser.parse_args()
     for path in sorted(TABLES.glob("*.jsonl")):
+        if path.read_text().count("\n") <= SETTINGS:
+            continue  # it is still being made
         for objective in (REMOVAL, HMEAN):
             table = Table(path, objective)
             at_random = [replay(table, "random", "none", seed, given.slots) for seed in range(given.seeds)]
