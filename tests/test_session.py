@@ -282,7 +282,7 @@ def test_a_ray_that_ends_is_a_line(tmp_path: Path, program: str) -> None:
         process.kill()
         _, errors = sweep.communicate(timeout=50)
     assert sweep.returncode == 2
-    assert errors.splitlines()[-1] == f"error: Ray has ended here ({program}); the same command with --resume goes on"
+    assert errors.splitlines()[-1] == f"error: Ray has ended here ({program}); the same command with --resume continues"
     before = reader.read(tmp_path / "raymu-results" / "random_label")
     with sweeping(tmp_path, "[3/3") as sweep:
         assert sweep.wait(60) == 0

@@ -161,7 +161,7 @@ def _end_with_ray(over: threading.Event, directory: str | None) -> None:
         dead = ESSENTIAL & {kind for kind, _ in node.dead_processes()}
         # A signal that ended both is told of by the main thread, which ignores further ones.
         if dead and not over.wait(TOLD_S) and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-            said = f"Ray has ended here ({', '.join(dead)}); the same command with --resume goes on"
+            said = f"Ray has ended here ({', '.join(dead)}); the same command with --resume continues"
             print(f"error: {said}", file=sys.stderr, flush=True)
             node.kill_all_processes(check_alive=False)
             shutil.rmtree(str(directory), ignore_errors=True)
