@@ -76,8 +76,8 @@ class Protocol:
         objective: what is maximised, on validation; one of `raymu.objective.OBJECTIVES` also by name.
         confirmation: what is run again.
         metrics: what is measured beside raymu's own metrics.
-        patience: a search begins no trial any more when so many in a row were expected to improve on the best score by
-            less than its noise (`expected_gain` of a row); None: it tries all settings.
+        patience: number of trials in a row with an expected improvement below the noise of the best score (the column
+            `expected_gain` below 1), after which a search begins no further trial; None: it tries all settings.
 
     Raises:
         InputError: a value that cannot work.

@@ -20,10 +20,10 @@ def misfit(content: Any, kind: Any) -> str:
 
 
 def parsed(content: bytes, kind: Any) -> Any:
-    """What a JSON object holds of the fields that its kind declares.
+    """The fields of a JSON object that its kind declares; all others are left out.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is no JSON, or not of its kind.
     """
     try:
         return _adapter(kind).validate_json(content, strict=True)

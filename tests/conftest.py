@@ -65,7 +65,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def asked(trials: int = 2, **fields: Any) -> dict[str, Any]:
-    """What the least `sweep.json` says; `fields` are of its protocol."""
+    """The smallest `sweep.json` that can be read; `fields` are added to its protocol."""
     protocol = {"trials": trials, "search_seeds": [0], "objective": "hmean"}
     protocol["confirmation"] = {"seeds": 0, "originals": 0, "top": 1}
     return {"method": "salun", "scenario": {"name": "digits", "model_seed": 0}, "protocol": protocol | fields}

@@ -81,7 +81,7 @@ class Sweep:
         raise TimeoutError(f"no {kind} to kill")
 
     def _has_cost_an_attempt(self, kind: str, failures: int) -> bool:
-        """Whether the kill was one; not, where the trial had ended just before. The next is of a sweep that goes on."""
+        """Whether the kill ended an attempt: not where the trial had ended just before. Waits until that is known."""
         if kind == DRIVER:
             self.driver.wait()
             self.start("--resume")

@@ -108,7 +108,7 @@ def test_a_trial_tells_of_shorter_runs(status: str) -> None:
 
 
 def test_the_expected_gain_is_an_integral_over_what_is_not_known() -> None:
-    """Of a score that is one accuracy: its improvement, and its noise, by quadrature over normal distributions."""
+    """The score is one accuracy; its improvement and its noise are integrals over normal distributions."""
 
     def kept(retain_acc: float) -> float:
         return retain_acc

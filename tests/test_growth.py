@@ -74,7 +74,7 @@ def row_of(sweep: Sweep, seed: int, number: int, config: dict[str, Any], judge: 
 def searched(sweep: Sweep, rows: list[dict[str, Any]], most: int = 1000) -> list[dict[str, Any]]:
     """The rows and at most so many more, as the driver goes on from these rows: one trial at a time."""
     for seed in sweep.protocol.search_seeds:
-        done = remaining.of_search(seed, rows)
+        done = reader.of_search(seed, rows)
         sampler = sweep.sampler(seed, done)
         judge = scheduler(sweep.protocol.scheduler, sweep.longest, done)
         for number in itertools.islice(remaining.missing(sweep, seed, rows, ()), most):

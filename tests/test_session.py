@@ -239,7 +239,7 @@ def test_a_directory_for_ray(tmp_path, monkeypatch, variable, value, said) -> No
 
 @contextlib.contextmanager
 def sweeping(directory: Path, said: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep with a Ray of its own, in a session of its own, that has said so."""
+    """A running sweep that has printed `said`. It starts its own Ray, and both are a process group."""
     command = [sys.executable, "-m", "raymu", "sweep", "random_label", "--trials", "3", "--concurrent", "1", "--resume"]
     env = os.environ | {"RAY_ADDRESS": "local", "RAYMU_CACHE": str(directory / "cache")}
     with (

@@ -154,7 +154,7 @@ def _set_again(number: int) -> None:
 
 def _end_with_ray(over: threading.Event, directory: str | None) -> None:
     """End this process with a line where the local Ray ends before it is `over`, for want of memory or by `ray stop`.
-    Ray would end it as well, a minute later and with pages of its own. All rows are stored.
+    Else Ray's own code ends it after a minute, and prints pages. No row is lost: each is stored when its trial ends.
     """
     node: Any = ray._private.worker._global_node
     while not over.wait(LOOK_S):

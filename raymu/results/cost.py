@@ -51,8 +51,8 @@ def spent(rows: Iterable[Row]) -> Spent | None:
 
 
 def expects_nothing(rows: Iterable[Row], patience: int) -> bool:
-    """Whether so many trials of a search, the last ones, were all expected to improve on its best score by less than
-    that score's noise.
+    """Whether each of the last `patience` trials of a search had an expected improvement below the noise of its best
+    score.
     """
     gains = [row.get("expected_gain") for row in sorted(rows, key=lambda row: row["trial"])]
     return len(gains) >= patience and all(gain is not None and gain < 1 for gain in gains[-patience:])

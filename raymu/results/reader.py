@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,6 +177,11 @@ def _warn(line: str) -> None:
 def search_rows(sweep: SweepResults) -> list[Row]:
     """The rows of the search, the published setting included; no confirmation."""
     return [row for row in sweep.rows if row.get("source") != "confirmation"]
+
+
+def of_search(seed: int, rows: Iterable[Row]) -> list[Row]:
+    """The rows of one search."""
+    return [row for row in rows if row["search_seed"] == seed]
 
 
 def loaded(results: Results) -> list[SweepResults]:

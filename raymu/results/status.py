@@ -70,7 +70,7 @@ def _status(name: str, storage: Location, files: Sequence[str]) -> Status:
         rows = read_rows(directory, parts_among(list(files)), seal, ("ended_s",))
         ended = read_json(directory, ENDED, seal)
         progress = read_json(directory, PROGRESS, seal) or {}
-    protocol = identity.get("protocol", {})
+    protocol = identity["protocol"]
     silent_s = max(0.0, time.time() - progress["time"]) if progress else None
     search = [row for row in rows if row.get("source") != "confirmation"]
     scores = (row["score"] for row in search if row["status"] == "completed" and row["score"] is not None)
@@ -78,7 +78,7 @@ def _status(name: str, storage: Location, files: Sequence[str]) -> Status:
         name=name or storage.name,
         state="ended" if has_ended(identity, ended) else _state(silent_s),
         searched=len(search),
-        trials=protocol.get("trials", len(search)) * len(protocol.get("search_seeds", [0])),
+        trials=protocol["trials"] * len(protocol["search_seeds"]),
         confirmed=len(rows) - len(search),
         best=max(scores, default=None),
         ended_s=max((row["ended_s"] for row in rows if row.get("ended_s")), default=None),

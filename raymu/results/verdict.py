@@ -11,7 +11,7 @@ from raymu.results.cost import expects_nothing
 from raymu.results.groups import said_of_part
 from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import Ranked
-from raymu.results.reader import SweepResults, search_rows
+from raymu.results.reader import SweepResults, of_search
 from raymu.results.tables import fixed, interval
 from raymu.row import values
 
@@ -174,9 +174,12 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     if said := said_of_part(sweeps):
         yield f"{said[0].upper()}{said[1:]}."
     for sweep in sweeps:
-        if (patience := sweep.identity.get("protocol", {}).get("patience")) and any(ended := _ended(sweep, patience)):
+        protocol = sweep.identity.get("protocol", {})
+        patience = protocol.get("patience")
+        searches = [of_search(seed, sweep.rows) for seed in protocol["search_seeds"]] if patience else []
+        if ended := [str(len(rows)) for rows in searches if expects_nothing(rows, patience)]:
             yield (
-                f"{sweep.name}: its search ended after {listed(map(str, filter(None, ended)))} trials, as the last"
+                f"{sweep.name}: its search ended after {listed(ended)} trials, as the last"
                 f" {patience} were expected to improve on the best score by less than its noise (--trials auto)."
             )
     if hours := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_hours"))}:
@@ -224,13 +227,6 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     ]
     if named:
         yield f"“Published” is what the authors' code says, or else the paper's table: {', '.join(named)}."
-
-
-def _ended(sweep: SweepResults, patience: int) -> list[int]:
-    """Numbers of trials of the searches that nothing more was expected of; of another search 0."""
-    rows = search_rows(sweep)
-    searches = [[row for row in rows if row["search_seed"] == seed] for (seed,) in values(rows, ["search_seed"])]
-    return [len(search) * expects_nothing(search, patience) for search in searches]
 
 
 def _ended_badly(ranked: Sequence[Ranked]) -> Iterator[tuple[str, int, int, int]]:

@@ -30,7 +30,7 @@ from raymu.distributed.session import Resources, Sharing, fit_to_cluster, sessio
 from raymu.distributed.watch import Watch
 from raymu.errors import InputError, NodeError, StorageError
 from raymu.models import compatibility, pretrained
-from raymu.results import files, writer
+from raymu.results import files, reader, writer
 from raymu.results.identity import CONFIRMATIONS, place_of
 from raymu.row import Row
 from raymu.scenario import Scenario
@@ -234,7 +234,7 @@ class _Run:
         """Run the trials of one search that are missing."""
         sweep, protocol, everything = self._sweep, self._sweep.protocol, self._rows.read()
         missing = remaining.missing(sweep, seed, everything, self._retries)
-        done = remaining.of_search(seed, everything)
+        done = reader.of_search(seed, everything)
         references = reference_models.metrics(sweep.scenario, protocol.metrics)
         sampler, numbers_of_search = sweep.sampler(seed, done, references), sweep.trials(seed)
         started = time.monotonic() - remaining.searched_s(done)

@@ -4,6 +4,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from raymu.protocol import Protocol
 from raymu.results.cost import expects_nothing
+from raymu.results.reader import of_search
 from raymu.row import Row
 from raymu.tuning.sweep import Sweep, Task
 
@@ -27,11 +28,6 @@ def unconfirmed(sweep: Sweep, rows: Sequence[Row]) -> list[Task]:
     """The runs of the confirmation that have no row yet."""
     done = {row["trial"] for row in rows}
     return [task for task in sweep.confirmations(rows) if task.number not in done]
-
-
-def of_search(seed: int, rows: Iterable[Row]) -> list[Row]:
-    """The rows of one search."""
-    return [row for row in rows if row["search_seed"] == seed]
 
 
 def is_spent(protocol: Protocol, rows: Sequence[Row], now_s: float = 0.0) -> bool:

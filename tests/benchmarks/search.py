@@ -195,7 +195,7 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
     suggests = sampler(protocol, seed, table.ranges, done, table.references)
     judge: Any = scheduler(stops, table.longest, [])
     found, running, events, spent, now, begun = list[Found](), dict[int, Trial](), [], 0.0, 0.0, 0
-    while events or begun < TRIALS:
+    while True:
         while begun < TRIALS and len(running) < slots and not remaining.is_spent(protocol, done):
             others = [one.method.config for one in running.values()]
             setting = suggests.suggest(begun, others) if begun else {}

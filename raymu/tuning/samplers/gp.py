@@ -67,9 +67,9 @@ class GP(Sampler):
     def suggest(self, place: int, running: Sequence[Setting] = ()) -> Setting:
         """See Sampler."""
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place))
-        if place <= INITIAL or len(learnt.said) < FEWEST:
+        if self._is_first(place):
             return self._initial(place)
-        begun = [setting for setting in running if lies_in(self._ranges, setting)]
+        begun = self._within(running)
         taken = {self._key(setting) for setting in (*(row["config"] for row in self._done), *begun)}
         found = [one for one in self._candidates(learnt, generator) if self._key(one) not in taken]
         if not found:  # all of a small space is known
@@ -91,10 +91,9 @@ class GP(Sampler):
     def gain(self, place: int, setting: Setting, running: Sequence[Setting] = ()) -> float | None:
         """See Sampler."""
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place, 1))
-        if place <= INITIAL or len(learnt.said) < FEWEST or not learnt.best:
+        if self._is_first(place) or not learnt.best:
             return None
-        begun = [one for one in running if lies_in(self._ranges, one)]
-        means, errors = learnt.at(self._points([setting]), self._points(begun))
+        means, errors = learnt.at(self._points([setting]), self._points(self._within(running)))
         deviations = generator.normal(size=(len(means), GAIN_DRAWS))
         gain = np.maximum(self._scores(means + deviations * errors) - learnt.best, 0.0).mean()
         noise = self._scores(learnt.best_again(deviations)).std()
@@ -104,6 +103,14 @@ class GP(Sampler):
         if self._read < len(self._done):
             self._read, self._learnt = len(self._done), self._learn()
         return self._learnt
+
+    def _is_first(self, place: int) -> bool:
+        """Whether a setting is drawn before anything is learnt."""
+        return place <= INITIAL or len(self._up_to_date().said) < FEWEST
+
+    def _within(self, settings: Sequence[Setting]) -> list[Setting]:
+        """Settings that lie in the space."""
+        return [one for one in settings if lies_in(self._ranges, one)]
 
     def _scores(self, scaled: Array) -> Array:
         """Scores (m,) of m trials by their scaled columns (columns, m)."""
@@ -182,8 +189,10 @@ class _Learnt:
         return means, errors
 
     def best_again(self, deviations: Array) -> Array:
-        """Scaled columns (columns, m) of the best trial, run m times more: with so much of their noise's standard
-        deviation (columns, m).
+        """Scaled columns (columns, m) of the best trial, had it run m times more.
+
+        Args:
+            deviations: the noise of each run (columns, m), in standard deviations of the column's noise.
         """
         place = np.argmax(self._completed)
         again = zip(self._processes, deviations, strict=True)
