@@ -10,6 +10,7 @@ that names this version: it is written last and in one step, so that a reader ne
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -20,12 +21,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from raymu.errors import InputError
 from raymu.storage import Location, copy_directory, insist, locate, read_if_there, write_bytes
+from raymu.values import expanded
 
 VERSION = "v4"  # raise it when the meaning of anything below changes
 HASHES = "hashes.json"
@@ -39,7 +44,11 @@ _mirrored: set[str] = set()  # names of entries that the mirror has, as far as t
 
 def base() -> Path:
     """`$RAYMU_CACHE`, or `~/.cache/raymu`."""
-    return Path(os.environ.get("RAYMU_CACHE") or Path.home() / ".cache" / "raymu").expanduser().absolute()
+    given = os.environ.get("RAYMU_CACHE")
+    try:
+        return expanded(given or "~/.cache/raymu").absolute()
+    except InputError as error:
+        raise InputError(str(error) if given else "there is no home directory: RAYMU_CACHE names the cache") from error
 
 
 def root() -> Path:
@@ -118,8 +127,10 @@ def atomically(entry: Path, build: Callable[[Path], None], is_there: Callable[[P
             unfinished.mkdir()
             try:
                 build(unfinished)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk others need the room
+                if isinstance(error, OSError) and error.errno and error.filename is None:
+                    error.filename = str(unfinished)
                 raise
             shutil.rmtree(entry, ignore_errors=True)  # damaged
             os.replace(unfinished, entry)
@@ -188,7 +199,17 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         place = tensor.untyped_storage().data_ptr()
         written[name] = tensor.clone() if place in taken else tensor
         taken.add(place)
-    save_file(written, path)
+    path.write_bytes(save(written))  # save_file raises no OSError, and lets no other user read
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as a file of NumPy's (no pickle)."""
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        if error.errno is None:  # NumPy's own, where the disk is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def load_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:

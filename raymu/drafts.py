@@ -12,6 +12,7 @@ from raymu.errors import InputError
 from raymu.models import checkpoint
 from raymu.scenarios import architecture_of, file_of
 from raymu.storage import locate
+from raymu.values import expanded
 
 HELD_OUT = 0.2  # share of the training images for the test, where the data bring no test set
 
@@ -63,7 +64,7 @@ def draft(data: str, original: Path | None, architecture: str | None, directory:
     lines += [f"forget = [{_toml(found.class_names[0] if found.class_names else 0)}]  # what has to go"]
     if not found.has_test:
         lines += [f"test_share = {HELD_OUT}  # of the training images, since the data bring no test set"]
-    path = data if "://" in data else str(Path(data).expanduser().absolute())
+    path = data if "://" in data else str(expanded(data).absolute())
     lines += ["", "[data]", f"format = {_toml(found.format)}", f"path = {_toml(path)}"]
     if found.class_names:
         lines += [f"classes = {_toml(found.class_names)}"]
@@ -79,7 +80,7 @@ def draft(data: str, original: Path | None, architecture: str | None, directory:
 
 
 def _look(data: str) -> _Found:
-    path = Path(data).expanduser()
+    path = expanded(data)
     if path.suffix == ".npz":
         of = npz.describe(path)
         return _Found("npz", of.class_names, (), of.classes, (of.channels, of.size, of.size), of.has_test)
@@ -106,7 +107,7 @@ def _in_words(folders: tuple[str, ...]) -> tuple[str, ...]:
 
 def _placed(architecture: str, directory: Path) -> str:
     """The architecture as a scenario file in that directory names it."""
-    attribute, file = architecture.partition(":")[2], file_of(architecture).expanduser()
+    attribute, file = architecture.partition(":")[2], expanded(file_of(architecture))
     is_elsewhere = attribute and file.is_file() and not (directory / file).is_file()
     return f"{file.absolute()}:{attribute}" if is_elsewhere else architecture
 

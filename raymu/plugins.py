@@ -10,13 +10,14 @@ import hashlib
 import importlib.util
 import logging
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from raymu.errors import InputError
+from raymu.errors import InputError, described
 from raymu.values import unknown
 
 _loaded: dict[str, ModuleType] = {}  # the user's files, by their names as modules
@@ -85,9 +86,11 @@ def load(path: Path) -> ModuleType:
         sys.path.insert(0, str(path.parent.resolve()))
         try:
             spec.loader.exec_module(sys.modules[name])
-        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        except BaseException as error:  # whatever the user's own code raises
             del sys.modules[name]
-            raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise InputError(f"{path} cannot be run: {described(error)}") from error
     return _loaded.setdefault(name, sys.modules[name])
 
 
@@ -99,6 +102,13 @@ def add(module: ModuleType) -> None:
 def loaded() -> list[ModuleType]:
     """The user's files that this process has loaded."""
     return list(_loaded.values())
+
+
+def raised_in(error: BaseException) -> str:
+    """'own.py, line 12': the last line of a user's file that an error came through. Empty: through none."""
+    files = {module.__file__ for module in _loaded.values()}
+    lines = [one for one in traceback.extract_tb(error.__traceback__) if one.filename in files]
+    return f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else ""
 
 
 def name_of(thing: Any) -> str:
@@ -124,7 +134,7 @@ def _load(kind: Any, entry: EntryPoint, own: Mapping[str, Any]) -> Any:
     try:
         thing = entry.load()
     except Exception as error:  # whatever a package raises
-        raise InputError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise InputError(f"{what} cannot be loaded: {described(error)}") from error
     found = {name_of(thing): thing}
     if isinstance(thing, ModuleType):
         found = _defined_in(thing, kind, own)

@@ -27,7 +27,7 @@ from raymu.data import formats, listed
 from raymu.errors import InputError
 from raymu.models import given
 from raymu.scenario import NONE, SCENARIOS, Recipe, Scenario
-from raymu.values import checked, unknown
+from raymu.values import checked, expanded, unknown
 
 SUFFIX = ".toml"
 TABLES = ("data", "recipe", "model_args")
@@ -116,9 +116,9 @@ def _scenario(content: Mapping[str, Any], directory: Path) -> Scenario:
         raise InputError(f"original_rows names {rows} outputs, the data have {classes} classes")
     for which in ("original", "retrained"):
         file = checked(which, content.get(which, ""), str)
-        said[which] = file if file in ("", NONE) else given.keep(task, directory / Path(file).expanduser())
+        said[which] = file if file in ("", NONE) else given.keep(task, directory / expanded(file))
     if samples := checked("forget_samples", content.get("forget_samples", ""), str):
-        said["forget_samples"] = listed.keep(directory / Path(samples).expanduser())
+        said["forget_samples"] = listed.keep(directory / expanded(samples))
     if said["original"] == NONE:
         raise InputError("original is a file; left out, it is trained by [recipe]")
     return dataclasses.replace(task, **said)

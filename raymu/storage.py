@@ -23,7 +23,8 @@ from pyarrow.fs import (
     copy_files,
 )
 
-from raymu.errors import InputError
+from raymu.errors import InputError, without_secrets
+from raymu.values import expanded
 
 Result = TypeVar("Result")
 
@@ -91,13 +92,14 @@ def locate(location: "Path | str | Location") -> Location:
     if isinstance(location, Location):
         return location
     uri = str(location)
+    shown = without_secrets(re.sub(r"\s", "%20", uri)) if "://" in uri else uri
     try:
-        filesystem, path = FileSystem.from_uri(uri if "://" in uri else str(Path(uri).expanduser().absolute()))
+        filesystem, path = FileSystem.from_uri(uri if "://" in uri else str(expanded(uri).absolute()))
     except (OSError, ValueError, NotImplementedError, ImportError) as error:
         # What pyarrow says may quote the URI, so it is not the cause either: a traceback would print it.
-        raise InputError(f"cannot open {_redacted(uri)}: {_redacted(reason(error))}") from None
+        raise InputError(f"cannot open {shown}: {without_secrets(reason(error).replace(uri, shown))}") from None
     if not path.strip("/") and not isinstance(filesystem, LocalFileSystem):
-        raise InputError(f"cannot open {_redacted(uri)}: it names no bucket")
+        raise InputError(f"cannot open {shown}: it names no bucket")
     if isinstance(filesystem, GcsFileSystem):  # its own limit is 15 minutes
         constructor, (options,) = filesystem.__reduce__()
         filesystem = constructor(options | {"retry_time_limit": timedelta(seconds=REQUEST_S)})
@@ -108,7 +110,7 @@ def locate(location: "Path | str | Location") -> Location:
         options = filesystem.__reduce__()[1][0]
         strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
         filesystem = S3FileSystem(**options | {"allow_delayed_open": True, "retry_strategy": strategy})
-    return Location(filesystem, path.rstrip("/") or path, _redacted(uri))
+    return Location(filesystem, path.rstrip("/") or path, shown)
 
 
 class DamagedError(ValueError):
@@ -222,7 +224,7 @@ def mendable(doing: str, directory: Location) -> Iterator[None]:
     try:
         yield
     except (OSError, ArrowException, DamagedError) as error:
-        raise InputError(f"cannot {doing} {directory}: {_redacted(reason(error))}") from error
+        raise InputError(f"cannot {doing} {directory}: {without_secrets(reason(error))}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -230,9 +232,3 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return re.split(r"\n| \(Request ID", str(error))[0]
-
-
-def _redacted(text: str) -> str:
-    """A text without the key and secret of a URI in it, and without parameters that may be secret."""
-    text = re.sub(r"://([^/:@]*:.*|[^/@]*)@", "://***@", text, flags=re.DOTALL)
-    return re.sub(r"([?&](?!endpoint_override=|region=|scheme=)[^=&\s]*=)[^&\s']*", r"\1***", text)

@@ -9,7 +9,7 @@ import torch
 from raymu import devices, engines, heartbeat, memory, reference_models, source, splits
 from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
-from raymu.errors import Diverged, InputError
+from raymu.errors import Diverged, InputError, described
 from raymu.evaluation import Metric, columns, evaluate, evaluate_quickly, gaps
 from raymu.evaluation.metrics import check_new
 from raymu.method import Method
@@ -85,7 +85,7 @@ def run_trial(
     here = devices.describe(reference_models.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options) | here
     unlearned: torch.nn.Module | None = None
-    spared_s = 0.0
+    spared_s, reports = 0.0, False
 
     def clock() -> None:
         row["wall_s"] = time.perf_counter() - started
@@ -120,6 +120,12 @@ def run_trial(
             row["evaluate_s"] += time.perf_counter() - before
             clock()
 
+        def told() -> None:
+            nonlocal reports
+            reports = True
+            report({**row, "status": "stopped"})
+            reports = False
+
         def end_of_epoch(epoch: int) -> None:
             nonlocal kept, spared_s
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
@@ -127,7 +133,7 @@ def run_trial(
                 measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
                 if setting := method.shorter(epoch):
                     row["shorter"].append(setting | objective.own(row))
-                report({**row, "status": "stopped"})
+                told()
             is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
             if checkpoints is not None and workers.broadcast(is_due):
                 clock()
@@ -159,10 +165,10 @@ def run_trial(
         row.update(unmeasured(metrics), status="diverged", score=0.0, error=str(divergence))
     except OF_THE_MACHINE:
         raise
-    except Exception as error:  # whatever a method raises belongs to its row; the sweep goes on
-        if workers.rank > 0:
-            raise  # the first worker writes the row, and cannot know
-        row.update(unmeasured(metrics), status="error", score=None, error=f"{type(error).__name__}: {error}")
+    except BaseException as error:  # whatever a method raises belongs to its row, sys.exit as well; the sweep goes on
+        if workers.rank > 0 or reports or isinstance(error, KeyboardInterrupt):
+            raise  # of several workers the first one writes the row, and cannot know
+        row.update(unmeasured(metrics), status="error", score=None, error=described(error))
         row["traceback"] = traceback.format_exc()
     clock()
     return row, unlearned
@@ -177,11 +183,11 @@ def check(scenario: Scenario, method: type[Method], objective: Objective, metric
             another column.
     """
     check_kind(scenario)
-    names = [scenario.name, scenario.dataset_name, scenario.architecture_name]
-    if not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"a scenario, its dataset and its architecture need names, not {names}")
     if not (isinstance(method, type) and issubclass(method, Method) and method.unlearn is not Method.unlearn):
         raise InputError(f"a method is a class with an unlearn of its own below raymu.Method, not {method!r}")
+    names = [scenario.name, scenario.dataset_name, scenario.architecture_name, method.name()]
+    if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in names):
+        raise InputError(f"a scenario, its dataset, its architecture and a method need names, not {names}")
     if not isinstance(objective, Objective):
         raise InputError(f"an objective is a raymu.Objective, not {objective!r}")
     check_new(metrics)

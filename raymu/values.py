@@ -6,9 +6,11 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -190,3 +192,17 @@ def given_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def content_hash(content: Any) -> str:
     """12 hex digits over what can be written as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def expanded(path: Path | str) -> Path:
+    """A path of this machine without `~`.
+
+    Raises:
+        InputError: it is a URI, or nobody knows where that home directory is.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(path)):
+        raise InputError(f"{path} is no file or directory of this machine")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no such home directory") from error

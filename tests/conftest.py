@@ -147,3 +147,24 @@ def raymu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The `raymu` command in this process, which has to refuse what it is given in one line, and to leave nothing; it
+    returns the line.
+    """
+
+    def run(*arguments: str) -> str:
+        place = tmp_path / "empty"
+        place.mkdir()
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", ["raymu", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert list(place.iterdir()) == []
+        return line
+
+    return run

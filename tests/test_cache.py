@@ -7,11 +7,13 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_store import s3
 
 from raymu import cache, reference_models, splits
+from raymu.errors import InputError
 from raymu.storage import Location, locate, read_if_there, write_bytes
 
 __all__ = ["s3"]  # a fixture
@@ -194,6 +196,38 @@ def test_references_are_trained_once_for_all_clusters(quick, quick_references, t
     prepared = splits.prepare(quick)
     assert reference_models.are_ready(prepared)
     assert reference_models.metrics(prepared) == quick_references.metrics
+
+
+def test_tensors_are_for_whom_the_umask_says_and_a_full_disk_is_the_systems_error(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        cache.save_tensors(tmp_path / "tensors", {"one": torch.ones(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "tensors").stat().st_mode & 0o777 == 0o666
+    full = tmp_path / "full.npy"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        cache.save_tensors(full, {"one": torch.ones(99)})
+    with pytest.raises(OSError, match="No space left on device"):
+        cache.save_array(full, np.ones(10**6))
+
+
+def test_a_full_disk_is_named(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space") as full:
+        cache.atomically(small_disk / "entry", lambda path: (path / "large").write_bytes(bytes(2**24)) and None)
+    assert str(small_disk) in str(full.value.filename)
+
+
+@pytest.mark.parametrize("given", ["", "~nobody-of-this-name/cache"])
+def test_a_cache_that_has_no_home_is_a_line(given: str, monkeypatch) -> None:
+    def unknown(path: str) -> str:
+        return path
+
+    monkeypatch.setenv("RAYMU_CACHE", given)
+    monkeypatch.setattr(os.path, "expanduser", unknown)  # as of a user without an entry and without HOME
+    with pytest.raises(InputError, match="RAYMU_CACHE names the cache" if not given else "no such home directory"):
+        cache.base()
 
 
 def test_the_cache_can_be_moved(tmp_path: Path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from test_ranking import confirmed, row, stored
 from raymu import __version__, methods, scenarios
 from raymu.cli import doctor, main, sweep_main
 from raymu.cli.program import console
+from raymu.errors import without_secrets
 from raymu.evaluation import columns
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
@@ -27,6 +29,66 @@ from raymu.protocol import Protocol
 from raymu.results import files, reader, writer
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("s3://K:SECRET@bucket/x?token=SECRET&region=here: no", "s3://***@bucket/x?token=***&region=here: no"),
+        ("s3://K:SECRET/bucket", "s3://K:***/bucket"),
+        ("s3://K:SECRET", "s3://K:***"),
+        ("s3:/K:SECRET@bucket/x", "s3:/***@bucket/x"),
+        ("K:SECRET@bucket/x", "***@bucket/x"),
+        ("s3://bucket/x?token='SECRET", "s3://bucket/x?token=***"),
+        ("s3://bucket/x#token=SECRET", "s3://bucket/x#token=***"),
+        ("s3://bucket/x;SECRET", "s3://bucket/x;***"),
+        ("postgresql+psycopg2://user:SEC/RET@host:5432/x", "postgresql+psycopg2://***@host:5432/x"),
+        ("http://user:SECRET@host:1/x/api/2.0 failed", "http://***@host:1/x/api/2.0 failed"),
+        ("no cluster answers at ray://host:10001: refused", "no cluster answers at ray://host:10001: refused"),
+        ("sqlite:///study.db; --anyway goes on", "sqlite:///study.db; --anyway goes on"),
+        ("own.py:12: lr is 3; is it? a#b", "own.py:12: lr is 3; is it? a#b"),
+    ],
+)
+def test_what_is_said_has_no_secret(said: str, shown: str) -> None:
+    assert without_secrets(said) == shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["best", "s3://K:SECRET/bucket/x"],
+        ["best", "s3:/K:SECRET@bucket/x"],
+        ["best", "s3://bucket/x?token=a SECRET"],
+        ["sweep", "finetune", "--optuna", "nosuch://user:SECRET@host/x"],
+        ["sweep", "finetune", "--optuna", "sqlite://user:SECRET@host:notaport/x"],
+        ["sweep", "finetune", "--mlflow", "//user:SECRET@host/x"],
+        ["sweep", "finetune", "--data-dir", "s3://K:SECRET@bucket/x?token=SECRET"],
+        ["references", "--scenario", "fashion-resnet", "--data-dir", "s3://K:SECRET@bucket/x?token=SECRET"],
+        ["run", "finetune", "--out", "s3://K:SECRET@bucket/x"],
+        ["run", "finetune", "--out", "out", "--config", "s3://K:SECRET@bucket/x"],
+        ["evaluate", "s3://K:SECRET@bucket/x"],
+        ["results", "~nobody-of-this-name/x"],
+        ["run", "finetune", "--out", "~nobody-of-this-name/x"],
+        ["sweep", "finetune", "--tensorboard", "~nobody-of-this-name/x"],
+    ],
+)
+def test_a_refusal_is_a_line_without_secrets_and_leaves_nothing(refused, arguments: list[str]) -> None:
+    assert "SECRET" not in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("def __post_init__(self):\n        raise KeyError('mine')", "own.py, line 5: KeyError: 'mine'"),
+        ("@classmethod\n    def name(cls):\n        raise ValueError('mine')", "own.py, line 6: ValueError: mine"),
+        ("@classmethod\n    def name(cls):\n        return 7", "a method need names, not .*7"),
+    ],
+)
+def test_what_a_users_file_raises_is_a_line(refused, tmp_path, body: str, said: str) -> None:
+    own = tmp_path / "own.py"
+    head = "import raymu\nclass Mine(raymu.Method):\n    paper = 'none'\n"
+    own.write_text(f"{head}    {body}\n    def unlearn(self, run): yield\n")
+    assert re.search(said, refused("run", str(own), "--out", str(tmp_path / "out")))
 
 
 def test_help_is_quick_and_names_every_command(raymu) -> None:

@@ -13,7 +13,8 @@ SOURCES = sorted((REPOSITORY / "raymu").rglob("*.py"))
 
 FLOORS = (  # a folder or file of raymu/ imports itself and what stands on the lines above its own
     "errors modules shapes heartbeat",
-    "row values storage devices environment",
+    "values",
+    "row storage devices environment",
     "cache source plugins memory",
     "workers",
     "architecture data",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -332,12 +333,49 @@ def test_a_mistake_is_one_line(own, before, after, message) -> None:
         ({"y_train": np.zeros((36, 3), np.int64)}, r"have to be whole numbers .N,., not int64 \(36, 3\)"),
         ({"y_train": np.zeros(36, np.int64)}, "no train image is of class 1"),
         ({"y_train": np.array([None] * 36)}, "cannot be read: Object arrays cannot be loaded"),
+        ({"y_train": np.array(3)}, r"y_train are \(\); there has to be one label an image"),
+        ({"y_train": np.zeros(35, np.int64)}, r"y_train are \(35,\); there has to be one label an image"),
+        ({"classes": np.array("abc")}, "have to be names .C,., each of one class, not abc"),
+        ({"classes": np.array(["a", "b", "a"])}, "each of one class, not .'a', 'b', 'a'."),
+        ({"classes": np.array([["a"], ["b"], ["c"]])}, "have to be names .C,."),
     ],
 )
 def test_arrays_that_cannot_work(own, changed, message) -> None:
     with np.load(own / "arrays.npz") as file:
         np.savez(own / "arrays.npz", **{**file, **changed})
     with pytest.raises(InputError, match=message):
+        splits.prepare(scenarios.read(write(own)))
+
+
+def encrypted(file: bytearray) -> None:
+    file[file.index(b"PK\x01\x02") + 8] |= 1
+    file[6] |= 1
+
+
+def packed_otherwise(file: bytearray) -> None:
+    file[file.index(b"PK\x01\x02") + 10] = file[8] = 99
+
+
+def of_more_images(file: bytearray) -> None:
+    place = file.index(b"(36,") if b"(36,  " in file else file.index(b"(36, 16")
+    file[place : place + 3] = b"(99"
+
+
+@pytest.mark.parametrize("blow", [encrypted, packed_otherwise, of_more_images])
+def test_an_archive_that_cannot_be_read_or_lies_is_a_line(own, blow) -> None:
+    """Before a pixel is read: what its header promises might take all memory."""
+    content = bytearray((own / "arrays.npz").read_bytes())
+    blow(content)
+    (own / "arrays.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"arrays.npz (is no npz file|is damaged|cannot be read): ") as error:
+        splits.prepare(scenarios.read(write(own)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(own) -> None:
+    (own / "arrays.npz").unlink()
+    os.mkfifo(own / "arrays.npz")
+    with pytest.raises(InputError, match=r"arrays\.npz is no file"):
         splits.prepare(scenarios.read(write(own)))
 
 

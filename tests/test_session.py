@@ -23,8 +23,9 @@ import ray
 from rich.console import Console
 
 from raymu import reference_models, splits
+from raymu.cli.program import run_program
 from raymu.distributed import session as session_module
-from raymu.distributed.session import Resources, Sharing, fit_to_cluster
+from raymu.distributed.session import Resources, Sharing, fit_to_cluster, session
 from raymu.distributed.watch import Watch
 from raymu.engines import Options
 from raymu.errors import InputError
@@ -182,6 +183,24 @@ def test_another_user_of_the_machine_does_not_get_in(tmp_path: Path) -> None:
                 assert "Permission denied" in ended.stderr
             sweep.communicate("\n")
         assert not Path(found["temp_dir"]).parent.exists()
+
+
+def test_a_signal_while_ray_starts_ends_the_program_as_ever(monkeypatch) -> None:
+    """Ray's own handler exits with the signal's number."""
+
+    def start(**options: Any) -> None:
+        sys.exit(signal.SIGTERM)
+
+    def program() -> None:
+        with session():
+            pass
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        run_program(program)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 @pytest.mark.long  # Ray gives a node 30 s

@@ -802,6 +802,22 @@ def test_rows_are_put_back_where_they_were(tmp_path: Path, monkeypatch) -> None:
         assert trials(reader.read("../mine/sweep")) == [0, 1]
 
 
+def test_rows_are_put_back_by_the_path_that_was_given_though_its_link_leads_elsewhere(tmp_path: Path) -> None:
+    rescue, link = tmp_path / "rescued", tmp_path / "link"
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+    link.symlink_to("before")
+    with Store(link / "sweep", IDENTITY, resume=False, rescue=rescue) as rows:
+        rows.append(row(0))
+        link.unlink()
+        link.symlink_to("after")
+        with pytest.raises(StorageError, match="is gone"):
+            rows.append(row(1))
+    with Store(link / "sweep", IDENTITY, resume=True, rescue=rescue):
+        assert trials(reader.read(tmp_path / "after" / "sweep")) == [0, 1]
+    assert list(rescue.iterdir()) == []
+
+
 def link_to_itself(place: Path) -> None:
     place.symlink_to(place.name)
 

@@ -39,6 +39,25 @@ class Broken(Method):
                 yield torch.nn.functional.cross_entropy(run.model(batch.images), batch.labels)
 
 
+class Unsayable(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), Unsayable(), KeyError("m" * 10**6)])
+def test_whatever_a_method_raises_is_in_its_row(quick, quick_references, error) -> None:
+    class Raises(Broken):
+        def unlearn(self, run: Engine) -> Iterator[Step]:
+            for _ in run.epochs(self.epochs, self.lr):
+                raise error
+            yield
+
+    row, model = run_trial(quick, Raises(), seed=0)
+    assert (row["status"], row["score"], model) == ("error", None, None)
+    assert row["error"].startswith(f"{type(error).__name__}: ")
+    assert len(row["error"]) < 20_000
+
+
 def test_a_row_is_complete(quick, quick_references) -> None:
     row, model = run_trial(quick, SalUn(lr=0.01, epochs=2), seed=3)
     json.dumps(row, allow_nan=False)

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,10 @@ def test_files_that_are_no_checkpoint_or_are_cut_off_are_refused(model: nn.Modul
     assert "is no checkpoint" in refusal_of(tmp_path / "arrays.npz", model)
     assert "is a directory" in refusal_of(tmp_path, model)
     assert "cannot read" in refusal_of(tmp_path / "none.pth", model)
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "is no file" in refusal_of(tmp_path / "pipe.pth", model)
+    torch.save({name: weight.to(torch.complex64) for name, weight in weights.items()}, tmp_path / "complex.pth")
+    assert "numbers of another kind" in refusal_of(tmp_path / "complex.pth", model)
 
 
 def test_a_list_that_holds_itself_ends(tmp_path: Path) -> None:

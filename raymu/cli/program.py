@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from raymu import __version__
-from raymu.errors import InputError, StorageError
+from raymu.errors import InputError, StorageError, described, without_secrets
 
 BY_CTRL_C = 128 + signal.SIGINT
 
@@ -29,7 +29,29 @@ class _Console(Console):
 
 
 console = _Console(markup=False, emoji=False)  # names and paths may look like rich's markup
-app = typer.Typer(
+
+
+class _Program(typer.Typer):
+    """A program whose files and directories are this machine's: `~` is looked up, and a URI refused."""
+
+    def command(self, *given: Any, **more: Any) -> Callable[[Any], Any]:
+        """See Typer."""
+        register = super().command(*given, **more)
+
+        def add(function: Any) -> Any:
+            @functools.wraps(function)
+            def called(**values: Any) -> Any:
+                from raymu.values import expanded
+
+                here = {name: expanded(value) for name, value in values.items() if isinstance(value, Path)}
+                return function(**values | here)
+
+            return register(called)
+
+        return add
+
+
+app = _Program(
     help="Tune machine-unlearning methods fairly. Start with: raymu sweep salun",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,8 +79,9 @@ def main() -> None:
 
 
 def run_program(program: Callable[[], None]) -> None:
-    """Call a program and turn the errors that a user can mend, what the system refuses among them, into one line and
-    exit code 2, and a signal that ends it into 128 + its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """Call a program and turn the errors that a user can mend into one line and exit code 2: what the system refuses
+    and what code in a file of the user's raises are among them. A signal that ends it becomes 128 + its number: 130 for
+    Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
     code = BY_CTRL_C
 
@@ -78,6 +101,11 @@ def run_program(program: Callable[[], None]) -> None:
         _end(str(error))
     except (OSError, MemoryError) as error:
         _end(_refused(error))
+    except Exception as error:
+        plugins = sys.modules.get("raymu.plugins")
+        if plugins and (place := plugins.raised_in(error)):
+            _end(f"{place}: {described(error)}")
+        raise
     except KeyboardInterrupt:
         sys.exit(code)
     except SystemExit as ended:
@@ -88,8 +116,9 @@ def run_program(program: Callable[[], None]) -> None:
 
 
 def _end(reason: str) -> NoReturn:
-    """End with a reason in one line, whatever it quotes."""
-    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in reason.strip())
+    """End with a reason in one line, whatever it quotes, without what in it is secret."""
+    reason = without_secrets(reason).strip()
+    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in reason)
     typer.echo(f"error: {''.join(shown)}", err=True)
     sys.exit(2)
 

@@ -21,7 +21,7 @@ from raymu import cache, source
 from raymu.data.dataset import PARTS, Dataset, Format, Labelled, Transform
 from raymu.data.images import Pixels
 from raymu.errors import InputError
-from raymu.values import content_hash, unknown
+from raymu.values import content_hash, expanded, unknown
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
 READ_WITH = ("numpy", "pillow", "scikit-learn", "torch", "torchvision")  # what another version of them reads may differ
@@ -71,7 +71,7 @@ class ArrayDataset(Dataset):
             if not is_users and latest.get("reader") == self._reader and self.is_ready(self.entry(latest["data"])):
                 return latest["data"]
             directory = latest.get("directory") or cache.root() / "downloads"
-        directory = Path(directory).expanduser().absolute()
+        directory = expanded(directory).absolute()
         try:
             arrays = self.read(directory)
         except InputError:
@@ -102,7 +102,7 @@ class ArrayDataset(Dataset):
 
         def build(unfinished: Path) -> None:
             for key, array in arrays.items():
-                np.save(unfinished / f"{key}.npy", array, allow_pickle=False)
+                cache.save_array(unfinished / f"{key}.npy", array)
 
         counts = {part: len(arrays[f"{part}_labels"]) for part in PARTS if f"{part}_labels" in arrays}
         data = self.described(digest.hexdigest()[:12], counts)

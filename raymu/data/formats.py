@@ -11,7 +11,7 @@ from raymu.data.dataset import Dataset
 from raymu.data.folders import EncodedDataset
 from raymu.errors import InputError
 from raymu.storage import locate
-from raymu.values import Bounds, checked, unknown
+from raymu.values import Bounds, checked, expanded, unknown
 
 FORMATS = ("folders", "shards", "npz", "parquet")
 FIELDS = ("format", "path", "classes")
@@ -41,7 +41,7 @@ def dataset(
     if kind not in FORMATS:
         raise InputError(unknown("format of [data]", kind, list(FORMATS)))
     where = checked("[data] path", table.get("path"), str)
-    where = where if "://" in where else str((directory / Path(where).expanduser()).absolute())
+    where = where if "://" in where else str((directory / expanded(where)).absolute())
     names = checked("[data] classes", table.get("classes", ()), tuple[str, ...])
     seen = _preprocessing({field: table[field] for field in table if field not in FIELDS}, kind)
     if kind == "npz":

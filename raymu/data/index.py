@@ -111,7 +111,7 @@ def build(location: Location) -> Path:
             parts["test"] = parts.pop("val")
         for part, index in parts.items():
             for name, array in index._asdict().items():
-                np.save(entry / f"{part}-{name}.npy", array, allow_pickle=False)
+                cache.save_array(entry / f"{part}-{name}.npy", array)
         cache.save_json(entry / CLASSES, listing.classes or [])
         cache.save_json(entry / NOTES, [str(ignored)] * bool(ignored) + class_order(listing.classes))
 

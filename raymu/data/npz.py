@@ -5,7 +5,9 @@ and `labels` alone. Images are uint8, (N, H, W), (N, H, W, C) or (N, C, H, W); l
 may hold the names of the classes.
 """
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ from raymu.errors import InputError
 
 KINDS = (("images", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
 CLASSES = "classes"
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what numpy raises
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what numpy and zip raise
 
 
 class Description(NamedTuple):
@@ -48,7 +50,7 @@ def describe(path: Path) -> Description:
         raise InputError(f"{path}: its images have {height} x {width} pixels; arrays have to be square")
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = tuple(map(str, file[CLASSES])) if CLASSES in shapes else ()
+            names = _names(file[CLASSES], path) if CLASSES in shapes else ()
             classes = int(_labels(file[labels], f"{path}: {labels}").max()) + 1
             return Description(classes, names, channels, height, "test" in parts)
     except InputError:
@@ -93,29 +95,49 @@ def stamp(path: Path) -> tuple[int, int]:
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays in a file, of which the headers alone are read."""
     shapes = {}
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file")  # a pipe would be waited for
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as file:
                     is_first = np.lib.format.read_magic(file) == (1, 0)
                     header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-                    shapes[name.removesuffix(".npy")] = header(file)[0]
+                    shape, _, kind = header(file)
+                    size = archive.getinfo(name).file_size - file.tell()
+                    if not kind.hasobject and math.prod(shape) * kind.itemsize != size:
+                        said = f"{name} ought to be {shape} {kind}, and holds {size} bytes"
+                        raise InputError(f"{path} is damaged: {said}")
+                    shapes[name.removesuffix(".npy")] = shape
+    except InputError:
+        raise
     except UNREADABLE as error:
         raise InputError(f"{path} is no npz file: {error}") from error
     return shapes
 
 
-def _parts(arrays: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str]]:
+def _parts(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, tuple[str, str]]:
     """Names of images and of labels, by part."""
     found = {}
     for part, words in PARTS.items():
         pairs = [(f"{word}_{x}", f"{word}_{y}") for word in words for x, y in KINDS]
         pairs += [(f"{x}_{word}", f"{y}_{word}") for word in words for x, y in KINDS]
         pairs += KINDS if part == "train" else ()
-        if pair := next((pair for pair in pairs if all(name in arrays for name in pair)), None):
+        if pair := next((pair for pair in pairs if all(name in shapes for name in pair)), None):
             found[part] = pair
     if "train" not in found:
-        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it needs train_images and train_labels")
+        raise InputError(f"{path} holds {', '.join(shapes) or 'nothing'}; it needs train_images and train_labels")
+    for images, labels in found.values():
+        counts = [shapes[name][:1] for name in (images, labels)]
+        if counts[0] != counts[1]:
+            said = f"{images} are {shapes[images]}, {labels} are {shapes[labels]}"
+            raise InputError(f"{path}: {said}; there has to be one label an image")
+    return found
+
+
+def _names(names: NDArray[Any], path: Path) -> tuple[str, ...]:
+    if names.ndim != 1 or len(set(found := tuple(map(str, names)))) < len(names):
+        raise InputError(f"{path}: {CLASSES} have to be names (C,), each of one class, not {names.tolist()}")
     return found
 
 
@@ -139,6 +161,6 @@ def _images(images: NDArray[Any], what: str) -> NDArray[np.uint8]:
 
 
 def _labels(labels: NDArray[Any], what: str) -> NDArray[np.int64]:
-    if labels.dtype.kind not in "iu" or not labels.size or labels.size != len(labels):
+    if labels.dtype.kind not in "iu" or not labels.size or labels.shape[:1] != (labels.size,):
         raise InputError(f"{what} have to be whole numbers (N,), not {labels.dtype} {labels.shape}")
     return labels.reshape(-1).astype(np.int64)

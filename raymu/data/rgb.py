@@ -17,6 +17,7 @@ than 67 million pixels: a file of some kilobytes may hold one that takes all mem
 """
 
 import contextlib
+import warnings
 from typing import BinaryIO
 
 import numpy as np
@@ -51,7 +52,9 @@ def open_image(file: BinaryIO) -> Image.Image:
         Exception: what Pillow raises where it is damaged: OSError, SyntaxError, ValueError, ...
     """
     try:
-        image = Image.open(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error follows
+            image = Image.open(file)
     except UnidentifiedImageError as error:
         raise InputError("it is no image of a kind that Pillow knows") from error
     width, height = image.size

@@ -13,7 +13,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import ray
@@ -23,7 +22,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from raymu.engines.options import DEFAULTS, Options
 from raymu.errors import InputError
-from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform
+from raymu.values import NOT_NEGATIVE, POSITIVE, Bounds, conform, expanded
 
 os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # a sweep says what ended it, and not what failed beside that
 
@@ -132,6 +131,10 @@ def session(address: str | None = None) -> Iterator[None]:
                     log_to_driver=False,
                     _temp_dir=directory,
                 )
+        except SystemExit as error:
+            if error.code == signal.SIGTERM and callable(on_sigterm):  # by Ray's own handler
+                on_sigterm(signal.SIGTERM, None)
+            raise
         except Exception as error:  # of any kind: a node that is not there within 30 s is a bare one
             what = "Ray cannot start" if is_alone else f"cannot join the Ray cluster {address or 'of `ray start`'}"
             raise InputError(f"{what}: {error}") from error
@@ -180,7 +183,7 @@ def _guard_token(make: bool) -> None:
     Config.initialize("")  # reads RAY_AUTH_MODE anew: Ray may have been imported before raymu
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = expanded(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
     try:
         if make and not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

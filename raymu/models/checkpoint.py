@@ -118,6 +118,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 def _content(path: Path) -> Any:
     """What a file holds: tensors and plain containers."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is no file")  # a pipe would be waited for
         with path.open("rb") as file:
             begin = file.read(9)
         if path.suffix == ".safetensors" or begin.endswith(b"{", 8):
@@ -125,6 +127,8 @@ def _content(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on TorchScript: an error follows
             return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory; name the file with the weights") from error
     except OSError as error:
@@ -226,7 +230,7 @@ def _misfits(model: nn.Module, expected: Mapping[str, Tensor], given: Mapping[st
         shapes = [said for said in shapes if said.partition(" ")[0] not in ends]
     if shapes:
         yield f"other shapes: {_some(shapes)}"
-    if kinds := [name for name, (its, ours) in known.items() if its.is_floating_point() != ours.is_floating_point()]:
+    if kinds := [name for name, (its, ours) in known.items() if _kind(its) != _kind(ours)]:
         yield f"numbers of another kind: {_some(f'{name} ({given[name].dtype})' for name in kinds)}"
     if broken := [
         name for name, (its, ours) in known.items() if name not in kinds and not its.to(ours.dtype).isfinite().all()
@@ -242,6 +246,10 @@ def of_heads(model: nn.Module) -> list[str]:
     places = {layer: name for name, layer in model.named_modules()}
     layers = [*heads(model), *(heads(model.backbone) if isinstance(model, CMF) else [])]
     return [name for layer in layers for name in model.state_dict() if name.startswith(f"{places[layer]}.")]
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _some(names: Iterable[str]) -> str:

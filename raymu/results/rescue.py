@@ -23,8 +23,10 @@ class Rescue:
     """
 
     def __init__(self, where: Path, lost: Location) -> None:
-        known = lost.real if lost.local else str(lost)  # whatever it was called from
-        self.place, self._lost = where / f"{lost.name}-{content_hash(known)}", lost
+        # Under its real path, wherever it is called from, and under the one given, whose links may be changed.
+        known = dict.fromkeys([lost.real, lost.path] if lost.local else [str(lost)])
+        self._places = [where / f"{lost.name}-{content_hash(one)}" for one in known]
+        self.place, self._lost = next((one for one in self._places if one.exists()), self._places[0]), lost
 
     def keep(self, identity: dict[str, Any], rows: Sequence[Row], files: Mapping[str, bytes]) -> str:
         """Keep all that is known of the sweep; return where in a sentence, or why it cannot be kept.
@@ -41,6 +43,9 @@ class Rescue:
                 ROWS: b"".join(json_line(row, seal) for row in rows),
             }.items():
                 write_bytes(locate(self.place), name, content)
+            for other in self._places:
+                if not other.exists():
+                    other.symlink_to(self.place.name)
         except OSError as error:
             return f"Its {len(rows)} rows cannot be kept in {self.place} either: {reason(error)}"
         return f"Its {len(rows)} rows are kept in {self.place}, and the same command with --resume continues with them"
@@ -72,4 +77,6 @@ class Rescue:
     def clear(self) -> None:
         """Nothing is kept here any more."""
         with contextlib.suppress(OSError):
-            shutil.rmtree(self.place)
+            shutil.rmtree(self.place.resolve())
+            for other in self._places:
+                other.unlink(missing_ok=True)

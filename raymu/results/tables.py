@@ -36,6 +36,7 @@ COLUMNS = {
     "probe-forget": "probe_forget_acc",
     "NCC-forget": "ncc_forget_acc",
 }
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # others take a backslash
 OF_TRIAL = tuple(f"test_{column}" for column in COLUMNS.values())  # read for the table of trials
 
 
@@ -229,7 +230,7 @@ def _ends(score: Estimate) -> str:
 
 def _escaped(text: str) -> str:
     """Text as LaTeX takes it."""
-    return re.sub(r"[&%$#_{}]", lambda found: "\\" + found[0], text)
+    return re.sub(r"[&%$#_{}\\~^]", lambda found: LATEX.get(found[0], "\\" + found[0]), text)
 
 
 def layers(profiles: Mapping[str, Sequence[Row]]) -> Table:

@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 from rich.console import Console
 
+from raymu.errors import described, without_secrets
 from raymu.row import Row
 
 Distribution = FloatDistribution | IntDistribution
@@ -157,7 +158,7 @@ class Tracker(tune.Callback):
 
     def _drop(self, error: Exception) -> None:
         self._tracker = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(without_secrets(described(error)).split())
         self._console.print(
             f"warning: the sweep goes on without {self._name} ({reason})", markup=False, highlight=False, soft_wrap=True
         )

@@ -15,9 +15,9 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 from rich.console import Console
 
-from raymu.errors import InputError
+from raymu.errors import InputError, without_secrets
 from raymu.results.identity import lasting
-from raymu.values import content_hash
+from raymu.values import content_hash, expanded
 
 if TYPE_CHECKING:
     from raymu.tuning.sweep import Sweep
@@ -52,10 +52,12 @@ class Trackers:
         for tracker, package in NEEDED.items():
             if getattr(self, tracker) is not None and importlib.util.find_spec(package) is None:
                 raise InputError(f"--{tracker} needs a package that is not installed: pip install {package}")
+        if self.tensorboard is not None:
+            object.__setattr__(self, "tensorboard", expanded(self.tensorboard))
         if self.mlflow is not None and self.mlflow != "databricks" and urlsplit(self.mlflow).scheme in ("", "file"):
             raise InputError(
-                f"--mlflow takes a URI such as sqlite:///mlflow.db, not {self.mlflow!r}: MLflow has given up"
-                " directories"
+                f"--mlflow takes a URI such as sqlite:///mlflow.db, not {without_secrets(self.mlflow)!r}: MLflow has"
+                " given up directories"
             )
         if self.optuna is not None:
             from sqlalchemy.engine import make_url  # takes as long as Ray, and few ask for it
@@ -63,10 +65,9 @@ class Trackers:
 
             try:
                 make_url(self.optuna).get_dialect().import_dbapi()
-            except ArgumentError as error:
-                raise InputError(
-                    f"--optuna takes a database's URL such as sqlite:///study.db, not {self.optuna!r}"
-                ) from error
+            except (ArgumentError, ValueError):
+                shown = without_secrets(self.optuna)
+                raise InputError(f"--optuna takes a database's URL such as sqlite:///study.db, not {shown!r}") from None
             except ImportError as error:
                 raise InputError(
                     f"--optuna needs the database's driver, which is not installed: pip install {error.name}"
@@ -104,7 +105,7 @@ def callbacks(
     known = {row["trial_id"] for row in done} | set(begun)
     makers: dict[str, Callable[[], LoggerCallback]] = {}
     if (directory := trackers.tensorboard) is not None:
-        directory = directory.expanduser() / name
+        directory = directory / name
         makers["tensorboard"] = lambda: TensorBoardTracker(directory, done, known)
     if (uri := trackers.mlflow) is not None:
         makers["mlflow"] = lambda: mlflow_tracker(uri, name, tags, done, known)
