@@ -16,6 +16,7 @@ from raymu.workers import Workers
 
 STATE = "state.json"
 MISSING = bytes(32)  # in place of a hash
+OF_ALL = ("weights", "best")  # what all workers have alike, and the first one writes
 
 
 class State(NamedTuple):
@@ -26,6 +27,7 @@ class State(NamedTuple):
         cycled: the batches that each `Run.cycle` has given so far.
         weights: the network's, buffers included.
         optimizer: this worker's part of the optimizer's state.
+        best: the network's weights after the best epoch so far, of what looks for one; empty: it does not.
     """
 
     epoch: int
@@ -34,12 +36,14 @@ class State(NamedTuple):
     cycled: list[int]
     weights: Tensors
     optimizer: Tensors
+    best: Tensors
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """A trial's directory for them. It holds the last one alone: `state.json`, written when the rest is there, and the
-    directory that it names, with the network's weights and every worker's part of the optimizer's state.
+    directory that it names, with the network's weights, now and at its best, and every worker's part of the optimizer's
+    state.
 
     Everything is done by all workers together.
 
@@ -57,7 +61,7 @@ class Checkpoints:
         mine = self._write(folder, f"optimizer-{workers.rank}", state.optimizer)
         digests = [bytes(one).hex() for one in workers.gather(torch.tensor([list(mine)])).tolist()]
         if workers.rank == 0:
-            digests.append(self._write(folder, "weights", state.weights).hex())
+            digests += [self._write(folder, name, getattr(state, name)).hex() for name in OF_ALL]
             if MISSING.hex() not in digests:
                 with contextlib.suppress(OSError):
                     self._replace(folder, state, row, digests)
@@ -81,17 +85,20 @@ class Checkpoints:
     def load(self, workers: Workers) -> tuple[State, dict[str, Any]] | None:
         """The last state and row; None if there is none, it is damaged, or other workers wrote it."""
         content = workers.broadcast(self._state() if workers.rank == 0 else None)
-        if content is None or len(content["digests"]) != workers.count + 1:
+        if content is None or len(content["digests"]) != workers.count + len(OF_ALL):
             return None
-        folder, (*parts, whole) = self.location / content["folder"], content["digests"]
-        optimizer = self._read(folder, f"optimizer-{workers.rank}", parts[workers.rank])
-        weights = self._read(folder, "weights", whole)
-        damaged = torch.tensor(int(optimizer is None or weights is None))
+        folder, digests = self.location / content["folder"], content["digests"]
+        names = {f"optimizer-{workers.rank}": digests[workers.rank]}
+        names |= dict(zip(OF_ALL, digests[workers.count :], strict=True))
+        tensors = [self._read(folder, name, digest) for name, digest in names.items()]
+        whole = [one for one in tensors if one is not None]
+        damaged = torch.tensor(len(tensors) - len(whole))
         workers.sum(damaged)
-        if damaged or optimizer is None or weights is None:
+        if damaged:
             return None
         counts = {count: content[count] for count in ("epoch", "images", "spared_s", "cycled")}
-        return State(**counts, weights=weights, optimizer=optimizer), content["row"]
+        optimizer, weights, best = whole
+        return State(**counts, weights=weights, optimizer=optimizer, best=best), content["row"]
 
     def clear(self) -> None:
         """Nothing of it is needed again."""

@@ -115,7 +115,7 @@ class Method:
         trains: whether it takes optimizer steps; otherwise it edits the weights once, in no epoch.
         classes_only: whether it can forget classes, but not single samples.
         nested: the hyperparameter of which a run shows all smaller values on its way, since none of its epochs depends
-            on how many follow; "": there is none.
+            on how many follow: each trial of a search chooses it by itself; "": there is none.
 
     Differs from the source, in every method: batches are of nearly equal size, where the authors' code has a small last
     one; the split, the original's training and the augmentation of training batches are the scenario's; and what is

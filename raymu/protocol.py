@@ -16,7 +16,7 @@ Scheduler = Literal["none", "asha", "median"]
 
 AUTO = 64, 8  # trials and patience of a search that ends when more trials are not worth it
 REDUCTION_FACTOR = 3
-LEARNING_FACTOR = 2  # between rungs that are learnt from alone
+TURNED = 3  # epochs after its best one at which a trial that chooses its epochs ends
 GRACE_EPOCHS = 1
 
 
@@ -134,15 +134,13 @@ class Protocol:
             "metrics": {metric.name: metric.code() for metric in self.metrics},
         }
 
-    def rungs(self, epochs: int, comparable_from: int = 1, *, shows_shorter: bool = False) -> list[int]:
-        """Epochs before the last after which a trial of `epochs` epochs is measured.
+    def rungs(self, epochs: int, comparable_from: int = 1) -> list[int]:
+        """Epochs before the last after which a trial of `epochs` epochs is measured for the scheduler.
 
         Args:
             comparable_from: the first epoch at which its score is comparable.
-            shows_shorter: whether it also tells of shorter runs, from which "gp" learns; else only a scheduler that
-                compares trials asks for rungs.
         """
-        if self.scheduler == "none" and not (shows_shorter and self.searcher == "gp"):
+        if self.scheduler == "none":
             return []
         if self.scheduler == "median":
             return list(range(max(GRACE_EPOCHS, comparable_from), epochs))
@@ -151,5 +149,5 @@ class Protocol:
         while epoch < epochs:
             if epoch >= comparable_from:
                 rungs.append(epoch)
-            epoch *= REDUCTION_FACTOR if self.scheduler == "asha" else LEARNING_FACTOR
+            epoch *= REDUCTION_FACTOR
         return rungs

@@ -333,6 +333,7 @@ class References:
             cycled=[],
             weights=cache.load_tensors(entry / WEIGHTS, self.data.device),
             optimizer={},
+            best={},
         )
 
     def cache_directory(self) -> Path:

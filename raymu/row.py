@@ -68,7 +68,7 @@ class Columns:
     test_score: float | None = column("the objective on test, in [0, 1]", default=None)
     curve: list[list[float]] = column("[epoch, score as a searcher sees it] of every rung and of the end", factory=list)
     shorter: list[dict[str, float | None]] = column(
-        "of every rung, what differs in the setting of the run that ends there, and what the objective reads of it",
+        "of every epoch that the trial might choose, its value of what is chosen, and what the objective reads of it",
         factory=list,
     )
     resumed: list[int] = column("epochs after which it went on from a checkpoint", factory=list)
@@ -76,8 +76,8 @@ class Columns:
     val_forget_images: int | None = column("images that validation's forget columns are of", default=None)
     test_retain_images: int | None = column("images that test's retain columns are of", default=None)
     test_forget_images: int | None = column("images that test's forget columns are of", default=None)
-    epochs: int = column("epochs that were trained", default=0)
-    images: int = column("images that the method learnt from", default=0)
+    epochs: int = column("epochs of the model that the metrics are of", default=0)
+    images: int = column("images that the trial learnt from, those of later epochs as well", default=0)
     unlearn_s: float = column("seconds of the method, as if nothing had been cached", default=0.0)
     evaluate_s: float = column("seconds of the evaluation", default=0.0)
     wall_s: float = column("seconds that the trial took", default=0.0)
@@ -114,6 +114,13 @@ def row_of(columns: Columns, unmeasured: Row) -> Row:
         unmeasured: the columns that metrics fill, empty.
     """
     return {one.name: getattr(columns, one.name) for one in dataclasses.fields(columns)} | unmeasured
+
+
+def seen(row: Row) -> float:
+    """Score of a trial as its searcher saw it, which goes on below 0: the curve's at the row's `epochs`, or else its
+    last, of a row that was measured elsewhere.
+    """
+    return float(dict(row["curve"]).get(row.get("epochs"), row["curve"][-1][1]))
 
 
 DECLARED = (*dataclasses.fields(Columns), *dataclasses.fields(InSweep))

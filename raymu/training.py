@@ -17,8 +17,6 @@ from raymu.models import inference
 from raymu.run import Part
 from raymu.scenario import Scenario
 
-BEST = "best/"  # stands before the names of the best weights so far, in a checkpoint
-
 
 class TrainOriginal(Retrain):
     """The original's training: like the retrained model's, on the whole training set."""
@@ -83,22 +81,20 @@ def fit(
                 raise _Converged
         is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
         if checkpoints is not None and workers.broadcast(is_due):
-            kept, state = time.perf_counter(), engine.state()
-            weights = state.weights | {BEST + name: weight for name, weight in best.weights.items()}
+            kept = time.perf_counter()
             so_far = {
                 "of": scenario.hash,
                 "by": by,
                 "best": [best.accuracy, best.epoch],
                 "seconds": kept - started,
             }
-            checkpoints.save(state._replace(weights=weights), so_far, workers)
+            checkpoints.save(engine.state()._replace(best=best.weights), so_far, workers)
 
     found = None if checkpoints is None else checkpoints.load(workers)
     if found is not None and (found[1]["by"], found[1].get("of")) == (by, scenario.hash):
         state, so_far = found
-        of_best = {name for name in state.weights if name.startswith(BEST)}
         accuracy, epoch = so_far["best"]
-        best = _Best(accuracy, epoch, {name.removeprefix(BEST): state.weights.pop(name) for name in of_best})
+        best = _Best(accuracy, epoch, state.best)
         engine.resume(state)
         started -= so_far["seconds"]
     with contextlib.suppress(_Converged):

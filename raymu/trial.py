@@ -15,6 +15,7 @@ from raymu.evaluation.metrics import check_new
 from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, REMOVAL, Objective
+from raymu.protocol import TURNED
 from raymu.row import IDENTITY, Columns, Row, row_of
 from raymu.scenario import Scenario, check_kind
 from raymu.workers import Workers
@@ -34,6 +35,20 @@ def unmeasured(metrics: Sequence[Metric] = ()) -> Row:
     return dict.fromkeys(measured(metrics))
 
 
+class _Turned(BaseException):
+    """Ends a run that `has_turned`, whatever errors its method handles."""
+
+
+def best_epoch(curve: Sequence[Sequence[float]]) -> int:
+    """The epoch with the highest score of [epoch, score], of equal ones the first."""
+    return int(max(curve, key=lambda point: point[1])[0])
+
+
+def has_turned(curve: Sequence[Sequence[float]]) -> bool:
+    """Whether no score of [epoch, score] is higher than one above 0 that is TURNED epochs older than the last."""
+    return max(score for _, score in curve) > 0 and curve[-1][0] - best_epoch(curve) >= TURNED
+
+
 OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -46,6 +61,7 @@ def run_trial(
     metrics: Sequence[Metric] = (),
     options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
+    chooses_epochs: bool = False,
     report: Callable[[Row], None] = lambda row: None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Row, torch.nn.Module | None]:
@@ -58,6 +74,9 @@ def run_trial(
     Args:
         metrics: further ones beside raymu's.
         rungs: epochs after which `evaluate_quickly` measures the metrics of a rung, and the row so far is reported.
+        chooses_epochs: whether the rung with the highest score is the trial's end: its model is what is evaluated and
+            returned, and the row's `config` and `epochs` are those of the shorter run (see `Method.shorter`). The trial
+            ends before its last epoch once it `has_turned`. The last epoch has to be a rung.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
         checkpoints: where a trial that takes long keeps how far it is; one of the same trial that is found there is
@@ -70,7 +89,8 @@ def run_trial(
           `resumed` the epochs after which it was gone on with; `wall_s` is what it took, `unlearn_s` what the method
           would have taken had nothing been cached, `peak_mem` what it needed (None where the retrained reference is
           what it would have made: that is taken);
-        - "diverged": loss or features are not finite: score 0, metrics None, no model;
+        - "diverged": loss or features are not finite, before any epoch that it might choose: score 0, metrics None, no
+          model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
 
     Raises:
@@ -85,7 +105,7 @@ def run_trial(
     here = devices.describe(reference_models.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options) | here
     unlearned: torch.nn.Module | None = None
-    spared_s, reports = 0.0, False
+    spared_s, reports, best = 0.0, False, dict[str, torch.Tensor]()
 
     def clock() -> None:
         row["wall_s"] = time.perf_counter() - started
@@ -116,7 +136,8 @@ def run_trial(
             row.update(gaps(row, reference.metrics.get("retrained"), metrics))
             seen = objective.seen(row, reference.metrics)
             row["score"] = max(0.0, seen)
-            row["curve"].append([engine.epoch, seen])
+            if all(epoch < row["epochs"] for epoch, _ in row["curve"]):  # the end that was chosen is there
+                row["curve"].append([row["epochs"], seen])
             row["evaluate_s"] += time.perf_counter() - before
             clock()
 
@@ -127,17 +148,23 @@ def run_trial(
             reports = False
 
         def end_of_epoch(epoch: int) -> None:
-            nonlocal kept, spared_s
+            nonlocal kept, spared_s, best
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
-            if epoch in rungs and epoch < method.total_epochs:
+            if epoch in rungs and (chooses_epochs or epoch < method.total_epochs):
                 measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
-                if setting := method.shorter(epoch):
-                    row["shorter"].append(setting | objective.own(row))
-                told()
+                if chooses_epochs:
+                    ends_here = method.config | method.shorter(epoch)
+                    row["shorter"].append({method.nested: ends_here[method.nested]} | objective.own(row))
+                    if best_epoch(row["curve"]) == epoch:
+                        best = {name: value.to("cpu", copy=True) for name, value in engine.model.state_dict().items()}
+                    if has_turned(row["curve"]):
+                        raise _Turned
+                if epoch < method.total_epochs:
+                    told()
             is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
             if checkpoints is not None and workers.broadcast(is_due):
                 clock()
-                checkpoints.save(engine.state(), row, workers)
+                checkpoints.save(engine.state()._replace(best=best), row, workers)
                 kept = time.perf_counter()
 
         found = None if checkpoints is None else checkpoints.load(workers)
@@ -147,17 +174,26 @@ def run_trial(
         elif found is not None and all(found[1][key] == row[key] for key in IDENTITY):
             state, so_far = found
             engine.resume(state)
+            best = state.best
             row.update(so_far | here)
             row["resumed"] = [*so_far["resumed"], state.epoch]
             started -= row["wall_s"]
 
         with devices.cpu_threads(options.threads):
             memory.reset_peak(reference_models.default_device())
-            engine.run(method, end_of_epoch)
+            try:
+                engine.run(method, end_of_epoch)
+                if engine.epoch != method.total_epochs:
+                    raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
+            except (_Turned, Diverged):
+                if not best:
+                    raise
             row["epochs"], row["images"], spared_s = engine.epoch, engine.images, engine.spared_s
             row["peak_mem"] = memory.peak(reference_models.default_device()) if known is None else None
-            if engine.epoch != method.total_epochs:
-                raise RuntimeError(f"the method ended after epoch {engine.epoch} of {method.total_epochs}")
+            if chooses_epochs:
+                row["epochs"] = best_epoch(row["curve"])
+                row["config"] = method.config | method.shorter(row["epochs"])
+                engine.model.load_state_dict(best)
             measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
             row["test_score"] = objective.of(row, reference.metrics, "test")
         unlearned = engine.model

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import inspect
 import json
@@ -58,11 +59,16 @@ def conform(instance: Any, what: str = "", /, **bounds: Bounds) -> None:
     Raises:
         InputError: a field is nothing of its type, or out of bounds.
     """
-    kinds = get_type_hints(type(instance))
+    kinds = _kinds(type(instance))  # type: ignore[arg-type]
     for field in dataclasses.fields(instance):
         if field.init:
             value = checked(what + field.name, getattr(instance, field.name), kinds[field.name], bounds.get(field.name))
             object.__setattr__(instance, field.name, value)
+
+
+@functools.cache  # a search makes hundreds of settings before it suggests one
+def _kinds(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def checked(what: str, value: Any, kind: Any, bounds: Bounds | None = None) -> Any:

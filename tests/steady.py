@@ -27,6 +27,7 @@ class Steady(Method):
     """Descends on the images to forget, in small steps."""
 
     paper = "none"
+    nested = "epochs"
     lr: float = tuned(0.003, Range(1e-4, 3e-2, "log"), "of every step")
     epochs: int = tuned(4, Range(2, 6, "int"), "over the images to forget")
 

@@ -181,7 +181,7 @@ def test_a_reference_does_not_go_on_from_that_of_another_scenario(digits, tmp_pa
 def test_a_damaged_checkpoint_is_as_good_as_none(quick, quick_references, tmp_path) -> None:
     """Its hash tells. What other workers wrote cannot be used either."""
     checkpoints = Checkpoints(locate(tmp_path / "trial"))
-    state = State(2, 100, 0.5, [7], {"weight": torch.arange(4.0)}, {"0.momentum_buffer": torch.ones(4)})
+    state = State(2, 100, 0.5, [7], {"weight": torch.arange(4.0)}, {"0.momentum_buffer": torch.ones(4)}, {})
     assert checkpoints.load(ALONE) is None
     checkpoints.save(state, {"curve": [[1, 0.5]]}, ALONE)
     found, row = checkpoints.load(ALONE)

@@ -914,14 +914,16 @@ def test_an_objective_that_cannot_be_computed_is_refused_before_anything_is(quic
         ).check_protocol()
 
 
-def test_a_searcher_that_learns_from_shorter_runs_does_without_them_where_no_rung_has_the_objective(quick) -> None:
-    def rungs(objective: Objective) -> list[int]:
-        sweep = Sweep(RandomLabel, quick, Protocol(searcher="gp", scheduler="none", objective=objective))
-        sweep.check_protocol()
-        return sweep.rungs(RandomLabel(epochs=9))
+def test_epochs_are_searched_where_no_rung_has_the_objective(quick) -> None:
+    def sweep(objective: Objective) -> Sweep:
+        return Sweep(RandomLabel, quick, Protocol(searcher="gp", scheduler="none", objective=objective))
 
-    assert rungs(HMEAN) == [1, 2, 4, 8]
-    assert rungs(Objective(lambda mia_auc: mia_auc, name="mine")) == []
+    chooses, searches = sweep(HMEAN), sweep(Objective(lambda mia_auc: mia_auc, name="mine"))
+    searches.check_protocol()
+    assert "epochs" not in chooses.suggested
+    assert searches.suggested == searches.ranges
+    assert chooses.rungs(RandomLabel(epochs=9)) == list(range(1, 10))
+    assert searches.rungs(RandomLabel(epochs=9)) == []
 
 
 def test_an_objective_is_known_by_its_code() -> None:

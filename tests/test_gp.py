@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
-from raymu.tuning.samplers import sampler
+from raymu.tuning.samplers import Chosen, sampler
 from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, _Process
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 1.0, "linear"), "epochs": Range(1, 10, "int")}
@@ -41,7 +41,7 @@ def unlearning(setting: Mapping[str, float]) -> dict[str, float]:
 def row(setting: Mapping[str, float], columns: Columns, objective: Objective, status: str = "completed") -> dict:
     said = columns(setting) if status != "diverged" else {}
     score = objective.seen(said, REFERENCES) if said else 0.0
-    return {"config": dict(setting), "status": status, "score": score, "curve": [[1, score]], **said}
+    return {"config": dict(setting), "status": status, "score": score, "curve": [[1, score]], "shorter": [], **said}
 
 
 def search(searcher: str, seed: int, trials: int, columns: Columns, objective: Objective = REMOVAL) -> list[dict]:
@@ -90,21 +90,42 @@ def test_what_has_an_error_or_lies_outside_is_not_learnt() -> None:
     assert sampler(Protocol(), 0, SPACE, done + more, REFERENCES).suggest(8) == before
 
 
-@pytest.mark.parametrize("status", ["completed", "stopped"])
-def test_a_trial_tells_of_shorter_runs(status: str) -> None:
-    """Shorter runs are learnt as if each had its own row. A stopped trial adds nothing to them."""
-    settings = [one["config"] | {"epochs": 8} for one in search("gp", 0, 7, unlearning)]
-    shorter = [
-        [{"epochs": epochs} | unlearning(setting | {"epochs": epochs}) for epochs in (2, 4)] for setting in settings
-    ]
-    told = [
-        row(setting, unlearning, REMOVAL, status) | {"shorter": of}
-        for setting, of in zip(settings, shorter, strict=True)
-    ]
-    epochs = (2, 4, 8) if status == "completed" else (2, 4)
-    alone = [row(setting | {"epochs": n}, unlearning, REMOVAL) for setting in settings for n in epochs]
-    suggested = [sampler(Protocol(), 0, SPACE, done, REFERENCES).suggest(9) for done in (told, alone)]
+def test_where_trials_choose_their_epochs_the_ends_that_are_learnt_are_runs_of_their_own() -> None:
+    """Those of 1, 2, 4 and 8 epochs, of the last one, and of the best one."""
+    chosen, searched = (
+        Chosen("epochs", SPACE["epochs"], lambda setting: 1),
+        {name: SPACE[name] for name in ("lr", "share")},
+    )
+    told, alone = [], []
+    for place, setting in enumerate(one["config"] for one in search("gp", 0, 9, unlearning)):
+        best, last = 3 + place % 4, 6 + place % 4
+        ends = [setting | {"epochs": epochs} for epochs in range(1, last + 1)]
+        shorter = [{"epochs": end["epochs"]} | unlearning(end) for end in ends]
+        told.append(row(ends[best - 1], unlearning, REMOVAL) | {"shorter": shorter})
+        alone += [row(end, unlearning, REMOVAL) for end in ends if end["epochs"] in {1, 2, 4, 8, best, last}]
+    learners = [sampler(Protocol(), 0, searched, done, REFERENCES, chosen) for done in (told, alone)]
+    suggested = [learner.suggest(9) for learner in learners]
     assert suggested[0] == suggested[1]
+    assert suggested[0].keys() == searched.keys()
+    assert learners[0].gain(9, suggested[0]) == learners[1].gain(9, suggested[1])
+
+
+def test_a_setting_is_worth_what_its_best_epoch_is() -> None:
+    """The score is one accuracy, which is high in the second epoch alone, at a share near 0.7."""
+
+    def columns(setting: Mapping[str, float]) -> dict[str, float]:
+        share, epochs = setting["share"] - 0.7, np.log2(setting["epochs"]) - 1
+        return {"val_retain_acc": np.exp(-8 * share**2 - 4 * epochs**2)}
+
+    only = Objective(lambda retain_acc: retain_acc, name="only")
+    chosen, searched, done = Chosen("epochs", SPACE["epochs"], lambda setting: 1), {"share": SPACE["share"]}, []
+    learner = sampler(Protocol(objective=only), 0, searched, done, REFERENCES, chosen)
+    for place in range(1, 10):
+        ends = [{**learner.suggest(place), "epochs": epochs} for epochs in range(1, 11)]
+        shorter = [{"epochs": end["epochs"]} | columns(end) for end in ends]
+        done.append(row(ends[1], columns, only) | {"shorter": shorter})
+    assert best(done) > 0.98
+    assert abs(done[-1]["config"]["share"] - 0.7) < 0.05
 
 
 def test_the_expected_gain_is_an_integral_over_what_is_not_known() -> None:

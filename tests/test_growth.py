@@ -25,6 +25,7 @@ from raymu.results.reader import SweepResults
 from raymu.results.writer import Store
 from raymu.tuning import remaining
 from raymu.tuning.driver import run_sweep
+from raymu.tuning.samplers import known_settings
 from raymu.tuning.samplers.gp import INITIAL
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
@@ -50,7 +51,7 @@ def row_of(sweep: Sweep, seed: int, number: int, config: dict[str, Any], judge: 
     """What a trial would leave: the nearer to lr 0.003 the better, epoch by epoch until the scheduler stops it."""
     keep = 1 / (1 + abs(math.log10(config["lr"] / 0.003)))
     epochs, curve, status = config["epochs"], [], "completed"
-    rungs = sweep.protocol.rungs(epochs) if place_of(number, sweep.protocol.search_seeds) else []
+    rungs = sweep.rungs(sweep.configured(config))[:-1] if place_of(number, sweep.protocol.search_seeds) else []
     for epoch in [*rungs, epochs]:
         curve.append([epoch, keep * (1 - 0.5 / epoch) + 0.01 * (number * 7 % 5)])
         if epoch < epochs and sweep.protocol.scheduler != "none" and judge.tell(number, "stopped", curve) == "STOP":
@@ -66,8 +67,14 @@ def row_of(sweep: Sweep, seed: int, number: int, config: dict[str, Any], judge: 
         "status": status,
         "score": curve[-1][1],
         "val_retain_acc": keep,
-        "val_probe_forget_acc": 1 - config["epochs"] / 20,
+        "val_probe_forget_acc": 1 - epoch / 20,
         "curve": curve,
+        "epochs": epoch,
+        "shorter": [
+            {sweep.chosen: end, "val_retain_acc": keep, "val_probe_forget_acc": 1 - end / 20}
+            for end, _ in curve
+            if sweep.chosen
+        ],
     }
 
 
@@ -107,7 +114,8 @@ def test_a_search_of_20_that_grows_to_40_suggests_and_stops_as_one_of_40(digits,
 
 def test_a_grid_gets_finer_and_keeps_its_points(digits) -> None:
     """In the order in which they came, each once, and always a whole grid."""
-    found = [Sweep(RandomLabel, digits, Protocol(trials, searcher="grid"))._known(0) for trials in range(5, 120)]
+    ranges = Sweep(RandomLabel, digits).ranges
+    found = [known_settings(Protocol(trials, searcher="grid"), 0, ranges) for trials in range(5, 120)]
     for fewer, more in itertools.pairwise(found):
         assert more[: len(fewer)] == fewer
     for trials, points in zip(range(5, 120), found, strict=True):

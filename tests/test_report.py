@@ -473,6 +473,11 @@ def test_importance_finds_what_matters_and_is_repeatable() -> None:
     assert sum(shares.values()) == pytest.approx(1)
     assert search_figures.importance(sweep) == shares
     assert search_figures.importance(sweep._replace(rows=sweep.rows[:9])) == {}
+    chosen = sweep._replace(identity=sweep.identity | {"chosen": "salient"})  # an outcome of each trial
+    assert "salient" not in search_figures.importance(chosen)
+    figure = search_figures.hyperparameters(chosen, None, None)
+    bars = next(trace for trace in figure.data if trace.type == "bar")
+    assert bars.text[list(sweep.identity["space"]).index("salient")] == "chosen"
     for row in sweep.rows:
         row["score"] = 0.5
     assert search_figures.importance(sweep) == {}

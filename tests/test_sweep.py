@@ -104,6 +104,9 @@ def test_asha_stops_some_and_only_at_its_rungs(swept) -> None:
     for row in rows:
         if row["status"] == "completed":
             assert row["epochs"] == row["config"]["epochs"]
+        if row["source"] == "search":
+            assert [epoch for epoch, _ in row["curve"]] == list(range(1, len(row["curve"]) + 1))
+            assert row["epochs"] <= len(row["curve"]) <= 10
 
 
 def test_the_comparison_is_printed(swept) -> None:

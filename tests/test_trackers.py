@@ -37,7 +37,7 @@ from raymu.results import reader, writer
 from raymu.results.identity import lasting
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.sweep import Sweep
-from raymu.tuning.trackers.base import Shown, Tracker
+from raymu.tuning.trackers.base import Shown, Tracker, last_epoch
 from raymu.tuning.trackers.services import StudyTracker, TensorBoardTracker, mlflow_tracker
 from raymu.tuning.trackers.settings import Trackers
 from raymu.values import content_hash
@@ -83,6 +83,16 @@ def test_nothing_is_lost_and_nothing_complained_of(followed: Followed) -> None:
     assert "warning" not in followed.printed
 
 
+def given(row: dict[str, Any]) -> tuple[str, ...]:
+    """Hyperparameters that a trial is given; a searched one chooses its epochs."""
+    return ("lr",) if row["source"] == "search" else ("lr", "epochs")
+
+
+def history_of(row: dict[str, Any]) -> dict[int, float]:
+    """Scores by epoch, the row's own at the last one."""
+    return {epoch: max(0.0, seen) for epoch, seen in row["curve"]} | {last_epoch(row): row["score"]}
+
+
 def events(directory: Path) -> list[Event]:
     """Of TensorBoard's record format: length, its checksum, the event, its checksum."""
     found = []
@@ -110,8 +120,8 @@ def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
                     hyperparameters = {
                         name: entry.number_value for name, entry in plugin.session_start_info.hparams.items()
                     }
-        last = {tag.rpartition("/")[2]: value for (tag, step), value in values.items() if step == row["epochs"]}
-        shown = {epoch: max(0.0, seen) for epoch, seen in row["curve"]}
+        last = {tag.rpartition("/")[2]: value for (tag, step), value in values.items() if step == last_epoch(row)}
+        shown = history_of(row)
         assert {step: values["ray/tune/score", step] for step in shown} == pytest.approx(shown)
         expected = {
             key: value
@@ -121,7 +131,7 @@ def test_tensorboard_has_every_number_by_epoch(followed: Followed) -> None:
         }
         assert "test_probe_forget_acc" in expected
         assert last == pytest.approx(expected)
-        assert hyperparameters == pytest.approx({name: row["config"][name] for name in ("lr", "epochs")})
+        assert hyperparameters == pytest.approx({name: row["config"][name] for name in given(row)})
 
 
 @pytest.mark.long
@@ -135,12 +145,12 @@ def test_mlflow_has_a_run_a_trial(followed: Followed) -> None:
         run = by_name[row["trial_id"]]
         assert run.info.status == "FINISHED"
         assert {name: float(value) for name, value in run.data.params.items()} == {
-            name: row["config"][name] for name in ("lr", "epochs")
+            name: row["config"][name] for name in given(row)
         }
         for metric in ("score", "val_probe_forget_acc", "test_retain_acc", "wall_s"):
             assert run.data.metrics[metric] == row[metric]
-        history = [[point.step, point.value] for point in client.get_metric_history(run.info.run_id, "score")]
-        assert history == [[epoch, max(0.0, seen)] for epoch, seen in row["curve"]]
+        history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "score")}
+        assert history == history_of(row)
         assert (run.data.tags["method"], run.data.tags["head"]) == ("random_label", "linear")
 
 

@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from raymu import cache, reference_models, splits, training
+from raymu.checkpoints import Checkpoints
 from raymu.engines import DEFAULTS, Options
 from raymu.engines.pytorch import Engine
 from raymu.evaluation import columns
 from raymu.method import Method, Range, Step, tuned
+from raymu.methods.finetune import Finetune
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.retrain import Retrain
 from raymu.methods.salun import SalUn
-from raymu.objective import REMOVAL
-from raymu.trial import run_trial
+from raymu.objective import Objective
+from raymu.row import seen
+from raymu.storage import locate
+from raymu.trial import best_epoch, has_turned, run_trial
 
 COSTS = {"wall_s", "unlearn_s", "evaluate_s", "peak_mem"}
 
@@ -87,7 +91,7 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
     reports: list[dict] = []
     looked, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2], report=reports.append)
     plain, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0)
-    on_the_way = {"curve": None, "shorter": None}
+    on_the_way = {"curve": None}
     assert without_costs(looked) | on_the_way == without_costs(plain) | on_the_way
     assert looked["wall_s"] == pytest.approx(looked["unlearn_s"] + looked["evaluate_s"])  # nothing is cached
     assert [report["epochs"] for report in reports] == [1, 2]
@@ -98,14 +102,95 @@ def test_looking_in_between_changes_nothing(quick, quick_references) -> None:
         assert reports[0][f"{key}_gap"] == pytest.approx(reports[0][key] - retrained[key])
 
 
-def test_a_row_tells_of_shorter_runs(quick) -> None:
-    """A rung measures what the run that ends there is measured to be, and a method without such runs tells of none."""
-    row, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=3), seed=0, rungs=[1, 2])
-    for epoch in (1, 2):
-        own, _ = run_trial(quick, RandomLabel(lr=0.01, epochs=epoch), seed=0)
-        assert row["shorter"][epoch - 1] == {"epochs": epoch} | REMOVAL.own(own)
-    assert {*row["shorter"][0]} == {"epochs", "val_retain_acc", "val_forget_acc", "val_attack_auc"}
-    assert run_trial(quick, Retrain(epochs=2), seed=0, rungs=[1])[0]["shorter"] == []
+@pytest.mark.parametrize(
+    ("scores", "best", "turned"),
+    [
+        ([-0.5], 1, False),
+        ([0.1, 0.3, 0.2, 0.3], 2, False),
+        ([0.1, 0.3, 0.2, 0.3, 0.3], 2, True),
+        ([0.1, 0.3, 0.2, 0.3, 0.4], 5, False),
+        ([-0.1, -0.2, -0.3, -0.4, -0.5], 1, False),  # nothing is found yet
+        ([0.0, 0.0, 0.0, 0.0], 1, False),
+    ],
+)
+def test_a_curve_has_turned_three_epochs_after_its_best_score_above_0(scores, best, turned) -> None:
+    curve = [[epoch, score] for epoch, score in enumerate(scores, 1)]
+    assert (best_epoch(curve), has_turned(curve)) == (best, turned)
+
+
+@pytest.fixture(scope="module")
+def second(quick, quick_references) -> Objective:
+    """Has its highest score where a run of RISING ends after two epochs."""
+    aimed = run_trial(quick, RISING, seed=0)[0]["val_attack_auc"]
+    return Objective(lambda attack_auc: 1 - abs(attack_auc - aimed), name="second")
+
+
+RISING = RandomLabel(lr=0.003, epochs=2)
+LONGER = replace(RISING, epochs=8)
+CHOOSES = {"seed": 0, "rungs": range(1, 9), "chooses_epochs": True}
+OF_THE_WAY = {"curve": None, "shorter": None, "images": None}
+
+
+def test_a_trial_chooses_its_epochs(quick, second) -> None:
+    """Its row and model are the shorter run's, and it costs three epochs more."""
+    reports: list[dict] = []
+    row, model = run_trial(quick, LONGER, objective=second, report=reports.append, **CHOOSES)
+    own, own_model = run_trial(quick, RISING, seed=0, objective=second)
+    assert without_costs(row) | OF_THE_WAY == without_costs(own) | OF_THE_WAY
+    assert (row["epochs"], row["config"]["epochs"], row["score"]) == (2, 2, 1.0)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in own_model.state_dict().items())
+    assert [epoch for epoch, _ in row["curve"]] == [1, 2, 3, 4, 5]
+    assert seen(row) == row["curve"][1][1] == 1.0
+    assert row["images"] == own["images"] / 2 * 5
+    assert [(report["status"], report["config"]) for report in reports] == [("stopped", LONGER.config)] * 4
+
+
+def test_a_trial_that_chooses_its_epochs_may_choose_the_last(quick) -> None:
+    rising = iter(range(100))
+    ever = Objective(lambda retain_acc: next(rising) / 100, name="ever")
+    row, _ = run_trial(quick, LONGER, objective=ever, **CHOOSES)
+    assert (row["epochs"], row["config"]) == (8, LONGER.config)
+    assert [epoch for epoch, _ in row["curve"]] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_run_that_diverges_ends_at_its_best_epoch(quick, epoch) -> None:
+    """If there was one: it is a shorter run's end, which knows nothing of what would have followed."""
+
+    class Diverging(Finetune):
+        def unlearn(self, run: Engine) -> Iterator[Step]:
+            for loss in super().unlearn(run):
+                yield loss * (torch.nan if run.epoch == epoch else 1)
+
+    method = Diverging(lr=0.003, epochs=8)
+    row, model = run_trial(quick, method, **CHOOSES)
+    if epoch == 1:
+        assert (row["status"], model, row["curve"]) == ("diverged", None, [])
+    else:
+        assert (row["status"], row["error"]) == ("completed", None)
+        assert row["epochs"] == row["config"]["epochs"] < epoch
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_trial_that_was_killed_chooses_as_one_that_was_not(quick, second, tmp_path, after) -> None:
+    """Also where its best epoch was before."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(row: dict) -> None:
+        if row["epochs"] > after:
+            raise Killed
+
+    kept = {"options": Options(checkpoint_s=0.0), "checkpoints": Checkpoints(locate(tmp_path / "trial"))}
+    with pytest.raises(Killed):
+        run_trial(quick, LONGER, objective=second, report=die, **CHOOSES, **kept)
+    row, model = run_trial(quick, LONGER, objective=second, **CHOOSES, **kept)
+    whole, other = run_trial(quick, LONGER, objective=second, **CHOOSES)
+    assert row["resumed"] == [after]
+    assert without_costs(row) | {"resumed": []} == without_costs(whole)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in other.state_dict().items())
 
 
 def test_the_original_stays_as_it_is(quick, quick_references) -> None:

@@ -99,7 +99,7 @@ class Engine(Run):
             for key, value in self._optimizer.state[weight].items()
             if isinstance(value, Tensor)
         }
-        return State(self.epoch, self.images, self.spared_s, self._cycled, self.model.state_dict(), optimizer)
+        return State(self.epoch, self.images, self.spared_s, self._cycled, self.model.state_dict(), optimizer, {})
 
     # What a method may read:
 

@@ -90,6 +90,7 @@ class Sweep(TypedDict, total=False):
     forgotten: str
     subset: str
     space: dict[str, _Range]
+    chosen: str
     protocol: Required[_Protocol]
     history: list[_Grown]
 

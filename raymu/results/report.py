@@ -352,8 +352,11 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _space(sweep: SweepResults) -> str:
-    space = sweep.identity.get("space", {})
-    return "; ".join(f"{name} {r['low']:g}..{r['high']:g} {r['scale']}" for name, r in space.items())
+    space, chosen = sweep.identity.get("space", {}), sweep.identity.get("chosen")
+    return "; ".join(
+        f"{name} {r['low']:g}..{r['high']:g} {r['scale']}" + (" (chosen by each trial)" if name == chosen else "")
+        for name, r in space.items()
+    )
 
 
 def _completed(sweep: SweepResults) -> bool:

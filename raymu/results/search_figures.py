@@ -70,9 +70,9 @@ def importance(sweep: SweepResults) -> dict[str, float]:
     """Hyperparameter -> its share (in 0..1) of the variance of the score (functional ANOVA; Hutter et al., ICML 2014).
 
     Over completed and diverged trials, `MANY_TRIALS` of them at most, always by the same random forest. Empty where
-    they are fewer than `ENOUGH_TRIALS` or all score the same.
+    they are fewer than `ENOUGH_TRIALS` or all score the same. What each trial chooses is an outcome, and has no share.
     """
-    space = sweep.identity.get("space", {})
+    space = {k: search for k, search in sweep.identity.get("space", {}).items() if k != sweep.identity.get("chosen")}
     distributions = {name: _distribution(search) for name, search in space.items()}
     trials = []
     for row in thinned(search_rows(sweep), MANY_TRIALS):
@@ -157,9 +157,11 @@ def hyperparameters(sweep: SweepResults, tuned: Row | None, published: Row | Non
     shares = importance(sweep)
     if shares:
         widths = [shares.get(name, 0.0) for name in space]
+        chosen = sweep.identity.get("chosen")
         figure.add_bar(
             x=widths, y=positions[:-1], orientation="h", width=0.4, marker_color=GREY, cliponaxis=False,
-            text=[f"{100 * width:.0f} %" for width in widths], textposition="outside",
+            text=["chosen" if name == chosen else f"{100 * shares.get(name, 0.0):.0f} %" for name in space],
+            textposition="outside",
             showlegend=False, hoverinfo="skip", row=1, col=2,
         )  # fmt: skip
     else:

@@ -13,7 +13,7 @@ from raymu.errors import InputError
 from raymu.objective import pair
 from raymu.results.identity import Budget, place_of
 from raymu.results.reader import Results, SweepResults, loaded
-from raymu.row import COMPARABLE, Row, values
+from raymu.row import COMPARABLE, Row, seen, values
 from raymu.values import unknown
 
 RULES = ("tuned", "pareto", "cheapest", "constrained")
@@ -281,8 +281,8 @@ def score(row: Row) -> float:
 
 
 def _seen(row: Row) -> float:
-    """Score on validation as the searcher saw it at the end, which goes on below 0."""
-    return float(row["curve"][-1][1]) if row["status"] == "completed" and row.get("curve") else score(row)
+    """Score on validation as the searcher saw it, which goes on below 0."""
+    return seen(row) if row["status"] == "completed" and row.get("curve") else score(row)
 
 
 def _is_number(value: Any) -> bool:

@@ -109,7 +109,7 @@ class Recorder(tune.Callback):
     def _record(self, trial: Trial, row: Row) -> None:
         task: Task = trial.config["task"]
         sweep = self._sweep
-        published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, task.config)
+        published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, row["config"])
         added = InSweep(
             trial_id=id_of_trial(self._rows.name, task.number),
             sweep=self._rows.name,
@@ -119,7 +119,7 @@ class Recorder(tune.Callback):
             confirms=task.confirms,
             protocol_hash=sweep.protocol_hash,
             published=published,
-            fallback=published is None and task.config == sweep.published,
+            fallback=published is None and row["config"] == sweep.published,
             restarts=self._retries[task.number].begun - 1,
             ended_s=time.time(),
             expected_gain=task.expected_gain,

@@ -153,7 +153,8 @@ def _followed(
 
     def describe(trial: Trial) -> tuple[str, Mapping[str, Any]]:
         task: Task = trial.config["task"]
-        return id_of_trial(name, task.number), task.config
+        chosen = sweep.chosen if task.source == "search" else ""  # its row will say what it chose
+        return id_of_trial(name, task.number), {key: value for key, value in task.config.items() if key != chosen}
 
     def is_over(trial: Trial) -> bool:
         return trial.config["task"].number not in retries

@@ -8,14 +8,15 @@ from ray.tune.schedulers import TrialScheduler
 
 from raymu.method import Range
 from raymu.objective import OBJECTIVES
-from raymu.protocol import Protocol
+from raymu.protocol import TURNED, Protocol
 from raymu.row import Row
-from raymu.tuning.samplers import known_settings, sampler
+from raymu.tuning.samplers import Chosen, known_settings, sampler
 from raymu.tuning.schedulers import scheduler
 from raymu.values import content_hash
 
 # The example of `suggestions` and `decisions`: a range of every scale, and enough trials for every rule of tpe.
 EXAMPLE = {"log": Range(1e-5, 1e-1, "log"), "linear": Range(0.0, 2.0, "linear"), "int": Range(1, 10, "int")}
+CHOSEN = "int"  # what each trial chooses by itself, in a second search
 EXAMPLE_TRIALS = 40
 EXAMPLE_ROWS = (3, 12, 45, 300)  # known before a suggestion
 EXAMPLE_DIGITS = 6  # the last ones differ between CPUs
@@ -36,21 +37,25 @@ def suggestions(searcher: str, several: bool) -> str:
     suggested = known_settings(asked, 0, EXAMPLE)
     if suggested is None:
         done: list[Row] = []
-        learner = sampler(asked, 0, EXAMPLE, done)
+        learners = [sampler(asked, 0, EXAMPLE, done)]
+        if searcher == "gp":  # which alone learns from what trials choose
+            searched = {name: search for name, search in EXAMPLE.items() if name != CHOSEN}
+            chosen = Chosen(CHOSEN, EXAMPLE[CHOSEN], lambda setting: 2)
+            learners.append(sampler(asked, 0, searched, done, chosen=chosen))
         suggested = []
         for count in EXAMPLE_ROWS:
             done += map(_example, range(len(done), count))
-            suggested += [learner.suggest(number) for number in range(count, count + 3)]
+            suggested += [one.suggest(number) for one in learners for number in range(count, count + 3)]
     return content_hash([[f"{value:.{EXAMPLE_DIGITS}g}" for value in setting.values()] for setting in suggested])
 
 
 @functools.cache
 def decisions(kind: str) -> str:
-    """12 hex digits of which trials a scheduler stops in a fixed example, and after which epochs it looks at them: the
-    same for two versions of Ray, or of raymu, where these stop the same.
+    """12 hex digits of which trials a scheduler stops in a fixed example, after which epochs it looks at them, and when
+    a trial that chooses its epochs ends: the same for two versions of Ray, or of raymu, where these stop the same.
     """
     if kind == "none":
-        return content_hash([])
+        return content_hash([TURNED])
     longest = 12
     judge: Any = scheduler(kind, longest, [])
     stopped = []
@@ -62,7 +67,7 @@ def decisions(kind: str) -> str:
                 stopped.append((number, epoch))
                 break
     asked: Any = kind
-    return content_hash([stopped, Protocol(scheduler=asked).rungs(EXAMPLE_TRIALS)])
+    return content_hash([TURNED, stopped, Protocol(scheduler=asked).rungs(EXAMPLE_TRIALS)])
 
 
 def _example(number: int) -> Row:
@@ -79,9 +84,10 @@ def _example(number: int) -> Row:
         "status": "stopped" if number % 3 == 2 else "diverged" if number % 11 == 7 else "completed",
         "val_retain_acc": keep,
         "val_probe_forget_acc": 1 - forget,
-        "curve": [[epoch, keep * forget * epoch / config["int"]] for epoch in (1, 3, 9, 10) if epoch <= config["int"]],
+        "epochs": config["int"],
         "shorter": [
-            {"int": epoch, "val_retain_acc": keep, "val_probe_forget_acc": 1 - forget * epoch / config["int"]}
-            for epoch in range(1, config["int"], 2)
+            {"int": epoch, "val_retain_acc": keep, "val_probe_forget_acc": 1 - forget * epoch / 10}
+            for epoch in range(1, min(config["int"] + 3, 10))
         ],
+        "curve": [[epoch, keep * forget * epoch / config["int"]] for epoch in (1, 3, 9, 10) if epoch <= config["int"]],
     }

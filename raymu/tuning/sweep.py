@@ -21,7 +21,7 @@ from raymu.row import Row
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
-from raymu.tuning.samplers import NO_REFERENCES, Sampler, Setting, known_settings, sampler
+from raymu.tuning.samplers import NO_REFERENCES, Chosen, Sampler, Setting, known_settings, sampler
 from raymu.values import SCENARIO, content_hash, unknown
 
 MOST_CLASSES = 10  # classes in the name of a directory
@@ -158,6 +158,20 @@ class Sweep:
         return ranges
 
     @property
+    def chosen(self) -> str:
+        """The hyperparameter that no trial is given: it runs to the end of its range, and chooses the value with the
+        highest score on its way (see `Method.nested`). "": there is none, as where the objective reads what is not
+        measured while a trial runs, or maximises several numbers.
+        """
+        objective = self.protocol.objective
+        return "" if objective.maximises or objective.missing(self._at_rungs) else self.method.nested
+
+    @property
+    def suggested(self) -> dict[str, Range]:
+        """The search space without what is `chosen`."""
+        return {name: search for name, search in self.ranges.items() if name != self.chosen}
+
+    @property
     def longest(self) -> int:
         """Epochs of the longest setting."""
         return self._longest(self.ranges)
@@ -176,11 +190,20 @@ class Sweep:
 
     def rungs(self, method: Method) -> list[int]:
         """Epochs after which a trial is measured on its way, if it belongs to a search: the published setting runs in
-        full, or there were nothing to compare with.
+        full, or there were nothing to compare with. Where a trial chooses its epochs, these are all that it may choose.
         """
         epochs, first = method.total_epochs, method.comparable_from
-        shows_shorter = bool(method.nested) and not self.protocol.objective.missing(self._at_rungs)
-        return self.protocol.rungs(epochs, first, shows_shorter=shows_shorter)
+        if not self.chosen:
+            return self.protocol.rungs(epochs, first)
+        before = epochs - getattr(method, self.chosen)
+        return list(range(before + self._shortest(method.config), epochs + 1))
+
+    def _shortest(self, setting: Setting) -> int:
+        """The smallest value of what is chosen that a trial of a setting may choose."""
+        search = self.ranges[self.chosen]
+        method = self.configured({**self.published, **setting, self.chosen: int(search.high)})
+        before = method.total_epochs - int(search.high)
+        return min(max(method.comparable_from - before, int(search.low)), int(search.high))
 
     @property
     def _at_rungs(self) -> list[str]:
@@ -194,7 +217,8 @@ class Sweep:
             done: the rows of the search so far; those that are appended later are learnt, too.
             references: what the objective compares with.
         """
-        return sampler(self.protocol, seed, self.ranges, done, references)
+        chosen = Chosen(self.chosen, self.ranges[self.chosen], self._shortest) if self.chosen else None
+        return sampler(self.protocol, seed, self.suggested, done, references, chosen)
 
     def trials(self, seed: int) -> range:
         """The numbers of the trials of one search, whose first is the published setting; see `place_of`."""
@@ -203,14 +227,16 @@ class Sweep:
         return range(first, first + count * len(seeds), len(seeds))
 
     def _known(self, seed: int) -> list[Setting] | None:
-        return known_settings(self.protocol, seed, self.ranges)
+        return known_settings(self.protocol, seed, self.suggested)
 
     def task(self, seed: int, number: int, setting: Mapping[str, Any], expected_gain: float | None = None) -> Task:
-        """A trial of one search."""
-        config = self.configured({**self.published, **setting}).config
+        """A trial of one search: its first is the published setting, whatever `setting` says."""
         source: Literal["published", "search"] = (
             "search" if place_of(number, self.protocol.search_seeds) else "published"
         )
+        if source == "search" and self.chosen:
+            setting = {self.chosen: int(self.ranges[self.chosen].high), **setting}
+        config = self.configured({**self.published, **setting}).config
         return Task(number, config, self.scenario, seed, source, search_seed=seed, expected_gain=expected_gain)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:
@@ -285,6 +311,7 @@ class Sweep:
             "forgotten": self.scenario.forgotten,
             "subset": self.scenario.subset,
             "space": {name: dataclasses.asdict(search) for name, search in self.ranges.items()},
+            "chosen": self.chosen,
             "protocol": self._protocol,
         }
         same: dict[str, Any] = json.loads(json.dumps(what))

@@ -1,9 +1,10 @@
 """How many images searchers need to find a good setting, replayed against the tables that `search_tables.py` made:
 `OMP_NUM_THREADS=1 python tests/benchmarks/search.py --seeds 20`.
 
-For each table and objective it prints the target, the median of what 64 random trials find. For each searcher it prints
-medians: the best score on validation, the test score of that setting, all images, and the images until the target was
-reached, both in those of the 64 random trials ("inf": not within its trials).
+For each table and objective it prints the target, the median of what 64 random trials find whose epochs are drawn, too.
+For each searcher, whose trials choose their epochs, it prints medians: the best score on validation, the test score of
+that setting, all images, and the images until the target was reached, both in those of the 64 random trials ("inf": not
+within its trials).
 
 It also says whether a run that is LOST margins of retain accuracy below the retrained model, and still falls, might be
 stopped: how many of a table's runs come there before their last epoch, and in how many of these a later epoch has the
@@ -29,8 +30,9 @@ from raymu import methods
 from raymu.method import Method, Range
 from raymu.objective import HMEAN, MARGIN, REMOVAL, Objective
 from raymu.protocol import AUTO, Protocol
+from raymu.trial import best_epoch, has_turned
 from raymu.tuning import remaining
-from raymu.tuning.samplers import sampler
+from raymu.tuning.samplers import Chosen, random, sampler
 from raymu.tuning.samplers.base import place_in
 from raymu.tuning.schedulers import scheduler
 
@@ -102,6 +104,11 @@ class Table:
         val, test = self._scores(measured)
         first = 1 + self._skipped(setting)
         return Run(first, measured[:, 0], val, test, self._images[nearest], self._seconds[nearest])
+
+    def least(self, setting: Mapping[str, Any]) -> int:
+        """The smallest number of epochs that a trial of a setting may choose."""
+        method = self.method.from_config({**setting, self.knob: self.longest}, head=self.head)
+        return max(1, method.comparable_from - (method.total_epochs - self.longest))
 
     def said(self, run: Run, epoch: int) -> dict[str, float]:
         """Columns of a row that is measured after an epoch."""
@@ -188,11 +195,25 @@ class Found(NamedTuple):
     test: float
 
 
+def at_random(table: Table, seed: int) -> list[Found]:
+    """The baseline: settings from the whole space, their numbers of epochs as well, each run in full."""
+    found, spent = list[Found](), 0.0
+    for setting in [{}, *random.settings(table.ranges, TRIALS - 1, seed)]:
+        method = table.method.from_config(setting, head=table.head)
+        run = table(method.config)
+        last = method.total_epochs - run.first
+        spent += float(run.images[last])
+        found.append(Found(spent, max(0.0, float(run.val[last])), float(run.test[last])))
+    return found
+
+
 def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patience: int | None = None) -> list[Found]:
-    """A search by raymu's sampler and scheduler, whose trials take as long as in the table."""
+    """A search by raymu's sampler and scheduler, whose trials choose their epochs, and take as long as in the table."""
     protocol = Protocol(TRIALS, searcher=searcher, scheduler=stops, objective=table.objective, patience=patience)
     done: list[dict[str, Any]] = []
-    suggests = sampler(protocol, seed, table.ranges, done, table.references)
+    suggested = {name: search for name, search in table.ranges.items() if name != table.knob}
+    chosen = Chosen(table.knob, table.ranges[table.knob], table.least)
+    suggests = sampler(protocol, seed, suggested, done, table.references, chosen)
     judge: Any = scheduler(stops, table.longest, [])
     found, running, events, spent, now, begun = list[Found](), dict[int, Trial](), [], 0.0, 0.0, 0
     while True:
@@ -200,7 +221,8 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
             others = [one.method.config for one in running.values()]
             setting = suggests.suggest(begun, others) if begun else {}
             gain = suggests.gain(begun, setting, others) if begun and patience else None
-            method = table.method.from_config(setting, head=table.head)
+            longest = {table.knob: table.longest} if begun else {}
+            method = table.method.from_config({**setting, **longest}, head=table.head)
             running[begun] = Trial(method, run := table(method.config), gain)
             heapq.heappush(events, (now + run.seconds[0], begun, 1))
             begun += 1
@@ -209,26 +231,23 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
         now, number, epoch = heapq.heappop(events)
         method, run, gain = running[number]
         spent += run.images[epoch - 1] - (run.images[epoch - 2] if epoch > 1 else 0)
-        rungs = (
-            protocol.rungs(method.total_epochs, method.comparable_from, shows_shorter=bool(method.nested))
-            if number
-            else []
-        )
-        trained = run.first - 1 + epoch
-        past = [rung for rung in rungs if rung <= trained]
-        curve = [(rung, float(run.val[rung - run.first])) for rung in past]
-        if trained < method.total_epochs:
-            if trained not in rungs or stops == "none" or judge.tell(number, "stopped", curve) != "STOP":
-                heapq.heappush(events, (now + run.seconds[epoch] - run.seconds[epoch - 1], number, epoch + 1))
-                continue
-            status = "stopped"
-        else:
-            status, curve = "completed", [*curve, (trained, float(run.val[epoch - 1]))]
-            found.append(Found(spent, max(0.0, float(run.val[epoch - 1])), float(run.test[epoch - 1])))
+        trained, is_last = run.first - 1 + epoch, run.first - 1 + epoch == method.total_epochs
+        rungs = range(method.comparable_from, trained + 1) if number else [trained] if is_last else []
+        curve = [(rung, float(run.val[rung - run.first])) for rung in rungs]
+        is_over = is_last or bool(number and curve and has_turned(curve))
+        if not is_over and (stops == "none" or not curve or judge.tell(number, "stopped", curve) != "STOP"):
+            heapq.heappush(events, (now + run.seconds[epoch] - run.seconds[epoch - 1], number, epoch + 1))
+            continue
         del running[number]
-        shorter = [setting | table.said(run, rung) for rung in past if (setting := method.shorter(rung))]
-        row = {"trial": number, "expected_gain": gain, "config": method.config, "status": status, "shorter": shorter}
-        done.append(row | {"score": max(0.0, curve[-1][1]), "curve": curve} | table.said(run, trained))
+        end = best_epoch(curve) if is_over else trained
+        val, test = (float(of[end - run.first]) for of in (run.val, run.test))
+        if is_over:
+            found.append(Found(spent, max(0.0, val), test))
+        row = {"trial": number, "expected_gain": gain, "status": "completed" if is_over else "stopped", "curve": curve}
+        row |= {"config": method.config | method.shorter(end), "epochs": end, "score": max(0.0, val)}
+        before = method.total_epochs - method.config[table.knob]
+        row["shorter"] = [{table.knob: rung - before} | table.said(run, rung) for rung in rungs if number]
+        done.append(row | table.said(run, end))
     return found
 
 
@@ -255,9 +274,9 @@ def main() -> None:
             continue  # it is still being made
         for objective in (REMOVAL, HMEAN):
             table = Table(path, objective)
-            at_random = [replay(table, "random", "none", seed, given.slots) for seed in range(given.seeds)]
-            target = np.median([max(one.val for one in found) for found in at_random])
-            images = np.median([found[-1].images for found in at_random])
+            baseline = [at_random(table, seed) for seed in range(given.seeds)]
+            target = np.median([max(one.val for one in found) for found in baseline])
+            images = np.median([found[-1].images for found in baseline])
             print(f"{table.name}, {objective.name}: target {target:.3f}, error {table.error:.3f} of {table.spread:.3f}")
             print(
                 "  of {} runs {} lose too much, and {} of these rise again".format(len(table.settings), *fallen(table))

@@ -7,9 +7,9 @@ from raymu.objective import References
 from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers import grid, quasi_random, random
-from raymu.tuning.samplers.base import Known, Sampler, Setting
+from raymu.tuning.samplers.base import Chosen, Known, Sampler, Setting
 
-__all__ = ["KNOWN", "Sampler", "Setting", "known_settings", "sampler"]
+__all__ = ["KNOWN", "Chosen", "Sampler", "Setting", "known_settings", "sampler"]
 
 NO_REFERENCES: References = {}
 KNOWN = {"random": random.settings, "quasi_random": quasi_random.settings, "grid": grid.settings}
@@ -33,6 +33,7 @@ def sampler(
     ranges: Mapping[str, Range],
     done: Sequence[Row] = (),
     references: References = NO_REFERENCES,
+    chosen: Chosen | None = None,
 ) -> Sampler:
     """The sampler of one search.
 
@@ -41,6 +42,7 @@ def sampler(
         ranges: the search space.
         done: the rows of the search so far; those that are appended later are learnt, too.
         references: what the objective compares with, for a searcher that computes scores itself.
+        chosen: what every trial chooses by itself, for a searcher that learns from that.
 
     Raises:
         InputError: see `known_settings`.
@@ -50,7 +52,7 @@ def sampler(
     if protocol.searcher == "gp":
         from raymu.tuning.samplers.gp import GP  # it loads scikit-learn
 
-        return GP(protocol, seed, ranges, done, references)
+        return GP(protocol, seed, ranges, done, references, chosen)
     from raymu.tuning.samplers import nsga2, tpe  # they load Optuna
 
     return {"tpe": tpe.TPE, "nsga2": nsga2.NSGA2}[protocol.searcher](protocol, seed, ranges, done)

@@ -5,14 +5,28 @@ No suggestion depends on how many trials a search is to have: a search that grow
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from raymu.method import Range
 
 Setting = Mapping[str, Any]
+
+
+class Chosen(NamedTuple):
+    """A hyperparameter that no trial is given, since each chooses its value by itself.
+
+    Attributes:
+        name: the hyperparameter.
+        search: its range.
+        least: function that returns the smallest value which a trial of a setting may choose.
+    """
+
+    name: str
+    search: Range
+    least: Callable[[Setting], int]
 
 
 class Sampler(ABC):

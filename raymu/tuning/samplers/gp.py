@@ -15,7 +15,7 @@ from raymu.objective import References
 from raymu.protocol import Protocol
 from raymu.row import Row
 from raymu.tuning.samplers import quasi_random
-from raymu.tuning.samplers.base import Sampler, Setting, lies_in, place_in, setting_at
+from raymu.tuning.samplers.base import Chosen, Sampler, Setting, lies_in, place_in, setting_at
 
 Array = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -41,10 +41,12 @@ class GP(Sampler):
     Gaussian process over the settings (Astudillo and Frazier, ICML 2019): a score may be 0 nearly everywhere and rise
     steeply, while accuracies change smoothly and show from a few trials where it will be high.
 
-    A trial that runs is known by its setting: what it will say is no news any more, so others are tried. One that has
-    run tells of shorter runs as well, where it shows their ends (`Method.shorter`). A diverged one says what a dead
-    network does, a stopped one that shows none what it said when it was stopped; what has to be improved on is the best
-    of those that completed.
+    A trial that runs is known by its setting: what it will say is no news any more, so others are tried. A diverged one
+    says what a dead network does, a stopped one what it said when it was stopped; what has to be improved on is the
+    best of those that completed.
+
+    Where a trial chooses its epochs, the columns are processes over these, too, in their logarithm: from a trial its
+    best and its last epoch are learnt, and epochs 1, 2, 4, ... A setting's score is then the highest of these epochs.
 
     Lengths and noise of a process are those among a few that make what is known most likely: last digits, which differ
     between CPUs, decide nothing.
@@ -54,12 +56,23 @@ class GP(Sampler):
         ranges: the search space.
         done: the rows of this search so far; those that are appended later are learnt, too.
         references: what the objective compares with, and the "dead" network.
+        chosen: what every trial chooses by itself; None: there is nothing.
     """
 
     def __init__(
-        self, protocol: Protocol, seed: int, ranges: Mapping[str, Range], done: Sequence[Row], references: References
+        self,
+        protocol: Protocol,
+        seed: int,
+        ranges: Mapping[str, Range],
+        done: Sequence[Row],
+        references: References,
+        chosen: Chosen | None = None,
     ) -> None:
-        self._seed, self._ranges, self._done = seed, ranges, done
+        self._seed, self._ranges, self._done, self._chosen = seed, ranges, done, chosen
+        self._ends, self._axes = [0], dict(ranges)
+        if chosen:
+            self._ends = _powers(chosen.search)
+            self._axes[chosen.name] = Range(max(1, chosen.search.low), chosen.search.high, "log")
         self._objective, self._score = protocol.objective, protocol.objective.scorer(references)
         self._dead = self._objective.own(references.get("dead", {}))
         self._read, self._learnt = 0, _Learnt([], np.empty(0), np.empty((0, len(ranges))), np.empty(0))
@@ -74,13 +87,13 @@ class GP(Sampler):
         found = [one for one in self._candidates(learnt, generator) if self._key(one) not in taken]
         if not found:  # all of a small space is known
             return self._initial(place)
-        means, errors = learnt.at(self._points(found), self._points(begun))
+        means, errors = self._at(found, begun)
 
-        def drawn(chosen: Places, deviations: Array) -> Array:
-            """Scores of the chosen candidates, each column being its mean plus `deviations` standard deviations."""
-            return self._scores(means[:, chosen] + deviations * errors[:, chosen])
+        def drawn(places: Places, deviations: Array) -> Array:
+            """Scores of some candidates, each column being its mean plus `deviations` standard deviations."""
+            return self._scores(means[..., places] + deviations * errors[..., places])
 
-        everyone, width = np.arange(len(found)), len(means)
+        everyone, width = np.arange(len(found)), means.shape[1]
         likely = drawn(everyone, np.zeros((width, 1)))
         lucky = drawn(everyone, generator.normal(size=(width, len(found))))
         finalists = np.union1d(_highest(likely, FINALISTS // 2), _highest(lucky, FINALISTS // 2))
@@ -93,10 +106,10 @@ class GP(Sampler):
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place, 1))
         if self._is_first(place) or not learnt.best:
             return None
-        means, errors = learnt.at(self._points([setting]), self._points(self._within(running)))
-        deviations = generator.normal(size=(len(means), GAIN_DRAWS))
+        means, errors = self._at([setting], self._within(running))
+        deviations = generator.normal(size=(means.shape[1], GAIN_DRAWS))
         gain = np.maximum(self._scores(means + deviations * errors) - learnt.best, 0.0).mean()
-        noise = self._scores(learnt.best_again(deviations)).std()
+        noise = self._scores(learnt.best_again(deviations)[None]).std()
         return float(gain / noise) if noise else None
 
     def _up_to_date(self) -> "_Learnt":
@@ -112,13 +125,28 @@ class GP(Sampler):
         """Settings that lie in the space."""
         return [one for one in settings if lies_in(self._ranges, one)]
 
+    def _at(self, candidates: Sequence[Setting], running: Sequence[Setting]) -> tuple[Array, Array]:
+        """Means and standard deviations (ends, columns, m) at m candidates, once the running ones have said theirs."""
+        found = self._learnt.at(*(self._points(self._ended(some)) for some in (candidates, running)))
+        means, errors = (one.reshape(len(one), len(self._ends), -1).swapaxes(0, 1) for one in found)
+        return means, errors
+
+    def _ended(self, settings: Sequence[Setting]) -> Sequence[Setting]:
+        """Settings with ends that their trials may choose, each end for all of them."""
+        if self._chosen is None:
+            return settings
+        name, least = self._chosen.name, list(map(self._chosen.least, settings))
+        return [{**one, name: max(end, low)} for end in self._ends for one, low in zip(settings, least, strict=True)]
+
     def _scores(self, scaled: Array) -> Array:
-        """Scores (m,) of m trials by their scaled columns (columns, m)."""
-        return np.array([self._score(values) for values in self._learnt.values(scaled)])
+        """Scores (m,) of m trials by their scaled columns (ends, columns, m), the highest of all ends."""
+        scores = [[self._score(values) for values in self._learnt.values(end)] for end in scaled]
+        highest: Array = np.max(scores, axis=0)
+        return highest
 
     def _learn(self) -> "_Learnt":
         """Knowledge from all rows but errors and settings outside the space."""
-        seen = itertools.chain.from_iterable(map(_with_shorter, self._done))
+        seen = itertools.chain.from_iterable(map(self._with_ends, self._done))
         within = [row for row in seen if row["status"] != "error" and lies_in(self._ranges, row["config"])]
         pairs = [(row, self._dead if row["status"] == "diverged" else self._objective.own(row)) for row in within]
         known = [(row, said) for row, said in pairs if said and None not in said.values()]
@@ -130,6 +158,14 @@ class GP(Sampler):
         points = self._points([row["config"] for row, _ in known])
         return _Learnt([said for _, said in known], scores, points, completed)
 
+    def _with_ends(self, row: Row) -> list[Row]:
+        """Rows of the runs that a trial shows and that are learnt; the trial's own where it shows none."""
+        if self._chosen is None or not (shown := row["shorter"]):
+            return [row]
+        name, config = self._chosen.name, row["config"]
+        learnt = {*self._ends, config[name], shown[-1][name]}
+        return [row | end | {"config": config | {name: end[name]}} for end in shown if end[name] in learnt]
+
     def _initial(self, place: int) -> Setting:
         return quasi_random.settings(self._ranges, place, self._seed)[-1]
 
@@ -137,28 +173,24 @@ class GP(Sampler):
         return tuple(config[name] for name in self._ranges)
 
     def _points(self, settings: Sequence[Setting]) -> Array:
-        """Shares of the ranges (n, d) at which settings lie."""
-        shares = [[place_in(search, one[name]) for name, search in self._ranges.items()] for one in settings]
-        return np.array(shares).reshape(len(settings), len(self._ranges))
+        """Shares of the ranges (n, d) at which settings lie, the last one of what is chosen."""
+        shares = [[place_in(search, one[name]) for name, search in self._axes.items()] for one in settings]
+        return np.array(shares).reshape(len(settings), len(self._axes))
 
     def _candidates(self, learnt: "_Learnt", generator: np.random.Generator) -> Iterator[Setting]:
         """Settings anywhere in the space, and near the best ones, of which half of the hyperparameters are kept."""
         count, size = CANDIDATES // 2, len(self._ranges)
         steps = generator.normal(0, NEAR, (count, size)) * (generator.random((count, size)) < max(0.5, 1 / size))
-        best = learnt.points[_highest(learnt.scores, BEST)]
+        best = learnt.points[_highest(learnt.scores, BEST), :size]
         near = np.clip(best[generator.integers(len(best), size=count)] + steps, 0, 1)
         for point in (*generator.random((count, size)), *near):
             yield setting_at(self._ranges, point)
 
 
-def _with_shorter(row: Row) -> Iterator[Row]:
-    """Rows that shorter runs of a trial would have left, then its own, unless it was stopped and is one of these."""
-    shorter_runs = row.get("shorter", [])  # none in rows of earlier versions
-    for shorter in shorter_runs:
-        changed = {name: value for name, value in shorter.items() if name in row["config"]}
-        yield row | shorter | {"config": row["config"] | changed, "status": "completed"}
-    if row["status"] != "stopped" or not shorter_runs:
-        yield row
+def _powers(search: Range) -> list[int]:
+    """Powers of two within a range, and its ends."""
+    low, high = int(search.low), int(search.high)
+    return sorted({low, *(2**n for n in range(high.bit_length()) if low < 2**n < high), high})
 
 
 def _highest(scores: Array, count: int) -> Places:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from raymu.method import Range
 from raymu.objective import LOWEST
 from raymu.protocol import Protocol
-from raymu.row import Row
+from raymu.row import Row, seen
 from raymu.tuning.samplers.base import Sampler, Setting, lies_in
 
 
@@ -73,7 +73,7 @@ class Learner(Sampler):
         if row["status"] == "diverged":
             values = [LOWEST] * len(self.study.directions)
         else:
-            values = self._objective.values(row) if self._several else [row["curve"][-1][1]]
+            values = self._objective.values(row) if self._several else [seen(row)]
         self.study.add_trial(
             create_trial(
                 state=TrialState.PRUNED if stopped else TrialState.COMPLETE,

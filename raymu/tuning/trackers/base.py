@@ -175,14 +175,20 @@ def measurements(row: Row) -> dict[str, float]:
 
 
 def _told(row: Row) -> dict[str, float]:
-    return {**measurements(row), TRAINING_ITERATION: row["epochs"]}
+    return {**measurements(row), TRAINING_ITERATION: last_epoch(row)}
+
+
+def last_epoch(row: Row) -> int:
+    """The last epoch of a trial, which may have chosen an earlier one as its end."""
+    return int(max([row["epochs"], *(epoch for epoch, _ in row["curve"])]))
 
 
 def catch_up(logger: LoggerCallback, row: Row, directory: Path = Path()) -> None:
     """Tell a logger of a trial that has ended, all at once."""
     trial: Any = Shown(row["trial_id"], known_values(row["config"]), {"row": row}, directory)
     logger.log_trial_start(trial)
-    for epoch, score in row["curve"][:-1]:
-        logger.log_trial_result(0, trial, {"score": score, TRAINING_ITERATION: epoch})
+    for epoch, score in row["curve"]:
+        if epoch < last_epoch(row):
+            logger.log_trial_result(0, trial, {"score": score, TRAINING_ITERATION: epoch})
     logger.log_trial_result(0, trial, _told(row))
     logger.log_trial_end(trial, failed=row["status"] == "error")

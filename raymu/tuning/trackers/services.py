@@ -16,7 +16,7 @@ from ray.tune.logger import LoggerCallback
 from ray.tune.logger.tensorboardx import TBXLoggerCallback
 
 from raymu.row import Row
-from raymu.tuning.trackers.base import STATES, SWEEP, Distribution, catch_up, measurements
+from raymu.tuning.trackers.base import STATES, SWEEP, Distribution, catch_up, last_epoch, measurements
 
 ENDED = "raymu-ended"  # a file beside those of a run of Weights & Biases that is complete
 
@@ -97,7 +97,7 @@ def mlflow_tracker(
             is replaced, since MLflow shows the values of the latest epoch.
             """
             row, run_id = trial.last_result.get("row"), self._trial_runs[trial]
-            if row and self._client.get_run(run_id).data.metrics.get("epochs", 0) > row["epochs"]:
+            if row and self._client.get_run(run_id).data.metrics.get(TRAINING_ITERATION, 0) > last_epoch(row):
                 self._client.delete_run(run_id)
                 self._found.pop(str(trial), None)
                 del self._trial_runs[trial]
@@ -231,7 +231,7 @@ class StudyTracker(LoggerCallback):
 def _frozen(row: Row, space: Mapping[str, Distribution]) -> FrozenTrial:
     """A row as a trial of Optuna. A value that the space cannot hold is a user attribute."""
     state = STATES[row["status"]]
-    searched = {name: row["config"][name] for name in space}
+    searched = {name: row["config"][name] for name in space if name in row["config"]}
     inside = {name: value for name, value in searched.items() if space[name].low <= value <= space[name].high}
     attributes = {key: row[key] for key in row if key.startswith("test_") and key.endswith("_acc")}
     trial = optuna.trial.create_trial(
