@@ -83,7 +83,8 @@ def test_the_page_works_as_it_stands(tmp_path) -> None:
         (method, trial) for method in ("npo", "random_label") for trial in range(3)
     ]
     assert {row["status"] for row in rows} <= {"completed", "stopped"}
-    assert all(row["objective"] == "tow" and 0 <= row["test_confidence"] <= 1 for row in rows)
+    assert all(row["objective"] == "tow" and 0 <= row["val_confidence"] <= 1 for row in rows)
+    assert all(0 <= row["test_confidence"] <= 1 for row in rows if row["status"] == "completed")
     for out in ("again", "model"):
         assert (tmp_path / out / "model.safetensors").exists()
     again = json.loads((tmp_path / "again" / "row.json").read_text())
