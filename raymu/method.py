@@ -184,6 +184,12 @@ class Method:
             return {}
         return {self.nested: getattr(self, self.nested) - self.total_epochs + epoch}
 
+    @property
+    def shortest(self) -> int:
+        """The smallest value of `nested` of which this run shows the end."""
+        value: int = getattr(self, self.nested)
+        return value - self.total_epochs + min(self.comparable_from, self.total_epochs)
+
     @classmethod
     def name(cls) -> str:
         """The method's name on the command line and in rows: its file's for raymu's, else as RandomLabel gives

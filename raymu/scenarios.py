@@ -24,7 +24,7 @@ from typing import Any
 from raymu import plugins
 from raymu.architecture import Architecture, Made
 from raymu.data import formats, listed
-from raymu.errors import InputError
+from raymu.errors import InputError, described
 from raymu.models import given
 from raymu.scenario import NONE, SCENARIOS, Recipe, Scenario
 from raymu.values import checked, expanded, unknown
@@ -136,7 +136,7 @@ def architecture_of(name: str, directory: Path) -> str | Architecture:
         try:
             held = importlib.import_module(module)
         except Exception as error:  # whatever a module raises
-            raise InputError(f"architecture {name}: {type(error).__name__}: {error}") from error
+            raise InputError(f"architecture {name}: {described(error)}") from error
     made = getattr(held, attribute, None)
     if isinstance(made, Architecture):
         return made

@@ -117,7 +117,7 @@ class DamagedError(ValueError):
     """Content that is not what was stored."""
 
 
-def _is_no_file(path: str) -> bool:
+def is_no_file(path: str | Path) -> bool:
     """Whether a pipe, a device or a directory is there."""
     return os.path.exists(path) and not os.path.isfile(path)
 
@@ -130,7 +130,7 @@ def read_bytes(directory: Location, name: str) -> bytes:
         DamagedError: it is a pipe or device, which might never end.
     """
     path = f"{directory.path}/{name}"
-    if directory.local and _is_no_file(path):
+    if directory.local and is_no_file(path):
         raise DamagedError(f"{name} is no file")
     with directory.filesystem.open_input_stream(path) as stream:
         content: bytes = stream.read()
@@ -147,7 +147,7 @@ def write_bytes(directory: Location, name: str, content: bytes) -> None:
     path = f"{directory.path}/{name}"
     if directory.local:
         path = os.path.realpath(path)
-        if _is_no_file(path):
+        if is_no_file(path):
             raise OSError(f"{name} is no file")
     unfinished = f"{path}.tmp" if directory.local else path
     try:

@@ -105,7 +105,7 @@ def run_trial(
     here = devices.describe(reference_models.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options) | here
     unlearned: torch.nn.Module | None = None
-    spared_s, reports, best = 0.0, False, dict[str, torch.Tensor]()
+    spared_s, is_telling, best = 0.0, False, dict[str, torch.Tensor]()
 
     def clock() -> None:
         row["wall_s"] = time.perf_counter() - started
@@ -141,11 +141,11 @@ def run_trial(
             row["evaluate_s"] += time.perf_counter() - before
             clock()
 
-        def told() -> None:
-            nonlocal reports
-            reports = True
+        def tell() -> None:
+            nonlocal is_telling
+            is_telling = True
             report({**row, "status": "stopped"})
-            reports = False
+            is_telling = False
 
         def end_of_epoch(epoch: int) -> None:
             nonlocal kept, spared_s, best
@@ -160,7 +160,7 @@ def run_trial(
                     if has_turned(row["curve"]):
                         raise _Turned
                 if epoch < method.total_epochs:
-                    told()
+                    tell()
             is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
             if checkpoints is not None and workers.broadcast(is_due):
                 clock()
@@ -202,7 +202,7 @@ def run_trial(
     except OF_THE_MACHINE:
         raise
     except BaseException as error:  # whatever a method raises belongs to its row, sys.exit as well; the sweep goes on
-        if workers.rank > 0 or reports or isinstance(error, KeyboardInterrupt):
+        if workers.rank > 0 or is_telling or isinstance(error, KeyboardInterrupt):
             raise  # of several workers the first one writes the row, and cannot know
         row.update(unmeasured(metrics), status="error", score=None, error=described(error))
         row["traceback"] = traceback.format_exc()

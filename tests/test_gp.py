@@ -91,7 +91,7 @@ def test_what_has_an_error_or_lies_outside_is_not_learnt() -> None:
 
 
 def test_where_trials_choose_their_epochs_the_ends_that_are_learnt_are_runs_of_their_own() -> None:
-    """Those of 1, 2, 4 and 8 epochs, of the last one, and of the best one."""
+    """Runs of 1, 2, 4 and 8 epochs, the longest run and the best one are learnt."""
     chosen, searched = (
         Chosen("epochs", SPACE["epochs"], lambda setting: 1),
         {name: SPACE[name] for name in ("lr", "share")},

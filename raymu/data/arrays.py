@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from raymu import cache, source
 from raymu.data.dataset import PARTS, Dataset, Format, Labelled, Transform
 from raymu.data.images import Pixels
-from raymu.errors import InputError
+from raymu.errors import InputError, described
 from raymu.values import content_hash, expanded, unknown
 
 Arrays = dict[str, NDArray[np.uint8] | NDArray[np.int64]]
@@ -79,7 +79,7 @@ class ArrayDataset(Dataset):
         except Exception as error:  # whatever a function of the user's raises
             if not is_users:
                 raise
-            raise InputError(f"{self.name} cannot be read from {directory}: {type(error).__name__}: {error}") from error
+            raise InputError(f"{self.name} cannot be read from {directory}: {described(error)}") from error
         return self.keep(arrays, str(directory))
 
     @property

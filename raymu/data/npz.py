@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from raymu.data.arrays import Arrays
 from raymu.data.dataset import PARTS
 from raymu.errors import InputError
+from raymu.storage import is_no_file
 
 KINDS = (("images", "labels"), ("x", "y"), ("X", "Y"), ("X", "y"))
 CLASSES = "classes"
@@ -95,7 +96,7 @@ def stamp(path: Path) -> tuple[int, int]:
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays in a file, of which the headers alone are read."""
     shapes = {}
-    if path.exists() and not path.is_file():
+    if is_no_file(path):
         raise InputError(f"{path} is no file")  # a pipe would be waited for
     try:
         with zipfile.ZipFile(path) as archive:

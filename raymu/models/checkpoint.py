@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raymu.errors import InputError
 from raymu.models.cmf import CMF
 from raymu.models.inference import heads
+from raymu.storage import is_no_file
 
 WRAPPERS = (  # what training code puts around a state dict and before its names; of several the first is taken
     "state_dict",
@@ -117,9 +118,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 def _content(path: Path) -> Any:
     """What a file holds: tensors and plain containers."""
+    if is_no_file(path) and not path.is_dir():
+        raise InputError(f"{path} is no file")  # a pipe would be waited for
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{path} is no file")  # a pipe would be waited for
         with path.open("rb") as file:
             begin = file.read(9)
         if path.suffix == ".safetensors" or begin.endswith(b"{", 8):
@@ -127,8 +128,6 @@ def _content(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on TorchScript: an error follows
             return torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory; name the file with the weights") from error
     except OSError as error:

@@ -157,11 +157,11 @@ def hyperparameters(sweep: SweepResults, tuned: Row | None, published: Row | Non
     shares = importance(sweep)
     if shares:
         widths = [shares.get(name, 0.0) for name in space]
-        chosen = sweep.identity.get("chosen")
+        parts, chosen = zip(space, widths, strict=True), sweep.identity.get("chosen")
+        texts = ["chosen" if name == chosen else f"{100 * width:.0f} %" for name, width in parts]
         figure.add_bar(
             x=widths, y=positions[:-1], orientation="h", width=0.4, marker_color=GREY, cliponaxis=False,
-            text=["chosen" if name == chosen else f"{100 * shares.get(name, 0.0):.0f} %" for name in space],
-            textposition="outside",
+            text=texts, textposition="outside",
             showlegend=False, hoverinfo="skip", row=1, col=2,
         )  # fmt: skip
     else:

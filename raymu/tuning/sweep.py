@@ -196,14 +196,7 @@ class Sweep:
         if not self.chosen:
             return self.protocol.rungs(epochs, first)
         before = epochs - getattr(method, self.chosen)
-        return list(range(before + self._shortest(method.config), epochs + 1))
-
-    def _shortest(self, setting: Setting) -> int:
-        """The smallest value of what is chosen that a trial of a setting may choose."""
-        search = self.ranges[self.chosen]
-        method = self.configured({**self.published, **setting, self.chosen: int(search.high)})
-        before = method.total_epochs - int(search.high)
-        return min(max(method.comparable_from - before, int(search.low)), int(search.high))
+        return list(range(before + max(method.shortest, int(self.ranges[self.chosen].low)), epochs + 1))
 
     @property
     def _at_rungs(self) -> list[str]:
@@ -217,7 +210,15 @@ class Sweep:
             done: the rows of the search so far; those that are appended later are learnt, too.
             references: what the objective compares with.
         """
-        chosen = Chosen(self.chosen, self.ranges[self.chosen], self._shortest) if self.chosen else None
+        chosen, name, published = None, self.chosen, self.published
+        if name:
+            search = self.ranges[name]
+            low, high = int(search.low), int(search.high)
+
+            def least(setting: Setting) -> int:  # of hundreds of settings before each suggestion
+                return max(low, self.configured({**published, **setting, name: high}).shortest)
+
+            chosen = Chosen(name, search, least)
         return sampler(self.protocol, seed, self.suggested, done, references, chosen)
 
     def trials(self, seed: int) -> range:

@@ -108,7 +108,7 @@ class Table:
     def least(self, setting: Mapping[str, Any]) -> int:
         """The smallest number of epochs that a trial of a setting may choose."""
         method = self.method.from_config({**setting, self.knob: self.longest}, head=self.head)
-        return max(1, method.comparable_from - (method.total_epochs - self.longest))
+        return max(int(self.ranges[self.knob].low), method.shortest)
 
     def said(self, run: Run, epoch: int) -> dict[str, float]:
         """Columns of a row that is measured after an epoch."""

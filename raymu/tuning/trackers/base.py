@@ -187,8 +187,9 @@ def catch_up(logger: LoggerCallback, row: Row, directory: Path = Path()) -> None
     """Tell a logger of a trial that has ended, all at once."""
     trial: Any = Shown(row["trial_id"], known_values(row["config"]), {"row": row}, directory)
     logger.log_trial_start(trial)
+    last = last_epoch(row)
     for epoch, score in row["curve"]:
-        if epoch < last_epoch(row):
+        if epoch < last:
             logger.log_trial_result(0, trial, {"score": score, TRAINING_ITERATION: epoch})
     logger.log_trial_result(0, trial, _told(row))
     logger.log_trial_end(trial, failed=row["status"] == "error")
