@@ -65,7 +65,7 @@ class Columns:
     status: str = column("completed, stopped by the scheduler, diverged or error", "setting", default="completed")
     objective: str = column("name of the objective", "asked", "compared", "setting")
     score: float | None = column("the objective on validation, in [0, 1]", "setting", default=None)
-    test_score: float | None = column("the objective on test, in [0, 1]", default=None)
+    test_score: float | None = column("the objective on test, in [0, 1]; none: it was not measured there", default=None)
     curve: list[list[float]] = column("[epoch, score as a searcher sees it] of every rung and of the end", factory=list)
     shorter: list[dict[str, float | None]] = column(
         "of every epoch that the trial might choose, its value of what is chosen, and what the objective reads of it",

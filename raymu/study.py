@@ -27,7 +27,7 @@ from raymu.objective import REMOVAL, Objective
 from raymu.results import reader
 from raymu.results.files import MIRROR
 from raymu.results.reader import SweepResults
-from raymu.row import IDENTITY, MADE_WITH, Row
+from raymu.row import IDENTITY, MADE_WITH, MEASURED, Row
 from raymu.scenario import Scenario
 from raymu.storage import Location, locate
 from raymu.trial import check, run_trial
@@ -374,7 +374,8 @@ def differences_to(given: Mapping[str, Any], row: Mapping[str, Any]) -> list[str
         return []  # another trial was asked for
     if given.get("status") == "stopped":
         return [f"its trial was stopped after {given['epochs']} epochs, this one went on for {row['epochs']}"]
-    keys = [*MADE_WITH, *(key for key in row if key.startswith(("val_", "test_", "train_"))), "score"]
+    metrics = [key for key in row if key.startswith(MEASURED) and given.get(key) is not None]  # it may lack test's
+    keys = [*MADE_WITH, *metrics, "score"]
     differ = [key for key in keys if key in given and given[key] != row[key] and given.get("status") == "completed"]
     return [f"{key} is {given[key]} there, {row[key]} here" for key in differ[:MOST_NAMED]]
 

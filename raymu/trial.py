@@ -16,7 +16,7 @@ from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import TURNED
-from raymu.row import IDENTITY, Columns, Row, row_of
+from raymu.row import IDENTITY, Columns, Row, row_of, seen
 from raymu.scenario import Scenario, check_kind
 from raymu.workers import Workers
 
@@ -62,6 +62,7 @@ def run_trial(
     options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
     chooses_epochs: bool = False,
+    least: float | None = None,
     report: Callable[[Row], None] = lambda row: None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Row, torch.nn.Module | None]:
@@ -77,6 +78,8 @@ def run_trial(
         chooses_epochs: whether the rung with the highest score is the trial's end: its model is what is evaluated and
             returned, and the row's `config` and `epochs` are those of the shorter run (see `Method.shorter`). The trial
             ends before its last epoch once it `has_turned`. The last epoch has to be a rung.
+        least: the score, as a searcher sees it, below which the end is measured as a rung is, and not on test; None:
+            there is none, as has to be where the objective reads more than is measured at a rung.
         report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
             here; may raise to end it.
         checkpoints: where a trial that takes long keeps how far it is; one of the same trial that is found there is
@@ -85,10 +88,10 @@ def run_trial(
     Returns:
         The final row and the unlearned model. The row's `status` is
 
-        - "completed": all metrics are there, `score` is the objective on validation, `curve` lists [epoch, score],
-          `resumed` the epochs after which it was gone on with; `wall_s` is what it took, `unlearn_s` what the method
-          would have taken had nothing been cached, `peak_mem` what it needed (None where the retrained reference is
-          what it would have made: that is taken);
+        - "completed": all metrics are there, unless it is below `least`; `score` is the objective on validation,
+          `curve` lists [epoch, score], `resumed` the epochs after which it was gone on with; `wall_s` is what it took,
+          `unlearn_s` what the method would have taken had nothing been cached, `peak_mem` what it needed (None where
+          the retrained reference is what it would have made: that is taken);
         - "diverged": loss or features are not finite, before any epoch that it might choose: score 0, metrics None, no
           model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
@@ -134,10 +137,10 @@ def run_trial(
             before = time.perf_counter()
             row.update(found())
             row.update(gaps(row, reference.metrics.get("retrained"), metrics))
-            seen = objective.seen(row, reference.metrics)
-            row["score"] = max(0.0, seen)
+            score = objective.seen(row, reference.metrics)
+            row["score"] = max(0.0, score)
             if all(epoch < row["epochs"] for epoch, _ in row["curve"]):  # the end that was chosen is there
-                row["curve"].append([row["epochs"], seen])
+                row["curve"].append([row["epochs"], score])
             row["evaluate_s"] += time.perf_counter() - before
             clock()
 
@@ -194,8 +197,11 @@ def run_trial(
                 row["epochs"] = best_epoch(row["curve"])
                 row["config"] = method.config | method.shorter(row["epochs"])
                 engine.model.load_state_dict(best)
-            measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
-            row["test_score"] = objective.of(row, reference.metrics, "test")
+            if least is not None:
+                measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
+            if least is None or seen(row) >= least:
+                measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
+                row["test_score"] = objective.of(row, reference.metrics, "test")
         unlearned = engine.model
     except Diverged as divergence:
         row.update(unmeasured(metrics), status="diverged", score=0.0, error=str(divergence))

@@ -32,6 +32,7 @@ from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, reader, selection, writer
 from raymu.results.ranking import FIXED
+from raymu.row import seen
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.trial import blank_row
 from raymu.tuning.driver import run_sweep
@@ -75,7 +76,15 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
     for row in rows:
         assert set(row) >= ROW_KEYS
         assert all(0 <= row[column] <= 1 for column in columns(rung=True))
-        assert (row["test_retain_acc"] is None) == (row["status"] == "stopped")
+
+
+def test_test_is_read_of_the_published_setting_and_where_a_trial_may_be_chosen(swept) -> None:
+    rows = [row for row in reader.read_all(swept[0]) if row["status"] == "completed"]
+    unread = [row for row in rows if row["test_score"] is None]
+    assert unread
+    assert all(row["source"] == "search" and row["test_retain_acc"] is None for row in unread)
+    assert max(map(seen, unread)) < max(map(seen, rows))
+    assert selection.tuned(rows)["test_retain_acc"] is not None
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:

@@ -145,6 +145,23 @@ def test_a_trial_chooses_its_epochs(quick, second) -> None:
     assert [(report["status"], report["config"]) for report in reports] == [("stopped", LONGER.config)] * 4
 
 
+@pytest.mark.parametrize("how", [{"seed": 0}, CHOOSES])
+def test_nothing_is_read_from_test_of_a_trial_that_will_not_be_chosen(quick, second, how) -> None:
+    """It is one whose score is below the least; on validation it says the same."""
+    method = LONGER if how is CHOOSES else RISING
+    whole, model = run_trial(quick, method, objective=second, **how)
+    (_, score) = max(whole["curve"], key=lambda point: point[1])
+    same, _ = run_trial(quick, method, objective=second, least=score, **how)
+    assert without_costs(same) == without_costs(whole)
+    below, other = run_trial(quick, method, objective=second, least=score + 1e-9, **how)
+    rung = set(columns(rung=True))
+    at_the_end = {*columns(), *(f"{name}_gap" for name in columns()), "test_score"}
+    late = at_the_end - rung - {f"{name}_gap" for name in rung}
+    assert {name for name in late if name.startswith("test_")} > {"test_score", "test_retain_acc"}
+    assert without_costs(below) == without_costs(whole) | dict.fromkeys(late)
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_trial_that_chooses_its_epochs_may_choose_the_last(quick) -> None:
     rising = iter(range(100))
     ever = Objective(lambda retain_acc: next(rising) / 100, name="ever")

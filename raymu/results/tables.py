@@ -37,7 +37,7 @@ COLUMNS = {
     "NCC-forget": "ncc_forget_acc",
 }
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # others take a backslash
-OF_TRIAL = tuple(f"test_{column}" for column in COLUMNS.values())  # read for the table of trials
+OF_TRIAL = tuple(f"val_{column}" for column in COLUMNS.values())  # read for the table of trials
 
 
 def comparison(models: Mapping[str, Figures | None], objective: str, width: int, search: Spent | None = None) -> Table:
@@ -247,8 +247,8 @@ def layers(profiles: Mapping[str, Sequence[Row]]) -> Table:
 
 
 def trials(rows: Sequence[Row]) -> Table:
-    """One line a trial, best score first, of the best MOST_TRIALS: the score on validation, metrics on test."""
-    title = "Score on validation, the other columns on test (accuracies in %)"
+    """One line a trial, best score first, of the best MOST_TRIALS, on validation as the search saw them."""
+    title = "On validation (accuracies in %)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     if len(rows) > MOST_TRIALS:
         table.caption = f"the best {MOST_TRIALS} of {len(rows):,}; --csv and --json print all"
@@ -264,7 +264,7 @@ def trials(rows: Sequence[Row]) -> Table:
             row["trial_id"],
             row["status"],
             "-" if row["score"] is None else f"{row['score']:.3f}",
-            *(metric(column, row.get(column)) for column in OF_TRIAL),
+            *(metric(f"test_{name}", row.get(f"val_{name}")) for name in COLUMNS.values()),
             setting(row["config"]),
         )
     return table

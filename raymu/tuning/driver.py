@@ -246,12 +246,12 @@ class _Run:
         def task(number: int) -> Task:
             if number in self._retries:
                 begun = self._retries[number]
-                return sweep.task(seed, number, begun.config, begun.expected_gain)
+                return sweep.task(seed, number, begun.config, begun.expected_gain, done)
             if (place := place_of(number, protocol.search_seeds)) == 0:
                 return sweep.task(seed, number, {})
             running = [self._retries[one].config for one in self._retries if one in numbers_of_search]
             setting = sampler.suggest(place, running)
-            return sweep.task(seed, number, setting, sampler.gain(place, setting, running))
+            return sweep.task(seed, number, setting, sampler.gain(place, setting, running), done)
 
         def is_spent(number: int) -> bool:
             if number in self._retries:

@@ -56,6 +56,7 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
         options=options,
         rungs=sweep.rungs(method) if task.source == "search" else (),
         chooses_epochs=task.source == "search" and bool(sweep.chosen),
+        least=task.least,
         report=for_all(lambda row: tune.report(_result(row))),
         checkpoints=checkpoints,
     )

@@ -17,7 +17,7 @@ from raymu.objective import REMOVAL, References
 from raymu.protocol import Protocol
 from raymu.results import selection
 from raymu.results.identity import CONFIRMATIONS, FORMAT, lasting_protocol, name_of, place_of
-from raymu.row import Row
+from raymu.row import Row, seen
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
@@ -61,6 +61,7 @@ class Task:
         confirms: the `trial_id` of the trial that it runs again.
         projected: whether a t-SNE of its features is kept.
         expected_gain: see the row's column.
+        least: as `run_trial` takes it.
     """
 
     number: int
@@ -72,6 +73,7 @@ class Task:
     confirms: str | None = None
     projected: bool = False
     expected_gain: float | None = None
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,7 @@ class Sweep:
         highest score on its way (see `Method.nested`). "": there is none, as where the objective reads what is not
         measured while a trial runs, or maximises several numbers.
         """
-        objective = self.protocol.objective
-        return "" if objective.maximises or objective.missing(self._at_rungs) else self.method.nested
+        return self.method.nested if self._is_judged_at_rungs else ""
 
     @property
     def suggested(self) -> dict[str, Range]:
@@ -199,6 +200,12 @@ class Sweep:
         return list(range(before + max(method.shortest, int(self.ranges[self.chosen].low)), epochs + 1))
 
     @property
+    def _is_judged_at_rungs(self) -> bool:
+        """Whether what is measured at a rung says how good a trial is."""
+        objective = self.protocol.objective
+        return not objective.maximises and not objective.missing(self._at_rungs)
+
+    @property
     def _at_rungs(self) -> list[str]:
         """Columns that are measured while a trial runs."""
         return measured(self.protocol.metrics, rung=True)
@@ -230,15 +237,26 @@ class Sweep:
     def _known(self, seed: int) -> list[Setting] | None:
         return known_settings(self.protocol, seed, self.suggested)
 
-    def task(self, seed: int, number: int, setting: Mapping[str, Any], expected_gain: float | None = None) -> Task:
-        """A trial of one search: its first is the published setting, whatever `setting` says."""
+    def task(
+        self,
+        seed: int,
+        number: int,
+        setting: Mapping[str, Any],
+        expected_gain: float | None = None,
+        done: Sequence[Row] = (),
+    ) -> Task:
+        """A trial of one search: its first is the published setting, whatever `setting` says. Any other one is measured
+        on test only if it scores as high as all that are `done`: else it is not chosen.
+        """
         source: Literal["published", "search"] = (
             "search" if place_of(number, self.protocol.search_seeds) else "published"
         )
         if source == "search" and self.chosen:
             setting = {self.chosen: int(self.ranges[self.chosen].high), **setting}
-        config = self.configured({**self.published, **setting}).config
-        return Task(number, config, self.scenario, seed, source, search_seed=seed, expected_gain=expected_gain)
+        config, least = self.configured({**self.published, **setting}).config, None
+        if source == "search" and self._is_judged_at_rungs:
+            least = max((seen(row) for row in done if row["status"] == "completed"), default=None)
+        return Task(number, config, self.scenario, seed, source, seed, expected_gain=expected_gain, least=least)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:
         """What is run again once all searches are over, and the published setting with it.
