@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from raymu.errors import InputError
 from raymu.evaluation import columns
 from raymu.methods.random_label import RandomLabel
 from raymu.methods.salun import SalUn
-from raymu.objective import HMEAN
+from raymu.objective import HMEAN, Objective
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, reader, selection, writer
 from raymu.results.ranking import FIXED
@@ -78,13 +78,26 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
         assert all(0 <= row[column] <= 1 for column in columns(rung=True))
 
 
-def test_test_is_read_of_the_published_setting_and_where_a_trial_may_be_chosen(swept) -> None:
+def test_test_is_read_where_a_trial_may_be_chosen(swept, digits) -> None:
     rows = [row for row in reader.read_all(swept[0]) if row["status"] == "completed"]
-    unread = [row for row in rows if row["test_score"] is None]
-    assert unread
-    assert all(row["source"] == "search" and row["test_retain_acc"] is None for row in unread)
-    assert max(map(seen, unread)) < max(map(seen, rows))
-    assert selection.tuned(rows)["test_retain_acc"] is not None
+    best = max(map(seen, rows))
+    for row in rows:
+        assert (row["test_score"] is None) == (row["test_retain_acc"] is None)
+        assert row["test_score"] is not None or (row["source"] == "search" and seen(row) < best)
+
+    def least(done: list[dict], number: int = 3, **fields: Any) -> float | None:
+        sweep = Sweep(RandomLabel, digits, Protocol(9, **{"searcher": "tpe", **fields}))
+        return sweep.task(0, number, {}, done=done).least
+
+    some = [searched(1, -0.3), searched(2, -0.2), searched(4, 0.9, "stopped"), searched(5, 0.8, "diverged")]
+    assert least([]) is None
+    assert least(some) == -0.2  # of scores that are 0 the searcher's decide
+    assert least(some, number=0) is None  # the published setting
+    assert least(some, objective="pareto") is None
+    late = Objective(lambda mia_auc: mia_auc, name="late")  # which only the end of a trial measures
+    assert least(some, objective=late) is None
+    confirmed = Sweep(SalUn, SCENARIOS["digits"], Protocol(12, confirmation=Confirmation(2)))
+    assert {task.least for task in confirmed.confirmations(rows)} == {None}
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:
