@@ -30,7 +30,7 @@ class Confirmation:
         originals: originals that are trained for it, independently of each other and of the one that was searched on;
             0: that one serves. Repeating unlearning on one original hides most of the variance (Lanyon et al., arXiv
             2510.26714).
-        top: how many of the best settings of a method.
+        top: how many of the best settings of a method; the one with the highest mean on validation is its tuned one.
         forget: further forget sets, each some classes; sorted, and none twice.
 
     Raises:
@@ -39,7 +39,7 @@ class Confirmation:
 
     seeds: int = 0
     originals: int = 0
-    top: int = 1
+    top: int = 3
     forget: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:

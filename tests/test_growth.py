@@ -128,7 +128,7 @@ def test_a_grid_gets_finer_and_keeps_its_points(digits) -> None:
 
 
 def test_only_the_budget_may_grow_and_with_resume_alone(digits, tmp_path: Path) -> None:
-    def asked(trials: int = 4, confirmation: Confirmation = Confirmation(1, 1), **fields: Any) -> dict[str, Any]:  # noqa: B008
+    def asked(trials: int = 4, confirmation: Confirmation = Confirmation(1, 1, 1), **fields: Any) -> dict[str, Any]:  # noqa: B008
         return Sweep(RandomLabel, digits, Protocol(trials, confirmation=confirmation, **fields)).identity()
 
     def refused(identity: dict[str, Any], resume: bool = True) -> str:
@@ -151,7 +151,7 @@ def test_only_the_budget_may_grow_and_with_resume_alone(digits, tmp_path: Path) 
         {"max_hours": 2.0},
         {"searcher": "random"},
         {"search_seeds": (0, 1)},
-        {"confirmation": Confirmation(1, 1, forget=((3,),))},
+        {"confirmation": Confirmation(1, 1, 1, forget=((3,),))},
     ):
         assert "belongs to another sweep" in refused(asked(6, **fields))
     with Store(tmp_path / "s", asked(6, Confirmation(2, 3, 2)), resume=True) as rows:
@@ -285,7 +285,7 @@ SCORES = [0.1, 0.3, 0.5, 0.4, 0.8, 0.6]  # the best of the first four is not the
 
 
 def test_a_ranking_uses_the_part_that_all_sweeps_have_and_says_so() -> None:
-    asked, more = Confirmation(1, 3), Confirmation(2, 5, 2)
+    asked, more = Confirmation(1, 3, 1), Confirmation(2, 5, 2)
     other = made("other", [0.1, 0.45, 0.2, 0.3], asked)
     small, large = made("m", SCORES[:4], asked), made("m", SCORES, more)
     both = grown(small, large)
@@ -307,7 +307,7 @@ def test_a_ranking_uses_the_part_that_all_sweeps_have_and_says_so() -> None:
 
 
 def test_one_that_was_larger_from_the_start_is_not_confirmed_in_a_smaller_part() -> None:
-    asked = Confirmation(1, 3)
+    asked = Confirmation(1, 3, 1)
     other, large = made("other", [0.1, 0.45, 0.2, 0.3], asked), made("m", SCORES, asked)
     ranked = ranking.rank([other, large])
     assert [(one.sweep.name, one.tuned["trial"], one.score.runs) for one in ranked] == [("m", 2, 0), ("other", 1, 3)]
@@ -330,7 +330,7 @@ def test_a_winner_that_changed_is_confirmed_and_no_run_has_anothers_number() -> 
     def sweep(trials: int, confirmation: Confirmation) -> Sweep:
         return Sweep(RandomLabel, scenario, Protocol(trials, confirmation=confirmation))
 
-    small = made("m", SCORES[:4], Confirmation(1, 2))
+    small = made("m", SCORES[:4], Confirmation(1, 2, 1))
     whole = [*small.rows, *(row for row in made("m", SCORES).rows if row["trial"] >= 4)]
     larger = sweep(6, Confirmation(2, 3, 2))
     done, missing = {row["trial"] for row in small.rows}, remaining.unconfirmed(larger, whole)
@@ -341,7 +341,7 @@ def test_a_winner_that_changed_is_confirmed_and_no_run_has_anothers_number() -> 
     assert not {task.number for task in missing} & done
     assert min(task.number for task in missing) == max(done) + 1
     # An interrupted confirmation gives the same runs the same numbers again.
-    first = sweep(4, Confirmation(1, 2))
+    first = sweep(4, Confirmation(1, 2, 1))
     numbers = {task.number: task for task in first.confirmations(small.rows)}
     for gone in numbers:
         kept = [row for row in small.rows if row["trial"] != gone]

@@ -31,7 +31,7 @@ def write(storage: Path, rows: int) -> int:
     """Fill the storage with sweeps that have so many rows together; return their bytes."""
     scenario, chosen = splits.prepare(SCENARIOS["digits"]), methods.get("salun")
     real, _ = run_trial(scenario, chosen.from_config(chosen.published_config(scenario)), seed=0)
-    protocol = Protocol(trials=rows // SWEEPS, confirmation=Confirmation(seeds=RUNS, originals=ORIGINALS))
+    protocol = Protocol(trials=rows // SWEEPS, confirmation=Confirmation(seeds=RUNS, originals=ORIGINALS, top=1))
     sweep = Sweep(chosen, scenario, protocol)
     identity = sweep.identity()
     names = ("trial_id", "sweep", "trial", "source", "search_seed", "confirms")
