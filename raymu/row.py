@@ -104,6 +104,10 @@ class InSweep:
     expected_gain: float | None = column(
         "expected improvement on the best score, in standard deviations of that score's noise; none: not known"
     )
+    expected_score: float | None = column(
+        "score on validation that another run of it is expected to have, by what its search knew then; none: not known",
+        default=None,
+    )
     search_s: float | None = column("seconds that its search had run by then, all resumptions together")
 
 

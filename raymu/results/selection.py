@@ -37,8 +37,10 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Best:
-    """The highest scores of a search; of several 0 what the searcher saw below decides; among equals the earliest
-    trial, and no setting twice.
+    """The highest scores of a search that another run is expected to reach, but not above what was reached; of several
+    0 what the searcher saw below decides; among equals the earliest trial, and no setting twice.
+
+    The highest of many scores is the luckiest of near-equals: what its search learnt of others near it tells more.
     """
 
     count: int = 1
@@ -48,7 +50,7 @@ class Best:
         chosen: list[Row] = []
 
         def order(row: Row) -> tuple[float, float, int]:
-            return -row["score"], 0.0 if row["score"] else -_seen(row), row["trial"]
+            return -sure(row), -_seen(row), row["trial"]
 
         for row in sorted(candidates(rows), key=order):
             if len(chosen) == self.count:
@@ -273,6 +275,12 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
                 f"rows of several kinds ({field}: {', '.join(several)}) do not compare; name one sweep's directory"
             )
     return found
+
+
+def sure(row: Row) -> float:
+    """Score on validation of a completed trial, or what another run is expected to have, if that is known and less."""
+    expected = row.get("expected_score")
+    return score(row) if expected is None else min(score(row), expected)
 
 
 def score(row: Row) -> float:

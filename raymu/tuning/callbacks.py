@@ -48,6 +48,7 @@ class Recorder(tune.Callback):
 
     Args:
         searched_s: seconds that the search has run, all resumptions together; None: the trials confirm.
+        expected: returns a row's `expected_score`, once it is among those `done`.
 
     Attributes:
         gpu: the share of its GPU's memory that was taken when the last trial ended; None without a GPU.
@@ -66,9 +67,11 @@ class Recorder(tune.Callback):
         queue: Queue,
         watch: Watch,
         searched_s: Callable[[], float | None],
+        expected: Callable[[Row], float | None],
     ) -> None:
         self._sweep, self._rows, self._options, self._progress, self._done = sweep, rows, options, progress, done
-        self._retries, self._queue, self._watch, self._searched_s = retries, queue, watch, searched_s
+        self._retries, self._queue, self._watch = retries, queue, watch
+        self._searched_s, self._expected = searched_s, expected
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks for its restore, which raymu does not use."""
@@ -126,9 +129,10 @@ class Recorder(tune.Callback):
             search_s=self._searched_s(),
         )
         row = dataclasses.asdict(added) | row
+        self._done.append(row)
+        row["expected_score"] = self._expected(row)
         with or_end():
             self._rows.append(row)
             self._retries.end(task.number)
-        self._done.append(row)
         checkpoints_of(self._rows.directory, task.number).clear()
         self._progress.ended(trial.trial_id, row)

@@ -265,7 +265,9 @@ class _Run:
             before = len(done)
             queue = Queue(numbers, self._begun(task), is_spent)
             chosen = scheduler(protocol.scheduler, sweep.longest, done)
-            used = self._tune(queue, chosen, len(numbers), done, "trials", self._followers, searched_s)
+            used = self._tune(
+                queue, chosen, len(numbers), done, "trials", self._followers, searched_s, sampler.expected
+            )
             was_full = len(done) - before == self._slots.number  # fewer trials do not show what a GPU gets through
             if self._sharing is not None and was_full:
                 self._share(self._sharing, done[before:], used)
@@ -296,7 +298,7 @@ class _Run:
         tasks = {task.number: task for task in remaining.unconfirmed(self._sweep, everything)}
         done = [row for row in everything if row["source"] == "confirmation"]
         queue = Queue(tasks, self._begun(tasks.__getitem__))
-        self._tune(queue, FIFOScheduler(), len(tasks), done, "confirming", [], lambda: None)
+        self._tune(queue, FIFOScheduler(), len(tasks), done, "confirming", [])
 
     def _begun(self, make: Callable[[int], Task]) -> Callable[[int], Task]:
         """Function that makes a task and counts its attempt."""
@@ -317,7 +319,8 @@ class _Run:
         done: list[Row],
         what: str,
         followers: Sequence[tune.Callback],
-        searched_s: Callable[[], float | None],
+        searched_s: Callable[[], float | None] = lambda: None,
+        expected: Callable[[Row], float | None] = lambda row: None,
     ) -> float | None:
         """Run `count` trials at most; their rows are appended to `done`, too. Return the share of a GPU's memory that
         was taken when the last one ended; None without a GPU.
@@ -351,6 +354,7 @@ class _Run:
                     queue,
                     self._watch,
                     searched_s,
+                    expected,
                 )
                 tune.Tuner(
                     tune.with_resources(trainable, tune.PlacementGroupFactory(self._slots.bundles)),

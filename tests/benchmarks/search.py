@@ -2,9 +2,9 @@
 `OMP_NUM_THREADS=1 python tests/benchmarks/search.py --seeds 20`.
 
 For each table and objective it prints the target, the median of what 64 random trials find whose epochs are drawn, too.
-For each searcher, whose trials choose their epochs, it prints medians: the best score on validation, the test score of
-that setting, all images, and the images until the target was reached, both in those of the 64 random trials ("inf": not
-within its trials).
+For each searcher, whose trials choose their epochs, it prints medians: the score on validation of the setting that
+raymu chooses, its test score, all images, and the images until the target was reached, both in those of the 64 random
+trials ("inf": not within its trials).
 
 It also says whether a run that is LOST margins of retain accuracy below the retrained model, and still falls, might be
 stopped: how many of a table's runs come there before their last epoch, and in how many of these a later epoch has the
@@ -30,6 +30,7 @@ from raymu import methods
 from raymu.method import Method, Range
 from raymu.objective import HMEAN, MARGIN, REMOVAL, Objective
 from raymu.protocol import AUTO, Protocol
+from raymu.results import selection
 from raymu.trial import best_epoch, has_turned
 from raymu.tuning import remaining
 from raymu.tuning.samplers import Chosen, random, sampler
@@ -188,11 +189,14 @@ class Trial(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A completed trial: images of all trials until it ended, and its scores."""
+    """A completed trial: images of all trials until it ended, its scores, and that of validation by which it might be
+    chosen.
+    """
 
     images: float
     val: float
     test: float
+    sure: float
 
 
 def at_random(table: Table, seed: int) -> list[Found]:
@@ -203,7 +207,8 @@ def at_random(table: Table, seed: int) -> list[Found]:
         run = table(method.config)
         last = method.total_epochs - run.first
         spent += float(run.images[last])
-        found.append(Found(spent, max(0.0, float(run.val[last])), float(run.test[last])))
+        val = max(0.0, float(run.val[last]))
+        found.append(Found(spent, val, float(run.test[last]), val))
     return found
 
 
@@ -222,7 +227,7 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
             setting = suggests.suggest(begun, others) if begun else {}
             gain = suggests.gain(begun, setting, others) if begun and patience else None
             longest = {table.knob: table.longest} if begun else {}
-            method = table.method.from_config({**setting, **longest}, head=table.head)
+            method = table.method.from_config({**longest, **setting}, head=table.head)
             running[begun] = Trial(method, run := table(method.config), gain)
             heapq.heappush(events, (now + run.seconds[0], begun, 1))
             begun += 1
@@ -241,13 +246,14 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
         del running[number]
         end = best_epoch(curve) if is_over else trained
         val, test = (float(of[end - run.first]) for of in (run.val, run.test))
-        if is_over:
-            found.append(Found(spent, max(0.0, val), test))
         row = {"trial": number, "expected_gain": gain, "status": "completed" if is_over else "stopped", "curve": curve}
         row |= {"config": method.config | method.shorter(end), "epochs": end, "score": max(0.0, val)}
         before = method.total_epochs - method.config[table.knob]
         row["shorter"] = [{table.knob: rung - before} | table.said(run, rung) for rung in rungs if number]
-        done.append(row | table.said(run, end))
+        done.append(row := row | table.said(run, end))
+        if is_over:
+            row["expected_score"] = suggests.expected(row)
+            found.append(Found(spent, row["score"], test, selection.sure(row)))
     return found
 
 
@@ -283,7 +289,7 @@ def main() -> None:
             )
             for searcher, stops, patience in SEARCHERS:
                 searches = [replay(table, searcher, stops, seed, given.slots, patience) for seed in range(given.seeds)]
-                best = [max(found, key=lambda one: one.val) for found in searches]
+                best = [max(found, key=lambda one: one.sure) for found in searches]
                 reached = [next((one.images for one in found if one.val >= target), np.inf) for found in searches]
                 val, test = np.median([one.val for one in best]), np.median([one.test for one in best])
                 spent = np.median([found[-1].images for found in searches]) / images

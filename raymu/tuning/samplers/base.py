@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from raymu.method import Range
+from raymu.row import Row
 
 Setting = Mapping[str, Any]
 
@@ -46,6 +47,12 @@ class Sampler(ABC):
 
         Args:
             place, running: as `suggest` takes them.
+        """
+        return None
+
+    def expected(self, row: Row) -> float | None:
+        """Score that a trial which is done is expected to have if it ran again, in [0, 1]; None: the sampler cannot
+        say.
         """
         return None
 

@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 Places = NDArray[np.intp]
 
 INITIAL = 4  # settings of a Sobol sequence, which come first
+SHORT = 3  # epochs that are enough for a first look at these, where trials choose their epochs
 FEWEST = 3  # rows without which nothing is known
 MOST = 128  # rows that are learnt at most: the best and the last ones
 CANDIDATES = 512  # settings of which one is suggested: half from anywhere, half near the BEST
@@ -28,7 +29,7 @@ BEST = 3
 NEAR = 0.1  # standard deviation of the step to a candidate nearby, in shares of the ranges
 FINALISTS = 64  # candidates whose expected improvement is computed
 DRAWS = 32
-GAIN_DRAWS = 256  # for what is expected of the suggestion
+GAIN_DRAWS = 256  # for what is expected of one setting
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # over which a column may change, in shares of a range
 MIDDLING = 0.8  # a length that is likelier beforehand than others
 NOISES = (1e-3, 1e-2, 1e-1)  # variance of a column that no setting explains, as a part of all
@@ -81,7 +82,7 @@ class GP(Sampler):
         """See Sampler."""
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place))
         if self._is_first(place):
-            return self._initial(place)
+            return self._first_look(place)
         begun = self._within(running)
         taken = {self._key(setting) for setting in (*(row["config"] for row in self._done), *begun)}
         found = [one for one in self._candidates(learnt, generator) if self._key(one) not in taken]
@@ -111,6 +112,15 @@ class GP(Sampler):
         gain = np.maximum(self._scores(means + deviations * errors) - learnt.best, 0.0).mean()
         noise = self._scores(learnt.best_again(deviations)[None]).std()
         return float(gain / noise) if noise else None
+
+    def expected(self, row: Row) -> float | None:
+        """See Sampler. It is less than a lucky trial has: those near it, and its epochs before and after, say so."""
+        learnt = self._up_to_date()
+        if row["status"] != "completed" or not learnt.said or not lies_in(self._ranges, row["config"]):
+            return None
+        means, errors = learnt.again(self._points([row["config"]]))
+        deviations = np.random.default_rng((self._seed, row["trial"])).normal(size=(len(means), GAIN_DRAWS))
+        return float(np.maximum(self._scores((means + deviations * errors)[None]), 0.0).mean())
 
     def _up_to_date(self) -> "_Learnt":
         if self._read < len(self._done):
@@ -166,6 +176,13 @@ class GP(Sampler):
         learnt = {*self._ends, config[name], shown[-1][name]}
         return [row | end | {"config": config | {name: end[name]}} for end in shown if end[name] in learnt]
 
+    def _first_look(self, place: int) -> Setting:
+        setting = self._initial(place)
+        if self._chosen is None:
+            return setting
+        name, search, least = self._chosen
+        return {**setting, name: min(max(SHORT, least(setting)), int(search.high))}
+
     def _initial(self, place: int) -> Setting:
         return quasi_random.settings(self._ranges, place, self._seed)[-1]
 
@@ -219,6 +236,12 @@ class _Learnt:
         found = [process.at(candidates, waiting) for process in self._processes]
         means, errors = (np.array(some) for some in zip(*found, strict=True))
         return means, errors
+
+    def again(self, points: Array) -> tuple[Array, Array]:
+        """Means and standard deviations (columns, m) of what runs at points (m, d) would say, noise included."""
+        means, errors = self.at(points, points[:0])
+        noises = np.array([[process.noise] for process in self._processes])
+        return means, np.sqrt(errors**2 + noises)
 
     def best_again(self, deviations: Array) -> Array:
         """Scaled columns (columns, m) of the best trial, had it run m times more.
