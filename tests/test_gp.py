@@ -11,7 +11,7 @@ from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
 from raymu.tuning.samplers import Chosen, sampler
-from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, _Process
+from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, SHORT, _Process
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 1.0, "linear"), "epochs": Range(1, 10, "int")}
 Columns = Callable[[Mapping[str, float]], dict[str, Any]]
@@ -160,6 +160,41 @@ def test_the_expected_gain_is_an_integral_over_what_is_not_known() -> None:
     assert learner.gain(9, setting, running) == pytest.approx(gain, rel=0.25)
     assert learner.gain(9, setting, (*running, setting)) < learner.gain(9, setting, running)
     assert learner.gain(INITIAL, setting) is None  # drawn before anything was learnt
+
+    one = done[4] | {"trial": 4}
+    (mean,), (error,) = process.at(learner._points([one["config"]]), learner._points([]))
+    again = expected(np.maximum(scores(mean, np.sqrt(error**2 + process.noise)), 0))
+    assert learner.expected(one) == pytest.approx(again, abs=0.02)
+    assert learner.expected(one | {"status": "stopped"}) is None
+    assert learner.expected(one | {"config": setting | {"lr": 1.0}}) is None  # outside, as a published setting may lie
+
+
+def test_a_lucky_trial_is_expected_to_do_as_those_around_it() -> None:
+    only = Objective(lambda retain_acc: retain_acc, name="only")
+    searched = {"share": SPACE["share"]}
+    generator = np.random.default_rng(0)
+
+    def told(number: int, share: float, kept: float) -> dict[str, Any]:
+        return row({"share": share}, lambda _: {"val_retain_acc": kept}, only) | {"trial": number}
+
+    around = [
+        told(number, share, 0.5 + 0.05 * generator.normal()) for number, share in enumerate(np.linspace(0, 1, 20))
+    ]
+    lucky, steady = told(20, 0.52, 0.95), told(21, 0.3, 0.55)
+    learner = sampler(Protocol(objective=only), 0, searched, [*around, lucky, steady], REFERENCES)
+    assert 0.45 < learner.expected(lucky) < 0.75
+    assert abs(learner.expected(steady) - 0.52) < 0.06
+
+
+@pytest.mark.parametrize(("least", "epochs"), [(1, SHORT), (5, 5), (12, 10)])
+def test_the_first_settings_are_looked_at_for_a_few_epochs(least: int, epochs: int) -> None:
+    chosen = Chosen("epochs", SPACE["epochs"], lambda setting: least)
+    searched, done = {name: SPACE[name] for name in ("lr", "share")}, list[dict]()
+    learner = sampler(Protocol(), 0, searched, done, REFERENCES, chosen)
+    for place in range(1, INITIAL + 3):
+        setting = learner.suggest(place)
+        assert setting.get("epochs") == (epochs if place <= INITIAL else None)
+        done.append(row({**setting, "epochs": 10}, unlearning, REMOVAL))
 
 
 def test_nothing_is_expected_where_no_score_is_known() -> None:

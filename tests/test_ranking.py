@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from raymu.errors import InputError
+from raymu.methods.random_label import RandomLabel
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import groups, ranking, report, selection, tables, writer
@@ -18,7 +19,7 @@ from raymu.results.groups import grouped
 from raymu.results.ranking import rank
 from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
-from raymu.tuning.sweep import directory_name
+from raymu.tuning.sweep import Sweep, directory_name
 from raymu.values import content_hash
 
 SCENARIO = SCENARIOS["digits"]
@@ -109,6 +110,38 @@ def test_of_several_0_what_the_searcher_saw_decides() -> None:
         again(of, original, 1, 1.0, curve=[[1, seen]]) for of, seen in ((0, -0.3), (2, -0.1)) for original in (1, 2)
     ]
     assert selection.tuned([*rows, *runs])["trial"] == 2
+
+
+def test_what_another_run_is_expected_to_reach_decides_but_not_more_than_was_reached() -> None:
+    rows = [
+        row(0, 0.9, 0.9),  # its search could not say
+        row(1, 0.9, 0.1, expected_score=0.3),  # lucky
+        row(2, 0.9, 0.3, expected_score=0.95),
+        row(3, 0.9, 0.2, expected_score=0.7),
+    ]
+    scores = [one["score"] for one in rows]
+    assert scores[1] > scores[3] > scores[2] > 0.7 > scores[0]
+    assert [one["trial"] for one in selection.Best(4).choose(rows)] == [2, 3, 1, 0]
+    assert [selection.sure(one) for one in rows] == [scores[0], 0.3, scores[2], 0.7]
+
+
+def test_whatever_is_chosen_was_measured_on_test(digits) -> None:
+    """Sweeps of random rows: the bar of each trial is made of those that had ended before."""
+    generator = np.random.default_rng(0)
+    sweep = Sweep(RandomLabel, digits, Protocol(30))
+    for _ in range(200):
+        done: list[dict[str, Any]] = []
+        measured = set()
+        for trial in range(1, 20):
+            seen = float(generator.choice([-0.3, -0.2, 0.0, 0.2, 0.5, 0.9, 1.0]))
+            expected = generator.choice([None, 0.0, 0.3, 0.6, 1.0])
+            one = row(trial, 0.9, 0.5, curve=[[1, seen]], epochs=1, expected_score=expected, score=max(0.0, seen))
+            one["status"] = str(generator.choice(["completed", "completed", "stopped", "diverged"]))
+            least = sweep.task(0, trial, {}, done=done[: int(generator.integers(len(done) + 1))]).least
+            if least is None or seen >= least:
+                measured.add(trial)
+            done.append(one)
+        assert selection.Best().choose(done)[0]["trial"] in measured
 
 
 @pytest.mark.parametrize("status", ["stopped", "diverged", "error"])
