@@ -125,6 +125,22 @@ def test_what_another_run_is_expected_to_reach_decides_but_not_more_than_was_rea
     assert [selection.sure(one) for one in rows] == [scores[0], 0.3, scores[2], 0.7]
 
 
+def test_a_row_that_was_not_measured_on_test_is_no_figure() -> None:
+    unread = row(1, 0.9, 0.1) | {column: None for column in ranking.MEASURED}
+    assert not ranking.is_measured(unread)
+    assert ranking.is_measured(row(1, 0.9, 0.1))
+    assert ranking.is_measured(unread | {"status": "diverged"})  # which scores 0 everywhere
+    with pytest.raises(InputError, match=r"^m-0001 was not measured on test: --resume --confirm-seeds 1 runs it again$"):
+        ranking.rank([sweep("m", [row(0, 0.9, 0.9), unread])])
+
+
+def test_what_is_expected_of_another_run_is_said() -> None:
+    assert tables.on_validation(row(1, 0.9, 0.1)) == "hmean 0.900 on validation"
+    lucky = row(1, 0.9, 0.1, expected_score=0.3)
+    assert tables.on_validation(lucky) == "hmean 0.900 on validation, 0.300 expected of another run"
+    assert ["0.300" in list(column.cells) for column in tables.trials([lucky]).columns].count(True) == 1
+
+
 def test_whatever_is_chosen_was_measured_on_test(digits) -> None:
     """Sweeps of random rows: the bar of each trial is made of those that had ended before."""
     generator = np.random.default_rng(0)

@@ -55,12 +55,10 @@ def _can_find(methods: int, originals: int) -> str:
 def sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resources: Any, **options: Any) -> bool:
     """Run a sweep and print how it went; return whether a trial completed."""
     from raymu import reference_models
-    from raymu.objective import score_name
     from raymu.results import cost, ranking, reader, tables
     from raymu.study import tune
 
     protocol, location = sweep.protocol, storage / (name or sweep.directory)
-    score = score_name(protocol.objective.name)
     console.print(
         f"tuning {sweep.name} on {sweep.scenario.title}: {'' if protocol.patience is None else 'at most '}"
         f"{protocol.trials} trials, {protocol.scheduler}, into {location}",
@@ -99,8 +97,8 @@ def sweep_and_show(sweep: "Sweep", storage: "Location", name: str | None, resour
         console.print(f"means over {tables.runs_in_words(end.score)}{intervals}", highlight=False)
     console.print()
     for line in (
-        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']}, {score}"
-        f" {end.tuned['score']:.3f} on validation)",
+        f"tuned setting: {tables.setting(end.tuned['config'])} ({end.tuned['trial_id']},"
+        f" {tables.on_validation(end.tuned)})",
         f"trials: {counts}",
         f"results: {location}",
         f"references: {reference_models.directory(sweep.scenario)}",

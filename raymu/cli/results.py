@@ -139,7 +139,6 @@ def best(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="Print YAML, as `raymu run --config` reads it.")] = False,
 ) -> None:
     """Print the setting that is best on validation, of each group of sweeps that compare."""
-    from raymu.objective import score_name
     from raymu.results import groups, ranking, reader, selection, tables
 
     sweeps, wanted = reader.load(storage), name_of(method)
@@ -165,9 +164,12 @@ def best(
             _print(_heading(number, found))
             for row in rows:
                 console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
-                console.print(f"{score_name(row['objective'])} on validation: {row['score']:.3f}", highlight=False)
+                console.print(tables.on_validation(row), highlight=False)
             objective = rows[0]["objective"]
-            figures = {row["trial_id"]: ranking.figures_of(row, objective) for row in rows}
+            figures = {
+                row["trial_id"]: ranking.figures_of(row, objective) if ranking.is_measured(row) else None
+                for row in rows
+            }
             console.print(tables.comparison(figures, objective, console.width))
 
 

@@ -150,6 +150,8 @@ def _end(chosen: _Chosen, shared: set[Cell]) -> tuple[Ranked, Runs]:
         trial: [row for row in runs if not shared or _cell(row) in shared] for trial, runs in chosen.confirmed.items()
     }
     runs = confirmed.get(tuned["trial_id"], [])
+    if not runs and not is_measured(tuned):
+        raise InputError(f"{tuned['trial_id']} was not measured on test: --resume --confirm-seeds 1 runs it again")
     figures = {
         **_references(sweep, runs or [tuned], objective),
         "published": figures_of(published, objective, confirmed.get(published["trial_id"], [])) if published else None,
@@ -181,6 +183,11 @@ def figures_of(row: Row, objective: str, runs: Sequence[Row] = ()) -> Figures:
         found[f"test_{name}"] = of(operator.methodcaller("get", f"test_{name}"), bounds=(-math.inf, math.inf))
     known = {column: one for column, one in found.items() if one is not None}
     return Figures(score, known, (retain, forget) if retain and forget else None)
+
+
+def is_measured(row: Row) -> bool:
+    """Whether a row has figures on test, as has none that its search would not have chosen."""
+    return any(row.get(column) is not None for column in MEASURED) or row["status"] != "completed"
 
 
 def step(figures: Figures | None) -> float:
