@@ -11,7 +11,7 @@ from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
 from raymu.tuning.samplers import Chosen, sampler
-from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, SHORT, _Process
+from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, SHORT, _elsewhere, _Process
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 1.0, "linear"), "epochs": Range(1, 10, "int")}
 Columns = Callable[[Mapping[str, float]], dict[str, Any]]
@@ -167,6 +167,19 @@ def test_the_expected_gain_is_an_integral_over_what_is_not_known() -> None:
     assert learner.expected(one) == pytest.approx(again, abs=0.02)
     assert learner.expected(one | {"status": "stopped"}) is None
     assert learner.expected(one | {"config": setting | {"lr": 1.0}}) is None  # outside, as a published setting may lie
+
+
+def test_on_other_images_an_accuracy_has_twice_its_binomial_variance() -> None:
+    said = {"val_retain_acc": 0.9, "val_attack_auc": 0.8, "val_forget_acc": 0.02}
+    images = {"val_retain_images": 400, "val_forget_images": 50}
+    generator = np.random.default_rng(0)
+    found = [_elsewhere(said, images, generator.normal(size=3).tolist()) for _ in range(20_000)]
+    kept, forgotten = (np.array([one[name] for one in found]) for name in ("val_retain_acc", "val_forget_acc"))
+    assert kept.mean() == pytest.approx(0.9, abs=1e-3)
+    assert kept.var() == pytest.approx(2 * 0.9 * 0.1 / 400, rel=0.05)
+    assert forgotten.min() == 0.0  # it cannot be less
+    assert {one["val_attack_auc"] for one in found} == {0.8}
+    assert _elsewhere(said, {}, [1.0, 1.0, 1.0]) == said  # of rows that do not say how many
 
 
 def test_a_lucky_trial_is_expected_to_do_as_those_around_it() -> None:

@@ -123,6 +123,8 @@ def test_what_another_run_is_expected_to_reach_decides_but_not_more_than_was_rea
     assert scores[1] > scores[3] > scores[2] > 0.7 > scores[0]
     assert [one["trial"] for one in selection.Best(4).choose(rows)] == [2, 3, 1, 0]
     assert [selection.sure(one) for one in rows] == [scores[0], 0.3, scores[2], 0.7]
+    published = row(0, 0.9, 0.25, expected_score=0.1)
+    assert selection.tuned([published, *rows[1:]])["trial"] == 0  # none is chosen that was worse on validation
 
 
 def test_a_row_that_was_not_measured_on_test_is_no_figure() -> None:

@@ -278,8 +278,10 @@ def candidates(rows: Iterable[Row]) -> list[Row]:
 
 
 def sure(row: Row) -> float:
-    """Score on validation of a completed trial, or what another run is expected to have, if that is known and less."""
-    expected = row.get("expected_score")
+    """Score on validation of a completed trial, or what another run is expected to have, if that is known and less. The
+    published setting's stays as it is, so that none is chosen that was worse.
+    """
+    expected = None if row["source"] == "published" else row.get("expected_score")
     return score(row) if expected is None else min(score(row), expected)
 
 

@@ -1,6 +1,7 @@
 """Settings that Gaussian processes suggest."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -114,13 +115,18 @@ class GP(Sampler):
         return float(gain / noise) if noise else None
 
     def expected(self, row: Row) -> float | None:
-        """See Sampler. It is less than a lucky trial has: those near it, and its epochs before and after, say so."""
-        learnt = self._up_to_date()
+        """See Sampler. It is less than a lucky trial has: those near it, and its epochs before and after, say so. And
+        accuracies would be others on other images: they have the binomial error of these, and of those they are known
+        from.
+        """
+        learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, row["trial"]))
         if row["status"] != "completed" or not learnt.said or not lies_in(self._ranges, row["config"]):
             return None
         means, errors = learnt.again(self._points([row["config"]]))
-        deviations = np.random.default_rng((self._seed, row["trial"])).normal(size=(len(means), GAIN_DRAWS))
-        return float(np.maximum(self._scores((means + deviations * errors)[None]), 0.0).mean())
+        runs = learnt.values(means + generator.normal(size=(len(means), GAIN_DRAWS)) * errors)
+        deviations = generator.normal(size=(GAIN_DRAWS, len(means))).tolist()
+        scores = [self._score(_elsewhere(said, row, of)) for said, of in zip(runs, deviations, strict=True)]
+        return float(np.maximum(scores, 0.0).mean())
 
     def _up_to_date(self) -> "_Learnt":
         if self._read < len(self._done):
@@ -208,6 +214,17 @@ def _powers(search: Range) -> list[int]:
     """Powers of two within a range, and its ends."""
     low, high = int(search.low), int(search.high)
     return sorted({low, *(2**n for n in range(high.bit_length()) if low < 2**n < high), high})
+
+
+def _elsewhere(said: Mapping[str, float], row: Row, deviations: Sequence[float]) -> dict[str, float]:
+    """Columns as they would be on other images than the row's, as many."""
+    found = dict(said)
+    for (name, value), deviation in zip(said.items(), deviations, strict=True):
+        count = row.get("val_retain_images" if "retain" in name else "val_forget_images")
+        if name.endswith("_acc") and count:
+            share = (value * count + 0.5) / (count + 1)
+            found[name] = min(max(0.0, value + deviation * math.sqrt(2 * share * (1 - share) / count)), 1.0)
+    return found
 
 
 def _highest(scores: Array, count: int) -> Places:
