@@ -130,9 +130,11 @@ class Recorder(tune.Callback):
         )
         row = dataclasses.asdict(added) | row
         self._done.append(row)
-        row["expected_score"] = self._expected(row)
-        with or_end():
-            self._rows.append(row)
-            self._retries.end(task.number)
+        try:
+            row["expected_score"] = self._expected(row)
+        finally:  # whatever the searcher does with it, the row is kept
+            with or_end():
+                self._rows.append(row)
+                self._retries.end(task.number)
         checkpoints_of(self._rows.directory, task.number).clear()
         self._progress.ended(trial.trial_id, row)

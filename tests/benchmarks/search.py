@@ -249,6 +249,7 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
         row = {"trial": number, "expected_gain": gain, "status": "completed" if is_over else "stopped", "curve": curve}
         row |= {"config": method.config | method.shorter(end), "epochs": end, "score": max(0.0, val)}
         before = method.total_epochs - method.config[table.knob]
+        row["source"] = "search" if number else "published"
         row["shorter"] = [{table.knob: rung - before} | table.said(run, rung) for rung in rungs if number]
         done.append(row := row | table.said(run, end))
         if is_over:
