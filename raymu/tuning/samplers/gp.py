@@ -115,8 +115,8 @@ class GP(Sampler):
         return float(gain / noise) if noise else None
 
     def expected(self, row: Row) -> float | None:
-        """See Sampler. It is less than a lucky trial reached, as those near it say, and its epochs before and after; and
-        on other images accuracies would be others, by the binomial error of these and of those that were looked at.
+        """See Sampler. It is less than a lucky trial reached, as those near it say, and its epochs before and after. On
+        other images accuracies would be others, by the binomial error of these and of those that were looked at.
         """
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, row["trial"]))
         if row["status"] != "completed" or not learnt.said or not lies_in(self._ranges, row["config"]):
