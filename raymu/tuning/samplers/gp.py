@@ -185,8 +185,8 @@ class GP(Sampler):
         setting = self._initial(place)
         if self._chosen is None:
             return setting
-        name, search, least = self._chosen
-        return {**setting, name: min(max(SHORT, least(setting)), int(search.high))}
+        search = self._chosen.search
+        return {**setting, self._chosen.name: int(min(max(SHORT, search.low), search.high))}
 
     def _initial(self, place: int) -> Setting:
         return quasi_random.settings(self._ranges, place, self._seed)[-1]
