@@ -11,7 +11,7 @@ from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
 from raymu.tuning.samplers import Chosen, sampler
-from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, SHORT, _elsewhere, _Process
+from raymu.tuning.samplers.gp import GP, INITIAL, LEAST, _elsewhere, _Process
 
 SPACE = {"lr": Range(1e-5, 1e-1, "log"), "share": Range(0.0, 1.0, "linear"), "epochs": Range(1, 10, "int")}
 Columns = Callable[[Mapping[str, float]], dict[str, Any]]
@@ -197,17 +197,6 @@ def test_a_lucky_trial_is_expected_to_do_as_those_around_it() -> None:
     learner = sampler(Protocol(objective=only), 0, searched, [*around, lucky, steady], REFERENCES)
     assert 0.45 < learner.expected(lucky) < 0.75
     assert abs(learner.expected(steady) - 0.52) < 0.06
-
-
-@pytest.mark.parametrize(("low", "high", "epochs"), [(1, 10, SHORT), (5, 10, 5), (1, 2, 2)])
-def test_the_first_settings_are_looked_at_for_a_few_epochs(low: int, high: int, epochs: int) -> None:
-    chosen = Chosen("epochs", Range(low, high, "int"), lambda setting: high)  # where a run would be longer
-    searched, done = {name: SPACE[name] for name in ("lr", "share")}, list[dict]()
-    learner = sampler(Protocol(), 0, searched, done, REFERENCES, chosen)
-    for place in range(1, INITIAL + 3):
-        setting = learner.suggest(place)
-        assert setting.get("epochs") == (epochs if place <= INITIAL else None)
-        done.append(row({**setting, "epochs": 10}, unlearning, REMOVAL))
 
 
 def test_nothing_is_expected_where_no_score_is_known() -> None:

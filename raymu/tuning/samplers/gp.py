@@ -22,7 +22,6 @@ Array = NDArray[np.float64]
 Places = NDArray[np.intp]
 
 INITIAL = 4  # settings of a Sobol sequence, which come first
-SHORT = 3  # epochs that are enough for a first look at these, where trials choose their epochs
 FEWEST = 3  # rows without which nothing is known
 MOST = 128  # rows that are learnt at most: the best and the last ones
 CANDIDATES = 512  # settings of which one is suggested: half from anywhere, half near the BEST
@@ -83,7 +82,7 @@ class GP(Sampler):
         """See Sampler."""
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, place))
         if self._is_first(place):
-            return self._first_look(place)
+            return self._initial(place)
         begun = self._within(running)
         taken = {self._key(setting) for setting in (*(row["config"] for row in self._done), *begun)}
         found = [one for one in self._candidates(learnt, generator) if self._key(one) not in taken]
@@ -180,13 +179,6 @@ class GP(Sampler):
         name, config = self._chosen.name, row["config"]
         learnt = {*self._ends, config[name], shown[-1][name]}
         return [row | end | {"config": config | {name: end[name]}} for end in shown if end[name] in learnt]
-
-    def _first_look(self, place: int) -> Setting:
-        setting = self._initial(place)
-        if self._chosen is None:
-            return setting
-        search = self._chosen.search
-        return {**setting, self._chosen.name: int(min(max(SHORT, search.low), search.high))}
 
     def _initial(self, place: int) -> Setting:
         return quasi_random.settings(self._ranges, place, self._seed)[-1]
