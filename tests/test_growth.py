@@ -398,7 +398,7 @@ def test_a_confirmation_grows_and_the_new_winner_is_confirmed(local_ray, quick, 
     def sweep(trials: int, *confirmation: int) -> Sweep:
         return Sweep(RandomLabel, quick, Protocol(trials, max_epochs=4, confirmation=Confirmation(*confirmation)))
 
-    _run(sweep(2, 2), tmp_path / "grown" / "s")
+    _run(sweep(2, 2, 0, 1), tmp_path / "grown" / "s")
     directory = tmp_path / "grown" / "s"
     lines = (directory / files.ROWS).read_text().splitlines(keepends=True)
     (directory / files.ROWS).write_text("".join(lines[:-1]))  # interrupted

@@ -654,7 +654,7 @@ def test_no_trial_begins_once_the_images_are_spent(local_ray, quick, tmp_path) -
 @pytest.mark.long
 def test_a_confirmation_is_resumed_and_leaves_what_a_report_needs(local_ray, quick, tmp_path) -> None:
     sweep = Sweep(
-        RandomLabel, quick, Protocol(trials=2, confirmation=Confirmation(seeds=2, originals=2, forget=((3,),)))
+        RandomLabel, quick, Protocol(trials=2, confirmation=Confirmation(seeds=2, originals=2, top=1, forget=((3,),)))
     )
     rows = _sweep(sweep, tmp_path / "whole")
     confirmed = {row["trial"]: row for row in rows if row["source"] == "confirmation"}
