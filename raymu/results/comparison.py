@@ -66,7 +66,7 @@ def estimate(runs: Runs, bounds: tuple[float, float] = (0, 1), step: float = 0.0
     if count < 2:
         return Estimate(mean, None, None, len(runs), count)
     half = stdtrit(count - 1, 1 - LEVEL / 2) * means.std(ddof=1) / count**0.5
-    half = max(half, ndtri(1 - LEVEL / 2) * _binomial(mean, count, step) ** 0.5)
+    half = max(half, ndtri(1 - LEVEL / 2) * binomial(mean, count, step) ** 0.5)
     if _is_rounding(half, mean):
         return Estimate(mean, None, None, len(runs), count)
     low, high = np.clip([mean - half, mean + half], *bounds)
@@ -110,7 +110,7 @@ def unpaired(first: Runs, second: Runs, step: float = 0.0) -> Lead:
     lead = float(means[0].mean() - means[1].mean())
     if min(map(len, means)) < FEWEST:
         return Lead(lead, None, None)
-    errors = np.array([max(one.var(ddof=1) / len(one), _binomial(one.mean(), len(one), step)) for one in means])
+    errors = np.array([max(one.var(ddof=1) / len(one), binomial(one.mean(), len(one), step)) for one in means])
     if errors.max() <= ROUNDING**2:
         return Lead(lead, None, None)
     degrees = errors.sum() ** 2 / sum(error**2 / (len(one) - 1) for error, one in zip(errors, means, strict=True))
@@ -205,7 +205,7 @@ def _lead(pair: tuple[int, int], found: Sequence[float], error: _Error, step: fl
     return Lead(mean, float(mean - half), float(mean + half))
 
 
-def _binomial(mean: float, count: int, step: float) -> float:
+def binomial(mean: float, count: int, step: float) -> float:
     """Variance of a mean over originals that the images alone make; 0 where their number is not known."""
     share = (mean + step / 2) / (1 + step)
     return step / count * share * (1 - share)

@@ -285,6 +285,16 @@ def sure(row: Row) -> float:
     return score(row) if expected is None else min(score(row), expected)
 
 
+def least(done: Iterable[Row]) -> float | None:
+    """Score, as a searcher sees it, that a trial has to reach if it is to be the best of some; None: any.
+
+    Args:
+        done: rows of those that have ended.
+    """
+    completed = (row for row in done if row["status"] == "completed")
+    return max((sure(row) or min(0.0, _seen(row)) for row in completed), default=None)
+
+
 def score(row: Row) -> float:
     """On validation; 0 where there is none, as of a trial that diverged."""
     return float(row["score"]) if _is_number(row["score"]) else 0.0

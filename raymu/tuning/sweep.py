@@ -17,7 +17,7 @@ from raymu.objective import REMOVAL, References
 from raymu.protocol import Protocol
 from raymu.results import selection
 from raymu.results.identity import CONFIRMATIONS, FORMAT, lasting_protocol, name_of, place_of
-from raymu.row import Row, seen
+from raymu.row import Row
 from raymu.scenario import SCENARIOS, Scenario
 from raymu.trial import check, measured
 from raymu.tuning import fingerprints
@@ -246,7 +246,7 @@ class Sweep:
         done: Sequence[Row] = (),
     ) -> Task:
         """A trial of one search: its first is the published setting, whatever `setting` says. Any other one is measured
-        on test only if it scores as high as is `sure` of all that are `done`: else it is not chosen.
+        on test only if it may be the best beside those that are `done`.
         """
         source: Literal["published", "search"] = (
             "search" if place_of(number, self.protocol.search_seeds) else "published"
@@ -255,8 +255,7 @@ class Sweep:
             setting = {self.chosen: int(self.ranges[self.chosen].high), **setting}
         config, least = self.configured({**self.published, **setting}).config, None
         if source == "search" and self._is_judged_at_rungs:
-            completed = [row for row in done if row["status"] == "completed"]
-            least = max((selection.sure(row) or min(0.0, seen(row)) for row in completed), default=None)
+            least = selection.least(done)
         return Task(number, config, self.scenario, seed, source, seed, expected_gain=expected_gain, least=least)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:

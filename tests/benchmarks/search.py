@@ -227,7 +227,7 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
             setting = suggests.suggest(begun, others) if begun else {}
             gain = suggests.gain(begun, setting, others) if begun and patience else None
             longest = {table.knob: table.longest} if begun else {}
-            method = table.method.from_config({**longest, **setting}, head=table.head)
+            method = table.method.from_config({**setting, **longest}, head=table.head)
             running[begun] = Trial(method, run := table(method.config), gain)
             heapq.heappush(events, (now + run.seconds[0], begun, 1))
             begun += 1

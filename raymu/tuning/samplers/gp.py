@@ -14,6 +14,7 @@ from raymu.evaluation.metrics import columns
 from raymu.method import Range
 from raymu.objective import References
 from raymu.protocol import Protocol
+from raymu.results.comparison import binomial
 from raymu.row import Row
 from raymu.tuning.samplers import quasi_random
 from raymu.tuning.samplers.base import Chosen, Sampler, Setting, lies_in, place_in, setting_at
@@ -117,8 +118,10 @@ class GP(Sampler):
         """See Sampler. It is less than a lucky trial reached, as those near it say, and its epochs before and after. On
         other images accuracies would be others, by the binomial error of these and of those that were looked at.
         """
+        if row["status"] != "completed" or not lies_in(self._ranges, row["config"]):
+            return None
         learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, row["trial"]))
-        if row["status"] != "completed" or not learnt.said or not lies_in(self._ranges, row["config"]):
+        if not learnt.said:
             return None
         means, errors = learnt.again(self._points([row["config"]]))
         runs = learnt.values(means + generator.normal(size=(len(means), GAIN_DRAWS)) * errors)
@@ -213,8 +216,8 @@ def _elsewhere(said: Mapping[str, float], row: Row, deviations: Sequence[float])
     for (name, value), deviation in zip(said.items(), deviations, strict=True):
         count = row.get("val_retain_images" if "retain" in name else "val_forget_images")
         if name.endswith("_acc") and count:
-            share = (value * count + 0.5) / (count + 1)
-            found[name] = min(max(0.0, value + deviation * math.sqrt(2 * share * (1 - share) / count)), 1.0)
+            error = math.sqrt(2 * binomial(value, 1, 1 / count))
+            found[name] = min(max(0.0, value + deviation * error), 1.0)
     return found
 
 
