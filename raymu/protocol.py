@@ -83,7 +83,7 @@ class Protocol:
         InputError: a value that cannot work.
     """
 
-    trials: int = 24
+    trials: int = 12
     max_epochs: int | None = None
     max_images: int | None = None
     max_hours: float | None = None

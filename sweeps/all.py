@@ -18,7 +18,7 @@ def sweeps() -> list[Sweep]:
         Sweep(
             method=methods.get(name),
             scenario=SCENARIOS["digits"],
-            protocol=Protocol(trials=24, objective=REMOVAL, confirmation=Confirmation(seeds=2, originals=5)),
+            protocol=Protocol(trials=12, objective=REMOVAL, confirmation=Confirmation(seeds=2, originals=5)),
         )
         for name in methods.names()
         if name != "retrain"  # the aim, which stands above every ranking

@@ -18,7 +18,7 @@ def sweep() -> Sweep:
     return Sweep(
         method=RandomLabel,
         scenario=SCENARIOS["digits"],
-        protocol=Protocol(trials=24, objective=REMOVAL),
+        protocol=Protocol(trials=12, objective=REMOVAL),
         # Ranges to search instead of the method's own (see `raymu methods`):
         space={"lr": Range(1e-5, 1e-1, "log")},
     )

@@ -18,7 +18,7 @@ def sweep() -> Sweep:
     return Sweep(
         method=SVD,
         scenario=SCENARIOS["digits"],
-        protocol=Protocol(trials=24, objective=REMOVAL),
+        protocol=Protocol(trials=12, objective=REMOVAL),
         # Ranges to search instead of the method's own (see `raymu methods`):
         space={"alpha_r": Range(10.0, 3000.0, "log")},
     )

@@ -312,7 +312,7 @@ def test_resume_after_the_driver_ended(swept, tmp_path, blow) -> None:
     ("before", "after", "message"),
     [
         ("Range(1e-5, 1e-1,", "Range(1e-1, 1e-5,", "low end has to be below the high end"),
-        pytest.param("trials=24", "trials=0", "trials has to be at least 1", marks=pytest.mark.long),
+        pytest.param("trials=12", "trials=0", "trials has to be at least 1", marks=pytest.mark.long),
         pytest.param('{"lr":', '{"rl":', "did you mean 'lr'", marks=pytest.mark.long),
     ],
 )

@@ -37,7 +37,7 @@ class Change(NamedTuple):
         there, here: what the sweeps ended with; None: no trial completed.
         difference: how far the score here is above the one there; its interval holds for itself alone.
         by: what the difference comes from, in words.
-        fields: what was asked for differently, as "protocol.trials is 24 there, 30 here".
+        fields: what was asked for differently, as "protocol.trials is 12 there, 24 here".
     """
 
     method: str

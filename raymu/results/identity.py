@@ -133,7 +133,7 @@ def has_ended(identity: Mapping[str, Any], ended: Mapping[str, Any] | None) -> b
 
 
 def differences(stored: Any, asked: Any, name: str = "") -> Iterator[str]:
-    """'protocol.trials is 24 there, 30 here', for every field that differs."""
+    """'protocol.trials is 12 there, 24 here', for every field that differs."""
     if isinstance(stored, dict) and isinstance(asked, dict):
         for key in stored | asked:
             yield from differences(stored.get(key), asked.get(key), f"{name}.{key}" if name else key)

@@ -2,9 +2,11 @@
 `OMP_NUM_THREADS=1 python tests/benchmarks/search.py --seeds 20`.
 
 For each table and objective it prints the target, the median of what 64 random trials find whose epochs are drawn, too.
-For each searcher, whose trials choose their epochs, it prints medians: the score on validation of the setting that
-raymu chooses, its test score, all images, and the images until the target was reached, both in those of the 64 random
-trials ("inf": not within its trials).
+For each searcher it prints medians over its searches: of the setting that raymu chooses the score on validation and on
+test, the images, and the images until the target was reached with their quartiles, all images in those of the 64 random
+trials ("inf": not within its trials). Where there are tables of other originals, "elsewhere" is the setting's mean test
+score there, with the standard error of the mean over the searches. Trials choose their epochs, but for a searcher with
+a star, which draws them.
 
 It also says whether a run that is LOST margins of retain accuracy below the retrained model, and still falls, might be
 stopped: how many of a table's runs come there before their last epoch, and in how many of these a later epoch has the
@@ -15,7 +17,7 @@ import argparse
 import heapq
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ from raymu.protocol import AUTO, Protocol
 from raymu.results import selection
 from raymu.trial import best_epoch, has_turned
 from raymu.tuning import remaining
-from raymu.tuning.samplers import Chosen, random, sampler
+from raymu.tuning.samplers import Chosen, sampler
 from raymu.tuning.samplers.base import place_in
 from raymu.tuning.schedulers import scheduler
 
@@ -44,11 +46,14 @@ TRIALS = 64
 LOST = 5
 SEARCHERS = [("random", "asha", None), ("tpe", "none", None), ("tpe", "asha", None), ("gp", "none", None)]
 SEARCHERS += [("gp", "none", AUTO[1])]  # with the patience of --trials auto
+OLD = "tpe", "asha", 40  # raymu's default until trials chose their epochs
 DIVERGED = {"attack_auc": 0.5}  # what is measured of such a model; else 0
 
 
 class Run(NamedTuple):
-    """Measurements of a run after each epoch, from epoch `first` on, before which trials do not compare."""
+    """Measurements of a run after each epoch, from epoch `first` on, before which trials do not compare; on test also
+    those on other originals (1 + originals, epochs).
+    """
 
     first: int
     metrics: Array
@@ -62,8 +67,8 @@ class Table:
     """A method on a scenario, at any setting.
 
     Every metric that the objective reads is, in log-odds, a Gaussian process over the settings, each range scaled to
-    [0, 1], for all epochs and both splits together. What it misses at the nearest setting of the table is added: so the
-    table's own runs come back as they were, and others are as rough as these.
+    [0, 1], for all epochs, splits and originals together. What it misses at the nearest setting of the table is added:
+    so the table's own runs come back as they were, and others are as rough as these.
 
     Attributes:
         error: of the scores that it says of the table's settings from all others: root of the mean square, over
@@ -78,14 +83,20 @@ class Table:
         self.knob, self.before = EPOCHS.get(method, ("epochs", []))
         self.ranges: dict[str, Range] = dict(self.method.ranges(self.head))
         self.longest = int(self.ranges[self.knob].high)
-        self.objective, self.references = objective, begin["references"]
+        self.objective, self.references, self.counts = objective, begin["references"], begin["images"]
+        self._scorers = [(split, objective.scorer(self.references, split)) for split in SPLITS]
         self.metrics = [name[4:] for name in lines[0] if name[:4] == "val_" and name[4:] in objective.columns]
         self.settings = [line["setting"] for line in lines]
         self._points = np.array([self._point(setting) for setting in self.settings])
         self._images, self._seconds = (
             np.array([self._spent(line, column) for line in lines]) for column in ("images", "train_s")
         )
-        measured = np.array([[self._measured(line, metric) for metric in self.metrics] for line in lines])
+        measured = np.array([[self._measured(line, metric, SPLITS) for metric in self.metrics] for line in lines])
+        for other in sorted(path.parent.glob(f"originals/{path.stem}-*.jsonl")):
+            first, *there = map(json.loads, other.read_text().splitlines())
+            self._scorers.append(("test", objective.scorer(first["references"], "test")))
+            tested = [[self._measured(line, metric, ["test"]) for metric in self.metrics] for line in there]
+            measured = np.concatenate([measured, tested], axis=2)
         fitted = [self._fit(_log_odds(measured[:, place])) for place in range(len(self.metrics))]
         self._kernels, self._weights, self._means, left_out = zip(*fitted, strict=True)
         self._missed = _log_odds(measured) - np.stack(
@@ -102,9 +113,9 @@ class Table:
         nearest = int(np.argmin(np.sum((self._points - point) ** 2, 1)))
         said = np.stack([self._mean(place, point[None])[0] for place in range(len(self.metrics))])
         measured = _shares(said + self._missed[nearest])
-        val, test = self._scores(measured)
+        val, *test = self._scores(measured)
         first = 1 + self._skipped(setting)
-        return Run(first, measured[:, 0], val, test, self._images[nearest], self._seconds[nearest])
+        return Run(first, measured[:, 0], val, np.array(test), self._images[nearest], self._seconds[nearest])
 
     def least(self, setting: Mapping[str, Any]) -> int:
         """The smallest number of epochs that a trial of a setting may choose."""
@@ -132,11 +143,11 @@ class Table:
             found.append(found[-1] * (len(found) + 1) / len(found) if found else 1.0)
         return np.array(found[skipped:])
 
-    def _measured(self, line: Mapping[str, Any], metric: str) -> Array:
-        """Values on both splits, (2, epochs)."""
+    def _measured(self, line: Mapping[str, Any], metric: str, splits: Sequence[str]) -> Array:
+        """Values on some splits, (splits, epochs)."""
         skipped = self._skipped(line["setting"])
         rest = [DIVERGED.get(metric, 0.0)] * self.longest
-        return np.array([[*line[f"{split}_{metric}"][skipped:], *rest][: self.longest] for split in SPLITS])
+        return np.array([[*line[f"{split}_{metric}"][skipped:], *rest][: self.longest] for split in splits])
 
     def _fit(self, values: Array) -> tuple[Kernel, Array, Array, Array]:
         """Kernel, weights, mean, and what is said of every setting from all others."""
@@ -153,20 +164,19 @@ class Table:
         return kernel, weights, mean, left_out.reshape(values.shape)
 
     def _mean(self, place: int, points: Array) -> Array:
-        """Log-odds of a metric, (points, 2, epochs)."""
+        """Log-odds of a metric, (points, splits, epochs)."""
         said = self._kernels[place](points, self._points) @ self._weights[place] + self._means[place]
-        return said.reshape(len(points), 2, self.longest)
+        return said.reshape(len(points), -1, self.longest)
 
     def _scores(self, measured: Array) -> Array:
-        """Scores on both splits (2, epochs) of metrics (metrics, 2, epochs), as a searcher sees them."""
+        """Scores (splits, epochs) of metrics (metrics, splits, epochs), as a searcher sees them."""
         return np.array(
             [
                 [
                     score({f"{split}_{name}": value for name, value in zip(self.metrics, values, strict=True)})
                     for values in measured[:, place].T.tolist()
                 ]
-                for place, split in enumerate(SPLITS)
-                for score in [self.objective.scorer(self.references, split)]
+                for place, (split, score) in enumerate(self._scorers)
             ]
         )
 
@@ -189,26 +199,38 @@ class Trial(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A completed trial: images of all trials until it ended, its scores, and that of validation by which it might be
-    chosen.
+    """A completed trial: images of all trials until it ended, its scores, test scores on all originals, and the score
+    on validation by which it might be chosen.
     """
 
     images: float
     val: float
-    test: float
+    test: Array
     sure: float
 
 
-def at_random(table: Table, seed: int) -> list[Found]:
-    """The baseline: settings from the whole space, their numbers of epochs as well, each run in full."""
+def drawn(table: Table, searcher: Any, stops: Any, trials: int, seed: int) -> list[Found]:
+    """A search that draws the epochs of its trials like any other hyperparameter, one trial at a time."""
+    protocol = Protocol(trials, searcher=searcher, scheduler=stops, objective=table.objective)
+    done: list[dict[str, Any]] = []
+    suggests, judge = sampler(protocol, seed, table.ranges, done), scheduler(stops, table.longest, [])
     found, spent = list[Found](), 0.0
-    for setting in [{}, *random.settings(table.ranges, TRIALS - 1, seed)]:
-        method = table.method.from_config(setting, head=table.head)
-        run = table(method.config)
-        last = method.total_epochs - run.first
-        spent += float(run.images[last])
-        val = max(0.0, float(run.val[last]))
-        found.append(Found(spent, val, float(run.test[last]), val))
+    for number in range(trials):
+        method = table.method.from_config(suggests.suggest(number) if number else {}, head=table.head)
+        run, end, status = table(method.config), method.total_epochs, "completed"
+        curve = list[tuple[int, float]]()
+        for rung in protocol.rungs(end, method.comparable_from) if number else []:
+            curve.append((rung, float(run.val[rung - run.first])))
+            if judge.tell(number, "stopped", curve) == "STOP":
+                end, status = rung, "stopped"
+                break
+        val, place = float(run.val[end - run.first]), end - run.first
+        spent += float(run.images[place])
+        curve += [(end, val)] if status == "completed" else []
+        row = {"trial": number, "status": status, "curve": curve, "config": method.config, "score": max(0.0, val)}
+        done.append(row | table.said(run, end))
+        if status == "completed":
+            found.append(Found(spent, max(0.0, val), np.maximum(run.test[:, place], 0.0), max(0.0, val)))
     return found
 
 
@@ -245,13 +267,13 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
             continue
         del running[number]
         end = best_epoch(curve) if is_over else trained
-        val, test = (float(of[end - run.first]) for of in (run.val, run.test))
+        val, test = float(run.val[end - run.first]), np.maximum(run.test[:, end - run.first], 0.0)
         row = {"trial": number, "expected_gain": gain, "status": "completed" if is_over else "stopped", "curve": curve}
         row |= {"config": method.config | method.shorter(end), "epochs": end, "score": max(0.0, val)}
         before = method.total_epochs - method.config[table.knob]
         row["source"] = "search" if number else "published"
         row["shorter"] = [{table.knob: rung - before} | table.said(run, rung) for rung in rungs if number]
-        done.append(row := row | table.said(run, end))
+        done.append(row := row | table.said(run, end) | table.counts)
         if is_over:
             row["expected_score"] = suggests.expected(row)
             found.append(Found(spent, row["score"], test, selection.sure(row)))
@@ -271,6 +293,19 @@ def fallen(table: Table) -> tuple[int, int]:
     return come, rise
 
 
+def said(name: str, searches: Sequence[list[Found]], target: float, images: float) -> None:
+    """Print what searches found."""
+    best = [max(found, key=lambda one: one.sure) for found in searches]
+    reached = [next((one.images for one in found if one.val >= target), np.inf) for found in searches]
+    low, until, high = np.quantile(reached, [0.25, 0.5, 0.75], method="inverted_cdf") / images
+    val, test = np.median([one.val for one in best]), np.median([one.test[0] for one in best])
+    spent = np.median([found[-1].images for found in searches]) / images
+    line = f"  {name}: {val:.3f}, test {test:.3f}; images {spent:.2f}, until {until:.2f} [{low:.2f}, {high:.2f}]"
+    if elsewhere := [one.test[1:].mean() for one in best if len(one.test) > 1]:
+        line += f"; elsewhere {np.mean(elsewhere):.3f} +- {np.std(elsewhere) / len(elsewhere) ** 0.5:.3f}"
+    print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
@@ -281,25 +316,18 @@ def main() -> None:
             continue  # it is still being made
         for objective in (REMOVAL, HMEAN):
             table = Table(path, objective)
-            baseline = [at_random(table, seed) for seed in range(given.seeds)]
+            baseline = [drawn(table, "random", "none", TRIALS, seed) for seed in range(given.seeds)]
             target = np.median([max(one.val for one in found) for found in baseline])
             images = np.median([found[-1].images for found in baseline])
             print(f"{table.name}, {objective.name}: target {target:.3f}, error {table.error:.3f} of {table.spread:.3f}")
             print(
                 "  of {} runs {} lose too much, and {} of these rise again".format(len(table.settings), *fallen(table))
             )
+            said("random none*", baseline, target, images)
+            said("tpe    asha*", [drawn(table, *OLD, seed) for seed in range(given.seeds)], target, images)
             for searcher, stops, patience in SEARCHERS:
                 searches = [replay(table, searcher, stops, seed, given.slots, patience) for seed in range(given.seeds)]
-                best = [max(found, key=lambda one: one.sure) for found in searches]
-                reached = [next((one.images for one in found if one.val >= target), np.inf) for found in searches]
-                val, test = np.median([one.val for one in best]), np.median([one.test for one in best])
-                spent = np.median([found[-1].images for found in searches]) / images
-                until = np.median(reached) / images
-                name = f"{searcher:7}{'auto' if patience else stops:5}"
-                print(
-                    f"  {name}: {val:.3f}, test {test:.3f}; images {spent:.2f}, until {until:.2f}",
-                    flush=True,
-                )
+                said(f"{searcher:7}{'auto' if patience else stops:5}", searches, target, images)
 
 
 if __name__ == "__main__":

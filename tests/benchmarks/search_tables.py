@@ -2,19 +2,23 @@
 any time.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/search_tables.py digits scrub linear
+    OMP_NUM_THREADS=1 python tests/benchmarks/search_tables.py digits scrub linear --original 1
 
 A table has SETTINGS settings of one method, at the points of a Sobol sequence over its ranges, and of each setting what
 the evaluation of a rung says after every epoch, on validation and test. A run of many epochs stands for all shorter
 ones: so only methods have a table whose state after an epoch does not depend on how many follow.
 
-`tests/benchmarks/search/SCENARIO-METHOD-HEAD.jsonl` begins with a line on the references; then one line a setting.
-Seconds are CPU seconds of one thread, so that other work on the machine does not count.
+`tests/benchmarks/search/SCENARIO-METHOD-HEAD.jsonl` begins with a line on the references; then one line a setting. Of
+another original, whose table stands in `originals`, test alone is looked at: it says what a setting that was found on
+the first one is worth there. Seconds are CPU seconds of one thread, so that other work on the machine does not count.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,6 @@ from raymu.tuning.samplers import quasi_random
 
 TABLES = Path(__file__).with_name("search")
 SETTINGS = 128
-COLUMNS = [f"{split}_{metric.name}" for split in SPLITS for metric in METRICS if metric.rung]
 DEVICE = reference_models.default_device()
 # The knob whose epochs are all seen in one run, and the others that say how long a run is.
 EPOCHS = {"unsir": ("repair_epochs", ["impair_epochs"])}
@@ -41,7 +44,12 @@ def settings(method: type[Method], head: str) -> list[dict[str, Any]]:
     return [{**setting, knob: longest} for setting in quasi_random.settings(ranges, SETTINGS, seed=0)]
 
 
-def curve(method: Method, reference: reference_models.References) -> dict[str, Any]:
+def columns(splits: Sequence[str]) -> list[str]:
+    """Columns of a table."""
+    return [f"{split}_{metric.name}" for split in splits for metric in METRICS if metric.rung]
+
+
+def curve(method: Method, reference: reference_models.References, splits: Sequence[str]) -> dict[str, Any]:
     """Measurements after every epoch of one run; the lists end early where it diverges."""
     engine = engines.make(
         reference.model(),
@@ -52,18 +60,18 @@ def curve(method: Method, reference: reference_models.References) -> dict[str, A
         cache_directory=reference.cache_directory(),
     )
     found: dict[str, list[float]] = {"images": [], "train_s": [], "evaluate_s": []}
-    found |= {column: [] for column in COLUMNS}
+    found |= {column: [] for column in columns(splits)}
     begun = time.process_time()
 
     def end_of_epoch(epoch: int) -> None:
         nonlocal begun
         trained = time.process_time()
-        said = measured(look(engine.model, reference.data), rung=True)
+        said = measured(look(engine.model, reference.data, splits=splits), rung=True)
         evaluated = time.process_time()
         found["images"].append(engine.images)
         found["train_s"].append(round(trained - begun, 3))
         found["evaluate_s"].append(round(evaluated - trained, 3))
-        for column in COLUMNS:
+        for column in columns(splits):
             found[column].append(round(said[column], 5))
         begun = time.process_time()
 
@@ -77,18 +85,24 @@ def main() -> None:
     parser.add_argument("scenario")
     parser.add_argument("method")
     parser.add_argument("head", choices=["linear", "cmf"])
+    parser.add_argument("--original", type=int, default=0, help="its seed")
     given = parser.parse_args()
     scenario, method = splits.prepare(scenarios.get(given.scenario)), methods.get(given.method)
-    table = TABLES / f"{given.scenario}-{given.method}-{given.head}.jsonl"
+    scenario = dataclasses.replace(scenario, model_seed=given.original)
+    table, looked_at = TABLES / f"{given.scenario}-{given.method}-{given.head}.jsonl", SPLITS
+    if given.original:
+        table, looked_at = TABLES / "originals" / f"{table.stem}-{given.original}.jsonl", ("test",)
     with devices.cpu_threads(1):
         reference = reference_models.load(scenario, DEVICE)
         if not table.exists():
-            known = {which: {c: row[c] for c in COLUMNS} for which, row in reference.metrics.items()}
+            wanted = columns(looked_at)
+            known = {which: {name: row[name] for name in wanted} for which, row in reference.metrics.items()}
             begin = {"scenario": scenario.as_dict(), "code": engines.code_of(method), "references": known}
+            begin |= {"images": reference.data.images}
             table.write_text(json.dumps(begin) + "\n")
         done = len(table.read_text().splitlines()) - 1
         for setting in settings(method, given.head)[done:]:
-            found = curve(method.from_config(setting, head=given.head), reference)
+            found = curve(method.from_config(setting, head=given.head), reference, looked_at)
             with table.open("a") as file:
                 file.write(json.dumps({"setting": setting, **found}) + "\n")
             print(table.stem, len(found["images"]), f"{sum(found['train_s'] + found['evaluate_s']):.1f} s", flush=True)
