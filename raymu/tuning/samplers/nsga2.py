@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from raymu.tuning.samplers.learning import Learner
 
-POPULATION = 10  # whatever the number of trials is, which may grow; 4 generations of the default 40
+POPULATION = 10  # whatever the number of trials is, which may grow
 
 
 class NSGA2(Learner):
