@@ -160,6 +160,12 @@ def test_searchers_are_replayed_against_runs_that_were_measured(monkeypatch) -> 
             place = table.metrics.index("retain_acc")
             assert run.metrics[place].tolist() == pytest.approx(line["val_retain_acc"], abs=1e-6)
             assert run.images.tolist() == line["images"]
+    for number, other in enumerate(sorted(path.parent.glob("originals/digits-random_label-linear-*.jsonl")), start=1):
+        for line in map(json.loads, other.read_text().splitlines()[1::16]):
+            shares = zip(line["test_retain_acc"], line["test_probe_forget_acc"], strict=True)
+            scores = [2 * kept * (1 - read) / (kept + 1 - read) for kept, read in shares]
+            if len(scores) == table.longest:
+                assert table(line["setting"]).test[number].tolist() == pytest.approx(scores, abs=1e-6)
     most = len(search.replay(table, "gp", "none", seed=0, slots=2, patience=1))
     assert 6 < most < search.TRIALS
     monkeypatch.setattr(search, "TRIALS", 6)
@@ -169,3 +175,7 @@ def test_searchers_are_replayed_against_runs_that_were_measured(monkeypatch) -> 
         assert images == sorted(images)
         assert len(found) == 6 if stops == "none" else 1 <= len(found) <= 6
         assert max(one.val for one in found) > 0
+    whole = [search.drawn(table, "random", "none", 6, seed) for seed in (0, 1)]
+    assert [len(found) for found in whole] == [6, 6]
+    assert whole[0][0].val == whole[1][0].val  # the published setting
+    assert len(search.drawn(table, *search.OLD, seed=0)) < search.OLD[2]  # it stops some
