@@ -486,8 +486,9 @@ def test_a_search_without_hope_ends_and_its_report_says_why(local_ray, quick, tm
     assert [row["expected_gain"] for row in _run(sweep, cut, resume=True)] == gains
 
 
-def test_the_report_says_that_hours_depend_on_the_machine() -> None:
+def test_the_report_says_what_bounds_a_search() -> None:
     sweep = made("m", SCORES)
-    sweep.identity["protocol"]["max_hours"] = 1.5
+    sweep.identity["protocol"] |= {"max_hours": 1.5, "max_images": 5000}
     said = list(report.verdict.cautions([sweep], []))
     assert any("1.5 hours of wall time (--max-hours)" in line for line in said)
+    assert any("5,000 images (--max-images)" in line for line in said)

@@ -143,6 +143,19 @@ def test_what_is_expected_of_another_run_is_said() -> None:
     assert ["0.300" in list(column.cells) for column in tables.trials([lucky]).columns].count(True) == 1
 
 
+def test_settings_are_chosen_by_the_confirmations_that_all_of_them_have() -> None:
+    """The first one ran on an easy original, too, when the sweep was killed."""
+    searched = [row(0, 0.9, 0.9), row(1, 0.9, 0.2), row(2, 0.9, 0.3)]
+    again = [
+        row(1000 + n, kept, 0.5, source="confirmation", confirms=f"m-{trial:04d}", model_seed=original)
+        | {"config": {"lr": float(trial)}}
+        for n, (trial, original, kept) in enumerate([(1, 1, 0.6), (2, 1, 0.7), (1, 2, 0.99)])
+    ]
+    assert selection.tuned([*searched, *again])["trial"] == 2
+    apart = [again[0], again[1] | {"model_seed": 3}]  # nothing in common: what there is decides
+    assert selection.tuned([*searched, *apart])["trial"] == 2
+
+
 def test_whatever_is_chosen_was_measured_on_test(digits) -> None:
     """Sweeps of random rows: the bar of each trial is made of those that had ended before."""
     generator = np.random.default_rng(0)
@@ -214,7 +227,8 @@ def test_the_cheapest_within_one_standard_error() -> None:
 def test_the_confirmation_decides_among_the_best_of_the_search() -> None:
     """Trial 1 was lucky. One run that diverged counts as 0, one that ended in an error does not count."""
     search = [row(0, 0.9, 0.9), row(1, 0.9, 0.1), row(2, 0.9, 0.2)]
-    runs = [again(1, 1, 1, 0.5), again(2, 1, 1, 0.3), again(2, 2, 1, 0.3)]
+    runs = [again(trial, original, 1, probe) for trial, probe in ((1, 0.5), (2, 0.3)) for original in (1, 2)]
+    runs.append(again(1, 3, 1, 0.5))
     assert selection.tuned(search + runs)["trial"] == 2
     diverged = again(2, 3, 1, None, keep=None, status="diverged", score=0.0)
     assert selection.tuned([*search, *runs, diverged])["trial"] == 1

@@ -320,6 +320,13 @@ def test_nothing_completed_is_a_page_too(sweeps: list[SweepResults], tmp_path: P
         report.write([report.Chapter([sweeps[3]], [])], tmp_path / "missing", "report.html")
 
 
+def test_searches_are_counted_by_their_seeds() -> None:
+    sweep = make_sweep("salun", 0.5)
+    rows = [row | {"search_seed": row["trial"] % 2} for row in sweep.rows]
+    drawn = list(report.drawings([sweep._replace(rows=rows)], []))
+    assert any(f"{len(search_rows(sweep))} trials of 2 searches" in drawing.caption for drawing in drawn)
+
+
 def test_holes_in_what_is_known_break_nothing(tmp_path: Path) -> None:
     bare = make_sweep("bare", 0.5)._replace(identity={}, references={}, environment={}, features=make_features())
     bare.features["tuned"]["x"][0] = None

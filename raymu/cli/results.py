@@ -171,6 +171,8 @@ def best(
                 for row in rows
             }
             console.print(tables.comparison(figures, objective, console.width))
+            if None in figures.values():
+                _print("-: not read on test, as only what may become the tuned setting is; raymu run does it")
 
 
 def name_of(method: str | None) -> str | None:

@@ -1,6 +1,5 @@
 """Ranking: methods by their tuned setting on test, with intervals, and the places that each may have as well."""
 
-import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -120,7 +119,7 @@ class _Chosen(NamedTuple):
     @property
     def cells(self) -> set[Cell]:
         """Cells of the tuned setting's runs."""
-        return set(map(_cell, self.confirmed.get(self.tuned["trial_id"], [])))
+        return set(map(selection.cell, self.confirmed.get(self.tuned["trial_id"], [])))
 
 
 def _chosen(sweep: SweepResults, rows: Sequence[Row]) -> _Chosen | None:
@@ -147,7 +146,8 @@ def _end(chosen: _Chosen, shared: set[Cell]) -> tuple[Ranked, Runs]:
     sweep, tuned, published, _ = chosen
     objective = sweep.identity["protocol"]["objective"]
     confirmed = {
-        trial: [row for row in runs if not shared or _cell(row) in shared] for trial, runs in chosen.confirmed.items()
+        trial: [row for row in runs if not shared or selection.cell(row) in shared]
+        for trial, runs in chosen.confirmed.items()
     }
     runs = confirmed.get(tuned["trial_id"], [])
     if not runs and not is_measured(tuned):
@@ -226,8 +226,4 @@ def score_on_test(row: Row, objective: str) -> float:
 
 def _runs(rows: Iterable[Row], value: Callable[[Row], float | None]) -> dict[Cell, float]:
     """What is not there, as the accuracy of a diverged run, is left out."""
-    return {_cell(row): float(one) for row in rows if (one := value(row)) is not None}
-
-
-def _cell(row: Row) -> Cell:
-    return row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]
+    return {selection.cell(row): float(one) for row in rows if (one := value(row)) is not None}

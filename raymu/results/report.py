@@ -294,7 +294,8 @@ def drawings(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
 
 
 def _searches(sweeps: Sequence[SweepResults]) -> str:
-    return f"{len(sweeps)} search{'es' if len(sweeps) > 1 else ''}"
+    count = sum(len({row.get("search_seed") for row in search_rows(sweep)}) for sweep in sweeps)
+    return f"{count} search{'es' if count > 1 else ''}"
 
 
 def _images(rows: Iterable[Row]) -> str:

@@ -3,6 +3,7 @@
 Each rule has `choose(rows)`: of the rows of one sweep, those it takes, best first.
 """
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from raymu.errors import InputError
 from raymu.objective import pair
+from raymu.results.comparison import Cell
 from raymu.results.identity import Budget, place_of
 from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import COMPARABLE, Row, seen, values
@@ -194,10 +196,13 @@ def tuned(rows: Iterable[Row]) -> Row:
 
 
 def _means(runs: Mapping[str, Sequence[Row]]) -> dict[str, tuple[float, float]]:
-    """Mean scores over the runs of each setting, and as the searcher would have seen them."""
+    """Mean scores over the runs of each setting, and as the searcher would have seen them: over those that all settings
+    have, if there are any, since a run may have failed or not have come yet.
+    """
+    shared = set.intersection(*(set(map(cell, repeated)) for repeated in runs.values())) if runs else set()
+    compared = {trial: [run for run in of if not shared or cell(run) in shared] for trial, of in runs.items()}
     return {
-        trial: (statistics.fmean(map(score, repeated)), statistics.fmean(map(_seen, repeated)))
-        for trial, repeated in runs.items()
+        trial: (statistics.fmean(map(score, of)), statistics.fmean(map(_seen, of))) for trial, of in compared.items()
     }
 
 
@@ -293,6 +298,11 @@ def least(done: Iterable[Row]) -> float | None:
     """
     completed = (row for row in done if row["status"] == "completed")
     return max((sure(row) or min(0.0, _seen(row)) for row in completed), default=None)
+
+
+def cell(row: Row) -> Cell:
+    """Original, forget set and unlearning seed of a confirmation's run: settings compare where these are the same."""
+    return row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]
 
 
 def score(row: Row) -> float:

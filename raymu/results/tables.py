@@ -14,6 +14,7 @@ from raymu.results.comparison import Estimate, Lead
 from raymu.results.cost import Spent, hours
 from raymu.results.identity import forgotten, subset
 from raymu.results.ranking import ACCURACIES, AREAS, FIXED, MEASURED, Figures, Ranked
+from raymu.results.selection import score, sure
 from raymu.results.status import Status
 from raymu.row import Row
 
@@ -304,9 +305,8 @@ def setting(config: Mapping[str, float | str | None]) -> str:
 
 
 def on_validation(row: Row) -> str:
-    """'removal 0.812 on validation, 0.564 expected of another run'; the latter where it is known."""
-    expected = row.get("expected_score")
-    more = "" if expected is None else f", {fixed(expected)} expected of another run"
+    """'removal 0.812 on validation, 0.564 expected of another run'; the latter where less is known to be expected."""
+    more = f", {fixed(sure(row))} expected of another run" if sure(row) < score(row) else ""
     return f"{score_name(row['objective'])} {fixed(row['score'])} on validation{more}"
 
 

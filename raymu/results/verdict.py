@@ -179,9 +179,11 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
         searches = [of_search(seed, sweep.rows) for seed in protocol["search_seeds"]] if patience else []
         if ended := [str(len(rows)) for rows in searches if expects_nothing(rows, patience)]:
             yield (
-                f"{sweep.name}: its search ended after {listed(ended)} trials, as the last"
+                f"{sweep.name}: its search{'es' * (len(ended) > 1)} ended after {listed(ended)} trials, as the last"
                 f" {patience} were expected to improve on the best score by less than its noise (--trials auto)."
             )
+    if images := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_images"))}:
+        yield f"A search had {listed(f'{one:,}' for one in images)} images (--max-images), and then began no trial."
     if hours := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_hours"))}:
         yield (
             f"A search had {listed(f'{one:g}' for one in hours)} hours of wall time (--max-hours): how many settings it"
