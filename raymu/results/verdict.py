@@ -183,7 +183,7 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
                 f" {patience} were expected to improve on the best score by less than its noise (--trials auto)."
             )
     if images := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_images"))}:
-        yield f"A search had {listed(f'{one:,}' for one in images)} images (--max-images), and then began no trial."
+        yield f"A search began no trial once it had read {listed(f'{one:,}' for one in images)} images (--max-images)."
     if hours := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_hours"))}:
         yield (
             f"A search had {listed(f'{one:g}' for one in hours)} hours of wall time (--max-hours): how many settings it"

@@ -94,6 +94,8 @@ class Table:
         measured = np.array([[self._measured(line, metric, SPLITS) for metric in self.metrics] for line in lines])
         for other in sorted(path.parent.glob(f"originals/{path.stem}-*.jsonl")):
             first, *there = map(json.loads, other.read_text().splitlines())
+            if len(there) < len(lines):
+                continue  # it is still being made
             self._scorers.append(("test", objective.scorer(first["references"], "test")))
             tested = [[self._measured(line, metric, ["test"]) for metric in self.metrics] for line in there]
             measured = np.concatenate([measured, tested], axis=2)
