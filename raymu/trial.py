@@ -197,11 +197,9 @@ def run_trial(
                 row["epochs"] = best_epoch(row["curve"])
                 row["config"] = method.config | method.shorter(row["epochs"])
                 engine.model.load_state_dict(best)
-            may_win = least is None or (chooses_epochs and seen(row) >= least)  # its curve has the score
-            if least is not None and not may_win:
+            if least is not None and not (chooses_epochs and seen(row) >= least):  # else its curve has the score
                 measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
-                may_win = seen(row) >= least
-            if may_win:
+            if least is None or seen(row) >= least:
                 measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
                 row["test_score"] = objective.of(row, reference.metrics, "test")
         unlearned = engine.model

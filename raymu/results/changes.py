@@ -1,7 +1,6 @@
 """Two storages side by side: what became of each method that both have, and what was set differently."""
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +8,8 @@ from typing import Any, NamedTuple
 from raymu.errors import InputError
 from raymu.objective import score_name
 from raymu.results import selection
-from raymu.results.comparison import FEWEST, Cell, Lead, Runs, by_original, leads, unpaired
-from raymu.results.identity import differences, name_of
+from raymu.results.comparison import FEWEST, Lead, Runs, by_original, leads, unpaired
+from raymu.results.identity import Cell, differences, name_of
 from raymu.results.ranking import Ranked, score_on_test, step
 from raymu.results.reader import SweepResults
 from raymu.results.verdict import some
@@ -185,9 +184,8 @@ def _confirmed(*ends: Ranked) -> list[Runs]:
         runs: dict[Cell, float] = {}
         for row in selection.confirmed(end.sweep.rows).get(end.tuned["trial_id"], []):
             original = row.get("original_weights") or (side, row["model_seed"])  # older rows do not say its weights
-            forget = json.dumps([row["forget"], row["forget_share"]])
-            runs[numbers.setdefault(original, len(numbers)), forget, row["seed"]] = score_on_test(
-                row, end.tuned["objective"]
-            )
+            _, forget, seed = selection.cell(row)
+            score = score_on_test(row, end.tuned["objective"])
+            runs[numbers.setdefault(original, len(numbers)), forget, seed] = score
         found.append(runs)
     return found

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtr, chdtrc, fdtri, ndtri, stdtrit  # scipy.stats takes most of a second
 
+from raymu.results.identity import Cell
+
 LEVEL = 0.05  # of an interval, and of all differences between the settings of a ranking together
 UNLIKE = 20.0  # times the usual variance: a setting that varies more is left out of the pooled error
 CHANCE = 0.995  # with which a setting that varies like the others stays in it
@@ -20,9 +22,7 @@ FEWEST = 3  # originals below which no difference is told from none
 POWER = 0.8
 ROUNDING = 1e-12  # half an interval that is not wider comes of rounding alone
 
-# The runs of one setting: a value by what was run, (original, forget set, unlearning seed).
-Cell = tuple[int, str, int]
-Runs = Mapping[Cell, float]
+Runs = Mapping[Cell, float]  # of one setting: a value by what was run
 
 
 class Estimate(NamedTuple):

@@ -13,6 +13,8 @@ MEANINGS = {  # of fields that say little by themselves
 IN_WORDS = ("forgotten", "subset")  # what a scenario says, with the names of its classes
 CONFIRMATIONS = 1_000_000  # number of the first run of a confirmation; a search's trials lie below it
 
+Cell = tuple[int, str, int]  # what a confirmation's run is of: original, forget set, unlearning seed
+
 
 class Budget(NamedTuple):
     """What of a protocol may grow. A sweep of a larger budget has all the runs of one of a smaller budget, and more,

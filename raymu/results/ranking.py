@@ -8,8 +8,9 @@ from typing import NamedTuple
 from raymu import objective as objectives
 from raymu.errors import InputError
 from raymu.results import selection
-from raymu.results.comparison import Cell, Estimate, Lead, Runs, estimate, leads
+from raymu.results.comparison import Estimate, Lead, Runs, estimate, leads
 from raymu.results.groups import check_comparable, common
+from raymu.results.identity import Cell
 from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import Row
 
@@ -91,7 +92,7 @@ def rank(results: Results) -> list[Ranked]:
     check_comparable(sweeps)
     budget = common(sweeps)
     chosen = [end for sweep in sweeps if (end := _chosen(sweep, selection.part(sweep, budget))) is not None]
-    shared = _shared(chosen)
+    shared = selection.shared(one.runs for one in chosen)
     ends = [_end(one, shared) for one in chosen]
     ends.sort(key=lambda end: (-end[0].score.mean, end[0].sweep.name))
     found = leads([runs for _, runs in ends], max((step(end.figures["tuned"]) for end, _ in ends), default=0.0))
@@ -117,9 +118,9 @@ class _Chosen(NamedTuple):
     confirmed: dict[str, list[Row]]
 
     @property
-    def cells(self) -> set[Cell]:
-        """Cells of the tuned setting's runs."""
-        return set(map(selection.cell, self.confirmed.get(self.tuned["trial_id"], [])))
+    def runs(self) -> list[Row]:
+        """The tuned setting's."""
+        return self.confirmed.get(self.tuned["trial_id"], [])
 
 
 def _chosen(sweep: SweepResults, rows: Sequence[Row]) -> _Chosen | None:
@@ -131,12 +132,6 @@ def _chosen(sweep: SweepResults, rows: Sequence[Row]) -> _Chosen | None:
     return _Chosen(sweep, tuned, selection.published(rows), selection.confirmed(rows))
 
 
-def _shared(chosen: Iterable[_Chosen]) -> set[Cell]:
-    """Cells in which all tuned settings ran that were confirmed at all."""
-    known = [cells for one in chosen if (cells := one.cells)]
-    return set.intersection(*known) if known else set()
-
-
 def _end(chosen: _Chosen, shared: set[Cell]) -> tuple[Ranked, Runs]:
     """The sweep with its figures and without a rank, and the runs of its tuned setting.
 
@@ -145,10 +140,7 @@ def _end(chosen: _Chosen, shared: set[Cell]) -> tuple[Ranked, Runs]:
     """
     sweep, tuned, published, _ = chosen
     objective = sweep.identity["protocol"]["objective"]
-    confirmed = {
-        trial: [row for row in runs if not shared or selection.cell(row) in shared]
-        for trial, runs in chosen.confirmed.items()
-    }
+    confirmed = selection.within(chosen.confirmed, shared)
     runs = confirmed.get(tuned["trial_id"], [])
     if not runs and not is_measured(tuned):
         raise InputError(f"{tuned['trial_id']} was not measured on test: --resume --confirm-seeds 1 runs it again")

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from raymu.errors import InputError
 from raymu.objective import pair
-from raymu.results.comparison import Cell
-from raymu.results.identity import Budget, place_of
+from raymu.results.identity import Budget, Cell, place_of
 from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import COMPARABLE, Row, seen, values
 from raymu.values import unknown
@@ -199,8 +198,7 @@ def _means(runs: Mapping[str, Sequence[Row]]) -> dict[str, tuple[float, float]]:
     """Mean scores over the runs of each setting, and as the searcher would have seen them: over those that all settings
     have, if there are any, since a run may have failed or not have come yet.
     """
-    shared = set.intersection(*(set(map(cell, repeated)) for repeated in runs.values())) if runs else set()
-    compared = {trial: [run for run in of if not shared or cell(run) in shared] for trial, of in runs.items()}
+    compared = within(runs, shared(runs.values()))
     return {
         trial: (statistics.fmean(map(score, of)), statistics.fmean(map(_seen, of))) for trial, of in compared.items()
     }
@@ -303,6 +301,17 @@ def least(done: Iterable[Row]) -> float | None:
 def cell(row: Row) -> Cell:
     """Original, forget set and unlearning seed of a confirmation's run: settings compare where these are the same."""
     return row["model_seed"], json.dumps([row["forget"], row["forget_share"]]), row["seed"]
+
+
+def shared(settings: Iterable[Iterable[Row]]) -> set[Cell]:
+    """Cells in which all settings ran that ran at all, by the runs of each."""
+    known = [cells for runs in settings if (cells := set(map(cell, runs)))]
+    return set.intersection(*known) if known else set()
+
+
+def within(runs: Mapping[str, Sequence[Row]], cells: set[Cell]) -> dict[str, list[Row]]:
+    """Runs in some cells, by the trial they repeat; all of them where there is no cell."""
+    return {trial: [run for run in of if not cells or cell(run) in cells] for trial, of in runs.items()}
 
 
 def score(row: Row) -> float:

@@ -182,9 +182,13 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
                 f"{sweep.name}: its search{'es' * (len(ended) > 1)} ended after {listed(ended)} trials, as the last"
                 f" {patience} were expected to improve on the best score by less than its noise (--trials auto)."
             )
-    if images := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_images"))}:
+    images, hours = (
+        {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get(bound))}
+        for bound in ("max_images", "max_hours")
+    )
+    if images:
         yield f"A search began no trial once it had read {listed(f'{one:,}' for one in images)} images (--max-images)."
-    if hours := {one for sweep in sweeps if (one := sweep.identity.get("protocol", {}).get("max_hours"))}:
+    if hours:
         yield (
             f"A search had {listed(f'{one:g}' for one in hours)} hours of wall time (--max-hours): how many settings it"
             " tried depends on the machine."

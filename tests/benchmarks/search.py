@@ -226,13 +226,14 @@ def drawn(table: Table, searcher: Any, stops: Any, trials: int, seed: int) -> li
             if judge.tell(number, "stopped", curve) == "STOP":
                 end, status = rung, "stopped"
                 break
-        val, place = float(run.val[end - run.first]), end - run.first
+        place = end - run.first
+        val, score = float(run.val[place]), max(0.0, float(run.val[place]))
         spent += float(run.images[place])
         curve += [(end, val)] if status == "completed" else []
-        row = {"trial": number, "status": status, "curve": curve, "config": method.config, "score": max(0.0, val)}
+        row = {"trial": number, "status": status, "curve": curve, "config": method.config, "score": score}
         done.append(row | table.said(run, end))
         if status == "completed":
-            found.append(Found(spent, max(0.0, val), np.maximum(run.test[:, place], 0.0), max(0.0, val)))
+            found.append(Found(spent, score, np.maximum(run.test[:, place], 0.0), score))
     return found
 
 

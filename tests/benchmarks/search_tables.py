@@ -59,8 +59,9 @@ def curve(method: Method, reference: reference_models.References, splits: Sequen
         seed=0,
         cache_directory=reference.cache_directory(),
     )
+    wanted = columns(splits)
     found: dict[str, list[float]] = {"images": [], "train_s": [], "evaluate_s": []}
-    found |= {column: [] for column in columns(splits)}
+    found |= {column: [] for column in wanted}
     begun = time.process_time()
 
     def end_of_epoch(epoch: int) -> None:
@@ -71,7 +72,7 @@ def curve(method: Method, reference: reference_models.References, splits: Sequen
         found["images"].append(engine.images)
         found["train_s"].append(round(trained - begun, 3))
         found["evaluate_s"].append(round(evaluated - trained, 3))
-        for column in columns(splits):
+        for column in wanted:
             found[column].append(round(said[column], 5))
         begun = time.process_time()
 
