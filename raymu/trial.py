@@ -16,7 +16,7 @@ from raymu.method import Method
 from raymu.models import pretrained
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import TURNED
-from raymu.row import IDENTITY, Columns, Row, row_of, seen
+from raymu.row import IDENTITY, Columns, Row, row_of
 from raymu.scenario import Scenario, check_kind
 from raymu.workers import Workers
 
@@ -62,7 +62,7 @@ def run_trial(
     options: Options = DEFAULTS,
     rungs: Sequence[int] = (),
     chooses_epochs: bool = False,
-    least: float | None = None,
+    asks: bool = False,
     report: Callable[[Row], None] = lambda row: None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Row, torch.nn.Module | None]:
@@ -78,20 +78,20 @@ def run_trial(
         chooses_epochs: whether the rung with the highest score is the trial's end: its model is what is evaluated and
             returned, and the row's `config` and `epochs` are those of the shorter run (see `Method.shorter`). The trial
             ends before its last epoch once it `has_turned`. The last epoch has to be a rung.
-        least: the score, as a searcher sees it, below which the end is measured as a rung is, and not on test; None:
-            there is none, as has to be where the objective reads more than is measured at a rung.
-        report: called after each of the rungs with the row (status "stopped") that the trial leaves if it is ended
-            here; may raise to end it.
+        asks: whether the end is measured as a rung is before it is measured in full, on test as well. The objective may
+            then read no more than is measured at a rung.
+        report: called with the row that the trial leaves if it is ended here: after each of the rungs (status
+            "stopped"), and where it `asks` (status "completed"); may raise to end it.
         checkpoints: where a trial that takes long keeps how far it is; one of the same trial that is found there is
             gone on with.
 
     Returns:
         The final row and the unlearned model. The row's `status` is
 
-        - "completed": all metrics are there, unless it is below `least`; `score` is the objective on validation,
-          `curve` lists [epoch, score], `resumed` the epochs after which it was gone on with; `wall_s` is what it took,
-          `unlearn_s` what the method would have taken had nothing been cached, `peak_mem` what it needed (None where
-          the retrained reference is what it would have made: that is taken);
+        - "completed": all metrics are there; `score` is the objective on validation, `curve` lists [epoch, score],
+          `resumed` the epochs after which it was gone on with; `wall_s` is what it took, `unlearn_s` what the method
+          would have taken had nothing been cached, `peak_mem` what it needed (None where the retrained reference is
+          what it would have made: that is taken);
         - "diverged": loss or features are not finite, before any epoch that it might choose: score 0, metrics None, no
           model;
         - "error": something was raised: `error` and `traceback` say what, score and metrics None, no model.
@@ -108,7 +108,7 @@ def run_trial(
     here = devices.describe(reference_models.default_device(), scenario.recipe.precision, options.gpu_share)
     row = blank_row(scenario, method, seed=seed, objective=objective, metrics=metrics, options=options) | here
     unlearned: torch.nn.Module | None = None
-    spared_s, is_telling, best = 0.0, False, dict[str, torch.Tensor]()
+    spared_s, is_telling, best, of_best = 0.0, False, dict[str, torch.Tensor](), Row()
 
     def clock() -> None:
         row["wall_s"] = time.perf_counter() - started
@@ -142,16 +142,16 @@ def run_trial(
             if all(epoch < row["epochs"] for epoch, _ in row["curve"]):  # the end that was chosen is there
                 row["curve"].append([row["epochs"], score])
             row["evaluate_s"] += time.perf_counter() - before
-            clock()
 
-        def tell() -> None:
+        def tell(status: str) -> None:
             nonlocal is_telling
+            clock()
             is_telling = True
-            report({**row, "status": "stopped"})
+            report({**row, "status": status})
             is_telling = False
 
         def end_of_epoch(epoch: int) -> None:
-            nonlocal kept, spared_s, best
+            nonlocal kept, spared_s, best, of_best
             row["epochs"], row["images"], spared_s = epoch, engine.images, engine.spared_s
             if epoch in rungs and (chooses_epochs or epoch < method.total_epochs):
                 measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
@@ -160,10 +160,11 @@ def run_trial(
                     row["shorter"].append({method.nested: ends_here[method.nested]} | objective.own(row))
                     if best_epoch(row["curve"]) == epoch:
                         best = {name: value.to("cpu", copy=True) for name, value in engine.model.state_dict().items()}
+                        of_best = {column: row[column] for column in (*measured(metrics), "score")}
                     if has_turned(row["curve"]):
                         raise _Turned
                 if epoch < method.total_epochs:
-                    tell()
+                    tell("stopped")
             is_due = time.perf_counter() - kept >= options.checkpoint_s or heartbeat.ends_soon()
             if checkpoints is not None and workers.broadcast(is_due):
                 clock()
@@ -197,11 +198,13 @@ def run_trial(
                 row["epochs"] = best_epoch(row["curve"])
                 row["config"] = method.config | method.shorter(row["epochs"])
                 engine.model.load_state_dict(best)
-            if least is not None and not (chooses_epochs and seen(row) >= least):  # else its curve has the score
-                measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
-            if least is None or seen(row) >= least:
-                measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
-                row["test_score"] = objective.of(row, reference.metrics, "test")
+                row.update(of_best)
+            if asks:
+                if not of_best:  # it went on from a checkpoint after its best epoch, or chooses none
+                    measure(lambda: evaluate_quickly(engine.model, reference.data, metrics))
+                tell("completed")
+            measure(lambda: evaluate(engine.model, reference.data, reference.baseline, metrics))
+            row["test_score"] = objective.of(row, reference.metrics, "test")
         unlearned = engine.model
     except Diverged as divergence:
         row.update(unmeasured(metrics), status="diverged", score=0.0, error=str(divergence))

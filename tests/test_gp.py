@@ -161,7 +161,7 @@ def test_the_expected_gain_is_an_integral_over_what_is_not_known() -> None:
     assert learner.gain(9, setting, (*running, setting)) < learner.gain(9, setting, running)
     assert learner.gain(INITIAL, setting) is None  # drawn before anything was learnt
 
-    one = done[4] | {"trial": 4}
+    one = done.pop(4) | {"trial": 4}
     (mean,), (error,) = process.at(learner._points([one["config"]]), learner._points([]))
     again = expected(np.maximum(scores(mean, np.sqrt(error**2 + process.noise)), 0))
     assert learner.expected(one) == pytest.approx(again, abs=0.02)
@@ -194,7 +194,7 @@ def test_a_lucky_trial_is_expected_to_do_as_those_around_it() -> None:
         told(number, share, 0.5 + 0.05 * generator.normal()) for number, share in enumerate(np.linspace(0, 1, 20))
     ]
     lucky, steady = told(20, 0.52, 0.95), told(21, 0.3, 0.55)
-    learner = sampler(Protocol(objective=only), 0, searched, [*around, lucky, steady], REFERENCES)
+    learner = sampler(Protocol(objective=only), 0, searched, around, REFERENCES)
     assert 0.45 < learner.expected(lucky) < 0.75
     assert abs(learner.expected(steady) - 0.52) < 0.06
 

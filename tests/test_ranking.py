@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from raymu.errors import InputError
-from raymu.methods.random_label import RandomLabel
 from raymu.objective import HMEAN
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import groups, ranking, report, selection, tables, writer
@@ -19,7 +18,7 @@ from raymu.results.groups import grouped
 from raymu.results.ranking import rank
 from raymu.results.reader import SweepResults
 from raymu.scenario import SCENARIOS
-from raymu.tuning.sweep import Sweep, directory_name
+from raymu.tuning.sweep import directory_name
 from raymu.values import content_hash
 
 SCENARIO = SCENARIOS["digits"]
@@ -156,10 +155,9 @@ def test_settings_are_chosen_by_the_confirmations_that_all_of_them_have() -> Non
     assert selection.tuned([*searched, *apart])["trial"] == 2
 
 
-def test_whatever_is_chosen_was_measured_on_test(digits) -> None:
-    """Sweeps of random rows: the bar of each trial is made of those that had ended before."""
+def test_whatever_is_chosen_was_measured_on_test() -> None:
+    """Sweeps of random rows: each trial is compared with those that had ended before."""
     generator = np.random.default_rng(0)
-    sweep = Sweep(RandomLabel, digits, Protocol(30))
     for _ in range(200):
         done: list[dict[str, Any]] = []
         measured = set()
@@ -168,8 +166,7 @@ def test_whatever_is_chosen_was_measured_on_test(digits) -> None:
             expected = generator.choice([None, 0.0, 0.3, 0.6, 1.0])
             one = row(trial, 0.9, 0.5, curve=[[1, seen]], epochs=1, expected_score=expected, score=max(0.0, seen))
             one["status"] = str(generator.choice(["completed", "completed", "stopped", "diverged"]))
-            least = sweep.task(0, trial, {}, done=done[: int(generator.integers(len(done) + 1))]).least
-            if least is None or seen >= least:
+            if selection.is_best(one, done[: int(generator.integers(len(done) + 1))]):
                 measured.add(trial)
             done.append(one)
         assert selection.Best().choose(done)[0]["trial"] in measured
@@ -220,6 +217,8 @@ def test_the_cheapest_within_one_standard_error() -> None:
         for original, shift in ((1, -0.04), (2, 0.0), (3, 0.04), (4, -0.03), (5, 0.03))
     ]
     assert selection.Cheapest().choose(search + runs)[0]["trial"] == 1
+    easy = again(0, 6, 1, 0.5, score=1.0, images=900)  # the others have not run there
+    assert selection.Cheapest().choose([*search, *runs, easy])[0]["trial"] == 1
     with pytest.raises(InputError, match="at least twice"):
         selection.Cheapest().choose(search)
 
@@ -284,10 +283,9 @@ def test_who_lost_the_hard_originals_is_not_better_for_it() -> None:
     runs = [(original, seed, 0.2 if original < 9 else 0.8) for original in range(1, 11) for seed in (1, 2, 3)]
     whole = [again(1, *run) for run in runs]
     few = [again(1, original, seed, probe + 0.01 * seed) for original, seed, probe in runs if original < 9]
-    ranked = rank(
-        [sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, 0.5), *of]) for name, of in (("few", few), ("whole", whole))]
-    )
-    assert [(one.sweep.name, one.score.originals) for one in ranked] == [("whole", 8), ("few", 8)]
+    sweeps = [sweep(name, [row(0, 0.9, 0.9), row(1, 0.9, 0.5), *of]) for name, of in (("few", few), ("whole", whole))]
+    assert [(one.sweep.name, one.score.originals) for one in rank(sweeps)] == [("whole", 8), ("few", 8)]
+    assert [one["method"] for one in selection.best(sweeps)] == ["whole"]
 
 
 def test_best_goes_by_the_confirmation_as_the_ranking_does() -> None:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -32,11 +33,12 @@ from raymu.objective import HMEAN, Objective
 from raymu.protocol import Confirmation, Protocol
 from raymu.results import files, reader, selection, writer
 from raymu.results.ranking import FIXED
-from raymu.row import seen
 from raymu.scenario import SCENARIOS, Recipe
+from raymu.storage import locate
 from raymu.trial import blank_row
+from raymu.tuning.callbacks import Recorder
 from raymu.tuning.driver import run_sweep
-from raymu.tuning.process import _result
+from raymu.tuning.process import _result, blank_of
 from raymu.tuning.samplers import KNOWN, sampler
 from raymu.tuning.schedulers import scheduler
 from raymu.tuning.sweep import Sweep
@@ -78,26 +80,53 @@ def test_a_sweep_leaves_one_whole_row_a_trial(swept) -> None:
         assert all(0 <= row[column] <= 1 for column in columns(rung=True))
 
 
-def test_test_is_read_where_a_trial_may_be_chosen(swept, digits) -> None:
+def test_test_is_read_of_the_published_setting_and_of_trials_that_are_the_best_when_they_end(swept) -> None:
     rows = [row for row in reader.read_all(swept[0]) if row["status"] == "completed"]
-    best = max(map(seen, rows))
-    for row in rows:
+    for number, row in enumerate(rows):
         assert (row["test_score"] is None) == (row["test_retain_acc"] is None)
-        assert row["test_score"] is not None or (row["source"] == "search" and seen(row) < best)
+        if row["source"] == "search":  # while test is read of one, another may end
+            assert row["test_score"] is None or any(
+                selection.is_best(row, rows[:before]) for before in (number - 1, number)
+            )
+            assert row["test_score"] is not None or not selection.is_best(row, rows[:number])
+    assert 1 < sum(row["test_score"] is not None for row in rows) < len(rows)
 
-    def least(done: list[dict], number: int = 3, **fields: Any) -> float | None:
-        sweep = Sweep(RandomLabel, digits, Protocol(9, **{"searcher": "tpe", **fields}))
-        return sweep.task(0, number, {}, done=done).least
 
+def test_the_best_of_several_is_the_one_that_would_be_chosen() -> None:
     some = [searched(1, -0.3), searched(2, -0.2), searched(4, 0.9, "stopped"), searched(5, 0.8, "diverged")]
-    assert least([]) is None
-    assert least(some) == -0.2  # of scores that are 0 the searcher's decide
-    assert least(some, number=0) is None  # the published setting
-    assert least(some, objective="pareto") is None
+    assert selection.is_best(searched(6, -0.2), some)  # of scores that are 0 the searcher's decide
+    assert not selection.is_best(searched(6, -0.25), some)
+    assert selection.is_best(searched(6, -1.0), [])
+    lucky = searched(6, 0.9) | {"expected_score": 0.3}
+    assert not selection.is_best(lucky, [searched(7, 0.4)])
+    assert selection.is_best(searched(7, 0.4), [lucky])
+
+
+def test_a_row_is_kept_although_the_objective_cannot_say_what_is_expected(digits, tmp_path) -> None:
+    """A searcher asks it about columns that no trial has had."""
+
+    def expected(row: dict) -> float:
+        raise ZeroDivisionError
+
+    sweep, kept, done = Sweep(RandomLabel, digits, Protocol(9)), list[dict](), [searched(1, 0.9)]
+    store = SimpleNamespace(name="own", directory=locate(tmp_path), append=kept.append)
+    other = MagicMock()
+    other.__getitem__.return_value = SimpleNamespace(begun=1)
+    recorder = Recorder(sweep, store, DEFAULTS, other, done, other, other, other, lambda: 1.0, expected)
+    task = sweep.task(0, 3, {})
+    row = blank_of(sweep, task, DEFAULTS) | {"score": 0.5, "curve": [[3, 0.5]], "epochs": 3}
+    assert recorder.is_no_best("", {"config": {"task": task}, **_result(row)})
+    trial = SimpleNamespace(config={"task": task}, last_result=_result(row), trial_id="")
+    with pytest.raises(ZeroDivisionError):
+        recorder.on_trial_complete(0, [], trial)
+    assert kept == [done[-1]]
+    assert (kept[0]["trial"], kept[0]["score"], kept[0]["expected_score"]) == (3, 0.5, None)
+
+
+def test_only_what_rungs_tell_is_asked_before_test_is_read(digits) -> None:
     late = Objective(lambda mia_auc: mia_auc, name="late")  # which only the end of a trial measures
-    assert least(some, objective=late) is None
-    confirmed = Sweep(SalUn, SCENARIOS["digits"], Protocol(12, confirmation=Confirmation(2)))
-    assert {task.least for task in confirmed.confirmations(rows)} == {None}
+    asked = [Sweep(RandomLabel, digits, Protocol(9, searcher="tpe", objective=one)) for one in (HMEAN, "pareto", late)]
+    assert [sweep.is_judged_at_rungs for sweep in asked] == [True, False, False]
 
 
 def test_trial_0_is_the_published_setting_and_runs_in_full(swept) -> None:

@@ -127,6 +127,12 @@ def second(quick, quick_references) -> Objective:
 
 RISING = RandomLabel(lr=0.003, epochs=2)
 LONGER = replace(RISING, epochs=8)
+
+
+class Ended(BaseException):
+    """Raised to end a trial."""
+
+
 CHOOSES = {"seed": 0, "rungs": range(1, 9), "chooses_epochs": True}
 OF_THE_WAY = {"curve": None, "shorter": None, "images": None}
 
@@ -146,20 +152,26 @@ def test_a_trial_chooses_its_epochs(quick, second) -> None:
 
 
 @pytest.mark.parametrize("how", [{"seed": 0}, CHOOSES])
-def test_nothing_is_read_from_test_of_a_trial_that_will_not_be_chosen(quick, second, how) -> None:
-    """It is one whose score is below the least; on validation it says the same."""
-    method = LONGER if how is CHOOSES else RISING
-    whole, model = run_trial(quick, method, objective=second, **how)
-    (_, score) = max(whole["curve"], key=lambda point: point[1])
-    same, _ = run_trial(quick, method, objective=second, least=score, **how)
+def test_a_trial_asks_before_anything_is_read_from_test(quick, second, how) -> None:
+    """On validation it says the same before and after."""
+    method, reports = LONGER if how is CHOOSES else RISING, list[dict]()
+    whole, _ = run_trial(quick, method, objective=second, **how)
+    same, _ = run_trial(quick, method, objective=second, asks=True, report=reports.append, **how)
     assert without_costs(same) == without_costs(whole)
-    below, other = run_trial(quick, method, objective=second, least=score + 1e-9, **how)
+    asked = reports[-1]
     rung = set(columns(rung=True))
     at_the_end = {*columns(), *(f"{name}_gap" for name in columns()), "test_score"}
     late = at_the_end - rung - {f"{name}_gap" for name in rung}
     assert {name for name in late if name.startswith("test_")} > {"test_score", "test_retain_acc"}
-    assert without_costs(below) == without_costs(whole) | dict.fromkeys(late)
-    assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert without_costs(asked) == without_costs(whole) | dict.fromkeys(late)
+    assert 0 < asked["evaluate_s"] < asked["wall_s"]
+
+    def end(row: dict) -> None:
+        if row["status"] == "completed":
+            raise Ended
+
+    with pytest.raises(Ended):
+        run_trial(quick, method, objective=second, asks=True, report=end, **how)
 
 
 def test_a_trial_that_chooses_its_epochs_may_choose_the_last(quick) -> None:
@@ -193,19 +205,18 @@ def test_a_run_that_diverges_ends_at_its_best_epoch(quick, epoch) -> None:
 def test_a_trial_that_was_killed_chooses_as_one_that_was_not(quick, second, tmp_path, after) -> None:
     """Also where its best epoch was before."""
 
-    class Killed(BaseException):
-        pass
-
     def die(row: dict) -> None:
         if row["epochs"] > after:
-            raise Killed
+            raise Ended
 
     kept = {"options": Options(checkpoint_s=0.0), "checkpoints": Checkpoints(locate(tmp_path / "trial"))}
-    with pytest.raises(Killed):
+    with pytest.raises(Ended):
         run_trial(quick, LONGER, objective=second, report=die, **CHOOSES, **kept)
-    row, model = run_trial(quick, LONGER, objective=second, **CHOOSES, **kept)
-    whole, other = run_trial(quick, LONGER, objective=second, **CHOOSES)
+    asked, reports = list[dict](), list[dict]()
+    row, model = run_trial(quick, LONGER, objective=second, asks=True, report=asked.append, **CHOOSES, **kept)
+    whole, other = run_trial(quick, LONGER, objective=second, asks=True, report=reports.append, **CHOOSES)
     assert row["resumed"] == [after]
+    assert without_costs(asked[-1]) | {"resumed": []} == without_costs(reports[-1])
     assert without_costs(row) | {"resumed": []} == without_costs(whole)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in other.state_dict().items())
 

@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from raymu.errors import InputError
 from raymu.objective import pair
@@ -17,6 +17,7 @@ from raymu.results.reader import Results, SweepResults, loaded
 from raymu.row import COMPARABLE, Row, seen, values
 from raymu.values import unknown
 
+Setting = TypeVar("Setting")  # however settings are told apart
 RULES = ("tuned", "pareto", "cheapest", "constrained")
 
 
@@ -100,14 +101,14 @@ class Constrained:
 @dataclass(frozen=True)
 class Cheapest:
     """The fewest images read among the confirmed settings within one standard error of the best (Breiman et al.,
-    Classification and Regression Trees, 1984, Section 3.4.3), by their mean scores over the confirmation. Seconds would
-    depend on what else a machine did.
+    Classification and Regression Trees, 1984, Section 3.4.3), by their mean scores over the runs of the confirmation
+    that all of them have. Seconds would depend on what else a machine did.
     """
 
     def choose(self, rows: Iterable[Row]) -> list[Row]:
         """That one, as the search found it."""
         rows = list(rows)
-        runs = confirmed(rows)
+        runs = compared(confirmed(rows))
         if not runs or min(map(len, runs.values())) < 2:
             raise InputError("the standard error of a score is known once a setting was confirmed at least twice")
         scores = {trial: [score(run) for run in of] for trial, of in runs.items()}
@@ -160,7 +161,7 @@ def best(results: Results, *, method: str | None = None, rule: str = "tuned") ->
         if original is None:
             raise InputError("the results do not say what the original reached")
         return Constrained(original, loss).choose(rows)
-    chosen, means, reasons = list[Row](), list[tuple[float, float] | None](), list[InputError]()
+    chosen, runs, reasons = list[Row](), list[list[Row]](), list[InputError]()
     for sweep in sweeps:
         try:
             row = tuned(sweep.rows) if kind == "tuned" else Cheapest().choose(sweep.rows)[0]
@@ -168,14 +169,14 @@ def best(results: Results, *, method: str | None = None, rule: str = "tuned") ->
             reasons.append(error)
             continue
         chosen.append(row)
-        means.append(_means(confirmed(sweep.rows)).get(row["trial_id"]))
+        runs.append(confirmed(sweep.rows).get(row["trial_id"], []))
     if not chosen:
         raise reasons[0]
     candidates(chosen)  # they compare
-    known = [one for one in means if one is not None]
-    if len(known) < len(means):
+    if not all(runs):
         return Best().choose(chosen)
-    return [chosen[known.index(max(known))]]
+    means = _means(dict(enumerate(runs)))
+    return [chosen[max(means, key=means.__getitem__)]]
 
 
 def tuned(rows: Iterable[Row]) -> Row:
@@ -194,13 +195,11 @@ def tuned(rows: Iterable[Row]) -> Row:
     return of_search[max(means, key=lambda trial: (*means[trial], -of_search[trial]["trial"]))]
 
 
-def _means(runs: Mapping[str, Sequence[Row]]) -> dict[str, tuple[float, float]]:
-    """Mean scores over the runs of each setting, and as the searcher would have seen them: over those that all settings
-    have, if there are any, since a run may have failed or not have come yet.
-    """
-    compared = within(runs, shared(runs.values()))
+def _means(runs: Mapping[Setting, Sequence[Row]]) -> dict[Setting, tuple[float, float]]:
+    """Mean scores over the runs of each setting that are compared, and as the searcher would have seen them."""
     return {
-        trial: (statistics.fmean(map(score, of)), statistics.fmean(map(_seen, of))) for trial, of in compared.items()
+        trial: (statistics.fmean(map(score, of)), statistics.fmean(map(_seen, of)))
+        for trial, of in compared(runs).items()
     }
 
 
@@ -288,14 +287,10 @@ def sure(row: Row) -> float:
     return score(row) if expected is None else min(score(row), expected)
 
 
-def least(done: Iterable[Row]) -> float | None:
-    """Score, as a searcher sees it, that a trial has to reach if it is to be the best of some; None: any.
-
-    Args:
-        done: rows of those that have ended.
-    """
-    completed = (row for row in done if row["status"] == "completed")
-    return max((sure(row) or min(0.0, _seen(row)) for row in completed), default=None)
+def is_best(row: Row, done: Iterable[Row]) -> bool:
+    """Whether a completed trial is the best beside those that are done, or one of several, by what `Best` goes by."""
+    completed = (one for one in done if one["status"] == "completed")
+    return all((sure(row), _seen(row)) >= (sure(one), _seen(one)) for one in completed)
 
 
 def cell(row: Row) -> Cell:
@@ -309,8 +304,13 @@ def shared(settings: Iterable[Iterable[Row]]) -> set[Cell]:
     return set.intersection(*known) if known else set()
 
 
-def within(runs: Mapping[str, Sequence[Row]], cells: set[Cell]) -> dict[str, list[Row]]:
-    """Runs in some cells, by the trial they repeat; all of them where there is no cell."""
+def compared(runs: Mapping[Setting, Sequence[Row]]) -> dict[Setting, list[Row]]:
+    """Runs of each setting that all settings have, if there are any: a run may have failed or not have come yet."""
+    return within(runs, shared(runs.values()))
+
+
+def within(runs: Mapping[Setting, Sequence[Row]], cells: set[Cell]) -> dict[Setting, list[Row]]:
+    """Runs of each setting in some cells; all of them where there is no cell."""
     return {trial: [run for run in of if not cells or cell(run) in cells] for trial, of in runs.items()}
 
 

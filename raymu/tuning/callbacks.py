@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from raymu.distributed.watch import Watch
 from raymu.engines import Options
 from raymu.errors import NodeError, StorageError
 from raymu.results import files, writer
+from raymu.results.selection import is_best
 from raymu.row import InSweep, Row
 from raymu.tuning.process import blank_of, checkpoints_of, id_of_trial
 from raymu.tuning.progress import SweepProgress
@@ -48,7 +49,7 @@ class Recorder(tune.Callback):
 
     Args:
         searched_s: seconds that the search has run, all resumptions together; None: the trials confirm.
-        expected: returns a row's `expected_score`, once it is among those `done`.
+        expected: returns a row's `expected_score`.
 
     Attributes:
         gpu: the share of its GPU's memory that was taken when the last trial ended; None without a GPU.
@@ -86,8 +87,18 @@ class Recorder(tune.Callback):
         if "features" in trial.last_result:
             with or_end():
                 self._rows.put(files.FEATURES, trial.last_result["features"])
-        self.gpu = trial.last_result.get("gpu", self.gpu)  # one that was stopped does not say
+        self.gpu = trial.last_result["gpu"]
         self._record(trial, trial.last_result["row"].data)
+
+    def is_no_best(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a trial that has completed on validation ends here, unread on test, for `tune.RunConfig`."""
+        if result["row"]["status"] != "completed" or result["row"]["test_score"] is not None:
+            return False
+        row = self._in_sweep(result["config"]["task"], result["row"].data)
+        try:
+            return not is_best(row | {"expected_score": self._expected(row)}, self._done)
+        except Exception:  # of the user's objective: it is raised again once the row is kept
+            return True
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a trial comes here whose process died or whose machine failed; what a method raises is in its row."""
@@ -110,7 +121,20 @@ class Recorder(tune.Callback):
         self._record(trial, row | {"status": "error", "error": error, "traceback": failure.text})
 
     def _record(self, trial: Trial, row: Row) -> None:
-        task: Task = trial.config["task"]
+        number = trial.config["task"].number
+        row = self._in_sweep(trial.config["task"], row)
+        try:
+            row["expected_score"] = self._expected(row)
+        finally:  # whatever the searcher does with it, the row is kept
+            self._done.append(row)
+            with or_end():
+                self._rows.append(row)
+                self._retries.end(number)
+        checkpoints_of(self._rows.directory, number).clear()
+        self._progress.ended(trial.trial_id, row)
+
+    def _in_sweep(self, task: Task, row: Row) -> Row:
+        """The row with what a sweep adds."""
         sweep = self._sweep
         published = sweep.method.published_as(sweep.scenario, sweep.head, sweep.train, row["config"])
         added = InSweep(
@@ -128,13 +152,4 @@ class Recorder(tune.Callback):
             expected_gain=task.expected_gain,
             search_s=self._searched_s(),
         )
-        row = dataclasses.asdict(added) | row
-        self._done.append(row)
-        try:
-            row["expected_score"] = self._expected(row)
-        finally:  # whatever the searcher does with it, the row is kept
-            with or_end():
-                self._rows.append(row)
-                self._retries.end(task.number)
-        checkpoints_of(self._rows.directory, task.number).clear()
-        self._progress.ended(trial.trial_id, row)
+        return dataclasses.asdict(added) | row

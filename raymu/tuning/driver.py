@@ -246,12 +246,12 @@ class _Run:
         def task(number: int) -> Task:
             if number in self._retries:
                 begun = self._retries[number]
-                return sweep.task(seed, number, begun.config, begun.expected_gain, done)
+                return sweep.task(seed, number, begun.config, begun.expected_gain)
             if (place := place_of(number, protocol.search_seeds)) == 0:
                 return sweep.task(seed, number, {})
             running = [self._retries[one].config for one in self._retries if one in numbers_of_search]
             setting = sampler.suggest(place, running)
-            return sweep.task(seed, number, setting, sampler.gain(place, setting, running), done)
+            return sweep.task(seed, number, setting, sampler.gain(place, setting, running))
 
         def is_spent(number: int) -> bool:
             if number in self._retries:
@@ -368,6 +368,7 @@ class _Run:
                     run_config=tune.RunConfig(
                         storage_path=scratch,
                         name=self._sweep.method.name(),
+                        stop=recorder.is_no_best,
                         verbose=0,
                         progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks would clear the cell
                         failure_config=tune.FailureConfig(max_failures=0),  # the recorder says what is tried again

@@ -56,7 +56,7 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
         options=options,
         rungs=sweep.rungs(method) if task.source == "search" else (),
         chooses_epochs=task.source == "search" and bool(sweep.chosen),
-        least=task.least,
+        asks=task.source == "search" and sweep.is_judged_at_rungs,
         report=for_all(lambda row: tune.report(_result(row))),
         checkpoints=checkpoints,
     )
@@ -68,12 +68,12 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
             loaded = reference_models.load(task.scenario, device, options, further)
             more["features"] = {"trial_id": task.confirms, **tsne(compared, loaded.data)}
     if Workers().rank == 0:
-        tune.report(_result(row) | {"gpu": memory.share(reference_models.default_device())} | more)
+        tune.report(_result(row) | more)
 
 
 def _result(row: Row) -> dict[str, Any]:
     """What Tune is told. In a dict it would find every number, and keep statistics of each."""
-    return {"row": UserDict(row)}
+    return {"row": UserDict(row), "gpu": memory.share(reference_models.default_device())}
 
 
 def blank_of(sweep: Sweep, task: Task, options: Options) -> Row:

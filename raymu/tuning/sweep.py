@@ -61,7 +61,6 @@ class Task:
         confirms: the `trial_id` of the trial that it runs again.
         projected: whether a t-SNE of its features is kept.
         expected_gain: see the row's column.
-        least: as `run_trial` takes it.
     """
 
     number: int
@@ -73,7 +72,6 @@ class Task:
     confirms: str | None = None
     projected: bool = False
     expected_gain: float | None = None
-    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class Sweep:
         highest score on its way (see `Method.nested`). "": there is none, as where the objective reads what is not
         measured while a trial runs, or maximises several numbers.
         """
-        return self.method.nested if self._is_judged_at_rungs else ""
+        return self.method.nested if self.is_judged_at_rungs else ""
 
     @property
     def suggested(self) -> dict[str, Range]:
@@ -200,7 +198,7 @@ class Sweep:
         return list(range(before + max(method.shortest, int(self.ranges[self.chosen].low)), epochs + 1))
 
     @property
-    def _is_judged_at_rungs(self) -> bool:
+    def is_judged_at_rungs(self) -> bool:
         """Whether what is measured at a rung says how good a trial is."""
         objective = self.protocol.objective
         return not objective.maximises and not objective.missing(self._at_rungs)
@@ -237,26 +235,15 @@ class Sweep:
     def _known(self, seed: int) -> list[Setting] | None:
         return known_settings(self.protocol, seed, self.suggested)
 
-    def task(
-        self,
-        seed: int,
-        number: int,
-        setting: Mapping[str, Any],
-        expected_gain: float | None = None,
-        done: Sequence[Row] = (),
-    ) -> Task:
-        """A trial of one search: its first is the published setting, whatever `setting` says. Any other one is measured
-        on test only if it may be the best beside those that are `done`.
-        """
+    def task(self, seed: int, number: int, setting: Mapping[str, Any], expected_gain: float | None = None) -> Task:
+        """A trial of one search: its first is the published setting, whatever `setting` says."""
         source: Literal["published", "search"] = (
             "search" if place_of(number, self.protocol.search_seeds) else "published"
         )
         if source == "search" and self.chosen:
             setting = {self.chosen: int(self.ranges[self.chosen].high), **setting}
-        config, least = self.configured({**self.published, **setting}).config, None
-        if source == "search" and self._is_judged_at_rungs:
-            least = selection.least(done)
-        return Task(number, config, self.scenario, seed, source, seed, expected_gain=expected_gain, least=least)
+        config = self.configured({**self.published, **setting}).config
+        return Task(number, config, self.scenario, seed, source, seed, expected_gain=expected_gain)
 
     def confirmations(self, rows: Sequence[Row]) -> list[Task]:
         """What is run again once all searches are over, and the published setting with it.

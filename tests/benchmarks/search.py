@@ -276,10 +276,11 @@ def replay(table: Table, searcher: Any, stops: Any, seed: int, slots: int, patie
         before = method.total_epochs - method.config[table.knob]
         row["source"] = "search" if number else "published"
         row["shorter"] = [{table.knob: rung - before} | table.said(run, rung) for rung in rungs if number]
-        done.append(row := row | table.said(run, end) | table.counts)
+        row |= table.said(run, end) | table.counts
         if is_over:
             row["expected_score"] = suggests.expected(row)
             found.append(Found(spent, row["score"], test, selection.sure(row)))
+        done.append(row)
     return found
 
 

@@ -51,8 +51,8 @@ class Sampler(ABC):
         return None
 
     def expected(self, row: Row) -> float | None:
-        """Score that a trial which is done is expected to have if it ran again, on other images, in [0, 1]; None: the
-        sampler cannot say.
+        """Score that a trial which just ended is expected to have if it ran again, on other images, in [0, 1]; None:
+        the sampler cannot say.
         """
         return None
 

@@ -120,7 +120,7 @@ class GP(Sampler):
         """
         if row["status"] != "completed" or not lies_in(self._ranges, row["config"]):
             return None
-        learnt, generator = self._up_to_date(), np.random.default_rng((self._seed, row["trial"]))
+        learnt, generator = self._learn([*self._done, row]), np.random.default_rng((self._seed, row["trial"]))
         if not learnt.said:
             return None
         means, errors = learnt.again(self._points([row["config"]]))
@@ -131,7 +131,7 @@ class GP(Sampler):
 
     def _up_to_date(self) -> "_Learnt":
         if self._read < len(self._done):
-            self._read, self._learnt = len(self._done), self._learn()
+            self._read, self._learnt = len(self._done), self._learn(self._done)
         return self._learnt
 
     def _is_first(self, place: int) -> bool:
@@ -161,9 +161,9 @@ class GP(Sampler):
         highest: Array = np.max(scores, axis=0)
         return highest
 
-    def _learn(self) -> "_Learnt":
+    def _learn(self, rows: Sequence[Row]) -> "_Learnt":
         """Knowledge from all rows but errors and settings outside the space."""
-        seen = itertools.chain.from_iterable(map(self._with_ends, self._done))
+        seen = itertools.chain.from_iterable(map(self._with_ends, rows))
         within = [row for row in seen if row["status"] != "error" and lies_in(self._ranges, row["config"])]
         pairs = [(row, self._dead if row["status"] == "diverged" else self._objective.own(row)) for row in within]
         known = [(row, said) for row, said in pairs if said and None not in said.values()]

@@ -124,17 +124,24 @@ class Tracker(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """See tune.Callback."""
-        told = _told(result["row"])
-        self._tell(trial, lambda tracker, shown: tracker.log_trial_result(iteration, shown, told))
+        if result["row"]["status"] == "stopped":  # else its last row may still come
+            self._log(iteration, trial, result["row"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """See tune.Callback."""
-        self._end(trial, failed=trial.last_result["row"]["status"] == "error")
+        row = trial.last_result["row"]
+        if row["status"] != "stopped":
+            self._log(iteration, trial, row)
+        self._end(trial, failed=row["status"] == "error")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """See tune.Callback."""
         if self._is_over(trial):
             self._end(trial, failed=True)
+
+    def _log(self, iteration: int, trial: Trial, row: Row) -> None:
+        told = _told(row)
+        self._tell(trial, lambda tracker, shown: tracker.log_trial_result(iteration, shown, told))
 
     def _end(self, trial: Trial, *, failed: bool) -> None:
         self._tell(trial, lambda tracker, shown: tracker.log_trial_end(shown, failed=failed))
