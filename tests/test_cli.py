@@ -26,7 +26,7 @@ from raymu.evaluation import columns
 from raymu.method import Range
 from raymu.methods.random_label import RandomLabel
 from raymu.protocol import Protocol
-from raymu.results import files, reader, writer
+from raymu.results import files, ranking, reader, tables, writer
 from raymu.scenario import SCENARIOS
 from raymu.tuning.sweep import Sweep
 
@@ -445,6 +445,14 @@ def test_best_of_a_method(raymu, storage) -> None:
     refused = raymu("best", storage, "--method", "scrub")
     assert refused.returncode == 2
     assert "Known: salun" in refused.stderr
+
+
+def test_best_shows_the_confirmation_where_there_is_one(in_process, tmp_path) -> None:
+    stored(tmp_path / "s", one := confirmed("a", 0.5))
+    said = in_process("best", "s")
+    (entry,) = ranking.rank([one])
+    assert tables.fixed(entry.score.mean) in said
+    assert "95 %" in said
 
 
 def test_best_goes_on_where_a_group_has_nothing(in_process, storage, tmp_path) -> None:

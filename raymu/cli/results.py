@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -162,14 +162,15 @@ def best(
             typer.echo(yaml.safe_dump(dict(rows[0]), sort_keys=False), nl=False)
         else:
             _print(_heading(number, found))
+            runs, figures = dict[str, Any](), dict[str, Any]()
+            for sweep in group.sweeps:
+                runs |= selection.confirmed(selection.part(sweep))
             for row in rows:
-                console.print(f"{row['trial_id']}: {row['method']} {tables.setting(row['config'])}", highlight=False)
+                trial, objective = row["trial_id"], row["objective"]
+                console.print(f"{trial}: {row['method']} {tables.setting(row['config'])}", highlight=False)
                 console.print(tables.on_validation(row), highlight=False)
-            objective = rows[0]["objective"]
-            figures = {
-                row["trial_id"]: ranking.figures_of(row, objective) if ranking.is_measured(row) else None
-                for row in rows
-            }
+                is_known = trial in runs or ranking.is_measured(row)
+                figures[trial] = ranking.figures_of(row, objective, runs.get(trial, [])) if is_known else None
             console.print(tables.comparison(figures, objective, console.width))
             if None in figures.values():
                 _print("-: not read on test, as only what may become the tuned setting is; raymu run does it")
