@@ -452,7 +452,7 @@ def test_best_shows_the_confirmation_where_there_is_one(in_process, tmp_path) ->
     said = in_process("best", "s")
     (entry,) = ranking.rank([one])
     assert tables.fixed(entry.score.mean) in said
-    assert "95 %" in said
+    assert "confirmed: 15 runs on 5 originals" in said
 
 
 def test_best_goes_on_where_a_group_has_nothing(in_process, storage, tmp_path) -> None:

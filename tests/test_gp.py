@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from raymu.errors import InputError
 from raymu.method import Range
 from raymu.objective import HMEAN, REMOVAL, Objective
 from raymu.protocol import Protocol
@@ -197,6 +198,25 @@ def test_a_lucky_trial_is_expected_to_do_as_those_around_it() -> None:
     learner = sampler(Protocol(objective=only), 0, searched, around, REFERENCES)
     assert 0.45 < learner.expected(lucky) < 0.75
     assert abs(learner.expected(steady) - 0.52) < 0.06
+
+
+def test_an_objective_that_has_no_score_for_a_value_is_said_in_a_line() -> None:
+    def picky(retain_acc: float) -> float:
+        return retain_acc if retain_acc in known else 1 // 0
+
+    only = Objective(picky)
+    known = {0.2, 0.4, 0.6, 0.8}
+    done = [
+        row({"share": kept}, lambda _, kept=kept: {"val_retain_acc": kept}, only) | {"trial": number}
+        for number, kept in enumerate(sorted(known))
+    ]
+    learner = sampler(Protocol(objective=only), 0, {"share": SPACE["share"]}, done, REFERENCES)
+    with pytest.raises(
+        InputError, match=r"objective picky has no score for val_retain_acc 0\.\d+, .*: ZeroDivisionError"
+    ):
+        learner.suggest(9)
+    with pytest.raises(InputError, match="objective picky"):
+        learner.expected(done.pop())
 
 
 def test_nothing_is_expected_where_no_score_is_known() -> None:

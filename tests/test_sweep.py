@@ -36,7 +36,7 @@ from raymu.results.ranking import FIXED
 from raymu.scenario import SCENARIOS, Recipe
 from raymu.storage import locate
 from raymu.trial import blank_row
-from raymu.tuning.callbacks import Recorder
+from raymu.tuning.callbacks import Ended, Recorder
 from raymu.tuning.driver import run_sweep
 from raymu.tuning.process import _result, blank_of
 from raymu.tuning.samplers import KNOWN, sampler
@@ -103,10 +103,12 @@ def test_the_best_of_several_is_the_one_that_would_be_chosen() -> None:
 
 
 def test_a_row_is_kept_although_the_objective_cannot_say_what_is_expected(digits, tmp_path) -> None:
-    """A searcher asks it about columns that no trial has had."""
+    """A searcher asks it about columns that no trial has had. The sweep ends, and Tune does not take it for a trial's
+    failure.
+    """
 
     def expected(row: dict) -> float:
-        raise ZeroDivisionError
+        raise InputError("objective mine has no score")
 
     sweep, kept, done = Sweep(RandomLabel, digits, Protocol(9)), list[dict](), [searched(1, 0.9)]
     store = SimpleNamespace(name="own", directory=locate(tmp_path), append=kept.append)
@@ -115,10 +117,11 @@ def test_a_row_is_kept_although_the_objective_cannot_say_what_is_expected(digits
     recorder = Recorder(sweep, store, DEFAULTS, other, done, other, other, other, lambda: 1.0, expected)
     task = sweep.task(0, 3, {})
     row = blank_of(sweep, task, DEFAULTS) | {"score": 0.5, "curve": [[3, 0.5]], "epochs": 3}
-    assert recorder.is_no_best("", {"config": {"task": task}, **_result(row)})
+    assert not recorder.is_no_best("", {"config": {"task": task}, **_result(row)})  # it is measured on test
     trial = SimpleNamespace(config={"task": task}, last_result=_result(row), trial_id="")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(Ended) as ended:
         recorder.on_trial_complete(0, [], trial)
+    assert str(ended.value.error) == "objective mine has no score"
     assert kept == [done[-1]]
     assert (kept[0]["trial"], kept[0]["score"], kept[0]["expected_score"]) == (3, 0.5, None)
 

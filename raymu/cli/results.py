@@ -171,6 +171,8 @@ def best(
                 console.print(tables.on_validation(row), highlight=False)
                 is_known = trial in runs or ranking.is_measured(row)
                 figures[trial] = ranking.figures_of(row, objective, runs.get(trial, [])) if is_known else None
+                if trial in runs:
+                    _print(f"confirmed: {tables.runs_in_words(figures[trial].score)}")
             console.print(tables.comparison(figures, objective, console.width))
             if None in figures.values():
                 _print("-: not read on test, as only what may become the tuned setting is; raymu run does it")

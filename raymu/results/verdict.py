@@ -160,9 +160,7 @@ def _next(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> str:
     if not _is_clear(sweeps):
         return "forget other or more classes, or train longer: with so little to remove no place says anything"
     if not _is_won(ranked):
-        spent = any(sweep.identity.get("protocol", {}).get("max_images") for sweep in sweeps)
-        longer = "--max-images" if spent else "--trials"
-        return f"search longer ({longer}) or wider (--range): no setting removed memory and kept the model"
+        return "search longer (--trials) or wider (--range): no setting removed memory and kept the model"
     if min(entry.score.originals for entry in ranked) < FEWEST:
         return "confirm on several originals, or no place is certain: --confirm-originals 5 --confirm-seeds 2"
     rivals = [entry for entry in ranked[1:] if not entry.behind.significant]

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from raymu.distributed.retries import Failure, Retries
 from raymu.distributed.watch import Watch
 from raymu.engines import Options
-from raymu.errors import NodeError, StorageError
+from raymu.errors import NodeError
 from raymu.results import files, writer
 from raymu.results.selection import is_best
 from raymu.row import InSweep, Row
@@ -30,17 +30,17 @@ NODE_ERROR = re.compile(rf"^{NodeError.__module__}\.{NodeError.__name__}: (.*)$"
 class Ended(BaseException):
     """What ends the sweep, on its way out of Tune, which would take an Exception for the trial's."""
 
-    def __init__(self, error: StorageError | NodeError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
 
 
 @contextlib.contextmanager
 def or_end() -> Iterator[None]:
-    """End the sweep where the body cannot store what has to be stored."""
+    """End the sweep where the body fails, as where rows cannot be stored."""
     try:
         yield
-    except StorageError as error:
+    except Exception as error:
         raise Ended(error) from error
 
 
@@ -91,14 +91,19 @@ class Recorder(tune.Callback):
         self._record(trial, trial.last_result["row"].data)
 
     def is_no_best(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether a trial that has completed on validation ends here, unread on test, for `tune.RunConfig`."""
+        """Whether a trial that has completed on validation ends here, unread on test, for `tune.RunConfig`.
+
+        It is compared with trials before it alone: the best of the first trials of a search is always measured, as a
+        ranking beside a shorter search needs.
+        """
         if result["row"]["status"] != "completed" or result["row"]["test_score"] is not None:
             return False
         row = self._in_sweep(result["config"]["task"], result["row"].data)
         try:
-            return not is_best(row | {"expected_score": self._expected(row)}, self._done)
-        except Exception:  # of the user's objective: it is raised again once the row is kept
-            return True
+            row["expected_score"] = self._expected(row)
+        except Exception:  # it ends the sweep once the row is kept
+            return False
+        return not is_best(row, (one for one in self._done if one["trial"] < row["trial"]))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Only a trial comes here whose process died or whose machine failed; what a method raises is in its row."""
@@ -124,14 +129,15 @@ class Recorder(tune.Callback):
         number = trial.config["task"].number
         row = self._in_sweep(trial.config["task"], row)
         try:
-            row["expected_score"] = self._expected(row)
+            with or_end():
+                row["expected_score"] = self._expected(row)
         finally:  # whatever the searcher does with it, the row is kept
             self._done.append(row)
             with or_end():
                 self._rows.append(row)
                 self._retries.end(number)
-        checkpoints_of(self._rows.directory, number).clear()
-        self._progress.ended(trial.trial_id, row)
+            checkpoints_of(self._rows.directory, number).clear()
+            self._progress.ended(trial.trial_id, row)
 
     def _in_sweep(self, task: Task, row: Row) -> Row:
         """The row with what a sweep adds."""

@@ -28,7 +28,7 @@ from raymu.distributed import nodes
 from raymu.distributed.retries import Retries, in_flight
 from raymu.distributed.session import Resources, Sharing, fit_to_cluster, session
 from raymu.distributed.watch import Watch
-from raymu.errors import InputError, NodeError, StorageError
+from raymu.errors import InputError
 from raymu.models import compatibility, pretrained
 from raymu.results import files, reader, writer
 from raymu.results.identity import CONFIRMATIONS, place_of
@@ -304,8 +304,8 @@ class _Run:
         """Function that makes a task and counts its attempt."""
 
         def begin(number: int) -> Task:
-            task = make(number)
             with or_end():
+                task = make(number)
                 self._retries.begin(number, dict(task.config), task.expected_gain)
             return task
 
@@ -338,7 +338,7 @@ class _Run:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in its row
         # Rows are the only state of a sweep: what Tune writes itself is not needed again.
         scratch = tempfile.mkdtemp(prefix="raymu-tune-")
-        ended: StorageError | NodeError | None = None
+        ended: Exception | None = None
         try:
             with (
                 SweepProgress(self._console, what, before + count, done) as progress,

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import expit, logit
 from sklearn.gaussian_process.kernels import Matern
 
+from raymu.errors import InputError, described
 from raymu.evaluation.metrics import columns
 from raymu.method import Range
 from raymu.objective import References
@@ -75,7 +77,7 @@ class GP(Sampler):
         if chosen:
             self._ends = _powers(chosen.search)
             self._axes[chosen.name] = Range(max(1, chosen.search.low), chosen.search.high, "log")
-        self._objective, self._score = protocol.objective, protocol.objective.scorer(references)
+        self._objective, self._scorer = protocol.objective, protocol.objective.scorer(references)
         self._dead = self._objective.own(references.get("dead", {}))
         self._read, self._learnt = 0, _Learnt([], np.empty(0), np.empty((0, len(ranges))), np.empty(0))
 
@@ -128,6 +130,21 @@ class GP(Sampler):
         deviations = generator.normal(size=(GAIN_DRAWS, len(means))).tolist()
         scores = [self._score(_elsewhere(said, row, of)) for said, of in zip(runs, deviations, strict=True)]
         return float(np.maximum(scores, 0.0).mean())
+
+    def _score(self, said: Mapping[str, Any]) -> float:
+        """Score of some columns, which no trial may have had.
+
+        Raises:
+            InputError: the user's objective has none.
+        """
+        try:
+            return self._scorer(said)
+        except Exception as error:  # whatever it raises
+            values = ", ".join(f"{name} {value:.4g}" for name, value in said.items())
+            raise InputError(
+                f"objective {self._objective.name} has no score for {values}, which the searcher gp asks it beside what"
+                f" trials had: {described(error)}"
+            ) from error
 
     def _up_to_date(self) -> "_Learnt":
         if self._read < len(self._done):
