@@ -211,9 +211,7 @@ def test_an_objective_that_has_no_score_for_a_value_is_said_in_a_line() -> None:
         for number, kept in enumerate(sorted(known))
     ]
     learner = sampler(Protocol(objective=only), 0, {"share": SPACE["share"]}, done, REFERENCES)
-    with pytest.raises(
-        InputError, match=r"objective picky has no score for val_retain_acc 0\.\d+, .*: ZeroDivisionError"
-    ):
+    with pytest.raises(InputError, match=r"objective picky has no score for val_retain_acc 0\.\d+: ZeroDivisionError"):
         learner.suggest(9)
     with pytest.raises(InputError, match="objective picky"):
         learner.expected(done.pop())

@@ -142,8 +142,8 @@ class GP(Sampler):
         except Exception as error:  # whatever it raises
             values = ", ".join(f"{name} {value:.4g}" for name, value in said.items())
             raise InputError(
-                f"objective {self._objective.name} has no score for {values}, which the searcher gp asks it beside what"
-                f" trials had: {described(error)}"
+                f"objective {self._objective.name} has no score for {values}: {described(error)} (the searcher gp asks"
+                " about values that no trial has had, too)"
             ) from error
 
     def _up_to_date(self) -> "_Learnt":
