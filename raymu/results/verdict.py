@@ -215,7 +215,7 @@ def cautions(sweeps: Sequence[SweepResults], ranked: Sequence[Ranked]) -> Iterat
     single = [entry.sweep.name for entry in ranked if not entry.score.runs]
     if single:
         who = "Nothing was" if len(single) == len(ranked) else f"{', '.join(single)}: not"
-        yield f"{who} confirmed: these are figures of single runs, the lucky maximum of a search, without an interval."
+        yield f"{who} confirmed: these are single runs, each chosen among many for its score, without an interval."
     few = [entry for entry in ranked if 0 < entry.score.originals < ENOUGH_ORIGINALS]
     if few:
         yield (
