@@ -7,7 +7,7 @@ from typing import Any
 
 from raymu import devices, reference_models
 from raymu.engines import DEFAULTS, Options
-from raymu.errors import InputError
+from raymu.errors import InputError, described
 from raymu.evaluation import Memory, Metric, evaluate, gaps
 from raymu.evaluation.metrics import SPLITS
 from raymu.models import pretrained
@@ -32,8 +32,7 @@ def with_score(which: str, row: Row, found: Mapping[str, Row], objective: Object
     try:
         score, test_score = (objective.of(row, found, split) for split in SPLITS)
     except Exception as error:  # whatever an objective of the user's raises
-        said = f"{type(error).__name__}: {error}"
-        raise InputError(f"objective {objective.name} on the {which} model: {said}") from error
+        raise InputError(f"objective {objective.name} on the {which} model: {described(error)}") from error
     return row | {"score": score, "test_score": test_score}
 
 

@@ -162,11 +162,11 @@ def best(
             typer.echo(yaml.safe_dump(dict(rows[0]), sort_keys=False), nl=False)
         else:
             _print(_heading(number, found))
-            runs, figures = dict[str, Any](), dict[str, Any]()
+            objective, runs, figures = rows[0]["objective"], dict[str, Any](), dict[str, Any]()
             for sweep in group.sweeps:
                 runs |= selection.confirmed(selection.part(sweep))
             for row in rows:
-                trial, objective = row["trial_id"], row["objective"]
+                trial = row["trial_id"]
                 console.print(f"{trial}: {row['method']} {tables.setting(row['config'])}", highlight=False)
                 console.print(tables.on_validation(row), highlight=False)
                 is_known = trial in runs or ranking.is_measured(row)

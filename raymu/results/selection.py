@@ -50,11 +50,7 @@ class Best:
     def choose(self, rows: Iterable[Row]) -> list[Row]:
         """The best `count`, fewer where there are fewer."""
         chosen: list[Row] = []
-
-        def order(row: Row) -> tuple[float, float, int]:
-            return -sure(row), -_seen(row), row["trial"]
-
-        for row in sorted(candidates(rows), key=order):
+        for row in sorted(candidates(rows), key=lambda row: (*_best_first(row), row["trial"])):
             if len(chosen) == self.count:
                 break
             if all(row["config"] != one["config"] for one in chosen):
@@ -289,8 +285,13 @@ def sure(row: Row) -> float:
 
 def is_best(row: Row, done: Iterable[Row]) -> bool:
     """Whether a completed trial is the best beside those that are done, or one of several, by what `Best` goes by."""
-    completed = (one for one in done if one["status"] == "completed")
-    return all((sure(row), _seen(row)) >= (sure(one), _seen(one)) for one in completed)
+    own = _best_first(row)
+    return all(own <= _best_first(one) for one in done if one["status"] == "completed")
+
+
+def _best_first(row: Row) -> tuple[float, float]:
+    """Key that orders completed trials as `Best` does."""
+    return -sure(row), -_seen(row)
 
 
 def cell(row: Row) -> Cell:

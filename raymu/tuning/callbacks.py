@@ -126,8 +126,8 @@ class Recorder(tune.Callback):
         self._record(trial, row | {"status": "error", "error": error, "traceback": failure.text})
 
     def _record(self, trial: Trial, row: Row) -> None:
-        number = trial.config["task"].number
-        row = self._in_sweep(trial.config["task"], row)
+        task: Task = trial.config["task"]
+        row = self._in_sweep(task, row)
         try:
             with or_end():
                 row["expected_score"] = self._expected(row)
@@ -135,8 +135,8 @@ class Recorder(tune.Callback):
             self._done.append(row)
             with or_end():
                 self._rows.append(row)
-                self._retries.end(number)
-            checkpoints_of(self._rows.directory, number).clear()
+                self._retries.end(task.number)
+            checkpoints_of(self._rows.directory, task.number).clear()
             self._progress.ended(trial.trial_id, row)
 
     def _in_sweep(self, task: Task, row: Row) -> Row:

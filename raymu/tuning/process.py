@@ -46,7 +46,7 @@ def checkpoints_of(directory: Location, number: int) -> Checkpoints:
 def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, driver: nodes.Driver) -> None:
     """What every worker of a trial does. The first one reports."""
     nodes.prepare(driver, task.scenario)
-    method = sweep.configured(task.config)
+    method, searches = sweep.configured(task.config), task.source == "search"
     row, model = run_trial(
         task.scenario,
         method,
@@ -54,9 +54,9 @@ def _work(task: Task, sweep: Sweep, options: Options, checkpoints: Checkpoints, 
         objective=sweep.protocol.objective,
         metrics=sweep.protocol.metrics,
         options=options,
-        rungs=sweep.rungs(method) if task.source == "search" else (),
-        chooses_epochs=task.source == "search" and bool(sweep.chosen),
-        asks=task.source == "search" and sweep.is_judged_at_rungs,
+        rungs=sweep.rungs(method) if searches else (),
+        chooses_epochs=searches and bool(sweep.chosen),
+        asks=searches and sweep.is_judged_at_rungs,
         report=for_all(lambda row: tune.report(_result(row))),
         checkpoints=checkpoints,
     )
